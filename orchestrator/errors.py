@@ -1,0 +1,23 @@
+"""What can go wrong while running a sweep.
+
+    SweepError
+    ├── SweepSpecError (ValueError)   a sweep file or SweepSpec cannot work
+    ├── SweepStorageError (RuntimeError)  the storage folder holds another sweep or cannot be used
+    └── SweepFailedError (RuntimeError)   no trial completed
+"""
+
+
+class SweepError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class SweepSpecError(SweepError, ValueError):
+    """A value in a sweep spec is impossible."""
+
+
+class SweepStorageError(SweepError, RuntimeError):
+    """The storage folder belongs to another sweep, is in use, or cannot be written."""
+
+
+class SweepFailedError(SweepError, RuntimeError):
+    """A sweep ended without one completed trial."""

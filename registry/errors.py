@@ -1,0 +1,28 @@
+"""What can go wrong in the adapter registry.
+
+    RegistryError
+    ├── RefError (ValueError)          an adapter reference cannot be read
+    ├── AdapterNotFoundError (LookupError)  no such adapter, version or alias
+    ├── IntegrityError (RuntimeError)  files differ from what was registered
+    └── TrackingError (RuntimeError)   the tracking server cannot be used
+"""
+
+
+class RegistryError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class RefError(RegistryError, ValueError):
+    """An adapter reference cannot be read."""
+
+
+class AdapterNotFoundError(RegistryError, LookupError):
+    """No such adapter, version or alias."""
+
+
+class IntegrityError(RegistryError, RuntimeError):
+    """Files differ from what was registered, or are unsafe to load."""
+
+
+class TrackingError(RegistryError, RuntimeError):
+    """The tracking server cannot be used."""

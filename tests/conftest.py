@@ -1,0 +1,70 @@
+"""Parts that many tests share: a tiny random base model with its tokenizer, and tiny data."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def build_byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer: 256 bytes and five special tokens, no merges."""
+    specials = ["<pad>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*specials, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<pad>",
+        additional_special_tokens=specials[2:],
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def build_tiny_llama(hidden: int = 64, layers: int = 2, seed: int = 0) -> LlamaForCausalLM:
+    """A random Llama of about 130 thousand weights, in float32."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=261, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+        tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random base model and its tokenizer, as `save_pretrained` leaves it."""
+    folder = tmp_path_factory.mktemp("tiny-base")
+    build_tiny_llama().save_pretrained(folder)
+    build_byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL file of 64 prompt/completion rows that a tiny model can learn."""
+    path = tmp_path_factory.mktemp("tiny-data") / "rows.jsonl"
+    rows = [
+        {"prompt": f"{'abcdefgh'[i % 8] * (3 + i % 5)} ->", "completion": f" {'xyzw'[i % 4]}"}
+        for i in range(64)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the base cache out of the home folder; shared by one test run."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("LORCHESTRA_CACHE", str(folder))
+    return folder

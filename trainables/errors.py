@@ -1,0 +1,31 @@
+"""What can go wrong while describing or training adapters.
+
+    TrialError
+    ├── SpecError (ValueError)   a value a user wrote cannot work
+    │   └── DataError            a data file or one of its rows cannot be used
+    ├── BaseModelError (RuntimeError)  a base model cannot be found, quantized or trusted
+    └── BundleError (RuntimeError)     a bundle folder is incomplete, changed or unsafe
+
+Messages name the dotted field, the value, what is allowed and the remedy. No class takes other
+arguments than its message: they cross process borders pickled.
+"""
+
+
+class TrialError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class SpecError(TrialError, ValueError):
+    """A value in a spec is impossible."""
+
+
+class DataError(SpecError):
+    """A data source or one of its rows cannot be used."""
+
+
+class BaseModelError(TrialError, RuntimeError):
+    """A base model cannot be found, quantized or trusted."""
+
+
+class BundleError(TrialError, RuntimeError):
+    """A bundle folder is incomplete, changed or unsafe."""
