@@ -1,9 +1,9 @@
 """What can go wrong while running a sweep.
 
-    SweepError
-    ├── SweepSpecError (ValueError)   a sweep file or SweepSpec cannot work
-    ├── SweepStorageError (RuntimeError)  the storage folder holds another sweep or cannot be used
-    └── SweepFailedError (RuntimeError)   no trial completed
+SweepError
+├── SweepSpecError (ValueError)   a sweep file or SweepSpec cannot work
+├── SweepStorageError (RuntimeError)  the storage folder holds another sweep or cannot be used
+└── SweepFailedError (RuntimeError)   no trial completed
 """
 
 

@@ -1,10 +1,10 @@
 """What can go wrong in the adapter registry.
 
-    RegistryError
-    ├── RefError (ValueError)          an adapter reference cannot be read
-    ├── AdapterNotFoundError (LookupError)  no such adapter, version or alias
-    ├── IntegrityError (RuntimeError)  files differ from what was registered
-    └── TrackingError (RuntimeError)   the tracking server cannot be used
+RegistryError
+├── RefError (ValueError)          an adapter reference cannot be read
+├── AdapterNotFoundError (LookupError)  no such adapter, version or alias
+├── IntegrityError (RuntimeError)  files differ from what was registered
+└── TrackingError (RuntimeError)   the tracking server cannot be used
 """
 
 

@@ -23,7 +23,9 @@ def build_byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<pad>",
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<pad>",
         additional_special_tokens=specials[2:],
     )
     fast.chat_template = CHAT_TEMPLATE
@@ -34,9 +36,17 @@ def build_tiny_llama(hidden: int = 64, layers: int = 2, seed: int = 0) -> LlamaF
     """A random Llama of about 130 thousand weights, in float32."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=261, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-        tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        vocab_size=261,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
     )
     return LlamaForCausalLM(config)
 

@@ -23,6 +23,9 @@ DataFormat = Literal["auto", "messages", "prompt-completion", "text"]
 TARGET_GROUPS = ("attention", "mlp", "all-linear")
 """Names that stand for sets of linear layers; `trainables.lora` resolves them on a real model."""
 
+Rows = tuple[dict[str, Any], ...]
+"""Examples held in memory; a sweep writes them to its storage folder before a trial sees them."""
+
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
@@ -38,8 +41,13 @@ def _require_choice(value: object, literal: object, where: str) -> None:
 
 def _require_finite(value: float, where: str, *, above: float | None = None) -> None:
     claim = math.isfinite(value) and (value >= 0 if above is None else value > above)
-    _require(claim, where, value, "a finite number > 0" if above is not None else
-             "a finite number >= 0", "Set a number in that range.")
+    _require(
+        claim,
+        where,
+        value,
+        "a finite number > 0" if above is not None else "a finite number >= 0",
+        "Set a number in that range.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +73,13 @@ class BaseSpec:
     compute_dtype: ComputeDtype = "auto"
 
     def __post_init__(self) -> None:
-        _require(bool(self.model.strip()), "base.model", self.model,
-                 "a hub id, a folder, a .gguf file or package:NAME/FILE", "Name a base model.")
+        _require(
+            bool(self.model.strip()),
+            "base.model",
+            self.model,
+            "a hub id, a folder, a .gguf file or package:NAME/FILE",
+            "Name a base model.",
+        )
         _require_choice(self.quantization, Quantization, "base.quantization")
         _require_choice(self.compute_dtype, ComputeDtype, "base.compute_dtype")
 
@@ -96,16 +109,30 @@ class LoraSpec:
     def __post_init__(self) -> None:
         _require(1 <= self.rank <= 1024, "lora.rank", self.rank, "1 to 1024", "Use a rank there.")
         _require_finite(self.alpha, "lora.alpha", above=0.0)
-        _require(0.0 <= self.dropout < 1.0, "lora.dropout", self.dropout, "0 <= p < 1",
-                 "Use 0 to switch dropout off.")
+        _require(
+            0.0 <= self.dropout < 1.0,
+            "lora.dropout",
+            self.dropout,
+            "0 <= p < 1",
+            "Use 0 to switch dropout off.",
+        )
         _require_choice(self.init, LoraInit, "lora.init")
         if isinstance(self.targets, str):
-            _require(self.targets in TARGET_GROUPS, "lora.targets", self.targets,
-                     f"{', '.join(TARGET_GROUPS)} or a list of layer names",
-                     "Write a single layer as a list: [q_proj].")
+            _require(
+                self.targets in TARGET_GROUPS,
+                "lora.targets",
+                self.targets,
+                f"{', '.join(TARGET_GROUPS)} or a list of layer names",
+                "Write a single layer as a list: [q_proj].",
+            )
         else:
-            _require(len(self.targets) > 0 and all(self.targets), "lora.targets", self.targets,
-                     "at least one layer name", "Name layers such as q_proj.")
+            _require(
+                len(self.targets) > 0 and all(self.targets),
+                "lora.targets",
+                self.targets,
+                "at least one layer name",
+                "Name layers such as q_proj.",
+            )
 
     @property
     def scaling(self) -> float:
@@ -145,15 +172,28 @@ class OptimSpec:
         _require(self.steps >= 1, "optim.steps", self.steps, ">= 1", "Train at least one step.")
         _require_finite(self.learning_rate, "optim.learning_rate", above=0.0)
         _require_choice(self.schedule, Schedule, "optim.schedule")
-        _require(0 <= self.warmup_steps <= self.steps, "optim.warmup_steps", self.warmup_steps,
-                 f"0 to optim.steps ({self.steps})", "Shorten the warm-up.")
-        _require(self.batch_size >= 1, "optim.batch_size", self.batch_size, ">= 1",
-                 "Use at least one row per step.")
+        _require(
+            0 <= self.warmup_steps <= self.steps,
+            "optim.warmup_steps",
+            self.warmup_steps,
+            f"0 to optim.steps ({self.steps})",
+            "Shorten the warm-up.",
+        )
+        _require(
+            self.batch_size >= 1,
+            "optim.batch_size",
+            self.batch_size,
+            ">= 1",
+            "Use at least one row per step.",
+        )
         micro = self.micro_batch_size
-        _require(micro is None or (micro >= 1 and self.batch_size % micro == 0),
-                 "optim.micro_batch_size", micro,
-                 f"a divisor of optim.batch_size ({self.batch_size})",
-                 "Use a divisor, or leave it out.")
+        _require(
+            micro is None or (micro >= 1 and self.batch_size % micro == 0),
+            "optim.micro_batch_size",
+            micro,
+            f"a divisor of optim.batch_size ({self.batch_size})",
+            "Use a divisor, or leave it out.",
+        )
         _require_finite(self.weight_decay, "optim.weight_decay")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
@@ -167,7 +207,8 @@ class DataSpec:
     """Where examples come from and how they are split and cut.
 
     Attributes:
-        train: A `.jsonl`, `.json`, `.parquet` or `.csv` file, or a hub dataset id.
+        train: A `.jsonl`, `.json`, `.parquet` or `.csv` file, a hub dataset id, or the rows
+            themselves (any iterable of mappings, such as a `datasets.Dataset`).
         validation: Rows that trials are compared on; split off `train` when not given.
         test: Rows that only finalists see; split off `train` when not given.
         format: `messages` (chat template), `prompt-completion`, or `text`; `auto` reads it off the
@@ -182,9 +223,9 @@ class DataSpec:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
-    train: str
-    validation: str | None = None
-    test: str | None = None
+    train: str | Rows
+    validation: str | Rows | None = None
+    test: str | Rows | None = None
     format: DataFormat = "auto"
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
@@ -194,20 +235,44 @@ class DataSpec:
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        _require(bool(self.train.strip()), "data.train", self.train, "a file or a hub dataset id",
-                 "Name the training data.")
+        for split in ("train", "validation", "test"):
+            source = getattr(self, split)
+            if source is not None and not isinstance(source, str):
+                source = tuple(dict(row) for row in source)
+                object.__setattr__(self, split, source)
+            _require(
+                source is None or len(source) > 0,
+                f"data.{split}",
+                source,
+                "a file, a hub dataset id or at least one row",
+                "Name the data.",
+            )
         _require_choice(self.format, DataFormat, "data.format")
         for name in ("validation_fraction", "test_fraction"):
             value = getattr(self, name)
             _require(0.0 <= value < 1.0, f"data.{name}", value, "0 <= fraction < 1", "Lower it.")
         total = self.validation_fraction + self.test_fraction
-        _require(total < 1.0, "data.validation_fraction", total,
-                 "validation_fraction + test_fraction < 1", "Leave rows to train on.")
-        _require(self.validation is not None or self.validation_fraction > 0,
-                 "data.validation_fraction", self.validation_fraction, "> 0 without data.validation",
-                 "Trials are compared on validation rows: give some.")
-        _require(self.max_tokens >= 2, "data.max_tokens", self.max_tokens, ">= 2",
-                 "A row needs a prompt and an answer.")
+        _require(
+            total < 1.0,
+            "data.validation_fraction",
+            total,
+            "validation_fraction + test_fraction < 1",
+            "Leave rows to train on.",
+        )
+        _require(
+            self.validation is not None or self.validation_fraction > 0,
+            "data.validation_fraction",
+            self.validation_fraction,
+            "> 0 without data.validation",
+            "Trials are compared on validation rows: give some.",
+        )
+        _require(
+            self.max_tokens >= 2,
+            "data.max_tokens",
+            self.max_tokens,
+            ">= 2",
+            "A row needs a prompt and an answer.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,8 +295,13 @@ class EvalSpec:
     def __post_init__(self) -> None:
         _require(self.every >= 1, "eval.every", self.every, ">= 1", "Evaluate now and then.")
         _require(self.batch_size >= 1, "eval.batch_size", self.batch_size, ">= 1", "Raise it.")
-        _require(self.max_rows is None or self.max_rows >= 1, "eval.max_rows", self.max_rows,
-                 ">= 1", "Leave it out to use every row.")
+        _require(
+            self.max_rows is None or self.max_rows >= 1,
+            "eval.max_rows",
+            self.max_rows,
+            ">= 1",
+            "Leave it out to use every row.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
