@@ -1,0 +1,161 @@
+"""The folder a trial leaves behind: a PEFT adapter and `manifest.json`, which says what it is.
+
+The bundle is the contract between training and the registry:
+
+    adapter_config.json        PEFT's, canonical: sorted keys and targets, no local paths
+    adapter_model.safetensors  float32, PEFT's names
+    manifest.json              base, lora, optim, data, seed, steps, tokens, metrics, packages,
+                               files {name: {sha256, bytes}}, digest
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+
+from trainables.base import BaseRecord
+from trainables.errors import BundleError
+from trainables.spec import LoraSpec, TrialSpec
+
+FORMAT = "lorchestra.bundle/1"
+MANIFEST = "manifest.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+_NOT_IDENTITY = ("metrics", "packages", "digest")
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    tensors: Mapping[str, torch.Tensor],
+    spec: TrialSpec,
+    base: BaseRecord,
+    targets: Sequence[str],
+    data: Mapping[str, Any],
+    progress: Mapping[str, int],
+    metrics: Mapping[str, float],
+) -> dict[str, Any]:
+    """Write a bundle; the folder appears whole or not at all, replacing an older one.
+
+    Args:
+        folder: Where it goes.
+        tensors: Adapter weights under PEFT's names.
+        spec: What was trained.
+        base: What it was trained on.
+        targets: Target names as PEFT will read them.
+        data: Digests of the splits, template and tokenizer.
+        progress: `steps` and `tokens` trained.
+        metrics: Last measured values.
+
+    Returns:
+        The manifest.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    writing = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    config = adapter_config(spec.lora, base, targets)
+    (writing / ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, writing / ADAPTER_FILES[1], metadata={"format": "pt"})
+    manifest = {
+        "format": FORMAT,
+        "base": base.to_dict(),
+        "lora": _lora_record(spec.lora, targets),
+        "optim": dataclasses.asdict(spec.optim),
+        "data": dict(data),
+        "seed": spec.seed,
+        **progress,
+        "metrics": dict(metrics),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "files": {name: _file_record(writing / name) for name in ADAPTER_FILES},
+    }
+    manifest["digest"] = identity_digest(manifest)
+    (writing / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    writing.chmod(0o755)
+    if folder.exists():
+        shutil.rmtree(folder)
+    writing.rename(folder)
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a bundle whose files are what it says.
+
+    Raises:
+        BundleError: The manifest or a file is missing, of another format, or changed.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder}: no readable {MANIFEST} ({error}); export it again") from error
+    if manifest.get("format") != FORMAT:
+        raise BundleError(
+            f"{folder}/{MANIFEST}: format is {manifest.get('format')!r}; allowed: {FORMAT!r}. "
+            "Export the adapter again with this version."
+        )
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or _file_record(path) != expected:
+            raise BundleError(f"{path}: differs from its manifest; export the adapter again")
+    if identity_digest(manifest) != manifest["digest"]:
+        raise BundleError(f"{folder}/{MANIFEST}: changed since it was written; export it again")
+    return manifest
+
+
+def identity_digest(manifest: Mapping[str, Any]) -> str:
+    """`sha256:` over what makes the adapter what it is: all but metrics and package versions."""
+    identity = {key: value for key, value in manifest.items() if key not in _NOT_IDENTITY}
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def adapter_config(lora: LoraSpec, base: BaseRecord, targets: Sequence[str]) -> dict[str, Any]:
+    """PEFT's `adapter_config.json` as plain values, the same for the same adapter."""
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=_whole(lora.alpha),
+        lora_dropout=lora.dropout,
+        target_modules=list(targets),
+        use_rslora=lora.rslora,
+        init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        # A local path would be another's: only a hub id means the same everywhere.
+        base_model_name_or_path=base.model if base.source == "hub" else None,
+        revision=base.revision,
+    )
+    values: dict[str, Any] = config.to_dict()
+    values["target_modules"] = sorted(targets)
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=_plain))
+    return plain
+
+
+def _lora_record(lora: LoraSpec, targets: Sequence[str]) -> dict[str, Any]:
+    return {**dataclasses.asdict(lora), "targets": sorted(targets), "scaling": lora.scaling}
+
+
+def _file_record(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"sha256": digest, "bytes": path.stat().st_size}
+
+
+def _whole(alpha: float) -> float | int:
+    return int(alpha) if alpha.is_integer() else alpha
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"adapter_config: {value!r} is no JSON value")

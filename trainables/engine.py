@@ -1,0 +1,421 @@
+"""Train the adapters of many trials on one frozen base, in one forward and backward pass.
+
+Each trial has a seat: its own adapter, optimizer, schedule, data order and randomness. A step of
+several seats lays their rows behind one another and gives each seat the numbers it would have had
+alone, bit for bit (`trainables.kernels` says how); a solo trial is a pack of one.
+
+Nothing about a seat hides in a generator's state: initial weights, data order and dropout are pure
+functions of (seed, step), so adapter, optimizer moments and step count are a whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from trainables import evaluate as scoring
+from trainables.base import LoadedBase, load_base
+from trainables.bundle import write_bundle
+from trainables.data import (
+    EncodedRow,
+    Split,
+    Splits,
+    batch_rows,
+    collate,
+    load_splits,
+    tokenizer_digest,
+)
+from trainables.errors import SpecError
+from trainables.kernels import (
+    Block,
+    Branch,
+    Layout,
+    PackedHead,
+    PackedLinear,
+    install_packed_attention,
+)
+from trainables.lora import (
+    initial_weights,
+    linear_layers,
+    peft_tensors,
+    resolve_targets,
+    short_targets,
+)
+from trainables.optim import apply_gradients, build_optimizer
+from trainables.spec import BaseSpec, DataSpec, TrialSpec
+
+SplitName = Literal["validation", "test"]
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one optimizer step did to one seat.
+
+    Attributes:
+        step: Optimizer steps taken so far.
+        loss: Mean negative log-likelihood of the batch's answer tokens, in nats.
+        tokens: Tokens trained on so far, padding left out.
+        is_finite: Whether loss and gradient were finite; if not, the seat was left as it was.
+    """
+
+    step: int
+    loss: float
+    tokens: int
+    is_finite: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeatState:
+    """A whole checkpoint of one seat; it moves between seats, packs, hosts and machines.
+
+    Attributes:
+        spec: What is being trained.
+        step: Optimizer steps taken.
+        tokens: Tokens trained on.
+        tensors: On the CPU: `<layer>/a`, `<layer>/b` and their AdamW moments.
+    """
+
+    spec: TrialSpec
+    step: int
+    tokens: int
+    tensors: Mapping[str, torch.Tensor]
+
+
+@dataclass(kw_only=True)
+class _Seat:
+    spec: TrialSpec
+    branches: dict[str, Branch]
+    optimizer: torch.optim.AdamW
+    splits: Splits
+    lengths: tuple[int, ...]
+    step: int = 0
+    tokens: int = 0
+    parameters: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for branch in self.branches.values() for p in (branch.a, branch.b)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """Rows of one seat for one forward pass, and what they are scored on."""
+
+    block: Block
+    input_ids: torch.Tensor  # (1, rows * length)
+    scored: torch.Tensor  # positions in the block whose logits are wanted
+    targets: torch.Tensor  # the token that should follow each of them
+    row_answers: tuple[int, ...]
+
+
+class Engine:
+    """Seats on one frozen base.
+
+    Args:
+        base: The base; the engine takes it over and changes how its layers are called.
+    """
+
+    def __init__(self, base: LoadedBase) -> None:
+        self.base = base
+        self._layout = Layout()
+        self._seats: dict[str, _Seat] = {}
+        self._linears = {
+            name: PackedLinear(module, self._layout)
+            for name, module in linear_layers(base.model).items()
+        }
+        for name, packed in self._linears.items():
+            base.model.set_submodule(name, packed)
+        base.model.set_output_embeddings(
+            PackedHead(base.model.get_output_embeddings(), self._layout)
+        )
+        install_packed_attention(base.model)
+        self._load_splits = functools.lru_cache(maxsize=8)(self._read_splits)
+
+    @property
+    def seats(self) -> tuple[str, ...]:
+        """Names of the taken seats, in the order they were taken."""
+        return tuple(self._seats)
+
+    def join(self, seat: str, spec: TrialSpec, state: SeatState | None = None) -> None:
+        """Take a seat with a fresh adapter, or go on from a checkpoint.
+
+        Raises:
+            SpecError: The seat is taken, or the base has no such target layers.
+            DataError: The data cannot be used.
+        """
+        if seat in self._seats:
+            raise SpecError(f"seat: {seat!r} is taken; allowed: a free name. Leave it first.")
+        splits = self._splits(spec.data)
+        targets = resolve_targets(tuple(self._linears), spec.lora.targets)
+        branches = {name: self._build_branch(name, spec, state) for name in targets}
+        taken = _Seat(
+            spec=spec, branches=branches, splits=splits,
+            optimizer=build_optimizer(
+                [p for branch in branches.values() for p in (branch.a, branch.b)], spec.optim
+            ),
+            lengths=tuple(len(row.input_ids) for row in splits.train.rows),
+        )
+        if state is not None:
+            taken.step, taken.tokens = state.step, state.tokens
+            self._restore_moments(taken, state)
+        for name, branch in branches.items():
+            self._linears[name].branches[seat] = branch
+        self._seats[seat] = taken
+
+    def leave(self, seat: str) -> None:
+        """Free a seat; its adapter is gone unless it was exported or snapshot."""
+        for name in self._seats.pop(seat).branches:
+            del self._linears[name].branches[seat]
+
+    def step(self, seats: Sequence[str]) -> dict[str, StepResult]:
+        """Take one optimizer step in each of `seats`, packed.
+
+        A seat whose loss or gradient is not finite keeps its weights and says so; its neighbours
+        do not notice.
+        """
+        micro_batches = {seat: self._micro_batches(seat) for seat in seats}
+        answers = {
+            seat: sum(batch.block.answers for batch in batches)
+            for seat, batches in micro_batches.items()
+        }
+        losses = dict.fromkeys(seats, 0.0)
+        for micro in range(max(len(batches) for batches in micro_batches.values())):
+            batches = [b[micro] for b in micro_batches.values() if micro < len(b)]
+            seat_losses = [
+                F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+                / answers[str(batch.block.seat)]
+                for batch, logits in zip(batches, self._forward(batches), strict=True)
+            ]
+            torch.stack(seat_losses).sum().backward()  # type: ignore[no-untyped-call]
+            for batch, loss in zip(batches, seat_losses, strict=True):
+                losses[str(batch.block.seat)] += loss.item()
+        return {seat: self._update(seat, losses[seat]) for seat in seats}
+
+    def evaluate(self, seat: str, split: SplitName = "validation") -> dict[str, float]:
+        """Loss and accuracies of a seat's adapter; validation stops at `eval.max_rows`."""
+        return self.score(seat, split).metrics()
+
+    def score(self, seat: str, split: SplitName = "validation") -> scoring.RowScores:
+        """Scores of a seat's adapter, row by row."""
+        taken = self._seats[seat]
+        return self._score(seat, taken.spec, taken.splits, split)
+
+    def evaluate_base(self, spec: TrialSpec, split: SplitName = "validation") -> dict[str, float]:
+        """What `evaluate` would say of the bare base on the data of `spec`."""
+        return self._score(None, spec, self._splits(spec.data), split).metrics()
+
+    def snapshot(self, seat: str) -> SeatState:
+        """A copy of everything the seat needs to go on elsewhere."""
+        taken = self._seats[seat]
+        tensors = {}
+        for name, branch in taken.branches.items():
+            for leaf, parameter in (("a", branch.a), ("b", branch.b)):
+                tensors[f"{name}/{leaf}"] = _kept(parameter)
+                moments = taken.optimizer.state.get(parameter, {})
+                for moment in _MOMENTS if moments else ():
+                    tensors[f"{name}/{leaf}/{moment}"] = _kept(moments[moment])
+        return SeatState(spec=taken.spec, step=taken.step, tokens=taken.tokens, tensors=tensors)
+
+    def export(self, seat: str, folder: Path, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """Write the seat's adapter as a bundle and give its manifest."""
+        taken = self._seats[seat]
+        weights = {name: (branch.a, branch.b) for name, branch in taken.branches.items()}
+        return write_bundle(
+            folder,
+            tensors=peft_tensors(weights),
+            spec=taken.spec,
+            base=self.base.record,
+            targets=short_targets(tuple(self._linears), tuple(taken.branches)),
+            data=self._data_record(taken),
+            progress={"steps": taken.step, "tokens": taken.tokens},
+            metrics=metrics,
+        )
+
+    def trainable_params(self, seat: str) -> int:
+        """Weights in the seat's adapter."""
+        return sum(parameter.numel() for parameter in self._seats[seat].parameters)
+
+    # ------------------------------------------------------------------------------ one step
+
+    def _micro_batches(self, seat: str) -> list[_Batch]:
+        taken = self._seats[seat]
+        optim = taken.spec.optim
+        rows = batch_rows(taken.lengths, optim.batch_size, taken.spec.seed, taken.step)
+        size = optim.micro_batch_size or optim.batch_size
+        return [
+            self._batch(
+                seat,
+                [taken.splits.train.rows[row] for row in rows[start : start + size]],
+                dropout_key=(taken.spec.seed, taken.step, start // size),
+            )
+            for start in range(0, len(rows), size)
+        ]
+
+    def _update(self, seat: str, loss: float) -> StepResult:
+        taken = self._seats[seat]
+        optim = taken.spec.optim
+        is_finite = (
+            apply_gradients(taken.optimizer, taken.parameters, optim, taken.step)
+            and math.isfinite(loss)
+        )
+        if is_finite:
+            rows = batch_rows(taken.lengths, optim.batch_size, taken.spec.seed, taken.step)
+            taken.tokens += sum(taken.lengths[row] for row in rows)
+            taken.step += 1
+        return StepResult(step=taken.step, loss=loss, tokens=taken.tokens, is_finite=is_finite)
+
+    def _forward(self, batches: Sequence[_Batch]) -> list[torch.Tensor]:
+        """Logits (scored positions, vocabulary) of each batch."""
+        self._layout.blocks = tuple(batch.block for batch in batches)
+        starts = [0]
+        for batch in batches:
+            starts.append(starts[-1] + batch.block.tokens)
+        scored = torch.cat([b.scored + start for b, start in zip(batches, starts, strict=False)])
+        positions = [
+            torch.arange(batch.block.length, device=self.base.device).repeat(batch.block.rows)
+            for batch in batches
+        ]
+        output = self.base.model(
+            input_ids=torch.cat([batch.input_ids for batch in batches], dim=1),
+            position_ids=torch.cat(positions).unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=scored,
+            packed_layout=self._layout,
+        )
+        return list(output.logits[0].split(self._layout.answer_counts()))
+
+    def _batch(
+        self,
+        seat: str | None,
+        rows: Sequence[EncodedRow],
+        dropout_key: tuple[int, int, int] | None = None,
+    ) -> _Batch:
+        pad = self.base.tokenizer.pad_token_id
+        input_ids, labels = (torch.from_numpy(part) for part in collate(rows, pad or 0))
+        # The logits of position t - 1 are scored on the token at t.
+        is_scored = labels[:, 1:] != -100
+        scored = F.pad(is_scored, (0, 1)).flatten().nonzero().flatten()
+        block = Block(
+            seat=seat, rows=input_ids.shape[0], length=input_ids.shape[1],
+            answers=len(scored), dropout_key=dropout_key,
+        )
+        return _Batch(
+            block=block,
+            input_ids=input_ids.reshape(1, -1).to(self.base.device),
+            scored=scored.to(self.base.device),
+            targets=labels[:, 1:][is_scored].to(self.base.device),
+            row_answers=tuple(is_scored.sum(dim=1).tolist()),
+        )
+
+    # --------------------------------------------------------------------------- measurement
+
+    @torch.no_grad()
+    def _score(
+        self, seat: str | None, spec: TrialSpec, splits: Splits, name: SplitName
+    ) -> scoring.RowScores:
+        rows = _rows_of(splits, name, spec.eval.max_rows)
+        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
+        parts = []
+        for start in range(0, len(rows), spec.eval.batch_size):
+            chosen = by_length[start : start + spec.eval.batch_size]
+            batch = self._batch(seat, [rows[i] for i in chosen])
+            (logits,) = self._forward([batch])
+            parts.append((chosen, scoring.score_batch(logits, batch.targets, batch.row_answers)))
+        return scoring.in_order(parts)
+
+    # --------------------------------------------------------------------------------- parts
+
+    def _build_branch(self, name: str, spec: TrialSpec, state: SeatState | None) -> Branch:
+        if state is None:
+            layer = self._linears[name].base
+            a, b = initial_weights(
+                spec.lora, name, layer.in_features, layer.out_features, spec.seed
+            )
+        else:
+            a, b = state.tensors[f"{name}/a"].clone(), state.tensors[f"{name}/b"].clone()
+        device = self.base.device
+        return Branch(name, a.to(device), b.to(device), spec.lora.scaling, spec.lora.dropout)
+
+    def _restore_moments(self, seat: _Seat, state: SeatState) -> None:
+        for name, branch in seat.branches.items():
+            for leaf, parameter in (("a", branch.a), ("b", branch.b)):
+                if f"{name}/{leaf}/{_MOMENTS[0]}" not in state.tensors:
+                    continue
+                moments: dict[str, Any] = {
+                    moment: state.tensors[f"{name}/{leaf}/{moment}"].to(
+                        self.base.device, copy=True
+                    )
+                    for moment in _MOMENTS
+                }
+                moments["step"] = torch.tensor(float(state.step))
+                seat.optimizer.state[parameter] = moments
+
+    def _splits(self, spec: DataSpec) -> Splits:
+        return self._load_splits(spec) if isinstance(spec.train, str) else self._read_splits(spec)
+
+    def _read_splits(self, spec: DataSpec) -> Splits:
+        return load_splits(spec, self.base.tokenizer)
+
+    def _data_record(self, seat: _Seat) -> dict[str, Any]:
+        splits = seat.splits
+        return {
+            "train": splits.train.digest,
+            "validation": splits.validation.digest,
+            "test": None if splits.test is None else splits.test.digest,
+            "prompt_style": splits.prompt_style,
+            "template_digest": splits.template_digest,
+            "tokenizer_digest": tokenizer_digest(self.base.tokenizer),
+            "max_tokens": seat.spec.data.max_tokens,
+        }
+
+
+def build_engine(base: BaseSpec) -> Engine:
+    """An engine on a freshly loaded base.
+
+    Raises:
+        BaseModelError: The base cannot be found, read or quantized.
+    """
+    return Engine(load_base(base))
+
+
+def save_state(state: SeatState, folder: Path) -> None:
+    """Write a checkpoint as `state.safetensors` and `state.json` into an existing folder."""
+    save_file(dict(state.tensors), folder / "state.safetensors")
+    values = {"spec": state.spec.to_dict(), "step": state.step, "tokens": state.tokens}
+    (folder / "state.json").write_text(json.dumps(values, sort_keys=True))
+
+
+def load_state(folder: Path) -> SeatState:
+    """Read what `save_state` wrote."""
+    values = json.loads((folder / "state.json").read_text())
+    return SeatState(
+        spec=TrialSpec.from_dict(values["spec"]),
+        step=values["step"],
+        tokens=values["tokens"],
+        tensors=load_file(folder / "state.safetensors"),
+    )
+
+
+def _rows_of(splits: Splits, name: SplitName, max_rows: int | None) -> Sequence[EncodedRow]:
+    split: Split | None = splits.validation if name == "validation" else splits.test
+    if split is None:
+        raise SpecError(
+            "data.test: got None, but the test split was asked for; allowed: a file or "
+            "data.test_fraction > 0. Give test rows."
+        )
+    return split.rows[:max_rows] if name == "validation" else split.rows
+
+
+def _kept(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()

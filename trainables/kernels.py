@@ -1,0 +1,255 @@
+"""Frozen linear layers that carry the adapters of many seats, exactly.
+
+The tokens of all seats lie behind one another in one sequence. What mixes rows in a way that
+depends on how many there are — a matrix product picks its kernel by its row count — is done seat
+by seat on exactly the rows the seat would have alone, so that a seat's numbers do not depend on
+its neighbours, bit for bit, on any hardware. What a pack shares is the base, its dequantization
+(once per layer and pass for all seats) and every elementwise operation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit
+from torch import nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from trainables.lora import derive_seed
+
+PACKED_ATTENTION = "lorchestra_packed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """The rows of one seat in a packed forward pass.
+
+    Attributes:
+        seat: Whose rows these are; `None` for the bare base.
+        rows: Sequences in the block.
+        length: Tokens per sequence, padding included.
+        answers: Positions of the block whose next token is scored.
+        dropout_key: What dropout masks are drawn from, or `None` for no dropout.
+    """
+
+    seat: str | None
+    rows: int
+    length: int
+    answers: int
+    dropout_key: tuple[int, int, int] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Positions the block takes in the packed sequence."""
+        return self.rows * self.length
+
+
+@dataclass
+class Layout:
+    """The blocks of the forward pass under way; one per engine, shared by its layers."""
+
+    blocks: tuple[Block, ...] = ()
+
+    def token_counts(self) -> list[int]:
+        """Positions of each block, in order."""
+        return [block.tokens for block in self.blocks]
+
+    def answer_counts(self) -> list[int]:
+        """Scored positions of each block, in order."""
+        return [block.answers for block in self.blocks]
+
+
+class Branch(nn.Module):
+    """One seat's adapter on one layer: `scaling * B A dropout(x)`, in float32, as PEFT computes it.
+
+    Attributes:
+        a: (rank, in_features).
+        b: (out_features, rank).
+    """
+
+    def __init__(
+        self, layer: str, a: torch.Tensor, b: torch.Tensor, scaling: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.layer, self.scaling, self.dropout = layer, scaling, dropout
+        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
+
+    def forward(self, x: torch.Tensor, block: Block) -> torch.Tensor:
+        """The update for `x` (1, tokens of the block, in_features)."""
+        x = x.to(self.a.dtype)
+        if self.dropout > 0 and block.dropout_key is not None:
+            shape = (block.rows, block.length, x.shape[-1])
+            x = x * dropout_mask(self.layer, block.dropout_key, shape, self.dropout, x).view_as(x)
+        return F.linear(F.linear(x, self.a), self.b) * self.scaling
+
+
+class PackedLinear(nn.Module):
+    """A frozen linear layer and, by seat, the branches on it."""
+
+    def __init__(self, base: nn.Linear, layout: Layout) -> None:
+        super().__init__()
+        self.base, self.layout = base, layout
+        self.branches: dict[str, Branch] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `x` (1, tokens, in_features) to (1, tokens, out_features)."""
+        counts = self.layout.token_counts()
+        y = frozen_linear(self.base, x, counts)
+        if not any(block.seat in self.branches for block in self.layout.blocks):
+            return y
+        outputs = [
+            self._adapted(block, x_block, y_block)
+            for block, x_block, y_block in zip(
+                self.layout.blocks, x.split(counts, dim=1), y.split(counts, dim=1), strict=True
+            )
+        ]
+        return _joined(outputs)
+
+    def _adapted(self, block: Block, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        branch = None if block.seat is None else self.branches.get(block.seat)
+        return y if branch is None else y + branch(x, block).to(y.dtype)
+
+
+class PackedHead(nn.Module):
+    """The output head, applied to each seat's scored positions on their own."""
+
+    def __init__(self, base: nn.Linear, layout: Layout) -> None:
+        super().__init__()
+        self.base, self.layout = base, layout
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `x` (1, scored positions, hidden) to logits (1, scored positions, vocabulary)."""
+        return frozen_linear(self.base, x, self.layout.answer_counts())
+
+
+def frozen_linear(base: nn.Linear, x: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Apply a frozen linear layer to each of the `counts` runs of rows of `x` separately.
+
+    A 4-bit layer is dequantized once for all of them. Other layers are called once per run; for
+    8-bit ones this also keeps outlier columns (arXiv:2208.07339, section 3.2) a seat's own affair.
+
+    Args:
+        base: A linear layer without gradients; full-precision, 8-bit or 4-bit.
+        x: (1, sum of counts, in_features).
+        counts: Rows of each run.
+    """
+    state = getattr(base.weight, "quant_state", None)
+    if state is not None:
+        output: torch.Tensor = _SharedDequantLinear.apply(x, base.weight, state, base.bias, counts)
+        return output
+    return _joined([base(run) for run in x.split(counts, dim=1)])
+
+
+class _SharedDequantLinear(torch.autograd.Function):
+    """`x W^T + bias` for a 4-bit `W`, dequantized once per pass and kept by neither."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        state: QuantState,
+        bias: torch.Tensor | None,
+        counts: list[int],
+    ) -> torch.Tensor:
+        ctx.weight, ctx.state, ctx.counts = weight, state, counts
+        dense = _dequantize(weight, state, x.dtype)
+        bias = None if bias is None else bias.to(x.dtype)
+        return _joined([F.linear(run, dense, bias) for run in x.split(counts, dim=1)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None
+        dense = _dequantize(ctx.weight, ctx.state, grad.dtype)
+        runs = [run @ dense for run in grad.split(ctx.counts, dim=1)]
+        return _joined(runs), None, None, None, None
+
+
+def dropout_mask(
+    layer: str,
+    key: tuple[int, int, int],
+    shape: tuple[int, int, int],
+    probability: float,
+    like: torch.Tensor,
+) -> torch.Tensor:
+    """Inverted-dropout factors (0 or 1 / (1 - p)) of `shape`, on the device and of the type of `like`.
+
+    A pure function of the layer's name and the key (seed, step, micro-step), so that a restart
+    redraws the same. On the CPU they equal what `torch.nn.Dropout` draws after
+    `torch.manual_seed(dropout_seed(layer, key))`.
+    """
+    generator = torch.Generator(like.device).manual_seed(dropout_seed(layer, key))
+    noise = torch.empty(shape, dtype=like.dtype, device=like.device)
+    return noise.bernoulli_(1 - probability, generator=generator).div_(1 - probability)
+
+
+def dropout_seed(layer: str, key: tuple[int, int, int]) -> int:
+    """Seed of one layer's dropout mask; `key` is (seed, step, micro-step)."""
+    return derive_seed("dropout", *key, layer)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    packed_layout: Layout,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each sequence of each block.
+
+    Sequences are padded on the right, so causality alone keeps real tokens from seeing padding.
+
+    Args:
+        module: The attention layer that calls.
+        query: (1, heads, tokens, head size); `key` and `value` likewise, perhaps with fewer heads.
+        attention_mask: Ignored; the blocks say who sees whom.
+        packed_layout: The blocks.
+        sliding_window: How many tokens back a token sees, where the model limits it.
+        kwargs: Scaling and dropout, as the model passes them.
+    """
+    outputs = []
+    start = 0
+    for block in packed_layout.blocks:
+        q, k, v = (
+            states[0, :, start : start + block.tokens]
+            .unflatten(1, (block.rows, block.length))
+            .transpose(0, 1)
+            for states in (query, key, value)
+        )
+        mask = None
+        if sliding_window is not None and sliding_window < block.length:
+            mask = _window_mask(block.length, sliding_window, query.device)
+        output, _ = sdpa_attention_forward(module, q, k, v, mask, **kwargs)
+        outputs.append(output.flatten(0, 1).unsqueeze(0))
+        start += block.tokens
+    return _joined(outputs), None
+
+
+def install_packed_attention(model: Any) -> None:
+    """Make a transformers model attend by blocks; it then needs `packed_layout` in every call."""
+    AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+    model.set_attn_implementation(PACKED_ATTENTION)
+
+
+def _window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
+    at = torch.arange(length, device=device)
+    back = at[:, None] - at[None, :]
+    return ((back >= 0) & (back < window))[None, None]
+
+
+def _dequantize(weight: torch.Tensor, state: QuantState, dtype: torch.dtype) -> torch.Tensor:
+    dense: torch.Tensor = dequantize_4bit(weight.view(-1, 1), state)
+    return dense.to(dtype)
+
+
+def _joined(runs: list[torch.Tensor]) -> torch.Tensor:
+    return runs[0] if len(runs) == 1 else torch.cat(runs, dim=1)

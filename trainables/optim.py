@@ -1,0 +1,55 @@
+"""One seat's optimizer: AdamW, its learning rate, clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from trainables.spec import OptimSpec
+
+
+def build_optimizer(parameters: Sequence[nn.Parameter], spec: OptimSpec) -> torch.optim.AdamW:
+    """Decoupled weight decay Adam (arXiv:1711.05101) over one seat's adapter."""
+    return torch.optim.AdamW(
+        parameters, lr=spec.learning_rate, betas=(spec.beta1, spec.beta2), eps=spec.eps,
+        weight_decay=spec.weight_decay,
+    )
+
+
+def learning_rate_at(spec: OptimSpec, step: int) -> float:
+    """Learning rate of optimizer step `step`, counted from 0, over the whole horizon.
+
+    Linear warm-up from 0, then constant, linear to 0, or half a cosine to 0.
+    """
+    if step < spec.warmup_steps:
+        return spec.learning_rate * step / spec.warmup_steps
+    if spec.schedule == "constant":
+        return spec.learning_rate
+    progress = (step - spec.warmup_steps) / max(1, spec.steps - spec.warmup_steps)
+    if spec.schedule == "linear":
+        return spec.learning_rate * max(0.0, 1 - progress)
+    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def apply_gradients(
+    optimizer: torch.optim.AdamW,
+    parameters: Sequence[nn.Parameter],
+    spec: OptimSpec,
+    step: int,
+) -> bool:
+    """Clip, then take optimizer step `step`; gradients are cleared either way.
+
+    Returns:
+        Whether the gradient was finite. If not, the weights are left as they were.
+    """
+    bound = spec.max_grad_norm if spec.max_grad_norm > 0 else math.inf
+    norm = torch.nn.utils.clip_grad_norm_(parameters, bound)
+    is_finite = bool(torch.isfinite(norm))
+    if is_finite:
+        optimizer.param_groups[0]["lr"] = learning_rate_at(spec, step)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return is_finite
