@@ -1,0 +1,100 @@
+"""How an adapter is named: `name@champion`, `name/7`, or `name` for its newest version."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from registry.errors import RefError
+
+# MLflow refuses `/` and `:`; `@` would make a reference ambiguous; quotes and backslashes would
+# need escaping in MLflow's filter language, which has none.
+_NAME = re.compile(r"[^/:@'\"`\\\s\x00-\x1f]([^/:@'\"`\\\x00-\x1f]*[^/:@'\"`\\\s\x00-\x1f])?")
+_ALIAS = re.compile(r"[\w-]+", re.ASCII)
+_LIKE_A_VERSION = re.compile(r"[vV]?\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterRef:
+    """Points at one version of a named adapter; at the newest when neither of the two is given.
+
+    Attributes:
+        name: Registered model name.
+        alias: A movable name of a version, such as `champion`.
+        version: A number from 1.
+    """
+
+    name: str
+    alias: str | None = None
+    version: int | None = None
+
+    def __post_init__(self) -> None:
+        require_name(self.name)
+        if self.alias is not None:
+            require_alias(self.alias)
+        if self.alias is not None and self.version is not None:
+            raise RefError(
+                f"adapter reference: got alias {self.alias!r} and version {self.version}; "
+                "allowed: one of the two. Leave one out."
+            )
+        if self.version is not None and self.version < 1:
+            raise RefError(
+                f"adapter version: got {self.version}; allowed: 1 and above. Count from 1."
+            )
+
+    @classmethod
+    def parse(cls, text: str | AdapterRef) -> AdapterRef:
+        """Read `name@alias`, `name/version` or `name`; a reference is given back as it is.
+
+        Raises:
+            RefError: The text is none of these.
+        """
+        if isinstance(text, AdapterRef):
+            return text
+        name, mark, rest = re.fullmatch(r"([^@/]*)([@/]?)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+        if mark == "@":
+            return cls(name=name, alias=rest)
+        if mark == "/":
+            if not (rest.isascii() and rest.isdigit()):
+                raise RefError(
+                    f"adapter reference: got {text!r}, where {rest!r} is no version number; "
+                    "allowed: name/7, name@champion or name. Write an alias after @."
+                )
+            return cls(name=name, version=int(rest))
+        return cls(name=name)
+
+    def __str__(self) -> str:
+        if self.alias is not None:
+            return f"{self.name}@{self.alias}"
+        return self.name if self.version is None else f"{self.name}/{self.version}"
+
+
+def require_name(name: str) -> None:
+    """Refuse a name that MLflow or a reference cannot hold.
+
+    Raises:
+        RefError: The name is empty, too long or has a forbidden character.
+    """
+    if not _NAME.fullmatch(name) or len(name) > 250:
+        raise RefError(
+            f"adapter name: got {name!r}; allowed: up to 250 characters without / : @ quotes, "
+            "backslashes and outer spaces. Choose a name such as support-answers."
+        )
+
+
+def require_alias(alias: str) -> None:
+    """Refuse an alias that MLflow cannot hold or that reads like a version.
+
+    Raises:
+        RefError: The alias is reserved or has a forbidden character.
+    """
+    if alias.lower() == "latest" or _LIKE_A_VERSION.fullmatch(alias):
+        raise RefError(
+            f"adapter alias: got {alias!r}, which is reserved; allowed: a name that is neither "
+            "'latest' nor a version number. Write name for the newest and name/7 for version 7."
+        )
+    if not _ALIAS.fullmatch(alias) or len(alias) > 250:
+        raise RefError(
+            f"adapter alias: got {alias!r}; allowed: up to 250 letters, digits, _ and -. "
+            "Choose an alias such as champion."
+        )
