@@ -1,0 +1,354 @@
+"""Examples as a trial sees them: split without leaks, tokenized, with the answer tokens marked.
+
+All of it is a pure function of spec and tokenizer, so a worker that starts again sees the same
+rows in the same order.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from trainables.errors import DataError
+from trainables.formats import ChatExample, Example, RowFormat, detect_format, parse_row
+from trainables.sources import RawRow, read_rows
+from trainables.spec import DataSpec
+from trainables.tokens import chat_template, encode_example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+PromptStyle = Literal["plain", "chat"]
+
+IGNORED_TARGET = -100
+"""Target of a position that does not count in the loss; what `torch` skips by default."""
+
+_WINDOW_BATCHES = 16
+"""Batches sorted by length together: more saves padding, fewer mixes better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawSplit:
+    """Checked rows of one split before they are tokens.
+
+    Attributes:
+        field: Dotted field of the source the rows came from.
+        rows: In the order of their source.
+        digest: `sha256:...` over the rows in their order; independent of the tokenizer.
+    """
+
+    field: str
+    rows: tuple[RawRow, ...]
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawSplits:
+    """Train, validation and test rows before they are tokens."""
+
+    train: RawSplit
+    validation: RawSplit
+    test: RawSplit | None
+    row_format: RowFormat
+    prompt_style: PromptStyle
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedRow:
+    """One example as tokens.
+
+    Attributes:
+        input_ids: `(length,)` int64.
+        is_answer: `(length,)` bool: the token is part of an answer and counts in the loss. Never
+            set on the first token, which nothing predicts.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    is_answer: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split, ready to batch.
+
+    Attributes:
+        rows: Rows with at least one answer token left after the cut at `max_tokens`.
+        examples: The raw row of each entry of `rows`.
+        digest: `RawSplit.digest`: over all rows of the split, also those dropped from `rows`.
+    """
+
+    rows: tuple[EncodedRow, ...]
+    examples: tuple[dict[str, Any], ...]
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """All that a trial trains and is measured on.
+
+    Attributes:
+        template_digest: `sha256:...` of the chat template; `None` when prompts are plain text.
+    """
+
+    train: Split
+    validation: Split
+    test: Split | None
+    prompt_style: PromptStyle
+    template_digest: str | None
+
+
+def read_raw_splits(spec: DataSpec) -> RawSplits:
+    """Rows read, checked and split; needs no tokenizer, so a driver can call it before GPU time.
+
+    A row falls in a split by a hash of `split_seed` and its `group_by` value (or the whole row),
+    so it stays there whatever rows are added, removed or reordered.
+
+    Raises:
+        DataError: A source or row cannot be used, or a split has no rows.
+    """
+    sources = {
+        "data.train": spec.train,
+        "data.validation": spec.validation,
+        "data.test": spec.test,
+    }
+    given = {
+        field: read_rows(source, field, spec.revision)
+        for field, source in sources.items()
+        if source is not None
+    }
+    row_format = detect_format(given["data.train"][0], spec.format, "data.train")
+    style = _check_rows(given, row_format)
+    train = given["data.train"]
+    fractions = {
+        "data.validation": 0.0 if "data.validation" in given else spec.validation_fraction,
+        "data.test": 0.0 if "data.test" in given else spec.test_fraction,
+    }
+    raw = {field: _raw_split(rows, field) for field, rows in given.items()}
+    if any(fractions.values()):
+        raw |= {
+            field: _raw_split(rows, "data.train")
+            for field, rows in _split_off(train, fractions, spec).items()
+        }
+    return RawSplits(
+        train=raw["data.train"],
+        validation=raw["data.validation"],
+        test=raw.get("data.test"),
+        row_format=row_format,
+        prompt_style=style,
+    )
+
+
+def load_splits(spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> Splits:
+    """Every split as tokens.
+
+    Raises:
+        DataError: As `read_raw_splits`; or the tokenizer has no end token or chat template, the
+            template refuses a row, or no row of a split has an answer within `max_tokens`.
+    """
+    raw = read_raw_splits(spec)
+    template_digest = None
+    if raw.prompt_style == "chat":
+        template_digest = _sha256(chat_template(tokenizer).encode())
+
+    def encode(split: RawSplit) -> Split:
+        return _encode_split(split, raw.row_format, tokenizer, spec.max_tokens)
+
+    return Splits(
+        train=encode(raw.train),
+        validation=encode(raw.validation),
+        test=encode(raw.test) if raw.test is not None else None,
+        prompt_style=raw.prompt_style,
+        template_digest=template_digest,
+    )
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """`sha256:...` of what turns text into ids: the backend's state and the special tokens.
+
+    Padding and truncation are left out: calls switch them on and off.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    if backend is not None:
+        state.pop("padding", None)
+        state.pop("truncation", None)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return _sha256(_canonical_json({"backend": state, "special_tokens": special}))
+
+
+def batch_rows(lengths: Sequence[int], batch_size: int, seed: int, step: int) -> list[int]:
+    """Positions of the rows that optimizer step `step` (from 0) trains on; a pure function.
+
+    Every epoch shows each row once, except the last `rows % batch_size` of its shuffle. Rows of
+    similar length share a batch: shuffled windows of batches are sorted by length, and the batches
+    shuffled again. Fewer rows than `batch_size` are repeated to fill it.
+
+    Args:
+        lengths: Tokens per row; a tuple saves copying it.
+        batch_size: Rows per step.
+        seed: Any integer.
+        step: Optimizer step, from 0.
+
+    Raises:
+        DataError: There are no rows.
+    """
+    if not lengths:
+        raise DataError("data.train: got no rows to batch; allowed: at least one. Add rows.")
+    epoch, position = divmod(step, max(1, len(lengths) // batch_size))
+    rows: list[int] = _epoch_batches(tuple(lengths), batch_size, seed, epoch)[position].tolist()
+    return rows
+
+
+def collate(
+    rows: Sequence[EncodedRow], pad_id: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`input_ids` and `targets`, both `(rows, longest)` int64, padded on the right.
+
+    Targets are not shifted: position `t` holds `input_ids[t]` where that token is part of an
+    answer, else `IGNORED_TARGET`. The logits that predict it stand at `t - 1`.
+    """
+    longest = max(len(row.input_ids) for row in rows)
+    input_ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
+    targets = np.full((len(rows), longest), IGNORED_TARGET, dtype=np.int64)
+    for position, row in enumerate(rows):
+        length = len(row.input_ids)
+        input_ids[position, :length] = row.input_ids
+        targets[position, :length] = np.where(row.is_answer, row.input_ids, IGNORED_TARGET)
+    return input_ids, targets
+
+
+def _canonical_json(value: object) -> bytes:
+    # default=str: Parquet cells can be dates or decimals.
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
+
+
+def _sha256(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def _raw_split(rows: tuple[RawRow, ...], field: str) -> RawSplit:
+    digest = _sha256(_canonical_json([dict(row.values) for row in rows]))
+    return RawSplit(field=field, rows=rows, digest=digest)
+
+
+def _style(example: Example) -> PromptStyle:
+    return "chat" if isinstance(example, ChatExample) else "plain"
+
+
+def _check_rows(given: Mapping[str, tuple[RawRow, ...]], row_format: RowFormat) -> PromptStyle:
+    """Parse every row; the style they share."""
+    first = _style(parse_row(given["data.train"][0], row_format, "data.train"))
+    for field, rows in given.items():
+        for row in rows:
+            style = _style(parse_row(row, row_format, field))
+            if style != first:
+                raise DataError(
+                    f"{field}: {row.place} is {style} but the first row of data.train is {first}; "
+                    "allowed: one of the two in all rows. Write all prompts as text, or all as "
+                    "messages."
+                )
+    return first
+
+
+def _split_off(
+    train: tuple[RawRow, ...], fractions: Mapping[str, float], spec: DataSpec
+) -> dict[str, tuple[RawRow, ...]]:
+    """What stays in `data.train`, and what goes to each field with a fraction above 0."""
+    parts: dict[str, list[RawRow]] = {"data.train": []}
+    parts |= {field: [] for field, fraction in fractions.items() if fraction > 0}
+    for row in train:
+        draw = _uniform(spec.split_seed, _group(row, spec.group_by))
+        chosen = "data.train"
+        for field, fraction in fractions.items():
+            if 0 <= draw < fraction:
+                chosen = field
+            draw -= fraction
+        parts[chosen].append(row)
+    for field, rows in parts.items():
+        if not rows:
+            source = "what is left of data.train" if field == "data.train" else field
+            raise DataError(
+                f"{field}_fraction: splitting {len(train)} rows left none for {source}; allowed: "
+                "at least one row in every split. Change the fractions or data.split_seed, add "
+                "rows or groups, or give data.validation and data.test."
+            )
+    return {field: tuple(rows) for field, rows in parts.items()}
+
+
+def _group(row: RawRow, column: str | None) -> object:
+    if column is None:
+        return dict(row.values)
+    if row.values.get(column) is None:
+        raise DataError(
+            f"data.group_by: {row.place} has no value in column {column!r}; allowed: a column "
+            f"that every row fills, of {', '.join(row.values)}. Name another column or fill it in."
+        )
+    return row.values[column]
+
+
+def _uniform(seed: int, group: object) -> float:
+    """A number in [0, 1) that depends on nothing but the arguments."""
+    digest = hashlib.sha256(_canonical_json([seed, group])).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def _encode_split(
+    raw: RawSplit, row_format: RowFormat, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> Split:
+    rows, examples, cut = [], [], 0
+    for row in raw.rows:
+        example = parse_row(row, row_format, raw.field)
+        ids, counted = encode_example(example, tokenizer, f"{raw.field}: {row.place}")
+        cut += len(ids) > max_tokens
+        is_answer = np.array(counted[:max_tokens], dtype=np.bool_)
+        if is_answer.any():
+            input_ids = np.array(ids[:max_tokens], dtype=np.int64)
+            rows.append(EncodedRow(input_ids=input_ids, is_answer=is_answer))
+            examples.append(dict(row.values))
+    dropped = len(raw.rows) - len(rows)
+    if not rows:
+        raise DataError(
+            f"data.max_tokens: none of {dropped} rows of {raw.field} has an answer within "
+            f"{max_tokens} tokens; allowed: a limit longer than the prompts. Raise it or shorten "
+            "the prompts."
+        )
+    if cut or dropped:
+        logger.warning(
+            "%s: of %d rows, %d were longer than data.max_tokens=%d and cut; %d of them dropped, "
+            "as no answer was left",
+            raw.field,
+            len(raw.rows),
+            cut,
+            max_tokens,
+            dropped,
+        )
+    return Split(rows=tuple(rows), examples=tuple(examples), digest=raw.digest)
+
+
+# One order per seed and epoch is asked for many times; 64 covers the trials of a full pack.
+@functools.lru_cache(maxsize=64)
+def _epoch_batches(
+    lengths: tuple[int, ...], batch_size: int, seed: int, epoch: int
+) -> npt.NDArray[np.int64]:
+    """`(steps, batch_size)` row positions of one epoch."""
+    generator = np.random.default_rng([seed % 2**64, epoch])
+    order = generator.permutation(len(lengths))
+    if len(lengths) < batch_size:
+        return np.resize(order, (1, batch_size))
+    kept = order[: len(order) // batch_size * batch_size]
+    by_row = np.asarray(lengths)
+    for start in range(0, len(kept), window := _WINDOW_BATCHES * batch_size):
+        rows = kept[start : start + window]
+        kept[start : start + window] = rows[np.argsort(by_row[rows], kind="stable")]
+    batches = kept.reshape(-1, batch_size)
+    return batches[generator.permutation(len(batches))]
