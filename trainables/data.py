@@ -34,7 +34,10 @@ IGNORED_TARGET = -100
 """Target of a position that does not count in the loss; what `torch` skips by default."""
 
 _WINDOW_BATCHES = 16
-"""Batches sorted by length together: more saves padding, fewer mixes better."""
+"""Most batches sorted by length together: more saves padding, fewer mixes better."""
+
+_WINDOWS_PER_EPOCH = 8
+"""Fewest windows of an epoch: sorted whole, a small data set would repeat the same batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,11 +279,10 @@ def _split_off(
         parts[chosen].append(row)
     for field, rows in parts.items():
         if not rows:
-            source = "what is left of data.train" if field == "data.train" else field
             raise DataError(
-                f"{field}_fraction: splitting {len(train)} rows left none for {source}; allowed: "
-                "at least one row in every split. Change the fractions or data.split_seed, add "
-                "rows or groups, or give data.validation and data.test."
+                f"data.train: splitting {len(train)} rows by {dict(fractions)} left none for "
+                f"{field}; allowed: at least one row in every split. Change the fractions or "
+                "data.split_seed, add rows or groups, or give data.validation and data.test."
             )
     return {field: tuple(rows) for field, rows in parts.items()}
 
@@ -345,9 +347,11 @@ def _epoch_batches(
     order = generator.permutation(len(lengths))
     if len(lengths) < batch_size:
         return np.resize(order, (1, batch_size))
-    kept = order[: len(order) // batch_size * batch_size]
+    steps = len(order) // batch_size
+    kept = order[: steps * batch_size]
     by_row = np.asarray(lengths)
-    for start in range(0, len(kept), window := _WINDOW_BATCHES * batch_size):
+    window = batch_size * min(_WINDOW_BATCHES, max(1, steps // _WINDOWS_PER_EPOCH))
+    for start in range(0, len(kept), window):
         rows = kept[start : start + window]
         kept[start : start + window] = rows[np.argsort(by_row[rows], kind="stable")]
     batches = kept.reshape(-1, batch_size)

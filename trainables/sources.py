@@ -156,7 +156,7 @@ def _read_csv(path: Path, field: str) -> tuple[RawRow, ...]:
                 rows.append(RawRow(values=values, place=place))
         except csv.Error as error:
             raise DataError(
-                f"{field}: {path} line {reader.line_num} is not CSV: {error}; allowed: "
+                f"{field}: {path} line {reader.reader.line_num} is not CSV: {error}; allowed: "
                 'comma-separated cells, quoted with ". Mend the line.'
             ) from error
     return tuple(rows)
