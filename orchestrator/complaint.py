@@ -1,0 +1,147 @@
+"""One mistake in a sweep, said in one sentence: field, value, what is allowed, the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeGuard, get_args, get_type_hints
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from orchestrator.errors import SweepSpecError
+
+_SHOWN_CHARS = 120
+_MISSING = ("missing", "missing_argument")
+_MAPPINGS = ("dataclass_type", "dataclass_exact_type", "mapping_type", "dict_type")
+_ALLOWED = {kind: "a mapping of settings" for kind in _MAPPINGS} | {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "invalid_key": "text as keys",
+}
+_REMEDY = {kind: "Write its settings as `key: value` lines below it." for kind in _MAPPINGS} | {
+    "literal_error": "Choose one of these.",
+}
+
+
+def complaint(where: str, value: object, allowed: str, remedy: str) -> SweepSpecError:
+    """The error to raise for one impossible value."""
+    shown = repr(value)
+    if len(shown) > _SHOWN_CHARS:
+        shown = f"{shown[:_SHOWN_CHARS]}…"
+    return SweepSpecError(f"{where}: got {shown}; allowed: {allowed}. {remedy}")
+
+
+def require(claim: bool, where: str, value: object, allowed: str, remedy: str) -> None:
+    """Raise the `complaint` unless the claim holds."""
+    if not claim:
+        raise complaint(where, value, allowed, remedy)
+
+
+def unknown(where: str, word: str, known: Iterable[str]) -> SweepSpecError:
+    """The error for a key that does not exist, naming the nearest one that does."""
+    names = sorted(known)
+    near = nearest(word, names)
+    remedy = f"Did you mean {near}?" if near else "Remove it."
+    full = f"{where}.{word}" if where else word
+    return SweepSpecError(f"{full}: unknown key; allowed: {', '.join(names)}. {remedy}")
+
+
+def nearest(word: str, known: Sequence[str]) -> str | None:
+    """The known word that looks most like this one; its last dotted part counts alone, too."""
+    by_leaf = {name.rpartition(".")[2]: name for name in known}
+    by_initials = {
+        "".join(part[:1] for part in leaf.split("_")): by_leaf[leaf] for leaf in by_leaf
+    }
+    leaf = word.rpartition(".")[2]
+    if leaf in by_leaf or (len(leaf) > 1 and leaf in by_initials):
+        return by_leaf.get(leaf) or by_initials[leaf]  # lr: learning_rate
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return close[0]
+    close = difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.5)
+    return by_leaf[close[0]] if close else None
+
+
+def translate(error: ValidationError, root: type, prefix: str = "") -> SweepSpecError:
+    """What pydantic found, as one sentence about the first mistake; the others are counted.
+
+    Args:
+        error: What `TypeAdapter(root)` raised.
+        root: The dataclass that was parsed, or the plain type of one field.
+        prefix: Dotted name of the value parsed, when it was not a whole sweep.
+    """
+    found = error.errors()
+    place = _dotted(found[0]["loc"], root)
+    here = [detail for detail in found if _dotted(detail["loc"], root) == place]
+    first = _sentence(here, root, prefix)
+    # The members of a union are mistakes about one value: count places, not messages.
+    others = len({_dotted(detail["loc"], root) for detail in found}) - 1
+    return SweepSpecError(f"{first} (And {others} more after this.)" if others else first)
+
+
+def _sentence(found: Sequence[ErrorDetails], root: type, prefix: str) -> str:
+    # Of a union, the member that came furthest is the one that was meant.
+    deepest = max(len(detail["loc"]) for detail in found)
+    found = [detail for detail in found if len(detail["loc"]) == deepest]
+    detail = found[0]
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, ValueError):
+        return f"{prefix}: {cause}" if prefix else str(cause)
+    kind = detail["type"]
+    where = ".".join(filter(None, (prefix, _dotted(detail["loc"], root))))
+    if kind == "unexpected_keyword_argument":
+        parent, _, word = where.rpartition(".")
+        owner = _owner(detail["loc"][:-1], root)
+        return str(unknown(parent, word, [field.name for field in dataclasses.fields(owner)]))
+    if kind in _MISSING:
+        return f"{where}: missing; allowed: a value. Add it."
+    allowed = dict.fromkeys(
+        _ALLOWED.get(each["type"], each["msg"].removeprefix("Input should be ")) for each in found
+    )
+    remedy = _REMEDY.get(kind, "Correct the value.")
+    return str(complaint(where or "sweep", detail["input"], " or ".join(allowed), remedy))
+
+
+def _owner(loc: tuple[int | str, ...], root: type) -> type:
+    """The dataclass a location lies in."""
+    for part in loc:
+        root = _field_class(root, part) or root
+    return root
+
+
+def _field_class(owner: type, name: int | str) -> type | None:
+    """The dataclass of a field, looking through `X | None`."""
+    hint: Any = get_type_hints(owner).get(str(name))
+    options = get_args(hint) or (hint,)
+    return next((kind for kind in options if is_section(kind)), None)
+
+
+def is_section(hint: Any) -> TypeGuard[type]:
+    """The type of a field is a dataclass, not a plain value."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def _dotted(loc: tuple[int | str, ...], root: type) -> str:
+    """Names of fields only: pydantic mixes in the names of union members and dataclasses."""
+    owner: type | None = root if dataclasses.is_dataclass(root) else None
+    parts: list[str] = []
+    for part in loc:
+        if owner is None:
+            break
+        name = str(part)
+        if name in get_type_hints(owner):
+            parts.append(name)
+            owner = _field_class(owner, name)
+        elif name != owner.__name__:
+            parts.append(name)  # an unknown key
+            break
+    return ".".join(parts)

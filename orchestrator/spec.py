@@ -1,0 +1,275 @@
+"""What a sweep is: fixed settings, a space to search, a budget and what happens to the winners.
+
+`SweepSpec` is the schema of a sweep file. It checks itself when built, from YAML or in Python: a
+spec that exists is one that can be run, and what cannot is a `SweepSpecError` naming the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, cast, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.complaint import complaint, is_section, require, translate
+from orchestrator.inputs import (
+    SPLITS,
+    content_digest,
+    locate_base,
+    locate_data,
+    save_rows,
+    with_located_sources,
+)
+from orchestrator.sections import (
+    BudgetSpec,
+    HostsSpec,
+    ObjectiveSpec,
+    RegisterSpec,
+    ScheduleSpec,
+    SearchSpec,
+    require_slug,
+)
+from orchestrator.space import SearchSpace, build_trial, parse_space
+from orchestrator.sweep_file import load_mapping
+from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec
+
+_STRICT: dict[str, Any] = {"extra": "forbid"}
+_MAX_SEED = 2**32 - 1
+
+RESUMABLE_CHANGES = ("budget", "hosts", "register")
+"""Sections that say how far and where a sweep runs, not what its trials are: outside `digest`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """One search, whole.
+
+    Attributes:
+        name: Name of the sweep's folder and of its registered model.
+        base: Base model of every trial.
+        data: Rows of every trial; local paths become absolute.
+        lora: Adapter settings that no knob varies.
+        optim: Optimizer settings that no knob varies; `steps` is the horizon.
+        eval: How trials are measured.
+        space: Knobs and their distributions as written; `search_space` is its parsed form.
+        objective: What trials are compared by.
+        search: How configurations are chosen.
+        schedule: When a trial is stopped early.
+        budget: How much the sweep may spend.
+        hosts: Where trials are trained.
+        register: What happens to the best adapters.
+        seed: Decides every random choice: suggestions, adapter starts, the order of rows.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    name: str
+    base: BaseSpec
+    data: DataSpec
+    lora: LoraSpec = field(default_factory=LoraSpec)
+    optim: OptimSpec
+    eval: EvalSpec = field(default_factory=EvalSpec)
+    space: Mapping[str, Any] = field(default_factory=dict)
+    objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
+    search: SearchSpec = field(default_factory=SearchSpec)
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    budget: BudgetSpec
+    hosts: HostsSpec = field(default_factory=HostsSpec)
+    register: RegisterSpec | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_slug("name", self.name)
+        require(
+            0 <= self.seed <= _MAX_SEED, "seed", self.seed, f"0 to {_MAX_SEED}", "Use a small one."
+        )
+        self._check_steps()
+        self._fill("base", locate_base(self.base, Path.cwd()))
+        self._fill("data", locate_data(self.data, Path.cwd()))
+        self._fill("schedule", self._complete_schedule())
+        if self.register is not None:
+            self._fill(
+                "register",
+                dataclasses.replace(self.register, name=self.register.name or self.name),
+            )
+            require(
+                self.register.top <= self.budget.trials,
+                "register.top",
+                self.register.top,
+                f"up to budget.trials ({self.budget.trials})",
+                "Register fewer, or allow more trials.",
+            )
+        self._check_space()
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> SweepSpec:
+        """Parse a sweep file; its relative paths start at the file's folder.
+
+        Raises:
+            SweepSpecError: The file or a value in it cannot work.
+        """
+        return parse_sweep(load_mapping(Path(path)), Path(path).parent)
+
+    @property
+    def horizon(self) -> int:
+        """Steps of a trial that is never stopped."""
+        return self.optim.steps
+
+    @cached_property
+    def search_space(self) -> SearchSpace:
+        """`space`, parsed and checked against the fixed settings."""
+        return parse_space(self.space, self)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of everything that decides what trials are and how they compare.
+
+        A sweep resumes only under the digest it started with. `RESUMABLE_CHANGES` are left out.
+        Data files count by content: a moved file is the same, a changed one is not.
+        """
+        values = self.to_dict()
+        for section in RESUMABLE_CHANGES:
+            values.pop(section)
+        for split in SPLITS:
+            values["data"][split] = content_digest(values["data"][split])
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values for JSON; `parse_sweep` takes them back.
+
+        Raises:
+            SweepSpecError: Rows are still in memory; see `with_saved_rows`.
+        """
+        for split in SPLITS:
+            rows = getattr(self.data, split)
+            require(
+                rows is None or isinstance(rows, str),
+                f"data.{split}",
+                rows,
+                "a file or a hub dataset id here",
+                "Write the rows to files first: SweepSpec.with_saved_rows(folder).",
+            )
+        values = dataclasses.asdict(self)
+        # A round trip through JSON makes lists of tuples and proves that all of it is JSON.
+        return cast("dict[str, Any]", json.loads(json.dumps(values, allow_nan=False)))
+
+    def with_saved_rows(self, folder: Path) -> SweepSpec:
+        """The same sweep with rows in memory replaced by files in the folder.
+
+        Raises:
+            SweepStorageError: The folder cannot be written.
+        """
+        return dataclasses.replace(self, data=save_rows(self.data, folder))
+
+    def _fill(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_steps(self) -> None:
+        every = self.eval.every
+        _require_multiple("optim.steps", self.optim.steps, every)
+        grace = self.schedule.grace_steps
+        if grace:
+            require(
+                0 < grace <= self.horizon,
+                "schedule.grace_steps",
+                grace,
+                f"1 to optim.steps ({self.horizon})",
+                "Use a smaller first rung.",
+            )
+            _require_multiple("schedule.grace_steps", grace, every)
+
+    def _complete_schedule(self) -> ScheduleSpec:
+        every = self.eval.every
+        quarter = max(every, self.horizon // 4 // every * every)
+        return dataclasses.replace(self.schedule, grace_steps=self.schedule.grace_steps or quarter)
+
+    def _check_space(self) -> None:
+        require(
+            len(self.space) > 0 or self.budget.trials == 1,
+            "space",
+            dict(self.space),
+            "at least one knob for more than one trial",
+            "Add a knob such as lora.rank: {choice: [4, 8]}, or set budget.trials to 1.",
+        )
+        try:
+            json.dumps(dict(self.space), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise complaint(
+                "space",
+                dict(self.space),
+                f"plain values ({error})",
+                "Use numbers, text and lists.",
+            ) from error
+        self._fill("space", json.loads(json.dumps(dict(self.space))))
+        space = self.search_space
+        if self.search.algorithm == "grid":
+            for knob, distribution in self.space.items():
+                require(
+                    "choice" in distribution,
+                    f"space.{knob}",
+                    distribution,
+                    "choice, for search.algorithm grid",
+                    "List the values to try, or search with tpe or random.",
+                )
+            require(
+                len(space.knobs) > 0, "search.algorithm", "grid", "tpe or random", "Add knobs."
+            )
+        build_trial(self, {})
+
+
+def parse_sweep(mapping: Mapping[str, Any], base_dir: Path) -> SweepSpec:
+    """Build a sweep from plain values; relative paths in them start at `base_dir`.
+
+    Raises:
+        SweepSpecError: A key is unknown or a value impossible; the message names the first one.
+    """
+    _refuse_misplaced_bools(mapping, SweepSpec, "")
+    try:
+        return _SWEEP.validate_python(with_located_sources(mapping, base_dir.resolve()))
+    except ValidationError as error:
+        raise translate(error, SweepSpec) from error
+
+
+_SWEEP = TypeAdapter(SweepSpec)
+
+
+def _refuse_misplaced_bools(values: Mapping[str, Any], owner: type, prefix: str) -> None:
+    """Pydantic takes `yes` for 1 where a number is due, and YAML reads `no` and `off` as false."""
+    hints = get_type_hints(owner)
+    for name, value in values.items():
+        hint = hints.get(name)
+        options = get_args(hint) or (hint,)
+        section = next(filter(is_section, options), None)
+        if isinstance(value, Mapping) and section is not None:
+            _refuse_misplaced_bools(value, section, f"{prefix}{name}.")
+        elif isinstance(value, bool) and hint is not None and bool not in options:
+            raise complaint(
+                f"{prefix}{name}", value, "no yes/no value", "Give a number, or quote the word."
+            )
+
+
+def _require_multiple(where: str, steps: int, every: int) -> None:
+    below = steps // every * every
+    near = f"{below} or {below + every}" if below else str(every)
+    require(
+        steps % every == 0, where, steps, f"a multiple of eval.every ({every})", f"Use {near}."
+    )
+
+
+__all__ = [
+    "BudgetSpec",
+    "HostsSpec",
+    "ObjectiveSpec",
+    "RegisterSpec",
+    "ScheduleSpec",
+    "SearchSpec",
+    "SweepSpec",
+    "parse_sweep",
+]
