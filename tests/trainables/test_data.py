@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trainables.data import (
     IGNORED_TARGET,
@@ -85,17 +86,41 @@ def test_prompt_tokens_are_those_of_the_prompt_alone(tokenizer):
         assert encoded.input_ids[~encoded.is_answer].tolist() == alone
 
 
+def small_tokenizer(vocab: list[str], merges: list[tuple[str, str]]) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts a space before every text, as Llama 2 does."""
+    ids = {token: i for i, token in enumerate(["</s>", *vocab])}
+    backend = Tokenizer(models.BPE(vocab=ids, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
+def tokens(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return tokenizer.convert_ids_to_tokens(row.input_ids.tolist())
+
+
+def test_answer_gets_no_space_that_the_text_does_not_have():
+    spacing = small_tokenizer(["▁", "a", "b"], [])
+    (row,) = load_splits(given(({"prompt": "a", "completion": "b"},)), spacing).train.rows
+    assert tokens(row, spacing) == ["▁", "a", "b", "</s>"]
+    assert row.is_answer.tolist() == [False, False, True, True]
+
+
+def test_token_that_would_span_prompt_and_answer_is_split():
+    merging = small_tokenizer(["▁", "a", "b", "ab"], [("a", "b")])
+    (row,) = load_splits(given(({"prompt": "a", "completion": "b"},)), merging).train.rows
+    assert tokens(row, merging) == ["▁", "a", "▁", "b", "</s>"]
+    assert row.is_answer.tolist() == [False, False, True, True, True]
+
+
 def test_completion_that_ends_itself_gets_no_second_end_token(tokenizer):
     rows = ({"prompt": "a", "completion": "b<|end|>"},)
     assert answers(load_splits(given(rows), tokenizer).train, tokenizer) == ["b<|end|>"]
 
 
 def test_begin_token_comes_first_where_the_tokenizer_adds_one(tokenizer):
-    from tokenizers.processors import TemplateProcessing
-
     tokenizer.add_special_tokens({"bos_token": "<|system|>"})
     bos = tokenizer.bos_token_id
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<|system|> $A", special_tokens=[("<|system|>", bos)]
     )
     (row,) = load_splits(given(PAIRS[:1]), tokenizer).train.rows
