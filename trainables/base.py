@@ -82,7 +82,7 @@ class BaseRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedBase:
-    """A frozen base on its device. `model` is in eval mode and none of its weights needs gradients."""
+    """A frozen base on its device, in eval mode, none of its weights needing gradients."""
 
     model: Any
     tokenizer: Any
@@ -127,7 +127,10 @@ def locate(spec: BaseSpec) -> BaseSource:
         return _gguf_source(path, model)
     if path.is_dir():
         return BaseSource(
-            kind="folder", folder=path.resolve(), gguf_file=None, revision=None,
+            kind="folder",
+            folder=path.resolve(),
+            gguf_file=None,
+            revision=None,
             digest=digest_folder(path),
         )
     if model.startswith((".", "/", "~")):
@@ -175,14 +178,21 @@ def load_base(spec: BaseSpec, device: torch.device | None = None) -> LoadedBase:
         _settle_linear4bit(module, compute_dtype)
     quantization = _quantization_config(spec, compute_dtype)
     record = BaseRecord(
-        model=spec.model, revision=source.revision, source=source.kind, digest=source.digest,
-        quantization=spec.quantization, double_quant=_is_double(spec),
+        model=spec.model,
+        revision=source.revision,
+        source=source.kind,
+        digest=source.digest,
+        quantization=spec.quantization,
+        double_quant=_is_double(spec),
         quantization_config=None if quantization is None else _plain_config(quantization),
         compute_dtype=str(compute_dtype).removeprefix("torch."),
         parameters=count_parameters(model),
     )
     return LoadedBase(
-        model=model, tokenizer=load_tokenizer(source), record=record, device=device,
+        model=model,
+        tokenizer=load_tokenizer(source),
+        record=record,
+        device=device,
         compute_dtype=compute_dtype,
     )
 
@@ -257,7 +267,10 @@ def _gguf_source(path: Path, model: str) -> BaseSource:
         )
     path = path.resolve()
     return BaseSource(
-        kind="gguf", folder=path.parent, gguf_file=path.name, revision=None,
+        kind="gguf",
+        folder=path.parent,
+        gguf_file=path.name,
+        revision=None,
         digest=_digest_files([path]),
     )
 
@@ -272,12 +285,15 @@ def _hub_source(spec: BaseSpec) -> BaseSource:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BaseModelError(
             f"base.model: got {spec.model!r} at revision {spec.revision or 'main'!r}, which the "
-            f"hub did not give ({type(error).__name__}); allowed: a hub id you may read, a folder, "
-            "a .gguf file or package:NAME/FILE. Check the name, your network and HF_TOKEN."
+            f"hub did not give ({type(error).__name__}); allowed: a hub id you may read, a "
+            "folder, a .gguf file or package:NAME/FILE. Check the name, your network and HF_TOKEN."
         ) from error
     # The hub's cache names a snapshot's folder by its commit.
     return BaseSource(
-        kind="hub", folder=folder, gguf_file=None, revision=folder.name,
+        kind="hub",
+        folder=folder,
+        gguf_file=None,
+        revision=folder.name,
         digest=digest_folder(folder),
     )
 
@@ -335,15 +351,16 @@ def _from_pretrained(
     device: torch.device,
     quantization: BitsAndBytesConfig | None,
 ) -> Any:
+    # Given as None, it would hide the config that a stored form carries.
+    options = {} if quantization is None else {"quantization_config": quantization}
     try:
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map={"": device}, quantization_config=quantization,
-            local_files_only=True,
+            folder, dtype=dtype, device_map={"": device}, local_files_only=True, **options
         )
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(
-            f"base.model: {folder} cannot be loaded as a causal language model ({error}); allowed: "
-            "an architecture that transformers knows. Check config.json and the weights."
+            f"base.model: {folder} cannot be loaded as a causal language model ({error}); "
+            "allowed: an architecture that transformers knows. Check config.json and the weights."
         ) from error
 
 

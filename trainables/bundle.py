@@ -43,9 +43,7 @@ def write_bundle(
     spec: TrialSpec,
     base: BaseRecord,
     targets: Sequence[str],
-    data: Mapping[str, Any],
-    progress: Mapping[str, int],
-    metrics: Mapping[str, float],
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write a bundle; the folder appears whole or not at all, replacing an older one.
 
@@ -55,9 +53,8 @@ def write_bundle(
         spec: What was trained.
         base: What it was trained on.
         targets: Target names as PEFT will read them.
-        data: Digests of the splits, template and tokenizer.
-        progress: `steps` and `tokens` trained.
-        metrics: Last measured values.
+        facts: `steps` and `tokens` trained, `metrics` last measured, and `data`: digests of the
+            splits, template and tokenizer.
 
     Returns:
         The manifest.
@@ -73,10 +70,8 @@ def write_bundle(
         "base": base.to_dict(),
         "lora": _lora_record(spec.lora, targets),
         "optim": dataclasses.asdict(spec.optim),
-        "data": dict(data),
         "seed": spec.seed,
-        **progress,
-        "metrics": dict(metrics),
+        **facts,
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "files": {name: _file_record(writing / name) for name in ADAPTER_FILES},
     }
@@ -98,7 +93,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise BundleError(f"{folder}: no readable {MANIFEST} ({error}); export it again") from error
+        raise BundleError(
+            f"{folder}: no readable {MANIFEST} ({error}); export it again"
+        ) from error
     if manifest.get("format") != FORMAT:
         raise BundleError(
             f"{folder}/{MANIFEST}: format is {manifest.get('format')!r}; allowed: {FORMAT!r}. "

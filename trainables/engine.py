@@ -160,7 +160,9 @@ class Engine:
         targets = resolve_targets(tuple(self._linears), spec.lora.targets)
         branches = {name: self._build_branch(name, spec, state) for name in targets}
         taken = _Seat(
-            spec=spec, branches=branches, splits=splits,
+            spec=spec,
+            branches=branches,
+            splits=splits,
             optimizer=build_optimizer(
                 [p for branch in branches.values() for p in (branch.a, branch.b)], spec.optim
             ),
@@ -197,7 +199,7 @@ class Engine:
                 / answers[str(batch.block.seat)]
                 for batch, logits in zip(batches, self._forward(batches), strict=True)
             ]
-            torch.stack(seat_losses).sum().backward()  # type: ignore[no-untyped-call]
+            torch.stack(seat_losses).sum().backward()
             for batch, loss in zip(batches, seat_losses, strict=True):
                 losses[str(batch.block.seat)] += loss.item()
         return {seat: self._update(seat, losses[seat]) for seat in seats}
@@ -237,9 +239,12 @@ class Engine:
             spec=taken.spec,
             base=self.base.record,
             targets=short_targets(tuple(self._linears), tuple(taken.branches)),
-            data=self._data_record(taken),
-            progress={"steps": taken.step, "tokens": taken.tokens},
-            metrics=metrics,
+            facts={
+                "data": self._data_record(taken),
+                "steps": taken.step,
+                "tokens": taken.tokens,
+                "metrics": dict(metrics),
+            },
         )
 
     def trainable_params(self, seat: str) -> int:
@@ -265,10 +270,10 @@ class Engine:
     def _update(self, seat: str, loss: float) -> StepResult:
         taken = self._seats[seat]
         optim = taken.spec.optim
-        is_finite = (
-            apply_gradients(taken.optimizer, taken.parameters, optim, taken.step)
-            and math.isfinite(loss)
-        )
+        if not math.isfinite(loss):
+            taken.optimizer.zero_grad(set_to_none=True)
+            return StepResult(step=taken.step, loss=loss, tokens=taken.tokens, is_finite=False)
+        is_finite = apply_gradients(taken.optimizer, taken.parameters, optim, taken.step)
         if is_finite:
             rows = batch_rows(taken.lengths, optim.batch_size, taken.spec.seed, taken.step)
             taken.tokens += sum(taken.lengths[row] for row in rows)
@@ -307,8 +312,11 @@ class Engine:
         is_scored = labels[:, 1:] != -100
         scored = F.pad(is_scored, (0, 1)).flatten().nonzero().flatten()
         block = Block(
-            seat=seat, rows=input_ids.shape[0], length=input_ids.shape[1],
-            answers=len(scored), dropout_key=dropout_key,
+            seat=seat,
+            rows=input_ids.shape[0],
+            length=input_ids.shape[1],
+            answers=len(scored),
+            dropout_key=dropout_key,
         )
         return _Batch(
             block=block,
@@ -362,7 +370,9 @@ class Engine:
                 seat.optimizer.state[parameter] = moments
 
     def _splits(self, spec: DataSpec) -> Splits:
-        return self._load_splits(spec) if isinstance(spec.train, str) else self._read_splits(spec)
+        sources = (spec.train, spec.validation, spec.test)
+        is_hashable = all(source is None or isinstance(source, str) for source in sources)
+        return self._load_splits(spec) if is_hashable else self._read_splits(spec)
 
     def _read_splits(self, spec: DataSpec) -> Splits:
         return load_splits(spec, self.base.tokenizer)

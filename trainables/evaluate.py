@@ -1,4 +1,4 @@
-"""Score rows by teacher forcing: loss, token accuracy, and exact match as greedy decoding gives it."""
+"""Score rows by teacher forcing: loss, token accuracy and the exact match of greedy decoding."""
 
 from __future__ import annotations
 

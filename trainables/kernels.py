@@ -64,7 +64,7 @@ class Layout:
 
 
 class Branch(nn.Module):
-    """One seat's adapter on one layer: `scaling * B A dropout(x)`, in float32, as PEFT computes it.
+    """One seat's adapter on one layer: `scaling * B A dropout(x)` in float32, as PEFT has it.
 
     Attributes:
         a: (rank, in_features).
@@ -139,7 +139,8 @@ def frozen_linear(base: nn.Linear, x: torch.Tensor, counts: list[int]) -> torch.
     """
     state = getattr(base.weight, "quant_state", None)
     if state is not None:
-        output: torch.Tensor = _SharedDequantLinear.apply(x, base.weight, state, base.bias, counts)
+        dequantized_once: Any = _SharedDequantLinear.apply
+        output: torch.Tensor = dequantized_once(x, base.weight, state, base.bias, counts)
         return output
     return _joined([base(run) for run in x.split(counts, dim=1)])
 
@@ -162,7 +163,7 @@ class _SharedDequantLinear(torch.autograd.Function):
         return _joined([F.linear(run, dense, bias) for run in x.split(counts, dim=1)])
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         dense = _dequantize(ctx.weight, ctx.state, grad.dtype)
@@ -177,7 +178,7 @@ def dropout_mask(
     probability: float,
     like: torch.Tensor,
 ) -> torch.Tensor:
-    """Inverted-dropout factors (0 or 1 / (1 - p)) of `shape`, on the device and of the type of `like`.
+    """Inverted-dropout factors, 0 or 1 / (1 - p), on the device and of the type of `like`.
 
     A pure function of the layer's name and the key (seed, step, micro-step), so that a restart
     redraws the same. On the CPU they equal what `torch.nn.Dropout` draws after
@@ -210,7 +211,9 @@ def packed_attention(
 
     Args:
         module: The attention layer that calls.
-        query: (1, heads, tokens, head size); `key` and `value` likewise, perhaps with fewer heads.
+        query: (1, heads, tokens, head size).
+        key: The same, perhaps with fewer heads.
+        value: The same as `key`.
         attention_mask: Ignored; the blocks say who sees whom.
         packed_layout: The blocks.
         sliding_window: How many tokens back a token sees, where the model limits it.

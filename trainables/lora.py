@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ def leaf_names(names: Iterable[str]) -> list[str]:
 def initial_weights(
     lora: LoraSpec, layer: str, in_features: int, out_features: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A fresh adapter for one layer: `A` (rank, in_features) random and `B` (out_features, rank) zero.
+    """A fresh adapter for one layer: random `A` (rank, in) and zero `B` (out, rank).
 
     A pure function of the seed and the layer's name, so it does not depend on which other layers
     are adapted. The distributions are PEFT's: kaiming uniform with a = sqrt(5), or normal with
@@ -89,7 +89,9 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def peft_tensors(weights: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def peft_tensors(
+    weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
     """Adapter weights under the names of a PEFT `adapter_model.safetensors`.
 
     Args:

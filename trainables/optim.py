@@ -14,7 +14,10 @@ from trainables.spec import OptimSpec
 def build_optimizer(parameters: Sequence[nn.Parameter], spec: OptimSpec) -> torch.optim.AdamW:
     """Decoupled weight decay Adam (arXiv:1711.05101) over one seat's adapter."""
     return torch.optim.AdamW(
-        parameters, lr=spec.learning_rate, betas=(spec.beta1, spec.beta2), eps=spec.eps,
+        parameters,
+        lr=spec.learning_rate,
+        betas=(spec.beta1, spec.beta2),
+        eps=spec.eps,
         weight_decay=spec.weight_decay,
     )
 

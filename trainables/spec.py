@@ -34,6 +34,14 @@ def _require(claim: bool, where: str, value: object, allowed: str, remedy: str) 
         raise SpecError(f"{where}: got {value!r}; allowed: {allowed}. {remedy}")
 
 
+def _settle_floats(spec: object) -> None:
+    """Turn whole numbers in float fields into floats: 16 and 16.0 must be the same trial."""
+    for one in dataclasses.fields(spec):  # type: ignore[arg-type]
+        value = getattr(spec, one.name)
+        if one.type == "float" and isinstance(value, int) and not isinstance(value, bool):
+            object.__setattr__(spec, one.name, float(value))
+
+
 def _require_choice(value: object, literal: object, where: str) -> None:
     allowed = get_args(literal)
     _require(value in allowed, where, value, ", ".join(map(str, allowed)), "Choose one of these.")
@@ -55,8 +63,8 @@ class BaseSpec:
     """A frozen base model and the form its linear weights are stored in.
 
     Attributes:
-        model: A hub id (`owner/name`), a local folder, a `.gguf` file, or `package:NAME/FILE` for a
-            file that ships inside an installed Python package.
+        model: A hub id (`owner/name`), a local folder, a `.gguf` file, or `package:NAME/FILE` for
+            a file that ships inside an installed Python package.
         revision: Commit, tag or branch of a hub model; pinned to the commit when loaded.
         quantization: Stored form of the linear layers (arXiv:2305.14314, section 3).
         double_quant: Quantize the 4-bit constants too (saves about 0.37 bit per weight).
@@ -107,6 +115,7 @@ class LoraSpec:
     init: LoraInit = "kaiming"
 
     def __post_init__(self) -> None:
+        _settle_floats(self)
         _require(1 <= self.rank <= 1024, "lora.rank", self.rank, "1 to 1024", "Use a rank there.")
         _require_finite(self.alpha, "lora.alpha", above=0.0)
         _require(
@@ -148,8 +157,8 @@ class OptimSpec:
         steps: Optimizer steps to the horizon. The schedule spans all of them, so a trial that is
             stopped early is a prefix of the trial it would have been.
         batch_size: Rows per optimizer step.
-        micro_batch_size: Rows per forward pass; `None` takes the whole batch at once. The loss is the
-            mean over the answer tokens of the whole batch either way.
+        micro_batch_size: Rows per forward pass; `None` takes the whole batch at once. The loss is
+            the mean over the answer tokens of the whole batch either way.
         warmup_steps: Steps over which the learning rate rises linearly from 0.
         max_grad_norm: Global norm the adapter's gradient is clipped to; 0 switches it off.
     """
@@ -169,6 +178,7 @@ class OptimSpec:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
+        _settle_floats(self)
         _require(self.steps >= 1, "optim.steps", self.steps, ">= 1", "Train at least one step.")
         _require_finite(self.learning_rate, "optim.learning_rate", above=0.0)
         _require_choice(self.schedule, Schedule, "optim.schedule")
@@ -282,7 +292,7 @@ class EvalSpec:
     Attributes:
         every: Optimizer steps between two evaluations; also the unit in which a trial advances.
         batch_size: Rows per forward pass.
-        max_rows: Validation rows used during the search (the first ones of the split); `None` is all.
+        max_rows: Validation rows used during the search, from the first; `None` is all.
             Finals always use every test row.
     """
 

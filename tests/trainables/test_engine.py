@@ -1,0 +1,396 @@
+"""The engine against plain PEFT and torch, and its invariants."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from torch.nn import functional as F
+
+from trainables.base import load_base
+from trainables.data import batch_rows, collate, load_splits
+from trainables.engine import Engine, build_engine, load_state, save_state
+from trainables.errors import SpecError
+from trainables.kernels import dropout_seed
+from trainables.lora import initial_weights, linear_layers
+from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
+
+STEPS = 20
+
+FORMS = [
+    pytest.param({"quantization": "none"}, id="float32"),
+    pytest.param({"quantization": "nf4", "double_quant": True}, id="nf4-double-quantized"),
+]
+
+
+@pytest.fixture
+def build_spec(tiny_base: Path, tiny_data: Path) -> Callable[..., TrialSpec]:
+    def build(form: dict | None = None, seed: int = 0, **knobs) -> TrialSpec:
+        lora = {k: knobs.pop(k) for k in list(knobs) if k in LoraSpec.__dataclass_fields__}
+        return TrialSpec(
+            base=BaseSpec(
+                model=str(tiny_base), compute_dtype="float32", **(form or {"quantization": "none"})
+            ),
+            lora=LoraSpec(**lora),
+            optim=OptimSpec(**{"steps": STEPS, "batch_size": 4, "learning_rate": 3e-3, **knobs}),
+            data=DataSpec(train=str(tiny_data)),
+            eval=EvalSpec(every=5, batch_size=8),
+            seed=seed,
+        )
+
+    return build
+
+
+@pytest.fixture
+def mixed(build_spec: Callable[..., TrialSpec]) -> Callable[[dict], dict[str, TrialSpec]]:
+    """Four trials that differ in everything a trial may differ in."""
+
+    def build(form: dict) -> dict[str, TrialSpec]:
+        return {
+            "attention": build_spec(form, seed=1, rank=4, alpha=8, targets="attention"),
+            "dropout": build_spec(
+                form,
+                seed=2,
+                rank=8,
+                alpha=4,
+                targets=("q_proj", "down_proj"),
+                dropout=0.2,
+                learning_rate=1e-2,
+                weight_decay=0.1,
+                schedule="cosine",
+                warmup_steps=3,
+            ),
+            "micro": build_spec(
+                form,
+                seed=3,
+                rank=3,
+                targets="mlp",
+                rslora=True,
+                batch_size=6,
+                micro_batch_size=2,
+                max_grad_norm=0.1,
+                schedule="constant",
+            ),
+            "wide": build_spec(form, seed=4, rank=16, targets="all-linear", init="gaussian"),
+        }
+
+    return build
+
+
+def train_with_peft(spec: TrialSpec, steps: int) -> dict[str, torch.Tensor]:
+    """The same trial with `peft.get_peft_model` and `torch.optim.AdamW`, and nothing of ours."""
+    base = load_base(spec.base)
+    layers = linear_layers(base.model)
+    targets = spec.lora.targets
+    groups = {"attention": "self_attn", "mlp": "mlp", "all-linear": ""}
+    if isinstance(targets, str):
+        targets = [name for name in layers if groups[targets] in name]
+    model = peft.get_peft_model(
+        base.model,
+        peft.LoraConfig(
+            r=spec.lora.rank,
+            lora_alpha=spec.lora.alpha,
+            target_modules=list(targets),
+            lora_dropout=spec.lora.dropout,
+            use_rslora=spec.lora.rslora,
+        ),
+    ).train()
+    key = [0, 0, 0]
+    for name, module in model.base_model.model.named_modules():
+        if hasattr(module, "lora_A"):
+            a, b = initial_weights(
+                spec.lora, name, module.in_features, module.out_features, spec.seed
+            )
+            module.lora_A.default.weight.data = a.to(base.device)
+            module.lora_B.default.weight.data = b.to(base.device)
+            module.lora_dropout.default.register_forward_pre_hook(
+                lambda *_, name=name: torch.manual_seed(dropout_seed(name, tuple(key))) and None
+            )
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optim = spec.optim
+    optimizer = torch.optim.AdamW(
+        parameters, lr=optim.learning_rate, weight_decay=optim.weight_decay
+    )
+    rows = load_splits(spec.data, base.tokenizer).train.rows
+    lengths = tuple(len(row.input_ids) for row in rows)
+    micro = optim.micro_batch_size or optim.batch_size
+    for step in range(steps):
+        chosen = [rows[i] for i in batch_rows(lengths, optim.batch_size, spec.seed, step)]
+        answers = sum(int(row.is_answer.sum()) for row in chosen)
+        for start in range(0, len(chosen), micro):
+            key[:] = spec.seed, step, start // micro
+            ids, targets = map(torch.from_numpy, collate(chosen[start : start + micro], 0))
+            logits = model(input_ids=ids.to(base.device), use_cache=False).logits
+            loss = F.cross_entropy(
+                logits[:, :-1].flatten(0, 1),
+                targets[:, 1:].flatten().to(base.device),
+                ignore_index=-100,
+                reduction="sum",
+            )
+            (loss / answers).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = written_out_learning_rate(optim, step)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {
+        name.removeprefix("base_model.model.")
+        .replace(".lora_A.default.weight", "/a")
+        .replace(".lora_B.default.weight", "/b"): p.detach().cpu()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+def written_out_learning_rate(optim: OptimSpec, step: int) -> float:
+    if step < optim.warmup_steps:
+        return optim.learning_rate * step / optim.warmup_steps
+    done = torch.tensor(
+        (step - optim.warmup_steps) / (optim.steps - optim.warmup_steps), dtype=torch.float64
+    )
+    factor = {
+        "constant": torch.ones_like(done),
+        "linear": 1 - done,
+        "cosine": 0.5 * (1 + torch.cos(torch.pi * done)),
+    }[optim.schedule]
+    return optim.learning_rate * factor.item()
+
+
+def adapter_of(engine: Engine, seat: str) -> dict[str, torch.Tensor]:
+    tensors = engine.snapshot(seat).tensors
+    return {name: t for name, t in tensors.items() if not name.endswith(("exp_avg", "exp_avg_sq"))}
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def train_alone(spec: TrialSpec, steps: int) -> dict[str, torch.Tensor]:
+    engine = build_engine(spec.base)
+    engine.join("alone", spec)
+    for _ in range(steps):
+        engine.step(["alone"])
+    return adapter_of(engine, "alone")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_packed_trials_equal_plain_peft_bit_for_bit(mixed, form):
+    if torch.cuda.is_available():
+        pytest.skip("needs a CPU: on CUDA, PEFT's own kernels and dropout stream are others")
+    specs = mixed(form)
+    engine = build_engine(specs["wide"].base)
+    for seat, spec in specs.items():
+        engine.join(seat, spec)
+    for _ in range(STEPS):
+        engine.step(list(specs))
+    for seat, spec in specs.items():
+        assert largest_difference(adapter_of(engine, seat), train_with_peft(spec, STEPS)) == 0.0
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *FORMS,
+        pytest.param({"quantization": "fp4"}, id="fp4"),
+        pytest.param({"quantization": "int8"}, id="int8"),
+    ],
+)
+def test_a_pack_changes_nothing_about_its_members(mixed, form):
+    specs = mixed(form)
+    engine = build_engine(specs["wide"].base)
+    for seat, spec in specs.items():
+        engine.join(seat, spec)
+    for _ in range(5):
+        engine.step(list(specs))
+    for seat, spec in specs.items():
+        assert largest_difference(adapter_of(engine, seat), train_alone(spec, 5)) == 0.0
+
+
+def test_bfloat16_packs_are_exact_too(mixed):
+    specs = {
+        seat: replace(spec, base=replace(spec.base, compute_dtype="bfloat16"))
+        for seat, spec in mixed({"quantization": "nf4"}).items()
+    }
+    engine = build_engine(specs["wide"].base)
+    for seat, spec in specs.items():
+        engine.join(seat, spec)
+    for _ in range(5):
+        engine.step(list(specs))
+    for seat, spec in specs.items():
+        assert largest_difference(adapter_of(engine, seat), train_alone(spec, 5)) == 0.0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_early_stop_and_late_join_leave_neighbours_alone(mixed, form):
+    specs = mixed(form)
+    engine = build_engine(specs["wide"].base)
+    for seat in ("attention", "dropout", "micro"):
+        engine.join(seat, specs[seat])
+    for _ in range(8):
+        engine.step(["attention", "dropout", "micro"])
+    stopped = adapter_of(engine, "dropout")
+    engine.leave("dropout")
+    engine.join("wide", specs["wide"])
+    for _ in range(12):
+        engine.step(["wide", "attention", "micro"])
+    assert largest_difference(stopped, train_alone(specs["dropout"], 8)) == 0.0
+    assert largest_difference(adapter_of(engine, "wide"), train_alone(specs["wide"], 12)) == 0.0
+    for seat in ("attention", "micro"):
+        assert largest_difference(adapter_of(engine, seat), train_alone(specs[seat], 20)) == 0.0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_snapshot_goes_on_in_another_engine_as_if_nothing_happened(mixed, form, tmp_path):
+    specs = mixed(form)
+    engine = build_engine(specs["wide"].base)
+    for seat, spec in specs.items():
+        engine.join(seat, spec)
+    for _ in range(7):
+        engine.step(list(specs))
+    for seat in specs:
+        (tmp_path / seat).mkdir()
+        save_state(engine.snapshot(seat), tmp_path / seat)
+
+    other = build_engine(specs["wide"].base)
+    for seat, spec in specs.items():
+        state = load_state(tmp_path / seat)
+        assert state.spec == spec
+        other.join(seat, spec, state)
+    for _ in range(STEPS - 7):
+        other.step(list(specs))
+    for seat, spec in specs.items():
+        assert largest_difference(adapter_of(other, seat), train_alone(spec, STEPS)) == 0.0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_fresh_adapter_changes_nothing(mixed, form):
+    spec = mixed(form)["wide"]
+    engine = build_engine(spec.base)
+    engine.join("seat", spec)
+    assert engine.evaluate("seat") == engine.evaluate_base(spec)
+
+
+def test_the_bare_base_is_what_transformers_computes(build_spec):
+    spec = build_spec()
+    engine = build_engine(spec.base)
+    model = load_base(spec.base)
+    total, answers = 0.0, 0
+    for row in load_splits(spec.data, model.tokenizer).validation.rows:
+        ids = torch.from_numpy(row.input_ids)[None].to(model.device)
+        mask = torch.from_numpy(row.is_answer)[1:].to(model.device)
+        with torch.no_grad():
+            log_probs = model.model(ids).logits[0, :-1].log_softmax(-1)
+        total -= log_probs[mask, ids[0, 1:][mask]].sum().item()
+        answers += int(mask.sum())
+    assert engine.evaluate_base(spec)["eval_loss"] == pytest.approx(total / answers, rel=1e-5)
+
+
+def test_only_adapters_learn(mixed):
+    spec = mixed({"quantization": "nf4"})["wide"]
+    engine = build_engine(spec.base)
+    before = {name: p.detach().clone() for name, p in engine.base.model.named_parameters()}
+    engine.join("seat", spec)
+    for _ in range(3):
+        engine.step(["seat"])
+    after = dict(engine.base.model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.grad is None and not p.requires_grad for p in after.values())
+
+
+def test_training_goes_on_after_an_evaluation(build_spec):
+    """bitsandbytes 0.50.2 repacks 4-bit weights for inference and then gives no gradient."""
+    spec = build_spec({"quantization": "nf4"})
+    engine = build_engine(spec.base)
+    engine.join("seat", spec)
+    engine.evaluate("seat")
+    for _ in range(STEPS):
+        engine.step(["seat"])
+    assert largest_difference(adapter_of(engine, "seat"), train_alone(spec, STEPS)) == 0.0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_diverging_seat_says_so_and_its_neighbours_do_not_notice(mixed, build_spec, form):
+    specs = mixed(form)
+    engine = build_engine(specs["wide"].base)
+    engine.join("broken", build_spec(form, learning_rate=1e30, max_grad_norm=0))
+    engine.join("wide", specs["wide"])
+    results = [engine.step(["broken", "wide"]) for _ in range(6)]
+    assert [r["wide"].is_finite for r in results] == [True] * 6
+    assert not results[-1]["broken"].is_finite
+    assert results[-1]["broken"].step < 6
+    assert largest_difference(adapter_of(engine, "wide"), train_alone(specs["wide"], 6)) == 0.0
+
+
+def test_a_tiny_model_learns(build_spec):
+    spec = build_spec(steps=60, batch_size=8, learning_rate=1e-2)
+    engine = build_engine(spec.base)
+    engine.join("seat", spec)
+    before = engine.evaluate("seat")
+    for _ in range(60):
+        engine.step(["seat"])
+    after = engine.evaluate("seat")
+    assert after["eval_loss"] < 0.5 * before["eval_loss"]
+    assert after["eval_token_accuracy"] > before["eval_token_accuracy"]
+
+
+def test_micro_batches_give_the_loss_of_the_whole_batch(build_spec):
+    whole, parts = build_spec(batch_size=8), build_spec(batch_size=8, micro_batch_size=2)
+    engine = build_engine(whole.base)
+    engine.join("whole", whole)
+    engine.join("parts", parts)
+    results = engine.step(["whole", "parts"])
+    assert results["parts"].loss == pytest.approx(results["whole"].loss, rel=1e-5)
+    assert results["parts"].tokens == results["whole"].tokens
+
+
+def test_exact_match_is_what_greedy_decoding_writes(build_spec):
+    spec = build_spec(steps=60, batch_size=16, learning_rate=1e-2)
+    engine = build_engine(spec.base)
+    engine.join("seat", spec)
+    for _ in range(60):
+        engine.step(["seat"])
+    folder_scores = engine.score("seat")
+    adapter = adapter_of(engine, "seat")
+    plain = load_base(spec.base)
+    model = peft.get_peft_model(
+        plain.model, peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    )
+    for name, module in model.base_model.model.named_modules():
+        if hasattr(module, "lora_A"):
+            module.lora_A.default.weight.data = adapter[f"{name}/a"].to(plain.device)
+            module.lora_B.default.weight.data = adapter[f"{name}/b"].to(plain.device)
+    model.eval()
+    rows = load_splits(spec.data, plain.tokenizer).validation.rows
+    written = []
+    for row in rows:
+        prompt = torch.from_numpy(row.input_ids[~row.is_answer])[None].to(plain.device)
+        answer = row.input_ids[row.is_answer].tolist()
+        output = model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=len(answer),
+            pad_token_id=0,
+        )
+        written.append(output[0, prompt.shape[1] :].tolist() == answer)
+    scored = [
+        c == t
+        for c, t in zip(folder_scores.correct_tokens, folder_scores.answer_tokens, strict=True)
+    ]
+    assert scored == written
+    assert sum(written) > 0
+
+
+def test_seats_and_targets_are_checked(build_spec):
+    spec = build_spec()
+    engine = build_engine(spec.base)
+    engine.join("seat", spec)
+    with pytest.raises(SpecError, match="'seat' is taken"):
+        engine.join("seat", spec)
+    with pytest.raises(SpecError, match=r"lora.targets: got 'qkv'.*down_proj, gate_proj"):
+        engine.join("other", build_spec(targets=("qkv",)))
+    assert engine.seats == ("seat",)
