@@ -15,7 +15,7 @@ from orchestrator.errors import SweepSpecError
 _SHOWN_CHARS = 120
 _MISSING = ("missing", "missing_argument")
 _MAPPINGS = ("dataclass_type", "dataclass_exact_type", "mapping_type", "dict_type")
-_ALLOWED = {kind: "a mapping of settings" for kind in _MAPPINGS} | {
+_ALLOWED = dict.fromkeys(_MAPPINGS, "a mapping of settings") | {
     "int_parsing": "a whole number",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -27,7 +27,7 @@ _ALLOWED = {kind: "a mapping of settings" for kind in _MAPPINGS} | {
     "tuple_type": "a list",
     "invalid_key": "text as keys",
 }
-_REMEDY = {kind: "Write its settings as `key: value` lines below it." for kind in _MAPPINGS} | {
+_REMEDY = dict.fromkeys(_MAPPINGS, "Write its settings as `key: value` lines below it.") | {
     "literal_error": "Choose one of these.",
 }
 

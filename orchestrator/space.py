@@ -59,6 +59,9 @@ def _field_types() -> dict[str, Any]:
     }
 
 
+_MAX_TRIED = 4096
+"""Whole numbers of one range that are all tried when a sweep is parsed."""
+
 KNOBS: dict[str, Any] = _field_types()
 """Every setting a space may hold, with its type."""
 
@@ -293,7 +296,7 @@ def _bound(where: str, written: object, is_whole: bool) -> float:
 
 
 def _coerce(name: str, written: object) -> Any:
-    """The value as the setting's type, so that `"1e-4"` is a number; tuples become lists."""
+    """The value as the setting's type, so that `"1e-4"` is a number; names become a list."""
     hint = KNOBS[name]
     where = f"space.{name}"
     takes = set(get_args(hint) or (hint,))
@@ -308,7 +311,8 @@ def _coerce(name: str, written: object) -> Any:
         value = TypeAdapter(hint).validate_python(written)
     except ValidationError as error:
         raise translate(error, hint, where) from error
-    return list(value) if isinstance(value, tuple) else value
+    # The order of layer names means nothing: one order makes equal choices equal.
+    return sorted(set(value)) if isinstance(value, tuple) else value
 
 
 def _try_values(space: SearchSpace, spec: SweepSpec) -> None:
@@ -333,7 +337,7 @@ def _try_values(space: SearchSpace, spec: SweepSpec) -> None:
 def _samples(distribution: Distribution) -> tuple[Any, ...]:
     if isinstance(distribution, Choice):
         return distribution.values
-    if distribution.is_whole and distribution.high - distribution.low < 256:
+    if distribution.is_whole and distribution.high - distribution.low < _MAX_TRIED:
         return tuple(range(int(distribution.low), int(distribution.high) + 1))
     return (distribution.decode(distribution.low), distribution.decode(distribution.high))
 
