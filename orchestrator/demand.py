@@ -1,0 +1,97 @@
+"""Which hosts to start, and which to end so that another group gets one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.members import Errand, Host, HostStart, Member
+from orchestrator.seats import Seats
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostLimits:
+    """How many hosts there may be and what one is.
+
+    Attributes:
+        max_hosts: Hosts at once, those that are ending included.
+        seats: Seats per host.
+        is_fresh: A host serves one trial and ends.
+        patience_s: How long a group without a host waits before a busy host of another group takes
+            no new trials; an idle one gives way at once.
+    """
+
+    max_hosts: int
+    seats: int
+    is_fresh: bool = False
+    patience_s: float = 60.0
+
+
+def start_hosts(seats: Seats, limits: HostLimits, now: float) -> list[HostStart]:
+    """Open the hosts that are needed and allowed; the caller starts them.
+
+    Groups without a host come first, the one that waits longest at the head; then second hosts.
+    With no host to spare, one of another group is drained, at most one for each group without.
+    """
+    if seats.is_closed:
+        return []
+    lines = _lines(seats)
+    starts: list[HostStart] = []
+    homeless = [group for group in lines if not _open_hosts(seats, group)]
+    for group in homeless:
+        if len(seats.hosts) < limits.max_hosts:
+            starts.append(_open(seats, lines[group][0], limits))
+    still_homeless = [group for group in homeless if not _open_hosts(seats, group)]
+    if still_homeless:
+        _make_room(seats, lines, still_homeless, limits, now)
+        return starts
+    for group, line in lines.items():
+        while len(line) > _room(seats, group) and len(seats.hosts) < limits.max_hosts:
+            starts.append(_open(seats, line[0], limits))
+    return starts
+
+
+def _lines(seats: Seats) -> dict[str, list[Member | Errand]]:
+    """Who waits, by group, longest first."""
+    everyone: list[Member | Errand] = [*seats.members.values(), *seats.errands.values()]
+    waiting = [who for who in everyone if who.is_waiting]
+    lines: dict[str, list[Member | Errand]] = {}
+    for who in sorted(waiting, key=lambda one: one.since):
+        lines.setdefault(who.group, []).append(who)
+    return lines
+
+
+def _open_hosts(seats: Seats, group: str) -> list[Host]:
+    return [h for h in seats.hosts.values() if h.group == group and not h.is_draining]
+
+
+def _room(seats: Seats, group: str) -> int:
+    return sum(host.seats - seats.load(host.host_id) for host in _open_hosts(seats, group))
+
+
+def _open(seats: Seats, who: Member | Errand, limits: HostLimits) -> HostStart:
+    start = HostStart(host_id=seats.next_host_id(), group=who.group, base=who.base)
+    places = 1 if limits.is_fresh else limits.seats
+    seats.open_host(start, places, serves=1 if limits.is_fresh else None)
+    return start
+
+
+def _make_room(
+    seats: Seats,
+    lines: Mapping[str, list[Member | Errand]],
+    homeless: list[str],
+    limits: HostLimits,
+    now: float,
+) -> None:
+    """Drain the least busy hosts, unless enough are ending already."""
+    ending = sum(host.is_draining for host in seats.hosts.values())
+    for group in homeless[ending:]:
+        is_urgent = now - lines[group][0].since > limits.patience_s
+        victims = [
+            host
+            for host in seats.hosts.values()
+            if not host.is_draining
+            and (is_urgent or (seats.load(host.host_id) == 0 and host.group not in lines))
+        ]
+        if victims:
+            min(victims, key=lambda host: seats.load(host.host_id)).is_draining = True

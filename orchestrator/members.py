@@ -1,0 +1,145 @@
+"""Values of the seating: an attempt of a trial, a task, a host, and what a proxy is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from trainables.orders import SeatReport, SeatRequest, Task, TaskReport
+from trainables.spec import TrialSpec
+
+
+class Phase(StrEnum):
+    """Where an attempt of a trial is."""
+
+    WAITING = "waiting"
+    SEATED = "seated"
+    LEAVING = "leaving"
+    LEFT = "left"
+    LOST = "lost"
+    """Forgotten, as its proxy was silent for too long: join again."""
+    SUPERSEDED = "superseded"
+    """Another attempt of the same trial has joined since: give up."""
+    CLOSED = "closed"
+    """The sweep is ending."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a proxy is told; `reason` says why a seat that was left has no bundle."""
+
+    phase: Phase
+    report: SeatReport | None = None
+    reason: str = ""
+
+    def answers(self, until: int) -> bool:
+        """A proxy that asked for step `until` need not wait any longer."""
+        if self.phase not in (Phase.WAITING, Phase.SEATED):
+            return True
+        return self.report is not None and (
+            self.report.fault is not None or self.report.step >= until
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostStart:
+    """A host that should be started."""
+
+    host_id: str
+    group: str
+    base: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Member:
+    """An attempt of a trial that has joined and not left."""
+
+    key: str
+    trial: int
+    group: str
+    request: SeatRequest
+    since: float
+    seen: float
+    until: int = 0
+    report: SeatReport | None = None
+    host: str | None = None
+    is_leaving: bool = False
+    is_suspect: bool = False
+    lone_crashes: int = 0
+
+    @property
+    def known(self) -> int:
+        """Step of the last report."""
+        return 0 if self.report is None else self.report.step
+
+    @property
+    def has_fault(self) -> bool:
+        """The trial cannot go on; it holds no seat any more."""
+        return self.report is not None and self.report.fault is not None
+
+    @property
+    def is_waiting(self) -> bool:
+        """It stands in the line for a seat."""
+        return self.host is None and not self.has_fault
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """Fields of the `BaseSpec` its host must load."""
+        return dict(self.request.spec["base"])
+
+
+@dataclass(kw_only=True)
+class Errand:
+    """A task on its way."""
+
+    task: Task
+    group: str
+    since: float
+    host: str | None = None
+    report: TaskReport | None = None
+    crashes: int = 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """It stands in the line for a host."""
+        return self.host is None and self.report is None
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """Fields of the `BaseSpec` its host must load."""
+        return dict(self.task.spec["base"])
+
+
+@dataclass(kw_only=True)
+class Host:
+    """A host that was started and has not ended.
+
+    Attributes:
+        serves: Trials it may still take; `None` is any number.
+        holding: Seats it said it holds.
+        offered: Seats and tasks with work in the orders it was last given.
+    """
+
+    host_id: str
+    group: str
+    seats: int
+    serves: int | None
+    incarnation: str | None = None
+    past: set[str] = field(default_factory=set)
+    holding: frozenset[str] = frozenset()
+    offered: frozenset[str] = frozenset()
+    is_draining: bool = False
+
+
+def group_key(spec: TrialSpec) -> str:
+    """Names the base a trial needs; trials with equal keys can share a host."""
+    return base_key(spec.to_dict()["base"])
+
+
+def base_key(base: dict[str, Any]) -> str:
+    """`group_key` of the fields of a `BaseSpec`."""
+    revision = f"@{base['revision']}" if base["revision"] else ""
+    is_double = base["double_quant"] and base["quantization"] in ("nf4", "fp4")
+    form = base["quantization"] + ("+dq" if is_double else "")
+    return f"{base['model']}{revision} {form} {base['compute_dtype']}"
