@@ -28,15 +28,13 @@ from orchestrator.errors import SweepStorageError
 from orchestrator.history import SweepHistory
 from orchestrator.outcome import Outcome, infer_outcome
 from orchestrator.sections import Algorithm, Metric, Mode, SearchSpec
-from orchestrator.space import SearchSpace, build_trial
+from orchestrator.space import MAX_LISTED, SearchSpace, build_trial
 from orchestrator.spec import SweepSpec
 
 logger = logging.getLogger(__name__)
 
 _MAX_ASKS = 16
 """Asks for one suggestion before a repeated configuration is no longer chance."""
-_MAX_LISTED = 100_000
-"""Largest space that is listed to find what is left of it."""
 
 _STATES = {
     None: TrialState.RUNNING,
@@ -162,7 +160,7 @@ def suggest_knobs(
         knobs = space.decode(study.ask(distributions).params)
         if _key(knobs) not in tried:
             return knobs
-    if space.size is None or space.size > _MAX_LISTED:
+    if space.size is None or space.size > MAX_LISTED:
         return None
     left = [knobs for knobs in space.configurations() if _key(knobs) not in tried]
     return random.Random(seed).choice(left)

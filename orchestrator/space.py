@@ -59,6 +59,9 @@ def _field_types() -> dict[str, Any]:
     }
 
 
+MAX_LISTED = 100_000
+"""Largest space whose configurations are listed one by one."""
+
 _MAX_TRIED = 4096
 """Whole numbers of one range that are all tried when a sweep is parsed."""
 

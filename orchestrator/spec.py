@@ -35,7 +35,7 @@ from orchestrator.sections import (
     SearchSpec,
     require_slug,
 )
-from orchestrator.space import SearchSpace, build_trial, parse_space
+from orchestrator.space import MAX_LISTED, SearchSpace, build_trial, parse_space
 from orchestrator.sweep_file import load_mapping
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec
 
@@ -198,30 +198,38 @@ class SweepSpec:
             "at least one knob for more than one trial",
             "Add a knob such as lora.rank: {choice: [4, 8]}, or set budget.trials to 1.",
         )
-        try:
-            json.dumps(dict(self.space), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise complaint(
-                "space",
-                dict(self.space),
-                f"plain values ({error})",
-                "Use numbers, text and lists.",
-            ) from error
-        self._fill("space", json.loads(json.dumps(dict(self.space))))
-        space = self.search_space
-        if self.search.algorithm == "grid":
-            for knob, distribution in self.space.items():
-                require(
-                    "choice" in distribution,
+        for knob, distribution in self.space.items():
+            try:
+                json.dumps(distribution, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise complaint(
                     f"space.{knob}",
                     distribution,
-                    "choice, for search.algorithm grid",
-                    "List the values to try, or search with tpe or random.",
-                )
-            require(
-                len(space.knobs) > 0, "search.algorithm", "grid", "tpe or random", "Add knobs."
-            )
+                    "finite numbers, text and lists",
+                    "Write the values out.",
+                ) from error
+        self._fill("space", json.loads(json.dumps(dict(self.space))))
+        size = self.search_space.size
+        if self.search.algorithm == "grid":
+            self._check_grid(size)
         build_trial(self, {})
+
+    def _check_grid(self, size: int | None) -> None:
+        for knob, distribution in self.space.items():
+            require(
+                "choice" in distribution,
+                f"space.{knob}",
+                distribution,
+                "choice, for search.algorithm grid",
+                "List the values to try, or search with tpe or random.",
+            )
+        require(
+            len(self.space) > 0 and size is not None and size <= MAX_LISTED,
+            "space",
+            dict(self.space),
+            f"1 to {MAX_LISTED} configurations for search.algorithm grid",
+            "Offer fewer choices, or search with tpe or random.",
+        )
 
 
 def parse_sweep(mapping: Mapping[str, Any], base_dir: Path) -> SweepSpec:

@@ -1,0 +1,243 @@
+"""What a sweep file may say, and what each mistake is answered with."""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.errors import SweepSpecError
+from orchestrator.spec import BudgetSpec, ObjectiveSpec, SweepSpec, parse_sweep
+from trainables.spec import BaseSpec, DataSpec, OptimSpec
+
+SWEEP: dict[str, Any] = {
+    "name": "tiny-sweep",
+    "seed": 7,
+    "base": {"model": "owner/name"},
+    "data": {"train": "data/rows.jsonl"},
+    "lora": {"dropout": 0.0},
+    "optim": {"steps": 80, "batch_size": 8},
+    "eval": {"every": 10},
+    "space": {
+        "lora.rank": {"choice": [4, 8, 16]},
+        "lora.alpha_per_rank": {"choice": [1, 2]},
+        "optim.learning_rate": {"log_uniform": [3e-4, 5e-3]},
+    },
+    "search": {"algorithm": "tpe", "startup_trials": 4},
+    "schedule": {"algorithm": "asha", "grace_steps": 20, "reduction_factor": 2},
+    "budget": {"trials": 8},
+    "register": {"top": 2},
+}
+MISSING = object()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = tmp_path / "data" / "rows.jsonl"
+    rows.parent.mkdir()
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    return tmp_path
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The sweep with one value set or taken away; the path's parts are parted by slashes."""
+    sweep = copy.deepcopy(SWEEP)
+    *parents, last = path.split("/")
+    section = sweep
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    if value is MISSING:
+        del section[last]
+    else:
+        section[last] = value
+    return sweep
+
+
+def test_sweep_file_becomes_a_spec_with_paths_beside_the_file(folder: Path) -> None:
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    spec = SweepSpec.from_yaml(folder / "sweep.yaml")
+    assert spec.data.train == str(folder / "data" / "rows.jsonl")
+    assert spec.base.model == "owner/name"
+    assert spec.horizon == 80
+    assert spec.register is not None
+    assert spec.register.name == "tiny-sweep"
+    assert spec.objective.mode == "min"
+
+
+def test_plain_dict_takes_a_round_trip_through_json(folder: Path) -> None:
+    spec = parse_sweep(changed("lora/targets", ["q_proj", "v_proj"]), folder)
+    again = parse_sweep(json.loads(json.dumps(spec.to_dict())), Path("/nowhere"))
+    assert again == spec
+    assert again.digest == spec.digest
+
+
+def test_number_that_yaml_reads_as_text_is_a_number(folder: Path) -> None:
+    text = yaml.safe_dump(changed("optim/learning_rate", 1.0)).replace(": 1.0\n", ": 1e-4\n")
+    assert yaml.safe_load(text)["optim"]["learning_rate"] == "1e-4"
+    (folder / "sweep.yaml").write_text(text)
+    assert SweepSpec.from_yaml(folder / "sweep.yaml").optim.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"), [("eval_loss", "min"), ("train_loss", "min"), ("eval_accuracy", "max")]
+)
+def test_omitted_mode_fits_the_metric(metric: Any, mode: str) -> None:
+    assert ObjectiveSpec(metric=metric).mode == mode
+
+
+def test_omitted_grace_is_a_quarter_of_the_horizon_in_whole_evaluations(folder: Path) -> None:
+    assert parse_sweep(changed("schedule", {}), folder).schedule.grace_steps == 20
+    sweep = changed("schedule", {}) | {"eval": {"every": 40}}
+    assert parse_sweep(sweep, folder).schedule.grace_steps == 40
+
+
+def test_sections_left_out_have_defaults(folder: Path) -> None:
+    sweep = {key: SWEEP[key] for key in ("name", "base", "data")} | {
+        "optim": {"steps": 20},
+        "budget": {"trials": 1},
+    }
+    spec = parse_sweep(sweep, folder)
+    assert spec.register is None
+    assert spec.search_space.knobs == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "parts"),
+    [
+        ("optim/lerning_rate", 1, ["optim.lerning_rate", "Did you mean learning_rate?"]),
+        ("optim/lr", 1, ["optim.lr", "Did you mean learning_rate?"]),
+        ("bugdet", {}, ["bugdet", "unknown key", "Did you mean budget?"]),
+        ("base/model", MISSING, ["base.model", "missing", "Add it."]),
+        ("budget", MISSING, ["budget", "missing"]),
+        ("optim/learning_rate", "fast", ["optim.learning_rate", "'fast'", "a number"]),
+        ("optim/learning_rate", -1, ["optim.learning_rate", "-1", "> 0"]),
+        ("optim/learning_rate", float("nan"), ["optim.learning_rate", "nan", "finite"]),
+        ("optim/steps", 85, ["optim.steps", "85", "eval.every (10)", "80 or 90"]),
+        ("optim/steps", 2.5, ["optim.steps", "2.5", "a whole number"]),
+        ("lora", 3, ["lora", "a mapping", "key: value"]),
+        ("lora/rank", 0, ["lora.rank", "0", "1 to 1024"]),
+        ("lora/rank", True, ["lora.rank", "True", "Give a number"]),
+        ("lora/targets", "atention", ["lora.targets", "'atention'", "all-linear"]),
+        ("lora/targets", 5, ["lora.targets", "5", "text or a list"]),
+        ("name", "My Sweep", ["name", "'My Sweep'", "a-z", "Use my-sweep."]),
+        ("name", "../up", ["name", "'../up'"]),
+        ("name", 5, ["name", "5", "text"]),
+        ("seed", -1, ["seed", "-1", "0 to"]),
+        ("data/train", "data/none.jsonl", ["data.train", "none.jsonl", "existing file"]),
+        ("data/validation", "none.csv", ["data.validation", "none.csv", "existing file"]),
+        ("data/train", "", ["data.train", "''"]),
+        ("base/model", "./nothing", ["base.model", "nothing", "existing"]),
+        ("base/quantization", "nf5", ["base.quantization", "'nf5'", "nf4", "fp4"]),
+        ("objective/metric", "loss", ["objective.metric", "'loss'", "eval_token_accuracy"]),
+        ("objective/mode", "max", ["objective.mode", "'max'", "min for eval_loss"]),
+        ("search/algorithm", "bayes", ["search.algorithm", "'bayes'", "'tpe'"]),
+        ("search/algorithm", "grid", ["space.optim.learning_rate", "choice", "grid"]),
+        ("schedule/grace_steps", 25, ["schedule.grace_steps", "25", "20 or 30"]),
+        ("schedule/grace_steps", 5, ["schedule.grace_steps", "5", "Use 10."]),
+        ("schedule/grace_steps", 90, ["schedule.grace_steps", "90", "optim.steps (80)"]),
+        ("schedule/reduction_factor", 1.5, ["schedule.reduction_factor", "1.5", ">= 2"]),
+        ("budget/trials", 0, ["budget.trials", "0", ">= 1"]),
+        ("budget/wall_clock_s", 0, ["budget.wall_clock_s", "0", "> 0"]),
+        ("hosts/seats", 0, ["hosts.seats", "0"]),
+        ("register/top", 9, ["register.top", "9", "budget.trials (8)"]),
+        ("space", {}, ["space", "at least one knob", "budget.trials to 1"]),
+        ("space", [], ["space", "a mapping"]),
+    ],
+)
+def test_bad_value_is_named_with_what_is_allowed(
+    folder: Path, path: str, value: Any, parts: list[str]
+) -> None:
+    with pytest.raises(SweepSpecError) as caught:
+        parse_sweep(changed(path, value), folder)
+    message = str(caught.value)
+    assert message.startswith(parts[0])
+    assert [part for part in parts if part not in message] == []
+    assert "\n" not in message
+
+
+def test_first_of_many_mistakes_is_told_and_the_others_counted(folder: Path) -> None:
+    sweep = changed("optim/steps", "many") | {"hosts": {"seats": "two", "fresh": "maybe"}}
+    with pytest.raises(SweepSpecError, match=r"^optim\.steps: .*\(And 2 more after this\.\)$"):
+        parse_sweep(sweep, folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("name: a\nlora: {rank: 8\n", ["sweep.yaml, line 3, column 1", "Mend"]),
+        ("name: a\nname: b\n", ["line 2, column 1", "'name' is given twice"]),
+        ("", ["None", "a mapping of settings"]),
+        ("- name\n", ["['name']", "a mapping of settings"]),
+        ("a: !!python/object:os.system x\n", ["line 1", "python/object"]),
+        ("a: \x00\n", ["special characters"]),
+    ],
+)
+def test_yaml_mistake_is_placed(tmp_path: Path, text: str, parts: list[str]) -> None:
+    (tmp_path / "sweep.yaml").write_text(text)
+    with pytest.raises(SweepSpecError) as caught:
+        SweepSpec.from_yaml(tmp_path / "sweep.yaml")
+    assert [part for part in parts if part not in str(caught.value)] == []
+
+
+def test_missing_sweep_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SweepSpecError, match=r"cannot read .*none\.yaml"):
+        SweepSpec.from_yaml(tmp_path / "none.yaml")
+
+
+def build_in_python(**changes: Any) -> SweepSpec:
+    values: dict[str, Any] = {
+        "name": "in-python",
+        "base": BaseSpec(model="owner/name"),
+        "data": DataSpec(train=({"prompt": "a", "completion": "b"},)),
+        "optim": OptimSpec(steps=40),
+        "budget": BudgetSpec(trials=4),
+        "space": {"lora.rank": {"choice": [4, 8]}},
+    }
+    return SweepSpec(**values | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"optim": OptimSpec(steps=41)}, "optim.steps"),
+        ({"name": "In Python"}, "name"),
+        ({"data": DataSpec(train="none.jsonl")}, "data.train"),
+        ({"space": {"lora.rank": {"choice": [0]}}}, "space.lora.rank"),
+        ({"space": {}}, "space"),
+    ],
+)
+def test_spec_built_in_python_is_checked_alike(changes: dict[str, Any], start: str) -> None:
+    with pytest.raises(SweepSpecError, match=f"^{start}: "):
+        build_in_python(**changes)
+
+
+def test_rows_in_memory_become_files(tmp_path: Path) -> None:
+    spec = build_in_python()
+    with pytest.raises(SweepSpecError, match=r"^data\.train: .*with_saved_rows"):
+        spec.to_dict()
+    saved = spec.with_saved_rows(tmp_path)
+    assert isinstance(saved.data.train, str)
+    lines = Path(saved.data.train).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"prompt": "a", "completion": "b"}]
+    assert saved.digest == spec.with_saved_rows(tmp_path / "elsewhere").digest
+
+
+def test_digest_outlives_a_larger_budget_and_a_moved_file(folder: Path, tmp_path: Path) -> None:
+    spec = parse_sweep(SWEEP, folder)
+    larger = dataclasses.replace(spec, budget=BudgetSpec(trials=80), register=None)
+    assert larger.digest == spec.digest
+    moved = tmp_path / "moved.jsonl"
+    moved.write_bytes(Path(str(spec.data.train)).read_bytes())
+    assert parse_sweep(changed("data/train", str(moved)), folder).digest == spec.digest
+
+
+def test_digest_sees_other_rows_and_other_settings(folder: Path) -> None:
+    digests = {parse_sweep(SWEEP, folder).digest}
+    digests.add(parse_sweep(changed("seed", 8), folder).digest)
+    digests.add(parse_sweep(changed("space/lora.rank", {"choice": [4]}), folder).digest)
+    (folder / "data" / "rows.jsonl").write_text('{"prompt": "a", "completion": "c"}\n')
+    digests.add(parse_sweep(SWEEP, folder).digest)
+    assert len(digests) == 4
