@@ -83,15 +83,20 @@ def _make_room(
     limits: HostLimits,
     now: float,
 ) -> None:
-    """Drain the least busy hosts, unless enough are ending already."""
+    """Drain the least busy hosts, unless enough are ending already.
+
+    A host whose own group has an older trial in line stays: that trial is first.
+    """
     ending = sum(host.is_draining for host in seats.hosts.values())
     for group in homeless[ending:]:
-        is_urgent = now - lines[group][0].since > limits.patience_s
+        since = lines[group][0].since
+        is_urgent = now - since > limits.patience_s
         victims = [
             host
             for host in seats.hosts.values()
             if not host.is_draining
-            and (is_urgent or (seats.load(host.host_id) == 0 and host.group not in lines))
+            and (is_urgent or seats.load(host.host_id) == 0)
+            and (host.group not in lines or lines[host.group][0].since > since)
         ]
         if victims:
             min(victims, key=lambda host: seats.load(host.host_id)).is_draining = True
