@@ -338,11 +338,13 @@ def _try_values(space: SearchSpace, spec: SweepSpec) -> None:
 
 
 def _samples(distribution: Distribution) -> tuple[Any, ...]:
+    """The values to try: all of a few, the bounds of many."""
     if isinstance(distribution, Choice):
         return distribution.values
-    if distribution.is_whole and distribution.high - distribution.low < _MAX_TRIED:
-        return tuple(range(int(distribution.low), int(distribution.high) + 1))
-    return (distribution.decode(distribution.low), distribution.decode(distribution.high))
+    low, high = distribution.low, distribution.high
+    is_short = distribution.is_whole and high - low < _MAX_TRIED
+    inner = range(int(low) + 1, int(high)) if is_short else ()
+    return tuple(map(distribution.decode, (low, high, *inner)))
 
 
 def _size(distribution: Distribution) -> int | None:

@@ -1,0 +1,108 @@
+"""The history of a sweep is the fold of its events."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.events import Event, EventLog
+from orchestrator.history import SweepHistory
+from orchestrator.outcome import Outcome
+
+
+def fold(*events: tuple[str, dict[str, Any]]) -> SweepHistory:
+    history = SweepHistory()
+    for at, (kind, fields) in enumerate(events):
+        history.apply(Event(kind=kind, at=float(at), fields=fields))
+    return history
+
+
+def started(trial: int) -> tuple[str, dict[str, Any]]:
+    return "trial_started", {"trial": trial, "knobs": {"lora.rank": trial}, "spec": {}}
+
+
+def report(trial: int, step: int, loss: float) -> tuple[str, dict[str, Any]]:
+    return "report", {"trial": trial, "step": step, "metrics": {"eval_loss": loss}}
+
+
+def ended(trial: int, outcome: str = "completed") -> tuple[str, dict[str, Any]]:
+    fields = {"outcome": outcome, "reason": "why", "step": 0, "bundle": f"/b/{trial}"}
+    return "trial_ended", {"trial": trial, **fields}
+
+
+def test_log_folds_into_a_whole_sweep(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    with EventLog(path) as log:
+        log.append("sweep_started", sweep_id="s", spec={"name": "x"}, digest="d")
+        log.append("base_evaluated", quantization="nf4", split="test", metrics={"eval_loss": 3.0})
+        log.append("phase", name="search", seconds=1.0)
+        for kind, fields in (started(0), report(0, 10, 2.0), ended(0), started(1)):
+            log.append(kind, **fields)
+        log.append("sweep_resumed")
+        log.append("phase", name="search", seconds=2.0)
+        log.append("final_evaluated", trial=0, metrics={"eval_loss": 2.5})
+        log.append("registered", trial=0, ref="x/1", digest="a")
+        log.append("promoted", ref="x/1", promoted=True, reason="better")
+        log.append("sweep_ended", status="completed", reason="budget spent")
+    history = SweepHistory.read(path)
+    assert (history.sweep_id, history.digest, history.spec) == ("s", "d", {"name": "x"})
+    assert (history.status, history.reason, history.resumes) == ("completed", "budget spent", 1)
+    assert history.base_metrics == {"nf4": {"test": {"eval_loss": 3.0}}}
+    assert history.phases == {"search": 3.0}
+    assert history.promotions[0]["promoted"] is True
+    record = history.trials[0]
+    assert (record.outcome, record.reason, record.bundle) == (Outcome.COMPLETED, "why", "/b/0")
+    assert (record.final_metrics, record.ref) == ({"eval_loss": 2.5}, "x/1")
+    assert record.ended_at is not None
+    assert record.started_at <= record.ended_at
+    assert [each.number for each in history.ended()] == [0]
+    assert [each.number for each in history.unfinished()] == [1]
+
+
+def test_steps_done_again_after_a_lost_host_count_once() -> None:
+    history = fold(
+        started(0), report(0, 10, 3.0), report(0, 20, 2.0), report(0, 30, 1.0), report(0, 20, 2.5)
+    )
+    assert [(each.step, each.metrics["eval_loss"]) for each in history.trials[0].reports] == [
+        (10, 3.0),
+        (20, 2.5),
+    ]
+    assert [each.step for _, each in history.reports] == [10, 20, 30, 20]
+
+
+def test_trial_started_again_keeps_what_it_had() -> None:
+    history = fold(started(0), report(0, 10, 3.0), started(0))
+    assert history.trials[0].step == 10
+
+
+def test_unknown_events_and_unknown_trials_change_nothing() -> None:
+    assert fold(("invented_later", {"x": 1}), ended(7)) == SweepHistory()
+
+
+@pytest.mark.parametrize(
+    ("events", "best"),
+    [
+        ([], None),
+        ([started(0), report(0, 10, 1.0)], None),
+        ([started(0), report(0, 10, 1.0), ended(0, "diverged")], None),
+        ([started(0), report(0, 10, float("nan")), ended(0)], None),
+        ([started(0), report(0, 10, 1.0), ended(0, "stopped")], 0),
+        ([started(0), report(0, 10, 1.0), report(0, 20, 3.0), ended(0)], 0),
+    ],
+    ids=["nothing", "unfinished", "diverged", "nan", "stopped", "completed"],
+)
+def test_best_is_an_adapter_that_was_measured(events: list[Any], best: int | None) -> None:
+    record = fold(*events).best("eval_loss", "min")
+    assert (record.number if record else None) == best
+
+
+def test_ranking_goes_by_last_value_then_by_steps() -> None:
+    history = fold(
+        *(started(trial) for trial in range(4)),
+        *(report(0, 10, 1.0), report(0, 20, 4.0), ended(0)),
+        *(report(1, 10, 2.0), ended(1, "stopped")),
+        *(report(2, 20, 2.0), ended(2, "stopped")),
+        *(report(3, 20, 2.0), ended(3)),
+    )
+    assert [each.number for each in history.ranking("eval_loss", "min")] == [3, 2, 1, 0]
+    assert [each.number for each in history.ranking("eval_loss", "max")] == [0, 3, 2, 1]

@@ -1,0 +1,289 @@
+"""The next configuration depends on what is known, and on nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from orchestrator.errors import SweepStorageError
+from orchestrator.events import EventLog
+from orchestrator.history import SweepHistory
+from orchestrator.outcome import Outcome
+from orchestrator.search import (
+    Observation,
+    OptunaSearcher,
+    build_study,
+    observe,
+    suggest_knobs,
+)
+from orchestrator.sections import SearchSpec
+from orchestrator.spec import BudgetSpec, SweepSpec
+from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
+
+CHOICES = {
+    "lora.rank": {"choice": [4, 8, 16]},
+    "lora.targets": {"choice": ["attention", ["q_proj", "v_proj"]]},
+}
+WIDE = CHOICES | {"optim.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
+
+
+def build_sweep(
+    algorithm: Any = "tpe", space: dict[str, Any] | None = None, trials: int = 12, seed: int = 7
+) -> SweepSpec:
+    return SweepSpec(
+        name="tiny",
+        base=BaseSpec(model="owner/name"),
+        data=DataSpec(train="owner/rows"),
+        optim=OptimSpec(steps=40),
+        eval=EvalSpec(every=10),
+        budget=BudgetSpec(trials=trials),
+        search=SearchSpec(algorithm=algorithm, startup_trials=3),
+        space=WIDE if space is None else space,
+        seed=seed,
+    )
+
+
+def loss_of(knobs: dict[str, Any]) -> float:
+    """A smooth stand-in for training: the best rate is 1e-2."""
+    return 1.0 / (1e-3 + knobs["optim.learning_rate"]) + knobs["lora.rank"]
+
+
+class Sweep:
+    """Drives a searcher as Ray Tune does and logs what it is told."""
+
+    def __init__(self, spec: SweepSpec, path: Path) -> None:
+        self.log = EventLog(path)
+        history = SweepHistory.read(path)
+        self.searcher = OptunaSearcher(spec, history)
+        self.prefix = f"run{history.resumes}-{len(history.trials)}-"
+        self.ids: dict[int, str] = {}
+
+    def start(self) -> dict[str, Any]:
+        tune_id = f"{self.prefix}{len(self.ids)}"
+        config = self.searcher.suggest(tune_id)
+        assert isinstance(config, dict)
+        self.ids[config["trial"]] = tune_id
+        if not config.get("resume"):
+            fields = {key: config[key] for key in ("trial", "knobs", "spec")}
+            self.log.append("trial_started", **fields)
+        return config
+
+    def report(self, trial: int, step: int, loss: float) -> None:
+        self.log.append("report", trial=trial, step=step, metrics={"eval_loss": loss})
+        self.searcher.on_trial_result(self.ids[trial], {"step": step, "eval_loss": loss})
+
+    def end(self, trial: int, outcome: str, step: int, loss: float) -> None:
+        self.log.append("report", trial=trial, step=step, metrics={"eval_loss": loss})
+        fields = {"reason": "", "step": step, "bundle": None}
+        self.log.append("trial_ended", trial=trial, outcome=outcome, **fields)
+        result: dict[str, Any] = {"step": step, "eval_loss": loss}
+        if outcome not in ("stopped", "completed"):
+            result["outcome"] = outcome
+        self.searcher.on_trial_complete(self.ids[trial], result, error=outcome == "failed")
+
+    def run_eight(self) -> None:
+        """Six ended trials of all kinds and two that run, one of them with a report."""
+        outcomes = ("completed", "stopped", "diverged", "infeasible", "failed", "completed")
+        for outcome in outcomes:
+            config = self.start()
+            loss = loss_of(config["knobs"])
+            if outcome != "infeasible":
+                self.report(config["trial"], 10, loss + 1)
+            self.end(config["trial"], outcome, 40 if outcome == "completed" else 20, loss)
+        self.start()
+        self.report(self.start()["trial"], 10, 50.0)
+
+
+def test_suggestion_is_a_trial_with_its_number_and_knobs() -> None:
+    spec = build_sweep()
+    searcher = OptunaSearcher(spec)
+    configs = [searcher.suggest(f"id{i}") for i in range(3)]
+    assert [config["trial"] for config in configs] == [0, 1, 2]
+    for config in configs:
+        assert json.loads(json.dumps(config)) == config
+        trial = TrialSpec.from_dict(config["spec"])
+        assert trial.lora.rank == config["knobs"]["lora.rank"]
+        assert "resume" not in config
+    assert searcher.suggest("id1") == configs[1]
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "grid"])
+def test_same_seed_and_same_news_give_the_same_suggestions(tmp_path: Path, algorithm: str) -> None:
+    space = {"optim.learning_rate": {"choice": [i * 1e-4 for i in range(1, 9)]}} | CHOICES
+    knobs = []
+    for run in range(2):
+        sweep = Sweep(build_sweep(algorithm, space), tmp_path / f"{run}.jsonl")
+        sweep.run_eight()
+        knobs.append([sweep.start()["knobs"] for _ in range(4)])
+        sweep.log.close()
+    assert knobs[0] == knobs[1]
+
+
+def test_other_seed_gives_other_suggestions() -> None:
+    first, second = (suggest_knobs(build_sweep(seed=seed), 0, {}) for seed in (1, 2))
+    assert first != second
+
+
+def test_order_of_the_news_does_not_matter() -> None:
+    spec = build_sweep()
+    seen = {}
+    for number in range(6):
+        knobs = suggest_knobs(spec, number, seen)
+        assert knobs is not None
+        seen[number] = Observation(
+            knobs=knobs, values={40: loss_of(knobs)}, outcome=Outcome.COMPLETED
+        )
+    backwards = dict(reversed(seen.items()))
+    assert suggest_knobs(spec, 6, seen) == suggest_knobs(spec, 6, backwards)
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random"])
+def test_resumed_search_goes_on_as_the_undisturbed_one(tmp_path: Path, algorithm: str) -> None:
+    spec = build_sweep(algorithm)
+    sweep = Sweep(spec, tmp_path / "events.jsonl")
+    sweep.run_eight()
+    sweep.log.close()
+    resumed = Sweep(spec, tmp_path / "events.jsonl")
+    resumed.log.close()
+    again = [resumed.searcher.suggest(f"again{i}") for i in range(2)]
+    assert [(config["trial"], config["resume"]) for config in again] == [(6, True), (7, True)]
+    undisturbed = [sweep.searcher.suggest(f"new{i}") for i in range(3)]
+    assert [resumed.searcher.suggest(f"new{i}") for i in range(3)] == undisturbed
+    assert [config["trial"] for config in undisturbed] == [8, 9, 10]
+
+
+def test_trial_started_but_never_logged_is_suggested_again(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    with EventLog(path) as log:
+        for number in (0, 2):
+            knobs = {"lora.rank": 4 + 4 * number, "lora.targets": "attention"}
+            log.append(
+                "trial_started",
+                trial=number,
+                knobs=knobs | {"optim.learning_rate": 1e-3},
+                spec={},
+            )
+    searcher = OptunaSearcher(
+        build_sweep(space=WIDE | {"lora.rank": {"int": [4, 16]}}), SweepHistory.read(path)
+    )
+    assert [searcher.suggest(f"id{i}")["trial"] for i in range(4)] == [0, 2, 1, 3]
+
+
+def test_ends_are_told_as_what_they_are(tmp_path: Path) -> None:
+    spec = build_sweep()
+    sweep = Sweep(spec, tmp_path / "events.jsonl")
+    sweep.run_eight()
+    sweep.log.close()
+    live = sweep.searcher._observations
+    logged = observe(SweepHistory.read(tmp_path / "events.jsonl"), "eval_loss")
+    assert live == logged
+    trials = build_study(spec.search_space, "min", logged).trials
+    assert [trial.state for trial in trials] == [
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.COMPLETE,
+        TrialState.COMPLETE,
+        TrialState.FAIL,
+        TrialState.COMPLETE,
+        TrialState.RUNNING,
+        TrialState.RUNNING,
+    ]
+    completed = trials[0]
+    assert completed.value == completed.intermediate_values[40] == loss_of(dict(live[0].knobs))
+    assert sorted(trials[1].intermediate_values) == [10, 20]
+    assert trials[7].intermediate_values == {10: 50.0}
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
+@pytest.mark.parametrize("outcome", [Outcome.DIVERGED, Outcome.INFEASIBLE])
+def test_configuration_that_cannot_work_is_worse_than_every_value(
+    mode: Any, sign: int, outcome: Outcome
+) -> None:
+    space = build_sweep(space={"lora.rank": {"int": [1, 64]}}).search_space
+    seen = {
+        0: Observation(knobs={"lora.rank": 1}, values={10: 90.0, 40: 2.0}),
+        1: Observation(knobs={"lora.rank": 2}, values={10: -90.0}, outcome=Outcome.STOPPED),
+        2: Observation(knobs={"lora.rank": 3}, outcome=outcome),
+    }
+    value = build_study(space, mode, seen).trials[2].value
+    assert value is not None
+    assert sign * value > 90.0
+
+
+def test_divergence_steers_the_search_away() -> None:
+    spec = build_sweep(space={"optim.learning_rate": {"log_uniform": [1e-5, 1e-1]}}, trials=99)
+    rates = [10 ** -(1 + i / 5) for i in range(20)]
+    seen = {
+        number: Observation(
+            knobs={"optim.learning_rate": rate},
+            values={} if rate > 1e-3 else {40: 3.0 - rate},
+            outcome=Outcome.DIVERGED if rate > 1e-3 else Outcome.COMPLETED,
+        )
+        for number, rate in enumerate(rates)
+    }
+    suggested = [suggest_knobs(spec, number, seen) for number in range(20, 40)]
+    assert all(knobs is not None and knobs["optim.learning_rate"] < 5e-3 for knobs in suggested)
+
+
+def test_useless_values_and_late_news_are_ignored() -> None:
+    searcher = OptunaSearcher(build_sweep())
+    searcher.suggest("a")
+    searcher.on_trial_result("a", {"step": 10, "eval_loss": float("nan")})
+    searcher.on_trial_result("a", {"step": 10})
+    searcher.on_trial_result("a", {"step": 20, "eval_loss": 2.0})
+    searcher.on_trial_result("a", {"step": 20, "eval_loss": 2.0})
+    searcher.on_trial_complete("a", {"step": 30, "eval_loss": 1.0})
+    searcher.on_trial_complete("a", error=True)
+    searcher.on_trial_result("a", {"step": 40, "eval_loss": 0.0})
+    searcher.on_trial_complete("unknown", None)
+    seen = searcher._observations[0]
+    assert seen.values == {20: 2.0, 30: 1.0}
+    assert seen.outcome is Outcome.STOPPED
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "grid"])
+def test_small_space_is_tried_whole_and_nothing_twice(algorithm: str) -> None:
+    searcher = OptunaSearcher(build_sweep(algorithm, CHOICES, trials=50))
+    tried = []
+    while (config := searcher.suggest(f"id{len(tried)}")) != Searcher.FINISHED:
+        tried.append(json.dumps(config["knobs"]))
+        result = {"step": 40, "eval_loss": float(config["knobs"]["lora.rank"])}
+        searcher.on_trial_complete(f"id{len(tried) - 1}", result)
+    assert len(tried) == len(set(tried)) == 6
+    assert searcher.finish_reason == "nothing new to try: 6 configurations were tried"
+
+
+def test_budget_counts_trials_of_every_run(tmp_path: Path) -> None:
+    spec = build_sweep(trials=9)
+    sweep = Sweep(spec, tmp_path / "events.jsonl")
+    sweep.run_eight()
+    sweep.log.close()
+    searcher = OptunaSearcher(spec, SweepHistory.read(tmp_path / "events.jsonl"))
+    numbers = [searcher.suggest(f"id{i}")["trial"] for i in range(3)]
+    assert numbers == [6, 7, 8]
+    assert searcher.suggest("id3") == Searcher.FINISHED
+    assert searcher.finish_reason == "the budget of 9 trials is spent"
+
+
+def test_sweep_without_space_is_one_trial() -> None:
+    searcher = OptunaSearcher(build_sweep(space={}, trials=1))
+    assert searcher.suggest("a")["knobs"] == {}
+    assert searcher.suggest("b") == Searcher.FINISHED
+
+
+def test_history_of_another_space_is_refused() -> None:
+    seen = {0: Observation(knobs={"lora.rank": 5})}
+    space = build_sweep(space=CHOICES).search_space
+    with pytest.raises(SweepStorageError, match=r"trial 0: its knobs .*another storage folder"):
+        build_study(space, "min", seen)
+
+
+def test_tune_files_hold_no_search(tmp_path: Path) -> None:
+    searcher = OptunaSearcher(build_sweep())
+    searcher.save_to_dir(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SweepStorageError, match="event log"):
+        searcher.restore(str(tmp_path / "x.pkl"))
