@@ -40,9 +40,14 @@ def connect(tracking_uri: str) -> MlflowClient:
     set_telemetry_client()  # MLflow read the switch when it was imported: read it again
     with plain_errors(tracking_uri), _quiet():
         client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-        if not tracking_uri.startswith(("http://", "https://")):
+        if not is_server(tracking_uri):
             client.search_experiments(max_results=1)
     return client
+
+
+def is_server(tracking_uri: str) -> bool:
+    """Whether the address is an MLflow server's rather than a database's."""
+    return tracking_uri.startswith(("http://", "https://"))
 
 
 @contextmanager

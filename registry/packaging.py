@@ -1,0 +1,113 @@
+"""Turn a bundle into an MLflow model folder: code, adapter, signature, requirements; no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+from registry.bundle import digest_file
+
+ADAPTER_IN_MODEL = "artifacts/adapter"
+"""Where the bundle lies in a version's files."""
+
+_CODE = Path(__file__).with_name("flavor.py")
+_PARAMS = {"max_new_tokens": 64}
+
+
+def write_model(
+    bundle: Path, manifest: Mapping[str, Any], folder: Path, model_id: str, run_id: str | None
+) -> None:
+    """Write the MLflow model that carries a bundle.
+
+    Args:
+        bundle: A checked bundle.
+        manifest: Its manifest.
+        folder: Where the model goes; must not exist.
+        model_id: Of the logged model that the folder will be uploaded to.
+        run_id: Of the run that trained the adapter.
+    """
+    with tempfile.TemporaryDirectory() as stage:
+        adapter, code = Path(stage) / "adapter", Path(stage) / _CODE.name
+        shutil.copytree(bundle, adapter)
+        shutil.copyfile(_CODE, code)
+        _save_model(
+            path=str(folder),
+            mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
+            python_model=str(code),
+            artifacts={"adapter": str(adapter)},
+            model_config=_load_options(manifest),
+            signature=_signature(),
+            pip_requirements=pip_requirements(manifest),
+        )
+    for cache in folder.rglob("__pycache__"):
+        shutil.rmtree(cache)
+    _forget_local_paths(folder)
+
+
+def pyfunc() -> Any:
+    """MLflow's model format, which MLflow imports on first use."""
+    with warnings.catch_warnings():
+        # About a type hint of MLflow's own: mlflow/types/responses.py
+        warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
+        mlflow.pyfunc.save_model  # noqa: B018
+    return mlflow.pyfunc
+
+
+def digest_model(folder: Path) -> str:
+    """`sha256:` over the names and contents of all files of a model folder."""
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    lines = [f"{path.relative_to(folder).as_posix()} {digest_file(path)}\n" for path in files]
+    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def pip_requirements(manifest: Mapping[str, Any]) -> list[str]:
+    """What a version needs to be loaded, at the versions it was trained with."""
+    # 2.13.0+cpu names a build that PyPI does not have.
+    versions = {name: text.partition("+")[0] for name, text in manifest["packages"].items()}
+    pinned = [f"{name}=={version}" for name, version in sorted(versions.items())]
+    others = ["accelerate", "gguf"] if manifest["base"]["source"] == "gguf" else ["accelerate"]
+    if manifest["data"].get("prompt_style") == "chat":
+        others.append("jinja2")
+    return [
+        f"mlflow=={mlflow.__version__}",
+        *pinned,
+        *(name for name in others if name not in versions),
+    ]
+
+
+def _save_model(**options: Any) -> None:
+    with warnings.catch_warnings():
+        # The signature is given and needs no example to be inferred from.
+        warnings.filterwarnings("ignore", ".*An input example was not provided", UserWarning)
+        pyfunc().save_model(**options)
+
+
+def _load_options(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    # Only what may differ from machine to machine: the rest is read from the bundle itself.
+    return {"base_model": manifest["base"]["model"], "device": "auto", "batch_size": 8}
+
+
+def _signature() -> ModelSignature:
+    return ModelSignature(
+        inputs=Schema([ColSpec("string", "prompt")]),
+        outputs=Schema([ColSpec("string")]),
+        params=ParamSchema([ParamSpec(name, "long", value) for name, value in _PARAMS.items()]),
+    )
+
+
+def _forget_local_paths(folder: Path) -> None:
+    """MLflow notes where code and artifacts came from; on load it reads the base name at most."""
+    model = Model.load(str(folder))
+    flavor = model.flavors["python_function"]
+    flavor["model_code_path"] = _CODE.name
+    flavor["artifacts"]["adapter"]["uri"] = ADAPTER_IN_MODEL
+    model.save(str(folder / "MLmodel"))

@@ -1,0 +1,120 @@
+"""Registered adapters are found again, once each, and say what they are."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from registry.adapters import get, list_adapters, register, set_alias
+from registry.errors import AdapterNotFoundError, IntegrityError, RefError
+from registry.tracking import Tracker
+
+Build = Callable[..., Path]
+
+
+def test_version_says_what_it_is(tracking_uri: str, new_bundle: Build, name: str) -> None:
+    bundle = new_bundle()
+    version = register(bundle, name, tracking_uri=tracking_uri, tags={"team": "a", "seed": "9"})
+    assert (version.name, version.version, version.aliases) == (name, 1, ())
+    assert version.digest == json.loads((bundle / "manifest.json").read_text())["digest"]
+    assert version.metrics == {"eval_loss": 1.5, "test_loss": 1.25}
+    expected = {
+        "base.model": "owner/name", "base.revision": "c0ffee", "base.digest": "sha256:00",
+        "quantization": "nf4", "lora.rank": "4", "lora.alpha": "8.0", "seed": "7", "steps": "80",
+        "lora.targets": "q_proj,v_proj", "data.test": "sha256:cc", "team": "a",
+    }  # fmt: skip
+    assert expected.items() <= version.tags.items()
+    assert str(version.ref) == f"{name}/1"
+
+
+def test_same_bundle_is_one_version(
+    tracking_uri: str, client: MlflowClient, new_bundle: Build, name: str
+) -> None:
+    first = register(new_bundle(metrics={"eval_loss": 1.5}), name, tracking_uri=tracking_uri)
+    measured = new_bundle(metrics={"eval_loss": 1.5, "test_loss": 1.0})
+    again = register(measured, name, tracking_uri=tracking_uri)
+    other = register(new_bundle(seed=8), name, tracking_uri=tracking_uri)
+    assert (first.version, again.version, other.version) == (1, 1, 2)
+    assert again.metrics["test_loss"] == 1.0
+    assert len(client.search_model_versions(f"name = '{name}'")) == 2
+
+
+def test_version_hangs_on_its_run(
+    tracking_uri: str, artifact_location: str, client: MlflowClient, new_bundle: Build, name: str
+) -> None:
+    tracker = Tracker(tracking_uri, name, artifact_location)
+    tracker.start_sweep("s", "sweep", {}, {})
+    run_id = tracker.start_trial("s", 0, "trial", {}, 1.0)
+    version = register(new_bundle(), name, tracking_uri=tracking_uri, run_id=run_id)
+    assert version.run_id == run_id
+    assert len(client.get_run(run_id).outputs.model_outputs) == 1
+
+
+def test_stored_model_knows_no_local_paths_and_holds_no_pickle(
+    tracking_uri: str, client: MlflowClient, new_bundle: Build, name: str
+) -> None:
+    register(new_bundle(), name, tracking_uri=tracking_uri)
+    source = client.get_model_version_download_uri(name, "1")
+    folder = Path(source.removeprefix("file://"))
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+    assert "artifacts/adapter/adapter_model.safetensors" in files
+    assert "flavor.py" in files
+    assert not [file for file in files if file.endswith((".pkl", ".pickle", ".bin", ".pyc"))]
+    text = (folder / "MLmodel").read_text()
+    assert "/tmp" not in text
+    assert str(Path.cwd()) not in text
+    assert "peft==" in (folder / "requirements.txt").read_text()
+    assert "+cpu" not in (folder / "requirements.txt").read_text()
+
+
+@pytest.mark.parametrize("suffix", ["", "/1", "@blue"])
+def test_reference_finds_its_version(
+    tracking_uri: str, new_bundle: Build, name: str, suffix: str
+) -> None:
+    for seed in (1, 2):
+        register(new_bundle(seed=seed), name, tracking_uri=tracking_uri)
+    set_alias(f"{name}/1", "blue", tracking_uri=tracking_uri)
+    found = get(name + suffix, tracking_uri=tracking_uri)
+    assert found.version == (1 if suffix else 2)
+    assert found.aliases == (("blue",) if suffix else ())
+
+
+def test_alias_moves(tracking_uri: str, new_bundle: Build, name: str) -> None:
+    for seed in (1, 2):
+        register(new_bundle(seed=seed), name, tracking_uri=tracking_uri)
+        set_alias(name, "blue", tracking_uri=tracking_uri)
+    versions = list_adapters(tracking_uri=tracking_uri, name=name)
+    assert [(v.version, v.aliases) for v in versions] == [(2, ("blue",)), (1, ())]
+    with pytest.raises(RefError, match="reserved"):
+        set_alias(name, "latest", tracking_uri=tracking_uri)
+
+
+def test_missing_version_names_what_there_is(
+    tracking_uri: str, new_bundle: Build, name: str
+) -> None:
+    register(new_bundle(), name, tracking_uri=tracking_uri)
+    with pytest.raises(AdapterNotFoundError, match=rf"allowed: {name}/1\."):
+        get(f"{name}@champion", tracking_uri=tracking_uri)
+    with pytest.raises(AdapterNotFoundError, match=name):
+        get("nothing-of-the-kind", tracking_uri=tracking_uri)
+
+
+def test_all_adapters_are_listed_and_other_models_left_out(
+    tracking_uri: str, client: MlflowClient, new_bundle: Build, name: str
+) -> None:
+    register(new_bundle(), name, tracking_uri=tracking_uri)
+    client.create_registered_model("z-other")
+    client.create_model_version("z-other", source="s3://bucket/elsewhere")
+    names = {version.name for version in list_adapters(tracking_uri=tracking_uri)}
+    assert name in names
+    assert "z-other" not in names
+
+
+def test_spoilt_bundle_makes_no_version(tracking_uri: str, new_bundle: Build, name: str) -> None:
+    bundle = new_bundle()
+    (bundle / "adapter_config.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"adapter_config\.json"):
+        register(bundle, name, tracking_uri=tracking_uri)
+    assert list_adapters(tracking_uri=tracking_uri, name=name) == []

@@ -1,0 +1,200 @@
+"""A version loads as what was trained, on the base it was trained on, where lorchestra is not."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from registry.adapters import register, set_alias
+from registry.loading import load
+from trainables.base import load_base
+from trainables.spec import BaseSpec
+
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+IDS = torch.tensor([[70, 80, 90, 100, 110, 120]])
+
+FORMS = ["none-float32", "nf4-float32", "nf4-bfloat16", "int8-float32"]
+
+
+@pytest.fixture(scope="module")
+def adapter_files(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PEFT adapter that changes what the base says."""
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink()
+    return folder
+
+
+@pytest.fixture
+def register_adapter(
+    adapter_files: Path,
+    tiny_base: Path,
+    tmp_path: Path,
+    write_manifest: Callable[..., dict[str, Any]],
+    tracking_uri: str,
+    name: str,
+) -> Callable[..., tuple[Any, Path]]:
+    """Register the adapter on a form of the tiny base; gives the base as training has it."""
+
+    def build(form: str, prompt_style: str = "plain") -> tuple[Any, Path]:
+        quantization, dtype = form.split("-")
+        base = load_base(
+            BaseSpec(model=str(tiny_base), quantization=quantization, compute_dtype=dtype)
+        )
+        folder = tmp_path / "bundle"
+        folder.mkdir()
+        for file in adapter_files.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        data = {"test": None, "prompt_style": prompt_style}
+        write_manifest(folder, base=base.record.to_dict(), data=data)
+        register(folder, name, tracking_uri=tracking_uri)
+        set_alias(name, "champion", tracking_uri=tracking_uri)
+        return base.model, folder
+
+    return build
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS.to(model.device), use_cache=False).logits
+
+
+@pytest.mark.parametrize("has_cache", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_loaded_logits_equal_the_trained_ones(
+    register_adapter: Callable[..., tuple[Any, Path]],
+    tracking_uri: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    has_cache: bool,
+) -> None:
+    base, folder = register_adapter(form)
+    plain = logits(base)
+    trained = logits(PeftModel.from_pretrained(base, str(folder)).eval())
+    if not has_cache:
+        monkeypatch.setenv("LORCHESTRA_CACHE", str(tmp_path / "empty"))
+    model = load(f"{name}@champion", tracking_uri=tracking_uri).unwrap_python_model().model
+    assert (logits(model) - trained).abs().max().item() == 0.0
+    assert (trained - plain).abs().max().item() > 0.01
+
+
+@pytest.mark.parametrize("prompt_style", ["plain", "chat"])
+def test_completions_do_not_depend_on_the_batch(
+    register_adapter: Callable[..., tuple[Any, Path]],
+    tracking_uri: str,
+    name: str,
+    prompt_style: str,
+) -> None:
+    register_adapter("nf4-float32", prompt_style)
+    model = load(name, tracking_uri=tracking_uri)
+    prompts = [f"{'ab' * n} ->" for n in range(1, 11)]
+    together = model.predict(pd.DataFrame({"prompt": prompts}), params={"max_new_tokens": 5})
+    alone = [model.predict({"prompt": [p]}, params={"max_new_tokens": 5})[0] for p in prompts]
+    assert together == alone
+    assert len(together) == 10
+    assert any(together)
+    assert not any("<|" in text for text in together)
+
+
+def test_prompts_are_encoded_as_in_training(
+    register_adapter: Callable[..., tuple[Any, Path]], tracking_uri: str, name: str
+) -> None:
+    register_adapter("none-float32", "chat")
+    python_model = load(name, tracking_uri=tracking_uri).unwrap_python_model()
+    text = python_model.tokenizer.decode(python_model._encode("hi"))
+    assert text == "<|user|>hi<|end|><|assistant|>"
+
+
+def test_empty_prompt_is_refused(
+    register_adapter: Callable[..., tuple[Any, Path]], tracking_uri: str, name: str
+) -> None:
+    register_adapter("none-float32")
+    with pytest.raises(ValueError, match="text that is not empty"):
+        load(name, tracking_uri=tracking_uri).predict({"prompt": [""]})
+
+
+def test_another_base_is_refused(
+    register_adapter: Callable[..., tuple[Any, Path]],
+    tiny_base: Path,
+    tracking_uri: str,
+    name: str,
+    tmp_path: Path,
+) -> None:
+    register_adapter("none-float32")
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in tiny_base.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    assert load(name, tracking_uri=tracking_uri, base_model=str(other)) is not None
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+    with pytest.raises(RuntimeError, match=r"found sha256:.* expected sha256:.*base_model"):
+        load(name, tracking_uri=tracking_uri, base_model=str(other))
+    with pytest.raises(FileNotFoundError, match="there is no /nowhere"):
+        load(name, tracking_uri=tracking_uri, base_model="/nowhere")
+
+
+LOAD_ELSEWHERE = """
+import sys, mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(f"models:/{sys.argv[2]}@champion")
+texts = model.predict({"prompt": ["ab ->", "abc ->"]}, params={"max_new_tokens": 3})
+assert len(texts) == 2 and all(isinstance(text, str) for text in texts), texts
+ours = {"registry", "trainables", "orchestrator"} & sys.modules.keys()
+assert not ours, ours
+"""
+
+
+def test_version_loads_where_lorchestra_is_not_installed(
+    register_adapter: Callable[..., tuple[Any, Path]], tracking_uri: str, name: str, tmp_path: Path
+) -> None:
+    register_adapter("nf4-float32")
+    # -P and another folder: nothing of this repository is on the path unless installed.
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", LOAD_ELSEWHERE, tracking_uri, name],
+        cwd=tmp_path,
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_registering_needs_no_torch(
+    adapter_files: Path, new_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; import registry\n"
+        "registry.register(Path(sys.argv[1]), 'a', tracking_uri=sys.argv[2])\n"
+        "heavy = {'torch', 'transformers', 'peft', 'ray'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(new_bundle()), uri],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_mlflow_is_left_as_it_was(tracking_uri: str) -> None:
+    assert mlflow.get_tracking_uri() != tracking_uri
