@@ -124,6 +124,10 @@ class EventLog:
                 self._file.close()
                 os.close(self._lock)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune pickles the callbacks that hold a log; a copy has no file and cannot write.
+        return {"path": self.path}
+
     def __enter__(self) -> EventLog:
         return self
 

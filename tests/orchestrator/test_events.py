@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -99,6 +100,14 @@ def test_second_driver_is_kept_out_and_told_by_whom(tmp_path: Path) -> None:
     with EventLog(path), pytest.raises(SweepStorageError, match=f"process {os.getpid()} on "):
         EventLog(path)
     EventLog(path).close()
+
+
+def test_pickled_log_is_no_second_writer(tmp_path: Path) -> None:
+    with EventLog(tmp_path / "events.jsonl") as log:
+        copy = pickle.loads(pickle.dumps(log))
+    assert copy.path == log.path
+    with pytest.raises(AttributeError):
+        copy.append("sweep_resumed")
 
 
 def test_threads_write_whole_lines(tmp_path: Path) -> None:

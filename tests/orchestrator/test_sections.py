@@ -1,0 +1,28 @@
+"""Sections of a sweep file fill in what is left out."""
+
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import SweepSpecError
+from orchestrator.sections import ObjectiveSpec, RegisterSpec
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"), [("eval_loss", "min"), ("train_loss", "min"), ("eval_accuracy", "max")]
+)
+def test_omitted_mode_fits_the_metric(metric: Any, mode: str) -> None:
+    assert ObjectiveSpec(metric=metric).mode == mode
+
+
+def test_direction_against_the_metric_is_refused() -> None:
+    with pytest.raises(
+        SweepSpecError, match=r"^objective\.mode: got 'min'.*max for eval_accuracy"
+    ):
+        ObjectiveSpec(metric="eval_accuracy", mode="min")
+
+
+@pytest.mark.parametrize("name", ["a/b", "A", "-a", "a:b", "x" * 64, ".hidden"])
+def test_name_that_is_no_folder_or_model_is_refused(name: str) -> None:
+    with pytest.raises(SweepSpecError, match=r"^register\.name: got"):
+        RegisterSpec(name=name)
