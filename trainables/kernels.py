@@ -79,7 +79,7 @@ class Branch(nn.Module):
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
 
     def forward(self, x: torch.Tensor, block: Block) -> torch.Tensor:
-        """The update for `x` (1, tokens of the block, in_features)."""
+        """The update (tokens of the block, out_features) for `x` (tokens, in_features)."""
         x = x.to(self.a.dtype)
         if self.dropout > 0 and block.dropout_key is not None:
             shape = (block.rows, block.length, x.shape[-1])
@@ -98,16 +98,19 @@ class PackedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `x` (1, tokens, in_features) to (1, tokens, out_features)."""
         counts = self.layout.token_counts()
-        y = frozen_linear(self.base, x, counts)
+        # Two-dimensional, as torch multiplies slices of anything else by copying them. Squeezed
+        # twice, as the gradients of base and branches must reach x one by one, as in PEFT: a sum
+        # of sums rounds differently.
+        y = frozen_linear(self.base, x.squeeze(0), counts)
         if not any(block.seat in self.branches for block in self.layout.blocks):
-            return y
+            return y.unsqueeze(0)
         outputs = [
             self._adapted(block, x_block, y_block)
             for block, x_block, y_block in zip(
-                self.layout.blocks, x.split(counts, dim=1), y.split(counts, dim=1), strict=True
+                self.layout.blocks, x.squeeze(0).split(counts), y.split(counts), strict=True
             )
         ]
-        return _joined(outputs)
+        return _joined(outputs).unsqueeze(0)
 
     def _adapted(self, block: Block, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         branch = None if block.seat is None else self.branches.get(block.seat)
@@ -123,7 +126,7 @@ class PackedHead(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `x` (1, scored positions, hidden) to logits (1, scored positions, vocabulary)."""
-        return frozen_linear(self.base, x, self.layout.answer_counts())
+        return frozen_linear(self.base, x.squeeze(0), self.layout.answer_counts()).unsqueeze(0)
 
 
 def frozen_linear(base: nn.Linear, x: torch.Tensor, counts: list[int]) -> torch.Tensor:
@@ -134,7 +137,7 @@ def frozen_linear(base: nn.Linear, x: torch.Tensor, counts: list[int]) -> torch.
 
     Args:
         base: A linear layer without gradients; full-precision, 8-bit or 4-bit.
-        x: (1, sum of counts, in_features).
+        x: (sum of counts, in_features).
         counts: Rows of each run.
     """
     state = getattr(base.weight, "quant_state", None)
@@ -142,7 +145,7 @@ def frozen_linear(base: nn.Linear, x: torch.Tensor, counts: list[int]) -> torch.
         dequantized_once: Any = _SharedDequantLinear.apply
         output: torch.Tensor = dequantized_once(x, base.weight, state, base.bias, counts)
         return output
-    return _joined([base(run) for run in x.split(counts, dim=1)])
+    return _joined([base(run) for run in x.split(counts)])
 
 
 class _SharedDequantLinear(torch.autograd.Function):
@@ -160,14 +163,14 @@ class _SharedDequantLinear(torch.autograd.Function):
         ctx.weight, ctx.state, ctx.counts = weight, state, counts
         dense = _dequantize(weight, state, x.dtype)
         bias = None if bias is None else bias.to(x.dtype)
-        return _joined([F.linear(run, dense, bias) for run in x.split(counts, dim=1)])
+        return _joined([F.linear(run, dense, bias) for run in x.split(counts)])
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         dense = _dequantize(ctx.weight, ctx.state, grad.dtype)
-        runs = [run @ dense for run in grad.split(ctx.counts, dim=1)]
+        runs = [run @ dense for run in grad.split(ctx.counts)]
         return _joined(runs), None, None, None, None
 
 
@@ -232,9 +235,9 @@ def packed_attention(
         if sliding_window is not None and sliding_window < block.length:
             mask = _window_mask(block.length, sliding_window, query.device)
         output, _ = sdpa_attention_forward(module, q, k, v, mask, **kwargs)
-        outputs.append(output.flatten(0, 1).unsqueeze(0))
+        outputs.append(output.flatten(0, 1))
         start += block.tokens
-    return _joined(outputs), None
+    return _joined(outputs).unsqueeze(0), None
 
 
 def install_packed_attention(model: Any) -> None:
@@ -255,4 +258,4 @@ def _dequantize(weight: torch.Tensor, state: QuantState, dtype: torch.dtype) -> 
 
 
 def _joined(runs: list[torch.Tensor]) -> torch.Tensor:
-    return runs[0] if len(runs) == 1 else torch.cat(runs, dim=1)
+    return runs[0] if len(runs) == 1 else torch.cat(runs)
