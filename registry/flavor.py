@@ -64,7 +64,8 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
             model_input: One row for each prompt.
             params: `max_new_tokens`, 64 when not given.
         """
-        prompts = [self._encode(prompt) for prompt in model_input["prompt"].tolist()]
+        # MLflow makes one row, whose cell is a list, of {"prompt": ["...", "..."]}.
+        prompts = [self._encode(prompt) for prompt in model_input["prompt"].explode().tolist()]
         limit = int((params or {}).get("max_new_tokens", 64))
         completions: list[str] = []
         for start in range(0, len(prompts), self._batch_size):
@@ -136,7 +137,8 @@ def _load_base(record: Mapping[str, Any], base_model: str, device: str) -> tuple
     with tempfile.TemporaryDirectory() as work:
         plain = _plain_form(source, record, Path(work))
         stored = _stored_form(plain, record, device, Path(work))
-        model = _from_pretrained(stored, dtype, device, _quantization(record, dtype))
+        # A stored form carries its own quantization config.
+        model = _from_pretrained(stored, dtype, device, quantization=None)
         tokenizer = AutoTokenizer.from_pretrained(str(plain), local_files_only=True)
     for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
@@ -144,6 +146,7 @@ def _load_base(record: Mapping[str, Any], base_model: str, device: str) -> tuple
             # On AVX512-BF16 CPUs bitsandbytes would repack the weights and compute in bfloat16;
             # training switches that off and dequantizes to the compute type.
             module.support_avx512bf16_for_cpu = False
+            module.compute_dtype, module.compute_type_is_set = dtype, True
             state.dtype = dtype
     return model.eval(), tokenizer
 
@@ -225,6 +228,7 @@ def _unpack_gguf(source: _Source, folder: Path) -> Path:
 def _stored_form(plain: Path, record: Mapping[str, Any], device: str, work: Path) -> Path:
     """A folder with the weights as the adapter saw them."""
     import torch
+    from transformers import BitsAndBytesConfig
 
     if record["quantization"] == "none":
         return plain
@@ -232,7 +236,9 @@ def _stored_form(plain: Path, record: Mapping[str, Any], device: str, work: Path
     if ready is not None:
         return ready
     # Quantized from the numbers as stored and read back in the compute type, as in training.
-    model = _from_pretrained(plain, "auto", device, _quantization(record, torch.float32))
+    config = {**record["quantization_config"], "bnb_4bit_compute_dtype": torch.float32}
+    config.pop("quant_method", None)
+    model = _from_pretrained(plain, "auto", device, BitsAndBytesConfig(**config))
     model.save_pretrained(str(work / "quantized"))
     return work / "quantized"
 
@@ -250,26 +256,18 @@ def _cached(record: Mapping[str, Any], form: str) -> Path | None:
     return entry if (entry / "complete.json").is_file() else None
 
 
-def _quantization(record: Mapping[str, Any], dtype: Any) -> Any:
-    if record["quantization_config"] is None:
-        return None
-    from transformers import BitsAndBytesConfig
-
-    config = dict(record["quantization_config"])
-    config.pop("quant_method", None)
-    return BitsAndBytesConfig(**{**config, "bnb_4bit_compute_dtype": dtype})
-
-
 def _from_pretrained(folder: Path, dtype: Any, device: str, quantization: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
+    # Given as None, it would hide the config that a stored form carries.
+    options = {} if quantization is None else {"quantization_config": quantization}
     return AutoModelForCausalLM.from_pretrained(
         str(folder),
         dtype=dtype,
         device_map={"": device},
-        quantization_config=quantization,
         use_safetensors=True,
         local_files_only=True,
+        **options,
     )
 
 
