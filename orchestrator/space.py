@@ -15,21 +15,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from pydantic import TypeAdapter, ValidationError
+from optuna.distributions import BaseDistribution
 
-from orchestrator.complaint import complaint, nearest, require, translate, unknown
+from orchestrator.complaint import require, unknown
+from orchestrator.distributions import Distribution, encode_value, parse_distribution
 from orchestrator.errors import SweepSpecError
 from trainables.errors import SpecError
 from trainables.spec import BaseSpec, LoraSpec, OptimSpec, TrialSpec
@@ -62,51 +56,8 @@ def _field_types() -> dict[str, Any]:
 MAX_LISTED = 100_000
 """Largest space whose configurations are listed one by one."""
 
-_MAX_TRIED = 4096
-"""Whole numbers of one range that are all tried when a sweep is parsed."""
-
 KNOBS: dict[str, Any] = _field_types()
 """Every setting a space may hold, with its type."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One of a few values, without order."""
-
-    values: tuple[Any, ...]
-
-    def build(self) -> CategoricalDistribution:
-        """The same for Optuna."""
-        return CategoricalDistribution([_category(value) for value in self.values])
-
-    def decode(self, category: Any) -> Any:
-        """The value behind one of Optuna's categories."""
-        return next(value for value in self.values if _category(value) == category)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Range:
-    """A number between two bounds, both included."""
-
-    low: float
-    high: float
-    is_log: bool
-    is_whole: bool
-    is_float: bool
-    """The setting is a float, even where only whole values are drawn."""
-
-    def build(self) -> BaseDistribution:
-        """The same for Optuna."""
-        if self.is_whole:
-            return IntDistribution(int(self.low), int(self.high), log=self.is_log)
-        return FloatDistribution(self.low, self.high, log=self.is_log)
-
-    def decode(self, number: float) -> float:
-        """The value behind what Optuna drew."""
-        return float(number) if self.is_float else number
-
-
-Distribution = Choice | Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +69,7 @@ class SearchSpace:
     @property
     def size(self) -> int | None:
         """How many configurations there are; `None` for infinitely many."""
-        sizes = [_size(distribution) for distribution in self.knobs.values()]
+        sizes = [distribution.size for distribution in self.knobs.values()]
         return None if None in sizes else math.prod(size for size in sizes if size is not None)
 
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -131,11 +82,11 @@ class SearchSpace:
 
     def encode(self, knobs: Mapping[str, Any]) -> dict[str, Any]:
         """Optuna's parameters from the knobs of a trial."""
-        return {name: _category(knobs[name]) for name in self.knobs}
+        return {name: encode_value(knobs[name]) for name in self.knobs}
 
     def configurations(self) -> Iterator[dict[str, Any]]:
         """Every configuration of a finite space, in the order of the sweep file."""
-        for values in itertools.product(*map(_values, self.knobs.values())):
+        for values in itertools.product(*(knob.listed() for knob in self.knobs.values())):
             yield dict(zip(self.knobs, values, strict=True))
 
 
@@ -157,7 +108,10 @@ def parse_space(mapping: Mapping[str, Any], spec: SweepSpec) -> SearchSpace:
         "Remove one of the two knobs.",
     )
     space = SearchSpace(
-        knobs={name: _parse_distribution(name, written) for name, written in mapping.items()}
+        knobs={
+            name: parse_distribution(f"space.{name}", written, KNOBS[name])
+            for name, written in mapping.items()
+        }
     )
     _try_values(space, spec)
     return space
@@ -225,99 +179,6 @@ def _check_knob(name: object) -> None:
         raise unknown("space", word, KNOBS)
 
 
-def _parse_distribution(name: str, written: object) -> Distribution:
-    where = f"space.{name}"
-    kinds = ("choice", "uniform", "log_uniform", "int", "log_int")
-    if not isinstance(written, Mapping) or len(written) != 1:
-        raise complaint(
-            where,
-            written,
-            f"one distribution: {', '.join(kinds)}",
-            "Write it as {choice: [a, b]} or {log_uniform: [low, high]}.",
-        )
-    kind, values = next(iter(written.items()))
-    if kind not in kinds:
-        near = nearest(str(kind), kinds)
-        remedy = f"Did you mean {near}?" if near else "Choose one of these."
-        raise complaint(where, kind, ", ".join(kinds), remedy)
-    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise complaint(where, values, f"a list of values for {kind}", "Write it in brackets.")
-    if kind == "choice":
-        return _parse_choice(name, values)
-    return _parse_range(name, kind, values)
-
-
-def _parse_choice(name: str, written: Sequence[Any]) -> Choice:
-    values = tuple(_coerce(name, value) for value in written)
-    for i, value in enumerate(values):
-        require(
-            value not in values[:i],
-            f"space.{name}",
-            written[i],
-            "each choice once",
-            "Remove the repeated one.",
-        )
-    return Choice(values=values)
-
-
-def _parse_range(name: str, kind: str, written: Sequence[Any]) -> Range:
-    where = f"space.{name}"
-    takes = set(get_args(KNOBS[name]) or (KNOBS[name],))
-    allowed = (
-        ("uniform", "log_uniform", "int", "log_int")
-        if float in takes
-        else (("int", "log_int") if int in takes else ())
-    )
-    require(
-        kind in allowed,
-        where,
-        kind,
-        ", ".join(("choice", *allowed)),
-        "This setting has no values in between." if allowed else "This setting has no range.",
-    )
-    require(len(written) == 2, where, written, "[low, high]", "Give two bounds.")
-    is_whole, is_log = kind.endswith("int"), kind.startswith("log")
-    low, high = (_bound(where, bound, is_whole) for bound in written)
-    require(low < high, where, list(written), "low < high", "Swap or widen the bounds.")
-    require(
-        not is_log or low > 0, where, low, f"a low bound > 0 for {kind}", "Raise it above zero."
-    )
-    return Range(low=low, high=high, is_log=is_log, is_whole=is_whole, is_float=float in takes)
-
-
-def _bound(where: str, written: object, is_whole: bool) -> float:
-    # PyYAML reads 1e-4 as a string; a float wants 1.0e-4 there.
-    try:
-        number = math.nan if isinstance(written, bool) else float(written)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    require(math.isfinite(number), where, written, "a finite number", "Correct the bound.")
-    require(
-        not is_whole or number.is_integer(), where, written, "a whole number", "Round the bound."
-    )
-    return int(number) if is_whole else number
-
-
-def _coerce(name: str, written: object) -> Any:
-    """The value as the setting's type, so that `"1e-4"` is a number; names become a list."""
-    hint = KNOBS[name]
-    where = f"space.{name}"
-    takes = set(get_args(hint) or (hint,))
-    require(
-        not isinstance(written, bool) or bool in takes,
-        where,
-        written,
-        "no yes/no value",
-        "Give a number, or quote the word.",
-    )
-    try:
-        value = TypeAdapter(hint).validate_python(written)
-    except ValidationError as error:
-        raise translate(error, hint, where) from error
-    # The order of layer names means nothing: one order makes equal choices equal.
-    return sorted(set(value)) if isinstance(value, tuple) else value
-
-
 def _try_values(space: SearchSpace, spec: SweepSpec) -> None:
     """Build a trial with each value of each knob, and with each pair of coupled values."""
     coupled = [
@@ -325,7 +186,7 @@ def _try_values(space: SearchSpace, spec: SweepSpec) -> None:
     ]
     groups = [[name] for name in space.knobs if name not in coupled] + [coupled]
     for group in groups:
-        for values in itertools.product(*(_samples(space.knobs[name]) for name in group)):
+        for values in itertools.product(*(space.knobs[name].samples() for name in group)):
             config = dict(zip(group, values, strict=True))
             try:
                 build_trial(spec, config)
@@ -335,31 +196,3 @@ def _try_values(space: SearchSpace, spec: SweepSpec) -> None:
                     raise SweepSpecError(f"space.{text}") from error
                 shown = ", ".join(f"{name} {value!r}" for name, value in config.items())
                 raise SweepSpecError(f"space.{group[0]}: with {shown}: {text}") from error
-
-
-def _samples(distribution: Distribution) -> tuple[Any, ...]:
-    """The values to try: all of a few, the bounds of many."""
-    if isinstance(distribution, Choice):
-        return distribution.values
-    low, high = distribution.low, distribution.high
-    is_short = distribution.is_whole and high - low < _MAX_TRIED
-    inner = range(int(low) + 1, int(high)) if is_short else ()
-    return tuple(map(distribution.decode, (low, high, *inner)))
-
-
-def _size(distribution: Distribution) -> int | None:
-    if isinstance(distribution, Choice):
-        return len(distribution.values)
-    return int(distribution.high - distribution.low) + 1 if distribution.is_whole else None
-
-
-def _values(distribution: Distribution) -> Sequence[Any]:
-    if isinstance(distribution, Choice):
-        return distribution.values
-    whole = range(int(distribution.low), int(distribution.high) + 1)
-    return [distribution.decode(number) for number in whole]
-
-
-def _category(value: Any) -> Any:
-    """Optuna's categories are primitive: a list is its JSON."""
-    return json.dumps(value) if isinstance(value, list) else value
