@@ -131,6 +131,18 @@ def test_stop_that_was_decided_but_not_recorded_is_told(tmp_path: Path) -> None:
     assert replay_history(build_scheduler(spec), history, HORIZON) == {1}
 
 
+def test_replay_keeps_the_order_of_the_reports(tmp_path: Path) -> None:
+    spec = build_sweep()
+    tune = Tune("first", build_scheduler(spec), tmp_path / "events.jsonl")
+    tune.start(0)
+    tune.start(1)
+    assert tune.report(1, 20, 9.0) == "CONTINUE"
+    assert tune.report(0, 20, 1.0) == "CONTINUE"
+    tune.log.close()
+    history = SweepHistory.read(tmp_path / "events.jsonl")
+    assert replay_history(build_scheduler(spec), history, HORIZON) == frozenset()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_non_finite_value_stops_its_trial_and_marks_no_rung(value: float) -> None:
     scheduler = build_scheduler(build_sweep())

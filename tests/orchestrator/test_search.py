@@ -1,6 +1,7 @@
 """The next configuration depends on what is known, and on nothing else."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +130,20 @@ def test_other_seed_gives_other_suggestions() -> None:
 
 def test_order_of_the_news_does_not_matter() -> None:
     spec = build_sweep()
+    rng = random.Random(0)
     seen = {}
-    for number in range(6):
-        knobs = suggest_knobs(spec, number, seen)
-        assert knobs is not None
+    for number in range(40):
+        knobs = {
+            "lora.rank": rng.choice([4, 8, 16]),
+            "lora.targets": "attention",
+            "optim.learning_rate": rng.uniform(1e-4, 1e-2),
+        }
         seen[number] = Observation(
             knobs=knobs, values={40: loss_of(knobs)}, outcome=Outcome.COMPLETED
         )
     backwards = dict(reversed(seen.items()))
-    assert suggest_knobs(spec, 6, seen) == suggest_knobs(spec, 6, backwards)
+    for number in range(40, 50):
+        assert suggest_knobs(spec, number, seen) == suggest_knobs(spec, number, backwards)
 
 
 @pytest.mark.parametrize("algorithm", ["tpe", "random"])
