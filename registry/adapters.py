@@ -209,6 +209,7 @@ def _create(
         run_id=run_id,
         tags={**tags, MODEL_DIGEST_TAG: model_digest},
         model_id=logged.model_id if is_known else None,
+        await_creation_for=0,  # the version is there at once, as its files are
     )
     return int(created.version)
 

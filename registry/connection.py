@@ -18,9 +18,10 @@ _SWITCHES = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # MLflow's own 7 tries double their pauses for minutes; a sweep keeps what it could not
-    # deliver and tries again later.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # MLflow's own 7 tries take minutes (3 took 13 s) while a sweep waits; who cannot deliver
+    # keeps what it has and tries again later.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
 # What MLflow says at INFO while it lays out a new database.
 _CHATTY = ("alembic", "mlflow.store.db.utils")

