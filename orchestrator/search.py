@@ -177,11 +177,18 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         finish_reason: Why there are no more suggestions; empty before that.
     """
 
-    def __init__(self, spec: SweepSpec, history: SweepHistory | None = None) -> None:
+    def __init__(
+        self,
+        spec: SweepSpec,
+        history: SweepHistory | None = None,
+        constants: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Start from what a history knows; `constants` are put into every suggestion."""
         super().__init__(metric=spec.objective.metric, mode=spec.objective.mode)
         history = history or SweepHistory()
         self.finish_reason = ""
         self._spec = spec
+        self._constants = dict(constants or {})
         self._observations = observe(history, spec.objective.metric)
         self._unfinished = deque(record.number for record in history.unfinished())
         self._configs: dict[str, dict[str, Any]] = {}
@@ -244,7 +251,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def _config(self, number: int) -> dict[str, Any]:
         knobs = dict(self._observations[number].knobs)
-        return {"trial": number, "knobs": knobs, "spec": build_trial(self._spec, knobs).to_dict()}
+        trial = build_trial(self._spec, knobs)
+        return {**self._constants, "trial": number, "knobs": knobs, "spec": trial.to_dict()}
 
     def _finish(self, reason: str) -> str:
         if not self.finish_reason:
@@ -258,12 +266,12 @@ def _final_value(seen: Observation, worst: float) -> float:
 
 
 def _worse_than_all(observations: Mapping[int, Observation], mode: Mode) -> float:
-    """A finite value worse than all that trials reached that did not diverge."""
+    """A finite value worse than all that trials measured which could work at all."""
     sign = 1.0 if mode == "min" else -1.0
     values = [
         sign * value
         for seen in observations.values()
-        if seen.outcome is not Outcome.DIVERGED
+        if seen.outcome in (None, Outcome.COMPLETED, Outcome.STOPPED)
         for value in seen.values.values()
     ]
     worst = max(values, default=0.0)
