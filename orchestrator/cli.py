@@ -1,0 +1,203 @@
+"""The command `lorchestra`.
+
+Exit codes: 0 done, 1 it did not work out, 2 the input cannot work, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+# Only what starts in a moment; a subcommand imports the rest.
+from orchestrator.errors import SweepError, SweepSpecError
+from registry.errors import RefError, RegistryError
+from trainables.errors import SpecError, TrialError
+
+DEFAULT_RUNS = Path("runs")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code."""
+    options = _build_parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except (SweepSpecError, SpecError, RefError) as error:
+        return _complain(error, code=2)
+    except (SweepError, TrialError, RegistryError) as error:
+        return _complain(error, code=1)
+    except BrokenPipeError:
+        # Whoever read our output has left; nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lorchestra",
+        description="Finds the best QLoRA adapter for a task and keeps it in a registry.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a sweep, or go on with it")
+    run.add_argument("sweep", metavar="SWEEP.yaml", type=Path)
+    run.add_argument("--storage", type=Path, help="the sweep's folder (default: runs/NAME)")
+    run.set_defaults(command=_run)
+
+    status = commands.add_parser("status", help="what a sweep's folder says of it")
+    status.add_argument("storage", metavar="FOLDER", type=Path, help="such as runs/NAME")
+    status.set_defaults(command=_status)
+
+    adapters = commands.add_parser("adapters", help="what the registry holds")
+    verbs = adapters.add_subparsers(required=True, metavar="VERB")
+    listing = verbs.add_parser("list", help="every version, newest first")
+    listing.add_argument("name", nargs="?", help="of this adapter only")
+    listing.set_defaults(command=_list)
+    show = verbs.add_parser("show", help="all that is recorded of one version")
+    show.add_argument("ref", metavar="REF", help="NAME, NAME/VERSION or NAME@ALIAS")
+    show.set_defaults(command=_show)
+    pull = verbs.add_parser("pull", help="copy one version's files, verified, into a folder")
+    pull.add_argument("ref", metavar="REF", help="NAME, NAME/VERSION or NAME@ALIAS")
+    pull.add_argument("--to", type=Path, required=True, metavar="FOLDER")
+    pull.set_defaults(command=_pull)
+
+    ui = commands.add_parser("ui", help="serve the MLflow UI on what sweeps wrote")
+    ui.add_argument("--port", type=int, default=5000)
+    ui.set_defaults(command=_ui)
+
+    for reader in (listing, show, pull, ui):
+        reader.add_argument(
+            "--runs",
+            type=Path,
+            default=DEFAULT_RUNS,
+            help="folder with mlflow.db (default: runs); $MLFLOW_TRACKING_URI goes before it",
+        )
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from orchestrator.spec import SweepSpec
+
+    spec = SweepSpec.from_yaml(options.sweep)
+    console = Console()
+    # Importing Ray, MLflow and Optuna takes seconds: say something first.
+    console.print(f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials", highlight=False)
+
+    from orchestrator.report import render_summary
+    from orchestrator.run import run_sweep
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    again = f"lorchestra run {options.sweep}"
+    if options.storage:
+        again += f" --storage {options.storage}"
+    try:
+        report = run_sweep(spec, options.storage, console=console)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        console.print(f"\ninterrupted; nothing recorded is lost. Go on with: {again}")
+        return 130
+    console.print(render_summary(report))
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from orchestrator.events import read_events
+    from orchestrator.history import SweepHistory
+    from orchestrator.report import build_report, render_summary
+    from orchestrator.spec import parse_sweep
+
+    log = options.storage / "events.jsonl"
+    if not log.is_file() or not any(read_events(log)):
+        raise SweepSpecError(
+            f"status: got {str(options.storage)!r}, which holds no sweep; allowed: a sweep's "
+            "storage folder such as runs/NAME. Run a sweep first."
+        )
+    history = SweepHistory.read(log)
+    spec = parse_sweep(history.spec or {}, options.storage)
+    Console().print(render_summary(build_report(spec, history, options.storage)))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    import registry
+    from orchestrator.adapters import render_versions
+
+    uri = _tracking_uri(options)
+    Console().print(render_versions(registry.list_adapters(tracking_uri=uri, name=options.name)))
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    import registry
+    from orchestrator.adapters import render_version
+
+    version = registry.get(options.ref, tracking_uri=_tracking_uri(options))
+    Console().print(render_version(version))
+    return 0
+
+
+def _pull(options: argparse.Namespace) -> int:
+    import registry
+
+    folder = registry.pull(options.ref, options.to, tracking_uri=_tracking_uri(options))
+    print(folder)
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from registry.server import ui_command
+
+    uri = _tracking_uri(options)
+    if uri.startswith(("http://", "https://")):
+        print(f"the MLflow UI is at {uri}")
+        return 0
+    address = f"http://127.0.0.1:{options.port}"
+    print(f"the MLflow UI will be at {address} in a moment; Ctrl-C ends it", flush=True)
+    server = subprocess.Popen(ui_command(uri, options.port), env=os.environ | _QUIET_SERVER)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        server.terminate()
+        server.wait()
+        return 0
+
+
+_QUIET_SERVER = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+
+
+def _tracking_uri(options: argparse.Namespace) -> str:
+    """Where reading commands look; they never make a database where there is none."""
+    from registry import TrackingError, tracking_uri_for
+
+    uri, _ = tracking_uri_for(options.runs)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise TrackingError(
+            f"--runs: got {str(options.runs)!r}, which has no mlflow.db; allowed: the folder that "
+            "sweeps were run in. Run a sweep first, or set MLFLOW_TRACKING_URI."
+        )
+    return uri
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"lorchestra: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

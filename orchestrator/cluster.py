@@ -1,0 +1,123 @@
+"""The Ray cluster a sweep runs on: the caller's, a named one, or a local one of its own."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from orchestrator.demand import HostLimits
+from orchestrator.hosts import HostShape
+from orchestrator.spec import SweepSpec
+
+PROXY_CPUS = 0.1
+
+_SWITCHES = {
+    # Ctrl-C is the sweep's to handle: every step is in the event log.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # The event log and MLflow hold what Ray Tune's own result files would.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """How a sweep spreads over a cluster.
+
+    Attributes:
+        limits: How many hosts, and seats on each.
+        shape: What one host is made of.
+    """
+
+    limits: HostLimits
+    shape: HostShape
+
+    @property
+    def max_trials(self) -> int:
+        """Trials that can have a seat at once."""
+        return self.limits.max_hosts * (1 if self.limits.is_fresh else self.limits.seats)
+
+
+def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
+    """One host per GPU; without one, a host per stored form that the space asks for.
+
+    Hosts on a CPU share its cores evenly: two that contended for them were measured six times
+    slower than one thread each.
+    """
+    forms = _base_forms(spec)
+    max_hosts = gpus if gpus else max(1, min(forms, cpus))
+    if spec.hosts.fresh and not gpus:
+        max_hosts = max(1, min(spec.hosts.seats, cpus))
+    return Placement(
+        limits=HostLimits(max_hosts=max_hosts, seats=spec.hosts.seats, is_fresh=spec.hosts.fresh),
+        shape=HostShape(
+            gpus=1.0 if gpus else 0.0,
+            max_failures=spec.hosts.max_failures,
+            torch_threads=max(1, cpus // max_hosts),
+        ),
+    )
+
+
+@contextmanager
+def ray_cluster(spec: SweepSpec) -> Iterator[Placement]:
+    """A running Ray and how to use it; a local one ends with the block.
+
+    Joins `$RAY_ADDRESS`, or whatever Ray the process is connected to already.
+    """
+    for name, value in _SWITCHES.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        yield _placement_on_cluster(spec)
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        _start_local(spec)
+    try:
+        yield _placement_on_cluster(spec)
+    finally:
+        ray.shutdown()
+
+
+def _start_local(spec: SweepSpec) -> None:
+    # Other users of this machine must not be able to run code as this one: the cluster gets a
+    # token of its own, which no file holds.
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    cores = os.cpu_count() or 1
+    seats = place(spec, cores, 0).max_trials
+    ray.init(
+        address="local",
+        # Logical: room for a proxy per seat beside a core per host.
+        num_cpus=cores + math.ceil(PROXY_CPUS * (seats + 1)),
+        include_dashboard=True,  # Train's cleaner asks its API; it listens on loopback only
+        dashboard_host="127.0.0.1",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _placement_on_cluster(spec: SweepSpec) -> Placement:
+    resources = ray.cluster_resources()
+    cores = min(int(resources.get("CPU", 1)), os.cpu_count() or 1)
+    return place(spec, cores, int(resources.get("GPU", 0)))
+
+
+def _base_forms(spec: SweepSpec) -> int:
+    """How many different bases the space can ask for, at most."""
+    forms = 1
+    for knob, distribution in spec.space.items():
+        if knob.startswith("base."):
+            forms *= len(distribution.get("choice", ())) or 1
+    return forms

@@ -1,0 +1,234 @@
+"""Carries the event log to MLflow, from a thread of its own.
+
+The log is the queue: a cursor beside it says how far MLflow has been told. MLflow being away
+never holds a sweep up; what is left is delivered when it is back, by this run or the next. An event
+can be delivered twice, when the driver is lost in between, and then changes nothing: runs are found
+by tag and points by their time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from orchestrator.events import Event, read_events
+from orchestrator.history import SweepHistory, TrialRecord
+from orchestrator.space import describe
+from orchestrator.spec import SweepSpec
+from registry import Tracker, TrackingError
+from trainables.spec import TrialSpec
+
+logger = logging.getLogger(__name__)
+
+CURSOR = "delivered.json"
+_PAUSE_S = 0.5
+_MAX_PAUSE_S = 30.0
+
+
+class Delivery:
+    """Delivers one sweep's events; a context manager that delivers what it can before it leaves.
+
+    Args:
+        spec: The sweep.
+        log: Path of its event log.
+        connect: Makes the tracker; called again after a failure.
+        report_folder: Files of this folder become artifacts of the sweep's run when it ends.
+    """
+
+    def __init__(
+        self, spec: SweepSpec, log: Path, connect: Callable[[], Tracker], report_folder: Path
+    ) -> None:
+        self._spec, self._log, self._connect = spec, log, connect
+        self._report_folder = report_folder
+        self._cursor_file = log.with_name(CURSOR)
+        self._tracker: Tracker | None = None
+        self._history = SweepHistory()
+        self._seen = 0  # events folded into the history
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._is_caught_up = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mlflow-delivery", daemon=True)
+        self.problem = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(timeout=5.0 if error is not None else 60.0)
+
+    def nudge(self) -> None:
+        """There is something new in the log."""
+        self._is_caught_up.clear()
+        self._wake.set()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything logged so far is delivered; whether that is so in time."""
+        self.nudge()
+        return self._is_caught_up.wait(timeout_s)
+
+    def sweep_run(self) -> str | None:
+        """MLflow's id of the sweep's run, once it was delivered."""
+        tracker, sweep_id = self._tracker, self._history.sweep_id
+        return None if tracker is None or sweep_id is None else tracker.find_sweep(sweep_id)
+
+    def trial_run(self, trial: int) -> str | None:
+        """MLflow's id of a trial's run, once it was delivered."""
+        tracker, sweep_id = self._tracker, self._history.sweep_id
+        return None if tracker is None or sweep_id is None else tracker.find_trial(sweep_id, trial)
+
+    # ------------------------------------------------------------------------------ own thread
+
+    def _run(self) -> None:
+        pause_s = _PAUSE_S
+        while True:
+            self._wake.wait(pause_s)
+            self._wake.clear()
+            is_last = self._closing.is_set()
+            try:
+                self._deliver_pending()
+                pause_s, self.problem = _PAUSE_S, ""
+            except TrackingError as error:
+                if not self.problem:
+                    logger.warning("MLflow cannot be reached, trying again later: %s", error)
+                self.problem = str(error)
+                self._tracker = None
+                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+            if is_last:
+                return
+
+    def _deliver_pending(self) -> None:
+        events = list(read_events(self._log))
+        if self._tracker is None:
+            self._tracker = self._connect()
+        delivered = self._read_cursor()
+        for number, event in enumerate(events, 1):
+            if number > self._seen:
+                self._history.apply(event)
+                self._seen = number
+            if number > delivered:
+                self._deliver(self._tracker, event)
+                self._write_cursor(number)
+        if len(events) == self._seen and not self._wake.is_set():
+            self._is_caught_up.set()
+
+    def _deliver(self, tracker: Tracker, event: Event) -> None:
+        deliver = _DELIVERIES.get(event.kind)
+        if deliver is not None:
+            deliver(self, tracker, event)
+
+    def _read_cursor(self) -> int:
+        if not self._cursor_file.is_file():
+            return 0
+        delivered: int = json.loads(self._cursor_file.read_text())["events"]
+        return delivered
+
+    def _write_cursor(self, events: int) -> None:
+        writing = self._cursor_file.with_suffix(".writing")
+        writing.write_text(json.dumps({"events": events}))
+        writing.replace(self._cursor_file)
+
+    # ---------------------------------------------------------------------- one kind of event
+
+    def _start_sweep(self, tracker: Tracker, event: Event) -> None:
+        run_id = tracker.start_sweep(
+            self._sweep_id, self._spec.name, _sweep_params(self._spec), _sweep_tags(self._spec)
+        )
+        tracker.log_text(run_id, yaml.safe_dump(dict(self._history.spec or {})), "sweep.yaml")
+
+    def _start_trial(self, tracker: Tracker, event: Event) -> None:
+        self._trial_run_id(tracker, event.fields["trial"], is_running=True)
+
+    def _report(self, tracker: Tracker, event: Event) -> None:
+        if event.fields.get("is_fault"):
+            return  # its finite stand-ins are for the searcher, not for a chart
+        run_id = self._trial_run_id(tracker, event.fields["trial"])
+        tracker.log_metrics(run_id, event.fields["metrics"], event.fields["step"], event.at)
+
+    def _end_trial(self, tracker: Tracker, event: Event) -> None:
+        run_id = self._trial_run_id(tracker, event.fields["trial"])
+        tracker.end_trial(run_id, event.fields["outcome"], event.fields["reason"], event.at)
+
+    def _base(self, tracker: Tracker, event: Event) -> None:
+        metrics = {f"base_{name}": value for name, value in event.fields["metrics"].items()}
+        tracker.log_metrics(self._sweep_run_id(tracker), metrics, 0, event.at)
+
+    def _final(self, tracker: Tracker, event: Event) -> None:
+        record = self._history.trials[event.fields["trial"]]
+        run_id = self._trial_run_id(tracker, record.number)
+        tracker.log_metrics(run_id, event.fields["metrics"], record.step, event.at)
+
+    def _end_sweep(self, tracker: Tracker, event: Event) -> None:
+        run_id = self._sweep_run_id(tracker)
+        for file in sorted(self._report_folder.glob("*")):
+            tracker.log_artifact(run_id, file)
+        best = self._history.best(self._spec.objective.metric, self._spec.objective.mode)
+        metrics: dict[str, float] = {}
+        if best is not None:
+            metrics = {**best.reports[-1].metrics, **(best.final_metrics or {})}
+        tracker.end_sweep(run_id, event.fields["status"], metrics, event.at)
+
+    @property
+    def _sweep_id(self) -> str:
+        return str(self._history.sweep_id)
+
+    def _sweep_run_id(self, tracker: Tracker) -> str:
+        found = tracker.find_sweep(self._sweep_id)
+        return found or tracker.start_sweep(
+            self._sweep_id, self._spec.name, _sweep_params(self._spec), _sweep_tags(self._spec)
+        )
+
+    def _trial_run_id(self, tracker: Tracker, trial: int, *, is_running: bool = False) -> str:
+        found = None if is_running else tracker.find_trial(self._sweep_id, trial)
+        if found is not None:
+            return found
+        record: TrialRecord = self._history.trials[trial]
+        return tracker.start_trial(
+            self._sweep_id,
+            trial,
+            f"trial-{trial:04d}",
+            describe(TrialSpec.from_dict(record.spec)),
+            record.started_at,
+        )
+
+
+_DELIVERIES: Mapping[str, Callable[[Delivery, Tracker, Event], None]] = {
+    "sweep_started": Delivery._start_sweep,
+    "sweep_resumed": Delivery._start_sweep,
+    "trial_started": Delivery._start_trial,
+    "trial_resumed": Delivery._start_trial,
+    "report": Delivery._report,
+    "trial_ended": Delivery._end_trial,
+    "base_evaluated": Delivery._base,
+    "final_evaluated": Delivery._final,
+    "sweep_ended": Delivery._end_sweep,
+}
+
+
+def _sweep_params(spec: SweepSpec) -> dict[str, Any]:
+    return {
+        "base": spec.base.model,
+        "data": spec.data.train,
+        "search": spec.search.algorithm,
+        "schedule": spec.schedule.algorithm,
+        "objective": spec.objective.metric,
+        "steps": spec.optim.steps,
+        "seed": spec.seed,
+    }
+
+
+def _sweep_tags(spec: SweepSpec) -> dict[str, str]:
+    return {"lorchestra.digest": spec.digest}

@@ -1,0 +1,50 @@
+"""Keep the terminal to the product's own lines; what libraries say goes to a file."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+OWN = ("orchestrator", "trainables", "registry")
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+@contextmanager
+def library_chatter_to(file: Path) -> Iterator[None]:
+    """Send every logger and warning of this process to a file while the block runs."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    root = logging.getLogger()
+    kept = (root.handlers[:], root.level, {name: logging.getLogger(name).level for name in OWN})
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for name in OWN:
+        logging.getLogger(name).setLevel(logging.INFO)
+    showing = warnings.showwarning
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        warnings.showwarning = showing
+        root.handlers[:], level, own_levels = kept
+        root.setLevel(level)
+        for name, own_level in own_levels.items():
+            logging.getLogger(name).setLevel(own_level)
+        handler.close()
+
+
+def hush_noisy_loggers() -> None:
+    """Libraries that bring their own handlers write through the root logger instead.
+
+    Call it after they are imported.
+    """
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] in ("ray", "mlflow", "optuna", "alembic", "datasets"):
+            logger = logging.getLogger(name)
+            logger.handlers[:] = []
+            logger.propagate = True

@@ -1,0 +1,148 @@
+"""What happens in a sweep becomes events: on disk first, then in memory, then on the screen."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from orchestrator.events import EventLog
+from orchestrator.history import SweepHistory
+from orchestrator.outcome import Outcome, TrialOutcome, infer_outcome
+from orchestrator.trial import trial_dir
+from trainables.orders import WORST_METRICS, ZERO_METRICS
+
+logger = logging.getLogger(__name__)
+
+REPORTED = (*WORST_METRICS, *ZERO_METRICS)
+"""Metrics every report of a trial holds."""
+
+
+class SweepRecord:
+    """The log of a sweep and what it adds up to, kept in step.
+
+    Thread-safe: trials, hosts' tasks and registration write from threads of their own.
+
+    Args:
+        log: The open log.
+        history: What the log held when it was opened.
+        on_change: Called with the history after every event.
+    """
+
+    def __init__(
+        self, log: EventLog, history: SweepHistory, on_change: Callable[[SweepHistory], None]
+    ) -> None:
+        self.log, self.history = log, history
+        self._on_change = on_change
+        self._guard = threading.RLock()
+
+    def add(self, kind: str, **fields: Any) -> None:
+        """Record one event.
+
+        Raises:
+            SweepStorageError: The disk is full or gone.
+        """
+        with self._guard:
+            self.history.apply(self.log.append(kind, **fields))
+            self._on_change(self.history)
+
+    def end_trial(self, trial: int, end: TrialOutcome, bundle: str | None = None) -> None:
+        """Record a trial's end, once."""
+        with self._guard:
+            record = self.history.trials[trial]
+            if record.outcome is None:
+                self.add(
+                    "trial_ended",
+                    trial=trial,
+                    outcome=end.outcome.value,
+                    reason=end.reason,
+                    step=record.step,
+                    bundle=bundle,
+                )
+
+
+class TrialRecorder(tune.Callback):  # type: ignore[misc]
+    """Turns what Ray Tune sees of trials into events.
+
+    Args:
+        record: Where they go.
+        storage: The sweep's folder.
+        horizon: Steps of a trial that is never stopped.
+        deadline: `time.monotonic()` at which the wall-clock budget ends.
+    """
+
+    def __init__(
+        self, record: SweepRecord, storage: Path, horizon: int, deadline: float = math.inf
+    ) -> None:
+        self._record, self._storage = record, storage
+        self._horizon, self._deadline = horizon, deadline
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune pickles its callbacks; a copy records nothing.
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has a process; Ray Tune says so again when it starts one anew."""
+        number = trial.config["trial"]
+        known = self._record.history.trials.get(number)
+        if known is None:
+            self._record.add(
+                "trial_started",
+                trial=number,
+                knobs=trial.config["knobs"],
+                spec=trial.config["spec"],
+            )
+        else:
+            self._record.add("trial_resumed", trial=number, step=known.step)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
+    ) -> None:
+        """A report: the values that searcher and scheduler see."""
+        if "step" not in result:
+            return
+        self._record.add(
+            "report",
+            trial=trial.config["trial"],
+            step=result["step"],
+            metrics={name: result[name] for name in REPORTED if name in result},
+            is_fault=result.get("outcome") in (Outcome.DIVERGED, Outcome.INFEASIBLE, "failed"),
+        )
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Any], trial: Any, **info: Any
+    ) -> None:
+        """A trial ended by itself, by the scheduler or by the budget."""
+        number = trial.config["trial"]
+        end = self._end_of(trial.last_result)
+        has_bundle = end.outcome in (Outcome.COMPLETED, Outcome.STOPPED)
+        bundle = trial_dir(self._storage, number) / "bundle" if has_bundle else None
+        self._record.end_trial(
+            number, end, None if bundle is None else str(bundle.relative_to(self._storage))
+        )
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's own process failed for good."""
+        reason = f"its process failed: {_last_line(trial)}"
+        self._record.end_trial(trial.config["trial"], TrialOutcome(Outcome.FAILED, reason))
+
+    def _end_of(self, result: Mapping[str, Any]) -> TrialOutcome:
+        outcome = infer_outcome(result, self._horizon)
+        if outcome is Outcome.STOPPED and "outcome" not in result:
+            if time.monotonic() >= self._deadline:
+                return TrialOutcome(Outcome.CANCELLED, "the wall-clock budget was spent")
+            return TrialOutcome(outcome, f"others were better at step {result['step']}")
+        if outcome is Outcome.CANCELLED and not result:
+            return TrialOutcome(outcome, "ended before its first report")
+        return TrialOutcome(outcome, result.get("reason") or f"trained {result['step']} steps")
+
+
+def _last_line(trial: Any) -> str:
+    lines = [line for line in str(trial.get_error() or "no message").splitlines() if line.strip()]
+    return lines[-1].strip()
