@@ -1,0 +1,292 @@
+"""A sweep as it happens: a table that redraws itself in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import NamedTuple
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.history import Report, SweepHistory, TrialRecord
+from orchestrator.measurements import is_measured, measured_reports
+from orchestrator.outcome import Outcome
+from orchestrator.spec import SweepSpec
+from orchestrator.wording import format_duration, format_metric, format_settings, one_line
+
+_REFRESH_PER_S = 4
+_MAX_ROWS = 15
+
+_STYLES = {
+    "waiting": "dim",
+    "running": "cyan",
+    "completed": "green",
+    "stopped": "yellow",
+    "diverged": "red",
+    "infeasible": "magenta",
+    "failed": "bold red",
+    "cancelled": "dim",
+}
+_ADAPTERS = ("running", "completed", "stopped")
+"""States in which the last value of the objective counts."""
+
+
+class TrialLine(NamedTuple):
+    """What a display says of one trial."""
+
+    number: int
+    state: str
+    step: int
+    value: float | None
+    knobs: str
+    reason: str
+
+
+class ProgressDisplay:
+    """Shows a sweep from entering to leaving; whatever happens, leaving restores the terminal.
+
+    Thread-safe: events come from several threads.
+    """
+
+    def __init__(self, spec: SweepSpec, console: Console) -> None:
+        self._spec = spec
+        self._console = console
+        self._is_live = console.is_terminal and not console.is_dumb_terminal
+        # Reentrant, as a signal handler may update in the midst of an update.
+        self._guard = threading.RLock()
+        self._began = time.monotonic()
+        self._phase = ""
+        self._note = ""
+        self._trials: list[TrialLine] = []
+        self._diary = Diary(spec)
+        self._live: Live | None = None
+
+    def __enter__(self) -> ProgressDisplay:
+        self._began = time.monotonic()
+        if self._is_live:
+            self._live = Live(
+                console=self._console,
+                get_renderable=self._render,
+                refresh_per_second=_REFRESH_PER_S,
+            )
+            try:
+                self._live.start()
+            except BaseException:
+                self._live.stop()
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def phase(self, name: str) -> None:
+        """Say what the sweep is doing now, such as `searching`."""
+        with self._guard:
+            if name != self._phase:
+                self._phase = name
+                self._say(name)
+
+    def update(self, history: SweepHistory, note: str | None = None) -> None:
+        """Show what is new; updating again with the same history shows nothing more.
+
+        Args:
+            history: What is known of the sweep; another thread may be adding to it.
+            note: A sentence about the moment; it stands until the next one.
+        """
+        with self._guard:
+            if self._live is not None:
+                self._trials = _read_trials(history, self._spec)
+            else:
+                for line in self._diary.read_on(history):
+                    self._say(line)
+            if note is not None and note != self._note:
+                self._note = note
+                self._say(note)
+
+    def _say(self, line: str) -> None:
+        if self._live is None:
+            elapsed = f"[{time.monotonic() - self._began:7.1f}s] "
+            # A log's line is one line, however wide: whoever reads it can wrap it.
+            self._console.print(Text(elapsed + one_line(line)), soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        with self._guard:
+            trials = self._trials
+            elapsed = time.monotonic() - self._began
+            head = _render_head(self._spec, self._phase, elapsed, trials)
+            best = _find_best(trials, self._spec)
+            parts: list[RenderableType] = [head]
+            if self._note:
+                parts.append(Text(one_line(self._note), style="dim"))
+            if trials:
+                parts.append(_render_trials(trials, best, self._spec))
+            parts.append(_render_best(best, self._spec))
+            return Group(*parts)
+
+
+class Diary:
+    """Turns a growing history into lines, each once.
+
+    The first reading of a resumed sweep tells the past in one line.
+    """
+
+    def __init__(self, spec: SweepSpec) -> None:
+        self._spec = spec
+        self._started: set[int] = set()
+        self._ended: set[int] = set()
+        self._reports = 0
+        self._is_new = True
+
+    def read_on(self, history: SweepHistory) -> list[str]:
+        """What happened since the last reading, in order."""
+        entries = sorted(self._entries(history), key=lambda entry: entry[:2])
+        lines = [line for *_, line in entries]
+        if self._is_new and history.resumes:
+            done, begun = len(self._ended), len(self._started)
+            lines = [f"resumed: {begun} trials started before, {done} of them ended"]
+        self._is_new = False
+        return lines
+
+    def _entries(self, history: SweepHistory) -> Iterator[tuple[float, int, str]]:
+        """When, which comes first of what happened at once, and the line."""
+        # Reports before trials: a trial is known by the time it reports.
+        reports = history.reports[self._reports :]
+        self._reports += len(reports)
+        records = {record.number: record for record in list(history.trials.values())}
+        for number in sorted(records.keys() - self._started):
+            self._started.add(number)
+            knobs = format_settings(records[number].knobs)
+            yield records[number].started_at, 0, f"trial {number}  started  {knobs}".rstrip()
+        for number, report in reports:
+            if is_measured(report):
+                line = f"trial {number}  step {report.step}/{self._spec.horizon}"
+                yield report.at, 1, line + "".join(self._measures(report))
+        for number in sorted(records.keys() - self._ended):
+            record = records[number]
+            if record.outcome is not None:
+                self._ended.add(number)
+                line = f"trial {number}  {record.outcome.value} at step {record.step}"
+                reason = f"  {record.reason}" if record.reason else ""
+                yield record.ended_at or record.started_at, 2, line + reason
+
+    def _measures(self, report: Report) -> Iterator[str]:
+        names = dict.fromkeys((self._spec.objective.metric, "eval_loss", "eval_accuracy"))
+        for name in names:
+            if name in report.metrics:
+                yield f"  {name} {format_metric(report.metrics[name])}"
+
+
+def _read_trials(history: SweepHistory, spec: SweepSpec) -> list[TrialLine]:
+    lines = []
+    for record in list(history.trials.values()):
+        reports = measured_reports(record)
+        value = _value(reports[-1], spec.objective.metric) if reports else math.nan
+        lines.append(
+            TrialLine(
+                number=record.number,
+                state=_state_of(record, reports),
+                step=reports[-1].step if reports else 0,
+                value=value if math.isfinite(value) else None,
+                knobs=format_settings(record.knobs),
+                reason=one_line(record.reason),
+            )
+        )
+    return lines
+
+
+def _value(report: Report, metric: str) -> float:
+    return report.metrics.get(metric, math.nan)
+
+
+def _state_of(record: TrialRecord, reports: list[Report]) -> str:
+    if record.outcome is not None:
+        return record.outcome.value
+    return "running" if reports else "waiting"
+
+
+def _cost(line: TrialLine, spec: SweepSpec) -> float:
+    """The objective where less is better."""
+    if line.value is None:
+        return math.inf
+    return line.value if spec.objective.mode == "min" else -line.value
+
+
+def _find_best(trials: list[TrialLine], spec: SweepSpec) -> TrialLine | None:
+    measured = [line for line in trials if line.state in _ADAPTERS and line.value is not None]
+    return min(measured, key=lambda line: (_cost(line, spec), -line.step), default=None)
+
+
+def _choose_rows(trials: list[TrialLine], spec: SweepSpec) -> list[TrialLine]:
+    """Those that go on, by number, then ended ones from the best to the failed."""
+    order = ["running", "waiting", "completed", "stopped"]
+
+    def place(line: TrialLine) -> tuple[int, float, int]:
+        if line.state in order[:2]:
+            return order.index(line.state), 0.0, line.number
+        return 2 if line.state in order else 3, _cost(line, spec), line.number
+
+    return sorted(trials, key=place)[:_MAX_ROWS]
+
+
+def _render_head(
+    spec: SweepSpec, phase: str, elapsed: float, trials: list[TrialLine]
+) -> RenderableType:
+    ended = sum(line.state in set(Outcome) for line in trials)
+    total = spec.budget.trials
+    facts = [
+        format_duration(elapsed),
+        f"{ended}/{total} trials done",
+        f"budget left: {max(total - len(trials), 0)} trials",
+    ]
+    if spec.budget.wall_clock_s is not None:
+        facts[-1] += f", {format_duration(max(spec.budget.wall_clock_s - elapsed, 0.0))}"
+    return Text.assemble((spec.name, "bold"), f"  {one_line(phase)}\n", "  ".join(facts))
+
+
+def _render_trials(
+    trials: list[TrialLine], best: TrialLine | None, spec: SweepSpec
+) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("", width=10)
+    table.add_column(spec.objective.metric, justify="right", no_wrap=True)
+    table.add_column("settings", ratio=1, no_wrap=True, overflow="ellipsis")
+    for line in _choose_rows(trials, spec):
+        is_best = best is not None and line.number == best.number
+        is_adapter = line.state in (*_ADAPTERS, "waiting")
+        table.add_row(
+            f"{'* ' if is_best else ''}{line.number}",
+            Text(line.state, style=_STYLES[line.state]),
+            f"{line.step}/{spec.horizon}",
+            ProgressBar(total=spec.horizon, completed=line.step, width=10),
+            format_metric(line.value) if is_adapter else "–",
+            Text(line.knobs if is_adapter else line.reason),
+            style="bold" if is_best else "",
+        )
+    left = len(trials) - _MAX_ROWS
+    return Group(table, Text(f"and {left} more trials", style="dim")) if left > 0 else table
+
+
+def _render_best(best: TrialLine | None, spec: SweepSpec) -> Text:
+    if best is None:
+        return Text("best so far: none yet")
+    return Text(
+        f"best so far: trial {best.number}, {spec.objective.metric} {format_metric(best.value)} "
+        f"at step {best.step}/{spec.horizon} ({best.knobs})"
+    )

@@ -1,0 +1,54 @@
+"""How values read in a terminal, on a page and in a log: one spelling for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+
+def format_metric(value: float | None) -> str:
+    """Four decimals, or three digits with an exponent where those would say nothing."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return str(float(value))
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.4f}"
+    return f"{value:.3g}"
+
+
+def format_difference(value: float) -> str:
+    """A metric's change, with its sign."""
+    return ("+" if value > 0 else "") + format_metric(value)
+
+
+def format_setting(value: object) -> str:
+    """A hyperparameter's value in a few characters; at most four digits of a float."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return one_line("+".join(map(str, value)))
+    return one_line(str(value))
+
+
+def format_settings(settings: Mapping[str, object]) -> str:
+    """`rank 8, learning_rate 0.0003`: settings without their sections."""
+    return ", ".join(
+        f"{name.rpartition('.')[2]} {format_setting(value)}" for name, value in settings.items()
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """`7.3 s` below a minute, then `2:05` or `1:02:05`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and without what would steer a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -1,0 +1,326 @@
+"""The report of a sweep, from the events of one that had every kind of trial."""
+
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from orchestrator.events import Event
+from orchestrator.history import SweepHistory
+from orchestrator.leaderboard import setting_columns
+from orchestrator.plots import collect_curves, plot_learning_curves, plot_parallel_coordinates
+from orchestrator.report import SweepReport, build_report, render_summary, write_report
+from orchestrator.sections import ObjectiveSpec, RegisterSpec
+from orchestrator.space import build_trial
+from orchestrator.spec import BudgetSpec, SweepSpec
+from trainables.spec import BaseSpec, DataSpec, OptimSpec
+
+HOSTILE = '<script>alert("x")</script> & [red]no\x1b[31m\nsecond line'
+PAYLOAD = '<script>alert("x")'
+
+
+def build_sweep(metric: Any = "eval_loss", **changes: Any) -> SweepSpec:
+    values: dict[str, Any] = {
+        "name": "wordnet-classes",
+        "base": BaseSpec(model="owner/name"),
+        "data": DataSpec(train="owner/rows"),
+        "optim": OptimSpec(steps=80),
+        "objective": ObjectiveSpec(metric=metric),
+        "budget": BudgetSpec(trials=40),
+        "register": RegisterSpec(),
+        "space": {
+            "lora.rank": {"choice": [4, 8, 16]},
+            "lora.alpha_per_rank": {"choice": [1, 2]},
+            "lora.targets": {"choice": ["attention", ["q_proj", "v_proj"]]},
+            "optim.learning_rate": {"log_uniform": [1e-4, 1e-2]},
+            "optim.micro_batch_size": {"choice": [None, 4]},
+        },
+    }
+    return SweepSpec(**values | changes)
+
+
+class Story:
+    """A sweep's history, told event by event; ten seconds pass with each."""
+
+    def __init__(self, spec: SweepSpec) -> None:
+        self.spec = spec
+        self.history = SweepHistory()
+        self.now = 0.0
+        self.tell("sweep_started", sweep_id="s1", spec={}, digest="d")
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        self.now += 10
+        self.history.apply(Event(kind=kind, at=self.now, fields=fields))
+
+    def trial(self, number: int, losses: list[float], outcome: str = "", reason: str = "") -> None:
+        knobs = {
+            "lora.rank": [4, 8, 16][number % 3],
+            "lora.alpha_per_rank": 1.0 + number % 2,
+            "lora.targets": "attention" if number % 2 else ["q_proj", "v_proj"],
+            "optim.learning_rate": 1e-4 * (1 + number) ** 2,
+            "optim.micro_batch_size": None if number % 2 else 4,
+        }
+        spec = build_trial(self.spec, knobs).to_dict()
+        self.tell("trial_started", trial=number, knobs=knobs, spec=spec)
+        for place, loss in enumerate(losses, 1):
+            metrics = {
+                "eval_loss": loss, "eval_accuracy": max(0.0, 1 - loss / 3), "train_loss": loss,
+                "eval_token_accuracy": 0.5, "tokens_per_s": 1234.5, "peak_memory_gib": 1.25,
+                "trainable_params": 123456,
+            }  # fmt: skip
+            self.tell("report", trial=number, step=20 * place, metrics=metrics)
+        if outcome:
+            ended = {"outcome": outcome, "reason": reason, "step": 20 * len(losses)}
+            bundle = f"/storage/trial-{number}" if outcome in ("completed", "stopped") else None
+            self.tell("trial_ended", trial=number, bundle=bundle, **ended)
+
+    def finals(self, number: int, ref: str) -> None:
+        test = {"test_loss": 0.52, "test_accuracy": 0.7, "test_token_accuracy": 0.8}
+        validation = {"eval_loss": 2.5, "eval_accuracy": 0.05, "eval_token_accuracy": 0.4}
+        base_test = {name.replace("eval", "test"): value for name, value in validation.items()}
+        self.tell("base_evaluated", quantization="nf4", split="validation", metrics=validation)
+        self.tell("base_evaluated", quantization="nf4", split="test", metrics=base_test)
+        self.tell("final_evaluated", trial=number, metrics=test)
+        self.tell("registered", trial=number, ref=ref, digest="d")
+        self.tell("promoted", ref=ref, promoted=True, reason="test_loss 0.52 is below 0.61")
+
+
+def tell_whole_sweep(spec: SweepSpec) -> SweepHistory:
+    story = Story(spec)
+    story.trial(0, [1.0, 0.9, 0.8, 0.75], "completed")
+    story.trial(1, [2.5, 2.4], "stopped", "not among the best 10 of 20 at step 40")
+    story.trial(2, [0.01, 0.01], "failed", HOSTILE)
+    story.trial(3, [9.9, 1e9], "diverged", "loss nan is not finite at step 31")
+    story.trial(4, [], "infeasible", "does not fit 16 GiB")
+    story.trial(5, [0.9, 0.7, 0.6, 0.5], "completed")
+    story.trial(6, [1.5])
+    story.trial(7, [0.02], "cancelled", "wall clock spent")
+    story.finals(5, "wordnet-classes/1")
+    story.tell("phase", name="searching", seconds=125.0)
+    story.tell("sweep_ended", status="completed", reason="the budget is spent")
+    return story.history
+
+
+@pytest.fixture
+def spec() -> SweepSpec:
+    return build_sweep()
+
+
+@pytest.fixture
+def report(spec: SweepSpec) -> SweepReport:
+    return build_report(spec, tell_whole_sweep(spec), Path("/storage"))
+
+
+def show(report: SweepReport, width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(render_summary(report))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+# -------------------------------------------------------------------------------- leaderboard
+
+
+def test_failed_trials_stand_apart_from_bad_ones(report: SweepReport) -> None:
+    board = report.leaderboard
+    assert list(board["trial"]) == [5, 0, 1, 3, 4, 2, 7, 6]
+    assert board["rank"].tolist()[:3] == [1, 2, 3]
+    assert board["rank"].isna().tolist() == [False] * 3 + [True] * 5
+    assert board["outcome"].tolist()[3:] == [
+        "diverged", "infeasible", "failed", "cancelled", "unfinished",
+    ]  # fmt: skip
+
+
+def test_leaderboard_names_what_varied_and_what_it_cost(report: SweepReport) -> None:
+    assert list(report.leaderboard.columns) == [
+        "rank", "trial", "outcome", "step", "eval_loss", "eval_accuracy", "train_loss",
+        "lora.rank", "lora.alpha", "lora.targets", "optim.learning_rate",
+        "optim.micro_batch_size", "tokens_per_s", "peak_memory_gib", "trainable_params",
+        "seconds", "reason",
+    ]  # fmt: skip
+    first = report.leaderboard.iloc[0]
+    assert (first["lora.rank"], first["lora.alpha"], first["step"]) == (16, 32.0, 80)
+    assert first["optim.micro_batch_size"] is None
+    assert report.leaderboard.iloc[1]["lora.targets"] == "q_proj+v_proj"
+    assert report.leaderboard.iloc[1]["optim.micro_batch_size"] == 4
+    assert (first["seconds"], first["trainable_params"]) == (50.0, 123456)
+
+
+def test_stand_in_of_a_fault_is_no_measurement(report: SweepReport) -> None:
+    diverged = report.leaderboard.set_index("trial").loc[3]
+    assert (diverged["eval_loss"], diverged["step"]) == (9.9, 20)
+
+
+@pytest.mark.parametrize("metric", ["eval_accuracy", "eval_token_accuracy", "train_loss"])
+def test_objective_is_the_first_metric(metric: str) -> None:
+    spec = build_sweep(metric)
+    report = build_report(spec, tell_whole_sweep(spec), Path("/storage"))
+    assert report.leaderboard.columns[4] == metric
+    assert report.leaderboard.columns.is_unique
+    assert setting_columns(report.leaderboard)[0] == "lora.rank"
+    assert len(setting_columns(report.leaderboard)) == 5
+    assert metric.removeprefix("eval_") in show(report, 100)
+
+
+# ------------------------------------------------------------------------------------ the best
+
+
+def test_best_adapter_is_told_with_base_and_promotion(report: SweepReport) -> None:
+    best = report.best
+    assert best is not None
+    assert (best.ref, best.trial, best.bundle) == ("wordnet-classes/1", 5, "/storage/trial-5")
+    assert best.is_champion
+    assert best.metrics["eval_loss"] == 0.5
+    assert "train_loss" not in best.metrics
+    assert best.test_metrics["test_accuracy"] == 0.7
+    assert best.hyperparameters["lora.rank"] == 16
+    assert report.promotion == "test_loss 0.52 is below 0.61"
+    assert report.base_metrics["validation"]["eval_loss"] == 2.5
+    found = {(each.split, each.measure): each.difference for each in report.comparisons()}
+    assert found["test", "loss"] == pytest.approx(0.52 - 2.5)
+    assert len(found) == 6
+
+
+def test_best_is_the_one_the_gate_judged(spec: SweepSpec) -> None:
+    history = tell_whole_sweep(spec)
+    fields = {"trial": 0, "ref": "wordnet-classes/2", "digest": "d"}
+    history.apply(Event(kind="registered", at=999.0, fields=fields))
+    verdict = {"ref": "wordnet-classes/2", "promoted": False, "reason": "no better"}
+    history.apply(Event(kind="promoted", at=999.0, fields=verdict))
+    best = build_report(spec, history, Path("/storage")).best
+    assert best is not None
+    assert (best.trial, best.is_champion) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("register", "losses", "reason"),
+    [
+        pytest.param(None, [1.0], "registers nothing", id="no register section"),
+        pytest.param(RegisterSpec(promote=False), [1.0], "promote is off", id="switched off"),
+        pytest.param(RegisterSpec(), [], "no adapter to promote", id="nothing measured"),
+        pytest.param(RegisterSpec(), [1.0], "came before the gate yet", id="not yet"),
+    ],
+)
+def test_no_promotion_has_a_reason(
+    register: RegisterSpec | None, losses: list[float], reason: str
+) -> None:
+    story = Story(build_sweep(register=register))
+    story.trial(0, losses, "completed")
+    report = build_report(story.spec, story.history, Path("/storage"))
+    assert reason in report.promotion
+    assert "Promoted: no" in show(report, 100)
+
+
+# --------------------------------------------------------------------------------- the summary
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_summary_is_whole_in_the_width(report: SweepReport, width: int) -> None:
+    text = show(report, width)
+    assert "…" not in text
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for part in (
+        "wordnet-classes  completed: the budget is spent", "0.5000", "0.7500", "0.8333",
+        "champion", "2.5000", "0.5200", "-1.9800", "+0.6500", "Registered: wordnet-classes/1",
+        "Promoted: yes; test_loss 0.52 is below 0.61", "searching 2:05",
+        "lorchestra adapters show wordnet-classes/1", "lorchestra ui",
+        "lorchestra adapters pull wordnet-classes/1 --to", "[red]no",
+    ):  # fmt: skip
+        assert part in text
+
+
+def test_summary_shows_ten_trials_and_counts_the_rest(spec: SweepSpec) -> None:
+    story = Story(spec)
+    for number in range(12):
+        story.trial(number, [12345.678 + number, 1234.5 + number], "completed")
+    text = show(build_report(spec, story.history, Path("/s")), 80)
+    assert "1243.5" in text
+    assert "1244.5" not in text
+    assert "and 2 more in leaderboard.csv" in text
+
+
+# -------------------------------------------------------------------------------------- files
+
+
+def test_files_are_written_whole(spec: SweepSpec, report: SweepReport, tmp_path: Path) -> None:
+    for _ in range(2):
+        paths = write_report(report, spec, tell_whole_sweep(spec), tmp_path / "report")
+    assert sorted(paths) == sorted((tmp_path / "report").iterdir())
+    csv, html, png = paths
+    table = pd.read_csv(csv)
+    assert table["trial"].tolist() == report.leaderboard["trial"].tolist()
+    assert "nan" not in csv.read_text().lower().replace("loss nan", "")
+    assert html.stat().st_mode & 0o777 == 0o644
+    header = png.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", header[16:24]) == (1200, 750)
+    assert 20_000 < png.stat().st_size < 500_000
+
+
+def test_page_is_self_contained_and_escaped(
+    spec: SweepSpec, report: SweepReport, tmp_path: Path
+) -> None:
+    _, path, _ = write_report(report, spec, tell_whole_sweep(spec), tmp_path)
+    html = path.read_text()
+    assert "<title>wordnet-classes – sweep report</title>" in html
+    assert html.count("* plotly.js v") == 1
+    assert PAYLOAD not in html
+    assert html.count("&lt;script&gt;alert(&quot;x&quot;)") == 2  # leaderboard and outcomes
+    for tag in ("<script src", "<link", "<img", "@import"):
+        assert tag not in html.replace("<script>/**", "")[-200_000:]
+    for part in ("not among the best 10 of 20", '"learning-curves"', '"coordinates"', "-1.9800"):
+        assert part in html
+
+
+@pytest.mark.parametrize("all_failed", [True, False], ids=["all failed", "nothing reported"])
+def test_sweep_without_results_is_reported_too(
+    spec: SweepSpec, tmp_path: Path, all_failed: bool
+) -> None:
+    story = Story(spec)
+    if all_failed:
+        story.trial(0, [], "failed", "the host was lost")
+        story.trial(1, [1e9], "diverged", "loss nan")
+    report = build_report(spec, story.history, tmp_path)
+    _, html, png = write_report(report, spec, story.history, tmp_path)
+    assert report.best is None
+    assert len(pd.read_csv(tmp_path / "leaderboard.csv")) == 2 * all_failed
+    assert "Nothing was measured yet" in html.read_text()
+    assert ("the host was lost" in html.read_text()) == all_failed
+    assert png.stat().st_size > 1000
+    assert "Best: none" in show(report, 80)
+
+
+def test_a_sweep_that_never_started_can_be_reported(spec: SweepSpec) -> None:
+    report = build_report(spec, SweepHistory(), Path("/s"))
+    assert (report.status, report.sweep_id, report.best) == ("not started", None, None)
+    assert "No trial was started." in show(report, 80)
+
+
+# -------------------------------------------------------------------------------------- plots
+
+
+def test_curves_are_those_of_trials_that_measured(spec: SweepSpec) -> None:
+    history = tell_whole_sweep(spec)
+    curves = {number: values for number, _, _, values in collect_curves(history, "eval_loss")}
+    assert curves[5] == [0.9, 0.7, 0.6, 0.5]
+    assert curves[3] == [9.9]
+    assert 4 not in curves
+    figure = plot_learning_curves(history, metric="eval_loss", best=5, base=2.5)
+    legend = [trace.name for trace in figure.data if trace.showlegend]
+    assert legend == [
+        "completed", "best: trial 5", "stopped", "diverged", "failed", "cancelled", "unfinished",
+    ]  # fmt: skip
+
+
+def test_parallel_coordinates_hold_ranked_trials_only(report: SweepReport) -> None:
+    figure = plot_parallel_coordinates(report.leaderboard, metric="eval_loss", mode="min")
+    dimensions = {each.label: each for each in figure.data[0].dimensions}
+    assert list(dimensions["eval_loss"].values) == [0.5, 0.75, 2.4]
+    assert list(dimensions["targets"].ticktext) == ["attention", "q_proj+v_proj"]
+    assert list(dimensions["learning_rate"].ticktext) == ["0.0001", "0.0004", "0.0036"]
+    one = report.leaderboard.head(1)
+    assert plot_parallel_coordinates(one, metric="eval_loss", mode="min") is None
