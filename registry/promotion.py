@@ -32,7 +32,8 @@ def promote(
 
     Args:
         candidate: A registered version.
-        metric: What to compare, as measured on the test split.
+        metric: What to compare. `eval_…` was measured on validation rows, anything else on test
+            rows; both versions must have seen the same ones.
         mode: Whether less or more of it is better.
         tracking_uri: MLflow server or database.
 
@@ -62,12 +63,13 @@ def decide(
         return PromotionDecision(promoted=True, reason=f"{candidate.name} had no champion")
     if champion.version == candidate.version:
         return PromotionDecision(promoted=True, reason=f"{candidate.ref} is the champion already")
-    tests = [version.tags.get("data.test") for version in (candidate, champion)]
-    if tests[0] is None or tests[0] != tests[1]:
+    split = "validation" if metric.startswith("eval_") else "test"
+    rows = [version.tags.get(f"data.{split}") for version in (candidate, champion)]
+    if rows[0] is None or rows[0] != rows[1]:
         return PromotionDecision(
             promoted=False,
-            reason=f"not comparable: {candidate.ref} has test data {tests[0]}, "
-            f"{champion.ref} has {tests[1]}",
+            reason=f"not comparable: {candidate.ref} has {split} data {rows[0]}, "
+            f"{champion.ref} has {rows[1]}",
         )
     new, old = candidate.metrics.get(metric), champion.metrics.get(metric)
     if new is None or old is None:

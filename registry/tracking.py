@@ -38,6 +38,9 @@ _MAX_METRICS_PER_CALL = 1000
 
 _Item = TypeVar("_Item")
 
+_Key = tuple[str, int | None]
+"""A sweep's id and, for one of its trials, the trial's number."""
+
 
 class Tracker:
     """Writes the runs of one experiment, each of them once.
@@ -54,7 +57,7 @@ class Tracker:
         self._client = connect(tracking_uri)
         with plain_errors(tracking_uri):
             self._experiment_id = find_experiment(self._client, experiment, artifact_location)
-        self._run_ids: dict[tuple[str, int | None], str] = {}
+        self._run_ids: dict[_Key, str] = {}
 
     def start_sweep(
         self, sweep_id: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
@@ -64,9 +67,8 @@ class Tracker:
         Raises:
             TrackingError: A param was recorded before with another value.
         """
-        identity = {"lorchestra.kind": "sweep", "lorchestra.sweep": sweep_id}
         with plain_errors(self.tracking_uri):
-            run_id = self._open((sweep_id, None), identity, name, time.time())
+            run_id = self._open((sweep_id, None), name, time.time())
             self._set_tags(run_id, tags)
             self._log_params(run_id, params)
         return run_id
@@ -80,16 +82,27 @@ class Tracker:
             TrackingError: The sweep was not started, or a param was recorded before with another
                 value.
         """
-        identity = {
-            "lorchestra.kind": "trial",
-            "lorchestra.sweep": sweep_id,
-            "lorchestra.trial": str(trial),
-        }
         with plain_errors(self.tracking_uri):
-            parent = {"mlflow.parentRunId": self._sweep_run_id(sweep_id)}
-            run_id = self._open((sweep_id, trial), identity, name, started_at_s, parent)
+            parent = self._look_up((sweep_id, None))
+            if parent is None:
+                raise TrackingError(
+                    f"tracking: sweep {sweep_id!r} has no run; allowed: trials of a started "
+                    "sweep. Call start_sweep first."
+                )
+            tags = {"mlflow.parentRunId": parent}
+            run_id = self._open((sweep_id, trial), name, started_at_s, tags)
             self._log_params(run_id, params)
         return run_id
+
+    def find_sweep(self, sweep_id: str) -> str | None:
+        """Run id of a sweep that was started, now or by an earlier driver; changes nothing."""
+        with plain_errors(self.tracking_uri):
+            return self._look_up((sweep_id, None))
+
+    def find_trial(self, sweep_id: str, trial: int) -> str | None:
+        """Run id of a trial that was started, now or by an earlier driver; changes nothing."""
+        with plain_errors(self.tracking_uri):
+            return self._look_up((sweep_id, trial))
 
     def log_metrics(
         self, run_id: str, metrics: Mapping[str, float], step: int, at_s: float
@@ -138,34 +151,37 @@ class Tracker:
     def _open(
         self,
         key: tuple[str, int | None],
-        identity: Mapping[str, str],
         name: str,
         started_at_s: float,
         more_tags: Mapping[str, str] | None = None,
     ) -> str:
-        run_id = self._run_ids.get(key) or self._find(identity)
+        run_id = self._look_up(key)
         if run_id is None:
-            tags = {**identity, **(more_tags or {})}
+            tags = {**_identity(key), **(more_tags or {})}
             run = self._client.create_run(self._experiment_id, _ms(started_at_s), tags, name)
-            run_id = str(run.info.run_id)
+            run_id = self._run_ids[key] = str(run.info.run_id)
         elif self._client.get_run(run_id).info.status != "RUNNING":
             self._reopen(run_id)
-        self._run_ids[key] = run_id
         return run_id
 
-    def _find(self, identity: Mapping[str, str]) -> str | None:
-        wanted = " and ".join(
-            f"tags.`{key}` = {_quoted(value)}" for key, value in identity.items()
-        )
-        runs = self._client.search_runs(
-            [self._experiment_id], wanted, max_results=1, order_by=["attributes.start_time ASC"]
-        )
-        return str(runs[0].info.run_id) if runs else None
+    def _look_up(self, key: tuple[str, int | None]) -> str | None:
+        if key not in self._run_ids:
+            wanted = " and ".join(
+                f"tags.`{tag}` = {_quoted(value)}" for tag, value in _identity(key).items()
+            )
+            runs = self._client.search_runs(
+                [self._experiment_id],
+                wanted,
+                max_results=1,
+                order_by=["attributes.start_time ASC"],
+            )
+            if not runs:
+                return None
+            self._run_ids[key] = str(runs[0].info.run_id)
+        return self._run_ids[key]
 
     def _sweep_run_id(self, sweep_id: str) -> str:
-        known = self._run_ids.get((sweep_id, None)) or self._find(
-            {"lorchestra.kind": "sweep", "lorchestra.sweep": sweep_id}
-        )
+        known = self._look_up((sweep_id, None))
         if known is None:
             raise TrackingError(
                 f"tracking: sweep {sweep_id!r} has no run; allowed: trials of a started sweep. "
@@ -253,6 +269,17 @@ def artifact_location_for(tracking_uri: str) -> str | None:
 def shortened(text: str, max_chars: int) -> str:
     """The text, cut to `max_chars` with a mark when it is longer."""
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+
+
+def _identity(key: _Key) -> dict[str, str]:
+    sweep_id, trial = key
+    if trial is None:
+        return {"lorchestra.kind": "sweep", "lorchestra.sweep": sweep_id}
+    return {
+        "lorchestra.kind": "trial",
+        "lorchestra.sweep": sweep_id,
+        "lorchestra.trial": str(trial),
+    }
 
 
 def _ms(at_s: float) -> int:

@@ -82,6 +82,23 @@ def test_other_test_data_is_not_compared(
     assert get(f"{name}@champion", tracking_uri=tracking_uri).version == 1
 
 
+def test_validation_metric_needs_the_same_validation_rows(
+    new_bundle: Build, tracking_uri: str, name: str
+) -> None:
+    decisions = []
+    for seed, rows in enumerate(["sha256:bb", "sha256:bb", "sha256:other"]):
+        bundle = new_bundle(
+            seed=seed,
+            metrics={"eval_loss": 1.0 - seed / 10},
+            data={"test": None, "validation": rows, "prompt_style": "plain"},
+        )
+        version = register(bundle, name, tracking_uri=tracking_uri)
+        decisions.append(
+            promote(version, metric="eval_loss", mode="min", tracking_uri=tracking_uri).promoted
+        )
+    assert decisions == [True, True, False]
+
+
 def test_unmeasured_candidate_is_not_promoted(
     add: Callable[..., AdapterVersion], tracking_uri: str
 ) -> None:

@@ -66,9 +66,9 @@ def test_point_sent_again_stays_one(tracker: Tracker, client: MlflowClient) -> N
 
 def test_many_metrics_and_params_fit(tracker: Tracker, client: MlflowClient) -> None:
     tracker.start_sweep("s1", "sweep", {f"p{i}": i for i in range(150)}, {})
-    run_id = start_other = tracker.start_trial("s1", 0, "t", {"prompt": "x" * 9000}, 1.0)
+    run_id = tracker.start_trial("s1", 0, "t", {"prompt": "x" * 9000}, 1.0)
     tracker.log_metrics(run_id, {f"m{i}": i for i in range(1200)}, 1, 2.0)
-    run = client.get_run(start_other)
+    run = client.get_run(run_id)
     assert len(run.data.metrics) == 1200
     assert len(run.data.params["prompt"]) == 6000
 
@@ -110,6 +110,19 @@ def test_resumed_run_runs_again(
     run = client.get_run(run_id)
     assert run.info.status == "RUNNING"
     assert "lorchestra.outcome" not in run.data.tags
+
+
+def test_finding_a_run_changes_nothing(
+    tracker: Tracker, client: MlflowClient, request: pytest.FixtureRequest
+) -> None:
+    assert tracker.find_sweep("s1") is None
+    run_id = start(tracker)
+    tracker.end_trial(run_id, "stopped", "behind its rung", 200.0)
+    fresh = again(tracker, request.node.name)
+    assert fresh.find_trial("s1", 3) == run_id
+    assert fresh.find_trial("s1", 4) is None
+    assert fresh.find_sweep("s1") == tracker.find_sweep("s1")
+    assert client.get_run(run_id).info.status == "FINISHED"
 
 
 def test_sweep_ends_once_with_its_totals(tracker: Tracker, client: MlflowClient) -> None:
