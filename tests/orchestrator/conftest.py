@@ -1,0 +1,103 @@
+"""One local Ray for all tests that need it, and a fake engine that Ray can carry to workers."""
+
+import importlib.util
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import ray
+
+from orchestrator.trial import trial_dir
+from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A quiet Ray of four logical CPUs, with whatever dashboard is installed, on loopback."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "1"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # the coming default; else a warning
+    ray.init(
+        num_cpus=4,
+        dashboard_host="127.0.0.1",
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def fake_engine() -> ModuleType:
+    """The fake engine's module, pickled by value: workers cannot import it."""
+    path = Path(__file__).parents[1] / "trainables" / "fake_engine.py"
+    spec = importlib.util.spec_from_file_location("fake_engine", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fake_engine"] = module
+    spec.loader.exec_module(module)
+    ray.cloudpickle.register_pickle_by_value(module)
+    return module
+
+
+class FakeBase:
+    """A folder that stands for a base: its log, its trials' specs and what became of them."""
+
+    def __init__(self, storage: Path, name: str = "base"):
+        self.storage = storage
+        self.folder = storage / name
+        self.folder.mkdir()
+
+    def build_spec(self, trial, *faults, steps=40, every=10, lr=1e-3):
+        return TrialSpec(
+            base=BaseSpec(model=str(self.folder)),
+            lora=LoraSpec(targets=("q_proj", *faults)),
+            optim=OptimSpec(steps=steps, learning_rate=lr),
+            data=DataSpec(train="rows.jsonl"),
+            eval=EvalSpec(every=every),
+            seed=trial,
+        )
+
+    def log(self, word):
+        lines = (self.folder / "log.txt").read_text().splitlines()
+        return [line for line in lines if line.startswith(word)]
+
+    def furthest_step(self, trial):
+        words = " ".join(self.log("step")).split()
+        return max(int(w.split("@")[1]) for w in words if w.startswith(f"t{trial:04d}."))
+
+    def bundle(self, trial):
+        return json.loads((trial_dir(self.storage, trial) / "bundle/manifest.json").read_text())
+
+
+@pytest.fixture
+def fake_base(tmp_path):
+    return FakeBase(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def build_fake_base():
+    return FakeBase
+
+
+@pytest.fixture(scope="session")
+def expected_weight(fake_engine, tmp_path_factory):
+    """The weight an undisturbed trial has after some steps."""
+
+    def train(spec, steps):
+        folder = tmp_path_factory.mktemp("solo")
+        engine = fake_engine.FakeEngine(folder)
+        engine.join("solo", spec)
+        for _ in range(steps):
+            engine.seats["solo"] = (spec, engine.seats["solo"][1])
+            engine.step_one("solo")
+        return engine.snapshot("solo").weight
+
+    return train
