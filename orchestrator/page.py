@@ -101,7 +101,7 @@ def _best(report: SweepReport) -> str:
         "champion": "yes" if best.is_champion else "no",
         "promotion": report.promotion,
         "trial": str(best.trial),
-        "bundle": best.bundle or "none",
+        "bundle": "none" if best.bundle is None else str(report.storage / best.bundle),
     }
     settings = {name: format_setting(value) for name, value in best.hyperparameters.items()}
     rows = [[_cell(name), _cell(value)] for name, value in (facts | settings).items()]
@@ -113,7 +113,7 @@ def _comparison(report: SweepReport) -> str:
     rows = [
         [_cell(each.split), _cell(each.measure)]
         + [_number(format_metric(value)) for value in (each.base, each.adapter)]
-        + [_number("–" if each.difference is None else format_difference(each.difference))]
+        + [_number("-" if each.difference is None else format_difference(each.difference))]
         for each in compared
     ]
     return _table(["rows", "measure", "base", "adapter", "difference"], rows) if rows else ""

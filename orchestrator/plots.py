@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from orchestrator.history import SweepHistory
 from orchestrator.leaderboard import UNFINISHED, UNRANKED_ORDER, outcome_of, setting_columns
@@ -33,6 +34,7 @@ _LOG_RATIO = 20
 """Values that span more than this are drawn on a logarithmic axis."""
 
 _DPI = 150
+_HEIGHT_PX = 460
 _MAX_TICKS = 8
 
 Curve = tuple[int, str, list[int], list[float]]
@@ -90,6 +92,9 @@ def draw_learning_curves(
         axes.axhline(base, color="#666666", linestyle="--", linewidth=1, label="base alone")
     if _is_wide([value for *_, values in curves for value in values]):
         axes.set_yscale("log")
+        # Plain numbers, also between the powers of ten when there are few of those.
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.set(title=title, xlabel="step", ylabel=metric)
     axes.grid(alpha=0.25)
     if curves:
@@ -126,14 +131,14 @@ def plot_learning_curves(
             hovertemplate=f"trial {trial} ({outcome})<br>step %{{x}}<br>%{{y:.5g}}<extra></extra>",
         )
         named.add(label)
-    if base is not None and math.isfinite(base):
-        figure.add_hline(y=base, line={"dash": "dash", "color": "#666666"})
-        figure.add_annotation(
-            x=1, xref="paper", xanchor="right", y=base, text="base alone", showarrow=False
-        )
+    if curves and base is not None and math.isfinite(base):
+        last = max(steps[-1] for _, _, steps, _ in curves)
+        line = {"dash": "dash", "color": "#666666", "width": 1}
+        figure.add_scatter(x=[0, last], y=[base, base], mode="lines", name="base alone", line=line)
     if _is_wide([value for *_, values in curves for value in values]):
         figure.update_yaxes(type="log")
-    figure.update_layout(xaxis_title="step", yaxis_title=metric, margin={"t": 30, "r": 20})
+    figure.update_layout(xaxis_title="step", yaxis_title=metric, height=_HEIGHT_PX)
+    figure.update_layout(margin={"t": 30, "r": 20})
     return figure
 
 
@@ -154,7 +159,7 @@ def plot_parallel_coordinates(board: pd.DataFrame, *, metric: str, mode: Mode) -
     figure = go.Figure(
         go.Parcoords(line=line, dimensions=[*dimensions, {"label": metric, "values": values}])
     )
-    figure.update_layout(margin={"l": 90, "r": 40, "t": 60, "b": 30})
+    figure.update_layout(height=_HEIGHT_PX, margin={"l": 90, "r": 40, "t": 60, "b": 30})
     return figure
 
 

@@ -98,7 +98,7 @@ class ProgressDisplay:
         with self._guard:
             if name != self._phase:
                 self._phase = name
-                self._say(name)
+                self._say(one_line(name))
 
     def update(self, history: SweepHistory, note: str | None = None) -> None:
         """Show what is new; updating again with the same history shows nothing more.
@@ -115,13 +115,13 @@ class ProgressDisplay:
                     self._say(line)
             if note is not None and note != self._note:
                 self._note = note
-                self._say(note)
+                self._say(one_line(note))
 
     def _say(self, line: str) -> None:
         if self._live is None:
             elapsed = f"[{time.monotonic() - self._began:7.1f}s] "
             # A log's line is one line, however wide: whoever reads it can wrap it.
-            self._console.print(Text(elapsed + one_line(line)), soft_wrap=True)
+            self._console.print(Text(elapsed + line), soft_wrap=True)
 
     def _render(self) -> RenderableType:
         with self._guard:
@@ -179,9 +179,15 @@ class Diary:
             record = records[number]
             if record.outcome is not None:
                 self._ended.add(number)
-                line = f"trial {number}  {record.outcome.value} at step {record.step}"
-                reason = f"  {record.reason}" if record.reason else ""
-                yield record.ended_at or record.started_at, 2, line + reason
+                yield record.ended_at or record.started_at, 2, self._end(record, history)
+
+    def _end(self, record: TrialRecord, history: SweepHistory) -> str:
+        parts = [f"trial {record.number}", record.outcome or ""]
+        goal = self._spec.objective
+        best = history.best(goal.metric, goal.mode)
+        if best is not None and best.number == record.number:
+            parts.append(f"best so far: {goal.metric} {format_metric(record.last(goal.metric))}")
+        return "  ".join([*parts, one_line(record.reason)]).rstrip()
 
     def _measures(self, report: Report) -> Iterator[str]:
         names = dict.fromkeys((self._spec.objective.metric, "eval_loss", "eval_accuracy"))
@@ -260,7 +266,7 @@ def _render_head(
 def _render_trials(
     trials: list[TrialLine], best: TrialLine | None, spec: SweepSpec
 ) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=True)
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
@@ -275,7 +281,7 @@ def _render_trials(
             Text(line.state, style=_STYLES[line.state]),
             f"{line.step}/{spec.horizon}",
             ProgressBar(total=spec.horizon, completed=line.step, width=10),
-            format_metric(line.value) if is_adapter else "–",
+            format_metric(line.value) if is_adapter else "-",
             Text(line.knobs if is_adapter else line.reason),
             style="bold" if is_best else "",
         )

@@ -35,12 +35,12 @@ _SHOWN_TRIALS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class BestAdapter:
-    """The adapter that went before the promotion gate, or would have.
+    """The adapter that leads the ranking, which is the one that goes before the gate.
 
     Attributes:
         ref: Its version, such as `wordnet-classes/1`; `None` when it was not registered.
         trial: Number of the trial that trained it.
-        bundle: Its folder.
+        bundle: Its folder, as recorded: within the sweep's storage when relative.
         hyperparameters: All of them, under the names of `orchestrator.space.describe`.
         metrics: `eval_*` as last reported, on validation rows.
         test_metrics: `test_*`; empty when it was not evaluated on test rows.
@@ -99,7 +99,8 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
         history: What is known of it.
         storage: Its folder.
     """
-    record = _find_best(spec, history)
+    # By validation rows, like every choice so far: test metrics are there to be believed.
+    record = history.best(spec.objective.metric, spec.objective.mode)
     best = None if record is None else _describe_best(record, history)
     form = spec.base.quantization if best is None else best.hyperparameters["quantization"]
     return SweepReport(
@@ -118,21 +119,9 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
     )
 
 
-def _find_best(spec: SweepSpec, history: SweepHistory) -> TrialRecord | None:
-    """The trial last judged by the gate; without one, the first of the ranking.
-
-    Never chosen by test metrics: those are there to be believed.
-    """
-    for promotion in reversed(history.promotions):
-        for record in history.trials.values():
-            if record.ref is not None and record.ref == promotion["ref"]:
-                return record
-    return history.best(spec.objective.metric, spec.objective.mode)
-
-
 def _describe_best(record: TrialRecord, history: SweepHistory) -> BestAdapter:
     last = record.reports[-1].metrics if record.reports else {}
-    judged = [each for each in history.promotions if each["ref"] == record.ref]
+    verdict = _last_verdict(history, record.ref)
     return BestAdapter(
         ref=record.ref,
         trial=record.number,
@@ -140,20 +129,26 @@ def _describe_best(record: TrialRecord, history: SweepHistory) -> BestAdapter:
         hyperparameters=describe_trial(record),
         metrics={name: value for name, value in last.items() if name.startswith("eval_")},
         test_metrics=dict(record.final_metrics or {}),
-        is_champion=bool(judged) and bool(judged[-1]["promoted"]),
+        is_champion=verdict is not None and bool(verdict["promoted"]),
     )
 
 
+def _last_verdict(history: SweepHistory, ref: str | None) -> Mapping[str, Any] | None:
+    judged = [each for each in history.promotions if each["ref"] == ref]
+    return judged[-1] if judged else None
+
+
 def _explain_promotion(spec: SweepSpec, history: SweepHistory, best: BestAdapter | None) -> str:
-    if history.promotions:
-        return str(history.promotions[-1]["reason"])
-    if spec.register is None:
-        return "the sweep registers nothing: it has no register section"
     if best is None:
         return "there is no adapter to promote"
+    verdict = _last_verdict(history, best.ref)
+    if verdict is not None:
+        return str(verdict["reason"])
+    if spec.register is None:
+        return "the sweep registers nothing: it has no register section"
     if not spec.register.promote:
         return "register.promote is off"
-    return "no adapter came before the gate yet"
+    return f"the adapter of trial {best.trial} did not come before the gate yet"
 
 
 # ------------------------------------------------------------------------------ for a terminal
@@ -182,7 +177,7 @@ def _render_leaderboard(report: SweepReport) -> RenderableType:
         return Text("No trial was started.")
     measures = [name for name in board.columns if name in (report.metric, *_SHOWN_METRICS)]
     settings = setting_columns(board)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("#", "trial", "outcome", "step", *map(_short_measure, measures)):
         side = "left" if name == "outcome" else "right"
         table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
@@ -214,7 +209,7 @@ def _short_measure(metric: str) -> str:
 def _render_comparison(report: SweepReport, compared: list[Comparison]) -> Table:
     best = report.best
     whose = "adapter" if best is None else "champion" if best.is_champion else "best adapter"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("held-out data", no_wrap=True)
     for name in ("base", whose, "difference"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -224,7 +219,7 @@ def _render_comparison(report: SweepReport, compared: list[Comparison]) -> Table
             f"{each.split} {each.measure}",
             format_metric(each.base),
             format_metric(each.adapter),
-            "–" if change is None else format_difference(change),
+            "-" if change is None else format_difference(change),
         )
     return table
 
@@ -237,7 +232,10 @@ def _render_outcome(report: SweepReport) -> Iterator[Text]:
         value = format_metric(best.metrics.get(report.metric))
         yield Text(f"Best: trial {best.trial}, {report.metric} {value}")
         kept = best.ref or "not registered"
-        yield Text(f"Registered: {kept}" + ("" if best.bundle is None else f"  ({best.bundle})"))
+        yield Text(
+            f"Registered: {kept}"
+            + ("" if best.bundle is None else f"  ({report.storage / best.bundle})")
+        )
     verdict = "yes" if best is not None and best.is_champion else "no"
     yield Text(f"Promoted: {verdict}; {one_line(report.promotion)}")
 

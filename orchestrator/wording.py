@@ -9,7 +9,7 @@ from collections.abc import Mapping
 def format_metric(value: float | None) -> str:
     """Four decimals, or three digits with an exponent where those would say nothing."""
     if value is None:
-        return "–"
+        return "-"
     if not math.isfinite(value):
         return str(float(value))
     if value == 0 or 1e-3 <= abs(value) < 1e5:
@@ -24,6 +24,8 @@ def format_difference(value: float) -> str:
 
 def format_setting(value: object) -> str:
     """A hyperparameter's value in a few characters; at most four digits of a float."""
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -11,8 +11,14 @@ from rich.console import Console
 
 from orchestrator.events import Event
 from orchestrator.history import SweepHistory
-from orchestrator.leaderboard import setting_columns
-from orchestrator.plots import collect_curves, plot_learning_curves, plot_parallel_coordinates
+from orchestrator.leaderboard import UNFINISHED, UNRANKED_ORDER, setting_columns
+from orchestrator.outcome import Outcome
+from orchestrator.plots import (
+    OUTCOME_COLORS,
+    collect_curves,
+    plot_learning_curves,
+    plot_parallel_coordinates,
+)
 from orchestrator.report import SweepReport, build_report, render_summary, write_report
 from orchestrator.sections import ObjectiveSpec, RegisterSpec
 from orchestrator.space import build_trial
@@ -75,7 +81,7 @@ class Story:
             self.tell("report", trial=number, step=20 * place, metrics=metrics)
         if outcome:
             ended = {"outcome": outcome, "reason": reason, "step": 20 * len(losses)}
-            bundle = f"/storage/trial-{number}" if outcome in ("completed", "stopped") else None
+            bundle = f"trials/{number}/bundle" if outcome in ("completed", "stopped") else None
             self.tell("trial_ended", trial=number, bundle=bundle, **ended)
 
     def finals(self, number: int, ref: str) -> None:
@@ -171,7 +177,7 @@ def test_objective_is_the_first_metric(metric: str) -> None:
 def test_best_adapter_is_told_with_base_and_promotion(report: SweepReport) -> None:
     best = report.best
     assert best is not None
-    assert (best.ref, best.trial, best.bundle) == ("wordnet-classes/1", 5, "/storage/trial-5")
+    assert (best.ref, best.trial, best.bundle) == ("wordnet-classes/1", 5, "trials/5/bundle")
     assert best.is_champion
     assert best.metrics["eval_loss"] == 0.5
     assert "train_loss" not in best.metrics
@@ -184,15 +190,16 @@ def test_best_adapter_is_told_with_base_and_promotion(report: SweepReport) -> No
     assert len(found) == 6
 
 
-def test_best_is_the_one_the_gate_judged(spec: SweepSpec) -> None:
-    history = tell_whole_sweep(spec)
-    fields = {"trial": 0, "ref": "wordnet-classes/2", "digest": "d"}
-    history.apply(Event(kind="registered", at=999.0, fields=fields))
-    verdict = {"ref": "wordnet-classes/2", "promoted": False, "reason": "no better"}
-    history.apply(Event(kind="promoted", at=999.0, fields=verdict))
-    best = build_report(spec, history, Path("/storage")).best
-    assert best is not None
-    assert (best.trial, best.is_champion) == (0, False)
+def test_best_that_came_after_the_champion_is_not_the_champion(spec: SweepSpec) -> None:
+    story = Story(spec)
+    story.trial(0, [0.9], "completed")
+    story.finals(0, "wordnet-classes/1")
+    story.trial(1, [0.4], "completed")
+    report = build_report(spec, story.history, Path("/storage"))
+    assert report.best is not None
+    assert (report.best.trial, report.best.ref, report.best.is_champion) == (1, None, False)
+    assert "trial 1 did not come before the gate yet" in report.promotion
+    assert "adapters show" not in show(report, 80)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +208,7 @@ def test_best_is_the_one_the_gate_judged(spec: SweepSpec) -> None:
         pytest.param(None, [1.0], "registers nothing", id="no register section"),
         pytest.param(RegisterSpec(promote=False), [1.0], "promote is off", id="switched off"),
         pytest.param(RegisterSpec(), [], "no adapter to promote", id="nothing measured"),
-        pytest.param(RegisterSpec(), [1.0], "came before the gate yet", id="not yet"),
+        pytest.param(RegisterSpec(), [1.0], "did not come before the gate yet", id="not yet"),
     ],
 )
 def test_no_promotion_has_a_reason(
@@ -225,7 +232,8 @@ def test_summary_is_whole_in_the_width(report: SweepReport, width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     for part in (
         "wordnet-classes  completed: the budget is spent", "0.5000", "0.7500", "0.8333",
-        "champion", "2.5000", "0.5200", "-1.9800", "+0.6500", "Registered: wordnet-classes/1",
+        "champion", "2.5000", "0.5200", "-1.9800", "+0.6500",
+        "Registered: wordnet-classes/1  (/storage/trials/5/bundle)",
         "Promoted: yes; test_loss 0.52 is below 0.61", "searching 2:05",
         "lorchestra adapters show wordnet-classes/1", "lorchestra ui",
         "lorchestra adapters pull wordnet-classes/1 --to", "[red]no",
@@ -303,6 +311,10 @@ def test_a_sweep_that_never_started_can_be_reported(spec: SweepSpec) -> None:
 # -------------------------------------------------------------------------------------- plots
 
 
+def test_every_outcome_has_a_place_and_a_color() -> None:
+    assert set(OUTCOME_COLORS) == set(UNRANKED_ORDER) == {*Outcome, UNFINISHED}
+
+
 def test_curves_are_those_of_trials_that_measured(spec: SweepSpec) -> None:
     history = tell_whole_sweep(spec)
     curves = {number: values for number, _, _, values in collect_curves(history, "eval_loss")}
@@ -310,9 +322,10 @@ def test_curves_are_those_of_trials_that_measured(spec: SweepSpec) -> None:
     assert curves[3] == [9.9]
     assert 4 not in curves
     figure = plot_learning_curves(history, metric="eval_loss", best=5, base=2.5)
-    legend = [trace.name for trace in figure.data if trace.showlegend]
+    legend = [trace.name for trace in figure.data if trace.showlegend is not False]
     assert legend == [
         "completed", "best: trial 5", "stopped", "diverged", "failed", "cancelled", "unfinished",
+        "base alone",
     ]  # fmt: skip
 
 
