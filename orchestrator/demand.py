@@ -16,6 +16,7 @@ class HostLimits:
     Attributes:
         max_hosts: Hosts at once, those that are ending included.
         seats: Seats per host.
+        hosts_per_group: Hosts that one base may have at once; `None` is as many as there may be.
         is_fresh: A host serves one trial and ends.
         patience_s: How long a group without a host waits before a busy host of another group takes
             no new trials; an idle one gives way at once.
@@ -23,6 +24,7 @@ class HostLimits:
 
     max_hosts: int
     seats: int
+    hosts_per_group: int | None = None
     is_fresh: bool = False
     patience_s: float = 60.0
 
@@ -46,7 +48,7 @@ def start_hosts(seats: Seats, limits: HostLimits, now: float) -> list[HostStart]
         _make_room(seats, lines, still_homeless, limits, now)
         return starts
     for group, line in lines.items():
-        while len(line) > _room(seats, group) and len(seats.hosts) < limits.max_hosts:
+        while len(line) > _room(seats, group) and _may_open(seats, group, limits):
             starts.append(_open(seats, line[0], limits))
     return starts
 
@@ -67,6 +69,14 @@ def _open_hosts(seats: Seats, group: str) -> list[Host]:
 
 def _room(seats: Seats, group: str) -> int:
     return sum(host.seats - seats.load(host.host_id) for host in _open_hosts(seats, group))
+
+
+def _may_open(seats: Seats, group: str, limits: HostLimits) -> bool:
+    """Whether a group that has hosts may have one more."""
+    of_group = limits.hosts_per_group
+    return len(seats.hosts) < limits.max_hosts and (
+        of_group is None or len(_open_hosts(seats, group)) < of_group
+    )
 
 
 def _open(seats: Seats, who: Member | Errand, limits: HostLimits) -> HostStart:

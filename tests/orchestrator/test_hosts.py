@@ -7,6 +7,7 @@ import ray
 
 from orchestrator.broker import start_broker
 from orchestrator.demand import HostLimits
+from orchestrator.errors import SweepError
 from orchestrator.hosts import HostPool, HostShape, last_line
 from orchestrator.members import group_key
 from orchestrator.trial import TrialProxy, trial_dir
@@ -42,6 +43,9 @@ class Caller:
                 return standing
         raise TimeoutError(standing)
 
+    def settles(self):
+        return ray.get(self.broker.settle.remote(5.0))
+
     def leave(self, trial, keep=True):
         return ray.get(self.broker.leave.remote(trial, "a", keep, 5.0))
 
@@ -71,6 +75,20 @@ def test_one_warm_host_serves_its_group_and_gives_way_to_another(
         caller.join(1, fake_base.build_spec(1))
         assert caller.advance(1, 10).report.step == 10
         assert caller.leave(1).phase == "left"
+
+        # its trial goes on in other proxies: what was measured is said again, not trained again
+        second = ray.remote(num_cpus=0)(TrialProxy).remote(config)
+        assert [ray.get(second.train.remote())["step"] for _ in range(2)] == [10, 20]
+        ray.get(second.save_checkpoint.remote(str(fake_base.storage)))
+        third = ray.remote(num_cpus=0)(TrialProxy).remote(config)
+        ray.get(third.load_checkpoint.remote(str(fake_base.storage)))
+        assert ray.get(third.train.remote())["step"] == 30
+        assert sum("t0000." in line for line in fake_base.log("step")) == 30
+        with pytest.raises(SweepError, match="another process trains it"):
+            ray.get(second.train.remote())
+        ray.get(third.stop.remote())
+        assert caller.settles()
+        assert fake_base.bundle(0)["step"] == 30
 
         # tasks run on the same warm base
         task = Task(spec=spec.to_dict(), split="validation")
