@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from orchestrator.history import SweepHistory
 from orchestrator.leaderboard import UNFINISHED, UNRANKED_ORDER, outcome_of, setting_columns
@@ -92,9 +92,9 @@ def draw_learning_curves(
         axes.axhline(base, color="#666666", linestyle="--", linewidth=1, label="base alone")
     if _is_wide([value for *_, values in curves for value in values]):
         axes.set_yscale("log")
-        # Plain numbers, also between the powers of ten when there are few of those.
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(title=title, xlabel="step", ylabel=metric)
     axes.grid(alpha=0.25)
     if curves:
