@@ -1,8 +1,9 @@
 """A small engine that trains nothing: deterministic losses, states as JSON, faults on demand.
 
 `base.model` is the folder it logs its calls to. `lora.targets` orders faults by name and step:
-`nan:15`, `raise:15`, `oom:15`, `inf-eval:20`, `no-join:0`, `exit:15` (the process dies, each time),
-`exit-once:15`; `crowd:1` runs out of memory when stepped with more than one seat.
+`nan:15`, `raise:15`, `oom:15`, `inf-eval:20`, `no-join:0`, `exit:15` (the process dies each time),
+`exit-once:15`, `oom-whole:15` (not at half the micro-batch); `crowd:1` runs out of memory when
+stepped with more than one seat.
 """
 
 import json
