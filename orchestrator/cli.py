@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
     from orchestrator.spec import SweepSpec
 
     spec = SweepSpec.from_yaml(options.sweep)
-    console = Console()
+    console = Console(file=sys.stdout)
     # Importing Ray, MLflow and Optuna takes seconds: say something first.
     console.print(f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials", highlight=False)
 

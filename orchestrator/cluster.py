@@ -23,6 +23,8 @@ _SWITCHES = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # The event log and MLflow hold what Ray Tune's own result files would.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # The old output engine can be silent; the new one prints a table at any verbosity.
+    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
@@ -58,7 +60,13 @@ def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
     if spec.hosts.fresh and not gpus:
         max_hosts = max(1, min(spec.hosts.seats, cpus))
     return Placement(
-        limits=HostLimits(max_hosts=max_hosts, seats=spec.hosts.seats, is_fresh=spec.hosts.fresh),
+        limits=HostLimits(
+            max_hosts=max_hosts,
+            seats=spec.hosts.seats,
+            # A second copy of a base on the same cores would only take memory.
+            hosts_per_group=None if gpus or spec.hosts.fresh else 1,
+            is_fresh=spec.hosts.fresh,
+        ),
         shape=HostShape(
             gpus=1.0 if gpus else 0.0,
             max_failures=spec.hosts.max_failures,
@@ -90,19 +98,21 @@ def ray_cluster(spec: SweepSpec) -> Iterator[Placement]:
 
 
 def _start_local(spec: SweepSpec) -> None:
-    # Other users of this machine must not be able to run code as this one: the cluster gets a
-    # token of its own, which no file holds.
+    # Other users of this machine must not be able to run code as this one. Where the mode is not
+    # set, ray.init() itself turns token authentication on for a new cluster (set by us it would
+    # come too late: Ray reads it on import). The token is our own, so that no file holds it.
     if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     cores = os.cpu_count() or 1
     seats = place(spec, cores, 0).max_trials
     ray.init(
         address="local",
         # Logical: room for a proxy per seat beside a core per host.
         num_cpus=cores + math.ceil(PROXY_CPUS * (seats + 1)),
-        include_dashboard=True,  # Train's cleaner asks its API; it listens on loopback only
-        dashboard_host="127.0.0.1",
+        # Saves a port, a process and seconds. Train's cleaner of groups whose controller died asks
+        # its API in vain, but a group does not outlive this cluster.
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,  # nothing large passes through it
         log_to_driver=False,
         logging_level=logging.ERROR,
     )

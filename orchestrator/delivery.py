@@ -1,9 +1,9 @@
 """Carries the event log to MLflow, from a thread of its own.
 
 The log is the queue: a cursor beside it says how far MLflow has been told. MLflow being away
-never holds a sweep up; what is left is delivered when it is back, by this run or the next. An event
-can be delivered twice, when the driver is lost in between, and then changes nothing: runs are found
-by tag and points by their time.
+never holds a sweep up; what is left is delivered when it is back, by this run or the next. An
+event can be delivered twice, when the driver is lost in between, and then changes nothing: runs
+are found by tag and points by their time.
 """
 
 from __future__ import annotations

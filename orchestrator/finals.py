@@ -38,36 +38,28 @@ def evaluate_finalists(
     What the record holds already, from before a resume, is not measured again.
     """
     chosen = finalists(spec, record)
-    has_test = spec.data.test is not None or spec.data.test_fraction > 0
-    splits: tuple[Split, ...] = ("validation", "test") if has_test else ("validation",)
-    tasks: dict[str, tuple[str, Task]] = {}
-    bases: dict[str, tuple[Quantization, Split]] = {}
-    for trial in chosen:
-        trial_spec = TrialSpec.from_dict(trial.spec)
-        form, group = trial_spec.base.quantization, group_key(trial_spec)
-        for split in splits:
-            name = f"base-{form}-{split}"
-            if split not in record.history.base_metrics.get(form, {}) and name not in tasks:
-                tasks[name] = (group, Task(spec=dict(trial.spec), split=split))
-                bases[name] = (form, split)
-        if has_test and trial.final_metrics is None:
-            folder = trial_dir(storage, trial.number)
-            task = Task(
-                spec=dict(trial.spec),
-                split="test",
-                state_dir=str(folder / "state"),
-                bundle_dir=str(folder / "bundle"),
-            )
-            tasks[f"trial-{trial.number}"] = (group, task)
+    splits = _splits(spec)
+    measured = record.history.base_metrics
+    bases = {
+        (TrialSpec.from_dict(trial.spec).base.quantization, split): trial
+        for trial in chosen
+        for split in splits
+    }
+    tasks = {
+        f"base-{form}-{split}": Task(spec=dict(trial.spec), split=split)
+        for (form, split), trial in bases.items()
+        if split not in measured.get(form, {})
+    }
+    tasks |= {
+        f"trial-{trial.number}": _trial_task(trial, splits[-1], storage)
+        for trial in chosen
+        if not _is_measured(trial, splits[-1], storage)
+    }
     reports = _run_tasks(broker, tasks)
-    for name, (form, split) in bases.items():
-        _note_base(record, form, split, reports[name])
+    for form, split in bases:
+        _note_base(record, form, split, reports.get(f"base-{form}-{split}"))
     for trial in chosen:
-        report = reports.get(f"trial-{trial.number}")
-        if report is not None and report.error:
-            logger.warning("trial %d on test rows: %s", trial.number, report.error)
-        elif report is not None:
-            record.add("final_evaluated", trial=trial.number, metrics=report.metrics)
+        _note_trial(record, trial, reports.get(f"trial-{trial.number}"))
 
 
 def register_finalists(
@@ -117,19 +109,49 @@ def _gate_metric(spec: SweepSpec, final_metrics: Mapping[str, float]) -> str:
     return on_test if on_test in final_metrics else spec.objective.metric
 
 
-def _note_base(record: SweepRecord, form: str, split: Split, report: TaskReport) -> None:
-    if report.error:
+def _splits(spec: SweepSpec) -> tuple[Split, ...]:
+    """Splits that finalists are measured on; the last one is what they are judged by."""
+    has_test = spec.data.test is not None or spec.data.test_fraction > 0
+    return ("validation", "test") if has_test else ("validation",)
+
+
+def _trial_task(trial: TrialRecord, split: Split, storage: Path) -> Task:
+    folder = trial_dir(storage, trial.number)
+    return Task(
+        spec=dict(trial.spec),
+        split=split,
+        state_dir=str(folder / "state"),
+        bundle_dir=str(folder / "bundle"),
+    )
+
+
+def _is_measured(trial: TrialRecord, split: Split, storage: Path) -> bool:
+    """Whether the trial has a bundle with all the metrics it should have."""
+    has_bundle = (trial_dir(storage, trial.number) / "bundle" / "manifest.json").is_file()
+    return has_bundle and (split == "validation" or trial.final_metrics is not None)
+
+
+def _note_base(
+    record: SweepRecord, form: Quantization, split: Split, report: TaskReport | None
+) -> None:
+    if report is not None and report.error:
         logger.warning("bare base %s on %s rows: %s", form, split, report.error)
-    else:
+    elif report is not None:
         record.add("base_evaluated", quantization=form, split=split, metrics=report.metrics)
 
 
-def _run_tasks(
-    broker: ActorHandle, tasks: Mapping[str, tuple[str, Task]]
-) -> dict[str, TaskReport]:
+def _note_trial(record: SweepRecord, trial: TrialRecord, report: TaskReport | None) -> None:
+    if report is not None and report.error:
+        logger.warning("trial %d in the finals: %s", trial.number, report.error)
+    elif report is not None:
+        record.add("final_evaluated", trial=trial.number, metrics=report.metrics)
+
+
+def _run_tasks(broker: ActorHandle, tasks: Mapping[str, Task]) -> dict[str, TaskReport]:
     """Hand all tasks to the hosts and wait for every one."""
     session = uuid.uuid4().hex[:8]
-    for name, (group, task) in tasks.items():
+    for name, task in tasks.items():
+        group = group_key(TrialSpec.from_dict(task.spec))
         ray.get(broker.submit_task.remote(f"{session}-{name}", group, task))
     return {name: _await(broker, f"{session}-{name}") for name in tasks}
 

@@ -23,7 +23,6 @@ from orchestrator.demand import HostLimits
 from orchestrator.members import HostStart
 from trainables.bench import Bench, Failure
 from trainables.spec import BaseSpec
-from trainables.worker import run_host
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +150,7 @@ class HostPool:
             {"GPU": self.shape.gpus} if self.shape.gpus else {}
         )
         return TorchTrainer(
-            run_host,
+            _run_host,
             train_loop_config=config,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=1, use_gpu=self.shape.gpus > 0, resources_per_worker=resources
@@ -165,6 +164,13 @@ class HostPool:
                 ),
             ),
         )
+
+
+def _run_host(config: dict[str, Any]) -> None:
+    """The body of a worker, imported there: the driver has no use for transformers."""
+    from trainables.worker import run_host
+
+    run_host(config)
 
 
 def last_line(error: BaseException) -> str:

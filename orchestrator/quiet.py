@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 OWN = ("orchestrator", "trainables", "registry")
@@ -14,9 +14,13 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 @contextmanager
 def library_chatter_to(file: Path) -> Iterator[None]:
-    """Send every logger and warning of this process to a file while the block runs."""
+    """Send what loggers, warnings and prints of this process say to a file while the block runs.
+
+    A console that was made before the block, on a stream it was given, still writes to it.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(file)
+    stream = file.open("a", buffering=1)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter(_FORMAT))
     root = logging.getLogger()
     kept = (root.handlers[:], root.level, {name: logging.getLogger(name).level for name in OWN})
@@ -27,7 +31,9 @@ def library_chatter_to(file: Path) -> Iterator[None]:
     showing = warnings.showwarning
     logging.captureWarnings(True)
     try:
-        yield
+        # Ray prints what it has to say of its processes.
+        with redirect_stdout(stream), redirect_stderr(stream):
+            yield
     finally:
         logging.captureWarnings(False)
         warnings.showwarning = showing
@@ -35,7 +41,7 @@ def library_chatter_to(file: Path) -> Iterator[None]:
         root.setLevel(level)
         for name, own_level in own_levels.items():
             logging.getLogger(name).setLevel(own_level)
-        handler.close()
+        stream.close()
 
 
 def hush_noisy_loggers() -> None:

@@ -15,6 +15,7 @@ call on the same folder goes on wherever an earlier one ended, however it ended.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ def run_sweep(
     folder = Path(storage or Path("runs") / spec.name).absolute()
     spec = spec.with_saved_rows(folder / "data")
     read_raw_splits(spec.data)
-    console = console or Console()
+    console = console or Console(file=sys.stdout)
     with (
         library_chatter_to(folder / LOG_FILE),
         EventLog(folder / EVENTS_FILE) as log,

@@ -135,14 +135,15 @@ class HostsSpec:
     Attributes:
         seats: Trials that one host trains at once.
         fresh: Start a new host for every trial instead of keeping warm ones.
-        max_failures: Lost hosts that a trial survives before it counts as failed.
+        max_failures: Times a host's worker is started anew before the host is given up. It takes
+            three to tell a trial that kills its host from the neighbours that only die with it.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     seats: int = 1
     fresh: bool = False
-    max_failures: int = 2
+    max_failures: int = 5
 
     def __post_init__(self) -> None:
         require(1 <= self.seats <= 256, "hosts.seats", self.seats, "1 to 256", "Use 1 or more.")
