@@ -9,20 +9,21 @@ from rich.table import Table
 
 from registry import AdapterVersion
 
-_SHOWN = ("test_loss", "test_accuracy", "eval_loss", "eval_accuracy")
-
 
 def render_versions(versions: Sequence[AdapterVersion]) -> Table | str:
-    """One line per version."""
+    """One line per version, with its measures on test rows where it has them."""
     if not versions:
         return "no adapter is registered yet; `lorchestra run SWEEP.yaml` registers its best"
-    metrics = [name for name in _SHOWN if any(name in v.metrics for v in versions)]
-    table = Table("adapter", "aliases", *metrics, "quantization", "rank", "registered", box=None)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("adapter", "alias", "loss", "accuracy", "split", "form", "rank", "registered"):
+        table.add_column(heading, overflow="fold")
     for version in versions:
+        split = "test" if "test_loss" in version.metrics else "eval"
         table.add_row(
             str(version.ref),
             ", ".join(version.aliases),
-            *(f"{version.metrics[m]:.4f}" if m in version.metrics else "" for m in metrics),
+            *(_number(version, f"{split}_{measure}") for measure in ("loss", "accuracy")),
+            split,
             version.tags.get("quantization", ""),
             version.tags.get("lora.rank", ""),
             _when(version),
@@ -32,7 +33,9 @@ def render_versions(versions: Sequence[AdapterVersion]) -> Table | str:
 
 def render_version(version: AdapterVersion) -> Group:
     """Everything that is recorded of one version."""
-    table = Table(box=None, show_header=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     table.add_row("adapter", str(version.ref))
     table.add_row("aliases", ", ".join(version.aliases) or "none")
     table.add_row("registered", _when(version))
@@ -42,8 +45,12 @@ def render_version(version: AdapterVersion) -> Group:
     metrics = {f"metric.{name}" for name in version.metrics} | set(version.metrics)
     for name, text in sorted(version.tags.items()):
         if name not in metrics:
-            table.add_row(name, text, style=None)
+            table.add_row(name, text)
     return Group(table)
+
+
+def _number(version: AdapterVersion, metric: str) -> str:
+    return f"{version.metrics[metric]:.4f}" if metric in version.metrics else ""
 
 
 def _when(version: AdapterVersion) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -153,28 +152,20 @@ def _pull(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from registry.server import ui_command
+    from registry.server import serve_ui
 
     uri = _tracking_uri(options)
-    if uri.startswith(("http://", "https://")):
+    if not uri.startswith("sqlite:///"):
         print(f"the MLflow UI is at {uri}")
         return 0
-    address = f"http://127.0.0.1:{options.port}"
-    print(f"the MLflow UI will be at {address} in a moment; Ctrl-C ends it", flush=True)
-    server = subprocess.Popen(ui_command(uri, options.port), env=os.environ | _QUIET_SERVER)
+    print("starting the MLflow UI, which takes half a minute; Ctrl-C ends it", flush=True)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return server.wait()
+        with serve_ui(Path(uri.removeprefix("sqlite:///")), options.port) as server:
+            print(f"http://127.0.0.1:{options.port}", flush=True)
+            return server.wait()
     except KeyboardInterrupt:
-        server.terminate()
-        server.wait()
         return 0
-
-
-_QUIET_SERVER = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-}
 
 
 def _tracking_uri(options: argparse.Namespace) -> str:

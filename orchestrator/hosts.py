@@ -87,14 +87,17 @@ class HostPool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        # After an error or an interrupt nobody is waited for: what counts is saved already.
+        self.close(timeout_s=60.0 if error is None else 2.0)
 
     def close(self, timeout_s: float = 60.0) -> bool:
-        """Let who is leaving leave, then end all hosts.
+        """Let who is leaving leave, then end all hosts; closing again does nothing.
 
         Returns:
             Whether every host ended within `timeout_s`. One that did not ends with this process.
         """
+        if self._closing.is_set():
+            return True
         deadline = time.monotonic() + timeout_s
         while not ray.get(self.broker.settle.remote(1.0)) and time.monotonic() < deadline:
             pass

@@ -76,6 +76,9 @@ class ProgressDisplay:
                 console=self._console,
                 get_renderable=self._render,
                 refresh_per_second=_REFRESH_PER_S,
+                # What others print is sent to a file, not above the table.
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
             try:
                 self._live.start()

@@ -19,7 +19,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -121,8 +121,7 @@ def run_sweep(
         _start_or_resume(sweep)
         with delivery:
             if not _is_over(sweep):
-                with ray_cluster(spec) as placement:
-                    _train(sweep, placement)
+                _train(sweep)
             if not _is_registered(sweep):
                 _register(sweep, delivery, tracking_uri)
             report = _conclude(sweep)
@@ -164,17 +163,20 @@ def _is_registered(sweep: _Sweep) -> bool:
     return sweep.spec.register is None or best is None or best.ref is not None
 
 
-def _train(sweep: _Sweep, placement: Placement) -> None:
+def _train(sweep: _Sweep) -> None:
     """Search, then measure the best; both on the same warm hosts."""
-    with sweep.phase("starting"):
-        broker = start_broker(sweep.storage)
-        pool = HostPool(broker, sweep.storage, placement.limits, placement.shape)
-    with pool:
+    with ExitStack() as stack:
+        with sweep.phase("starting Ray"):
+            placement = stack.enter_context(ray_cluster(sweep.spec))
+            broker = start_broker(sweep.storage)
+            pool = HostPool(broker, sweep.storage, placement.limits, placement.shape)
+            stack.enter_context(pool)
         with sweep.phase("searching"):
             _search(sweep, broker, placement)
         with sweep.phase("evaluating"):
             evaluate_finalists(sweep.spec, sweep.record, broker, sweep.storage)
-        sweep.display.phase("ending hosts")
+        with sweep.phase("ending hosts"):
+            pool.close()
 
 
 def _search(sweep: _Sweep, broker: ActorHandle, placement: Placement) -> None:
