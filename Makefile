@@ -1,6 +1,7 @@
 # make demo   set up, then find, register and promote an adapter on real input
 # make test   set up, then every check that CI runs
 # make lint   format, lint, types and import rules alone
+# make test-slow  the tests that take minutes
 # make test-gpu   the training core on CUDA; needs torch, transformers, peft, accelerate, bitsandbytes
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint test-gpu setup clean
+.PHONY: demo test lint test-slow test-gpu setup clean
 
 setup: $(STAMP)
 
@@ -30,6 +31,9 @@ lint: $(STAMP)
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -m 'not gpu and not slow'
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 test-gpu:
 	$(PYTHON) -m pytest -m 'not ray and not slow' -p no:cacheprovider \

@@ -17,7 +17,7 @@ from registry.errors import TrackingError
 _SWITCHES = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves several processes that nothing here uses
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # several processes for nothing here
     "PYTHONWARNINGS": "ignore",
 }
 _START_S = 180.0
