@@ -34,10 +34,24 @@ def broker_name(storage: Path) -> str:
 
 
 def start_broker(storage: Path, lease_s: float = 60.0) -> ActorHandle:
-    """The broker actor of a sweep, beside its driver; it ends with the returned handle."""
+    """The broker actor of a sweep, beside its driver.
+
+    It ends with the last handle to it. One that an earlier run of the sweep in this process left
+    is ended here: the folder's lock says that nobody else uses it.
+    """
+    _end(broker_name(storage))
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(num_cpus=0, max_concurrency=10_000)(Broker)
     return actor.options(name=broker_name(storage), scheduling_strategy=node).remote(lease_s)
+
+
+def _end(name: str) -> None:
+    try:
+        while True:
+            ray.kill(ray.get_actor(name))
+            time.sleep(0.05)  # the name is free a moment later
+    except ValueError:
+        return  # there is none
 
 
 class Broker:

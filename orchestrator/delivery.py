@@ -52,7 +52,8 @@ class Delivery:
         self._history = SweepHistory()
         self._seen = 0  # events folded into the history
         self._wake, self._closing = threading.Event(), threading.Event()
-        self._is_caught_up = threading.Event()
+        self._delivered = 0  # events that MLflow has been told of
+        self._progress = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="mlflow-delivery", daemon=True)
         self.problem = ""
 
@@ -72,13 +73,14 @@ class Delivery:
 
     def nudge(self) -> None:
         """There is something new in the log."""
-        self._is_caught_up.clear()
         self._wake.set()
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything logged so far is delivered; whether that is so in time."""
+        wanted = sum(1 for _ in read_events(self._log))
         self.nudge()
-        return self._is_caught_up.wait(timeout_s)
+        with self._progress:
+            return self._progress.wait_for(lambda: self._delivered >= wanted, timeout_s)
 
     def sweep_run(self) -> str | None:
         """MLflow's id of the sweep's run, once it was delivered."""
@@ -101,7 +103,7 @@ class Delivery:
             try:
                 self._deliver_pending()
                 pause_s, self.problem = _PAUSE_S, ""
-            except TrackingError as error:
+            except (TrackingError, OSError) as error:  # OSError: artifacts, written by us
                 if not self.problem:
                     logger.warning("MLflow cannot be reached, trying again later: %s", error)
                 self.problem = str(error)
@@ -122,8 +124,9 @@ class Delivery:
             if number > delivered:
                 self._deliver(self._tracker, event)
                 self._write_cursor(number)
-        if len(events) == self._seen and not self._wake.is_set():
-            self._is_caught_up.set()
+        with self._progress:
+            self._delivered = len(events)
+            self._progress.notify_all()
 
     def _deliver(self, tracker: Tracker, event: Event) -> None:
         deliver = _DELIVERIES.get(event.kind)
@@ -145,7 +148,7 @@ class Delivery:
 
     def _start_sweep(self, tracker: Tracker, event: Event) -> None:
         run_id = tracker.start_sweep(
-            self._sweep_id, self._spec.name, _sweep_params(self._spec), _sweep_tags(self._spec)
+            self._sweep_id, self._spec.name, self._sweep_params(), self._sweep_tags()
         )
         tracker.log_text(run_id, yaml.safe_dump(dict(self._history.spec or {})), "sweep.yaml")
 
@@ -162,10 +165,6 @@ class Delivery:
         run_id = self._trial_run_id(tracker, event.fields["trial"])
         tracker.end_trial(run_id, event.fields["outcome"], event.fields["reason"], event.at)
 
-    def _base(self, tracker: Tracker, event: Event) -> None:
-        metrics = {f"base_{name}": value for name, value in event.fields["metrics"].items()}
-        tracker.log_metrics(self._sweep_run_id(tracker), metrics, 0, event.at)
-
     def _final(self, tracker: Tracker, event: Event) -> None:
         record = self._history.trials[event.fields["trial"]]
         run_id = self._trial_run_id(tracker, record.number)
@@ -176,10 +175,18 @@ class Delivery:
         for file in sorted(self._report_folder.glob("*")):
             tracker.log_artifact(run_id, file)
         best = self._history.best(self._spec.objective.metric, self._spec.objective.mode)
-        metrics: dict[str, float] = {}
-        if best is not None:
-            metrics = {**best.reports[-1].metrics, **(best.final_metrics or {})}
+        metrics = {} if best is None else self._totals(best)
         tracker.end_sweep(run_id, event.fields["status"], metrics, event.at)
+
+    def _totals(self, best: TrialRecord) -> dict[str, float]:
+        """What the best adapter measures, and the bare base in the form that adapter sits on."""
+        form = TrialSpec.from_dict(best.spec).base.quantization
+        base = self._history.base_metrics.get(form, {})
+        return {
+            **best.reports[-1].metrics,
+            **(best.final_metrics or {}),
+            **{f"base_{name}": v for split in base.values() for name, v in split.items()},
+        }
 
     @property
     def _sweep_id(self) -> str:
@@ -188,8 +195,24 @@ class Delivery:
     def _sweep_run_id(self, tracker: Tracker) -> str:
         found = tracker.find_sweep(self._sweep_id)
         return found or tracker.start_sweep(
-            self._sweep_id, self._spec.name, _sweep_params(self._spec), _sweep_tags(self._spec)
+            self._sweep_id, self._spec.name, self._sweep_params(), self._sweep_tags()
         )
+
+    def _sweep_params(self) -> dict[str, Any]:
+        """Of the sweep as it was started: a resumed one may read its data from elsewhere."""
+        spec: Mapping[str, Any] = self._history.spec or {}
+        return {
+            "base": spec["base"]["model"],
+            "data": spec["data"]["train"],
+            "search": spec["search"]["algorithm"],
+            "schedule": spec["schedule"]["algorithm"],
+            "objective": spec["objective"]["metric"],
+            "steps": spec["optim"]["steps"],
+            "seed": spec["seed"],
+        }
+
+    def _sweep_tags(self) -> dict[str, str]:
+        return {"lorchestra.digest": str(self._history.digest)}
 
     def _trial_run_id(self, tracker: Tracker, trial: int, *, is_running: bool = False) -> str:
         found = None if is_running else tracker.find_trial(self._sweep_id, trial)
@@ -212,23 +235,6 @@ _DELIVERIES: Mapping[str, Callable[[Delivery, Tracker, Event], None]] = {
     "trial_resumed": Delivery._start_trial,
     "report": Delivery._report,
     "trial_ended": Delivery._end_trial,
-    "base_evaluated": Delivery._base,
     "final_evaluated": Delivery._final,
     "sweep_ended": Delivery._end_sweep,
 }
-
-
-def _sweep_params(spec: SweepSpec) -> dict[str, Any]:
-    return {
-        "base": spec.base.model,
-        "data": spec.data.train,
-        "search": spec.search.algorithm,
-        "schedule": spec.schedule.algorithm,
-        "objective": spec.objective.metric,
-        "steps": spec.optim.steps,
-        "seed": spec.seed,
-    }
-
-
-def _sweep_tags(spec: SweepSpec) -> dict[str, str]:
-    return {"lorchestra.digest": spec.digest}

@@ -107,11 +107,15 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         """A report: the values that searcher and scheduler see."""
         if "step" not in result:
             return
+        number, step = trial.config["trial"], result["step"]
+        metrics = {name: result[name] for name in REPORTED if name in result}
+        if self._is_recorded(number, step, metrics):
+            return  # a trial that goes on says again what was measured before
         self._record.add(
             "report",
-            trial=trial.config["trial"],
-            step=result["step"],
-            metrics={name: result[name] for name in REPORTED if name in result},
+            trial=number,
+            step=step,
+            metrics=metrics,
             is_fault=result.get("outcome") in (Outcome.DIVERGED, Outcome.INFEASIBLE, "failed"),
         )
 
@@ -131,6 +135,16 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         """A trial's own process failed for good."""
         reason = f"its process failed: {_last_line(trial)}"
         self._record.end_trial(trial.config["trial"], TrialOutcome(Outcome.FAILED, reason))
+
+    def _is_recorded(self, trial: int, step: int, metrics: Mapping[str, float]) -> bool:
+        """Whether the same was measured at this step before, however fast."""
+        record = self._record.history.trials[trial]
+        return any(
+            report.step == step
+            # By text, as NaN does not equal itself.
+            and all(str(report.metrics.get(m)) == str(metrics.get(m)) for m in WORST_METRICS)
+            for report in record.reports
+        )
 
     def _end_of(self, result: Mapping[str, Any]) -> TrialOutcome:
         outcome = infer_outcome(result, self._horizon)

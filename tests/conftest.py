@@ -1,6 +1,7 @@
 """Parts that many tests share: a tiny random base model with its tokenizer, and tiny data."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,9 +74,10 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep the base cache out of the home folder; shared by one test run."""
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the base cache out of the home folder; set before Ray's processes inherit it."""
     folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("LORCHESTRA_CACHE", str(folder))
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORCHESTRA_CACHE", str(folder))
+        yield folder
