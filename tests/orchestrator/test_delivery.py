@@ -1,0 +1,278 @@
+"""Every event reaches MLflow once and in order, whenever MLflow and the driver come and go."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from orchestrator.delivery import CURSOR, Delivery
+from orchestrator.events import EventLog
+from orchestrator.sections import RegisterSpec
+from orchestrator.spec import BudgetSpec, SweepSpec
+from registry import TrackingError
+from registry.connection import connect
+from registry.tracking import Tracker, artifact_location_for
+from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
+
+
+def build_spec():
+    return SweepSpec(
+        name="tiny",
+        base=BaseSpec(model="owner/name"),
+        data=DataSpec(train="owner/rows"),
+        optim=OptimSpec(steps=20),
+        eval=EvalSpec(every=10),
+        budget=BudgetSpec(trials=2),
+        space={"lora.rank": {"choice": [4, 8]}},
+        register=RegisterSpec(),
+    )
+
+
+def trial_spec(rank, quantization="nf4"):
+    return TrialSpec(
+        base=BaseSpec(model="owner/name", quantization=quantization),
+        lora=LoraSpec(rank=rank),
+        optim=OptimSpec(steps=20),
+        data=DataSpec(train="owner/rows"),
+        eval=EvalSpec(every=10),
+    ).to_dict()
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory):
+    """Laying out a database takes seconds: one for all, with an experiment for each test."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('delivery') / 'mlflow.db'}"
+    connect(uri)
+    return uri
+
+
+class Sweep:
+    """The log of a sweep as it grows, and what MLflow has of it."""
+
+    def __init__(self, folder: Path, database: str, experiment: str):
+        self.spec = build_spec()
+        self.log = EventLog(folder / "events.jsonl")
+        self.report_folder = folder / "report"
+        self._database, self._experiment = database, experiment
+
+    def connect(self):
+        return Tracker(self._database, self._experiment, artifact_location_for(self._database))
+
+    def delivery(self, connect_as=None):
+        return Delivery(self.spec, self.log.path, connect_as or self.connect, self.report_folder)
+
+    def start(self, spec=None):
+        values = (spec or self.spec).to_dict()
+        self.log.append("sweep_started", sweep_id="s1", spec=values, digest=self.spec.digest)
+
+    def run_trial(self, trial, losses=(2.0, 1.0), quantization="nf4"):
+        spec = trial_spec(4 + trial, quantization)
+        self.log.append("trial_started", trial=trial, knobs={"lora.rank": 4 + trial}, spec=spec)
+        for step, loss in enumerate(losses, 1):
+            self.log.append("report", trial=trial, step=10 * step, metrics={"eval_loss": loss})
+        self.log.append(
+            "trial_ended", trial=trial, outcome="completed", reason="trained", step=20, bundle="b"
+        )
+
+    def end(self):
+        self.report_folder.mkdir()
+        (self.report_folder / "report.html").write_text("a report")
+        self.log.append("sweep_ended", status="completed", reason="2 trials")
+
+    def tracked(self):
+        client = connect(self._database)
+        experiment = client.get_experiment_by_name(self._experiment)
+        runs = client.search_runs([experiment.experiment_id])
+        losses = {
+            run.info.run_name: [
+                (point.step, point.value)
+                for point in client.get_metric_history(run.info.run_id, "eval_loss")
+            ]
+            for run in runs
+        }
+        by_name = {run.info.run_name: run for run in runs}
+        assert len(by_name) == len(runs)
+        return SimpleNamespace(client=client, runs=by_name, losses=losses)
+
+
+@pytest.fixture
+def sweep(tmp_path, database, request):
+    sweep = Sweep(tmp_path, database, request.node.name)
+    yield sweep
+    sweep.log.close()
+
+
+def fail_first(connect_as, times):
+    """MLflow is away for so many calls, then there; the calls are counted."""
+    calls = []
+
+    def connect_late():
+        calls.append(1)
+        if len(calls) <= times:
+            raise TrackingError("it is away")
+        return connect_as()
+
+    return connect_late, calls
+
+
+def test_a_sweep_becomes_its_runs(sweep):
+    with sweep.delivery() as delivery:
+        sweep.start()
+        sweep.run_trial(0)
+        sweep.run_trial(1, (3.0, 2.5))
+        sweep.end()
+        assert delivery.flush(30.0)
+        found = sweep.tracked()
+        assert delivery.sweep_run() == found.runs["tiny"].info.run_id
+        assert delivery.trial_run(1) == found.runs["trial-0001"].info.run_id
+    assert found.losses["trial-0000"] == [(10, 2.0), (20, 1.0)]
+    assert found.losses["trial-0001"] == [(10, 3.0), (20, 2.5)]
+    assert {run.info.status for run in found.runs.values()} == {"FINISHED"}
+    files = found.client.list_artifacts(found.runs["tiny"].info.run_id)
+    assert {file.path for file in files} == {"report.html", "sweep.yaml"}
+
+
+def test_what_mlflow_missed_arrives_once_it_is_back(sweep):
+    connect_late, calls = fail_first(sweep.connect, 2)
+    sweep.start()
+    sweep.run_trial(0)
+    with sweep.delivery(connect_late) as delivery:
+        assert delivery.flush(30.0)
+        assert delivery.problem == ""
+    assert len(calls) == 3
+    assert sweep.tracked().losses == {"tiny": [], "trial-0000": [(10, 2.0), (20, 1.0)]}
+
+
+def test_flush_says_when_mlflow_stays_away_and_the_next_run_delivers(sweep):
+    def never():
+        raise TrackingError("it is away")
+
+    sweep.start()
+    sweep.run_trial(0)
+    with sweep.delivery(never) as delivery:
+        assert not delivery.flush(0.3)
+        assert delivery.problem == "it is away"
+        assert (delivery.sweep_run(), delivery.trial_run(0)) == (None, None)
+    with sweep.delivery() as delivery:
+        assert delivery.flush(30.0)
+    assert sweep.tracked().losses["trial-0000"] == [(10, 2.0), (20, 1.0)]
+
+
+def test_flush_waits_for_what_was_logged_last(sweep):
+    sweep.start()
+    sweep.run_trial(0)
+    with sweep.delivery() as delivery:
+        assert delivery.flush(30.0)
+        for trial in range(1, 6):
+            sweep.run_trial(trial)
+            assert delivery.flush(30.0)
+            assert sweep.tracked().losses[f"trial-{trial:04d}"] == [(10, 2.0), (20, 1.0)]
+
+
+def test_leaving_delivers_what_is_left(sweep):
+    with sweep.delivery():
+        sweep.start()
+        sweep.run_trial(0)
+    assert sweep.tracked().losses["trial-0000"] == [(10, 2.0), (20, 1.0)]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 6], ids=lambda kept: f"cursor-at-{kept}")
+def test_events_delivered_again_change_nothing(sweep, kept):
+    sweep.start()
+    sweep.run_trial(0)
+    sweep.end()
+    with sweep.delivery() as delivery:
+        assert delivery.flush(30.0)
+    before = sweep.tracked()
+    # the driver was lost before it noted how far it had come
+    (sweep.log.path.with_name(CURSOR)).write_text(json.dumps({"events": kept}))
+    with sweep.delivery() as delivery:
+        assert delivery.flush(30.0)
+    after = sweep.tracked()
+    assert after.losses == before.losses
+    assert after.runs.keys() == before.runs.keys()
+    for name, run in after.runs.items():
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics == before.runs[name].data.metrics
+        assert run.data.tags == before.runs[name].data.tags
+
+
+def test_a_fault_ends_a_run_without_its_stand_in_values(sweep):
+    sweep.start()
+    spec = trial_spec(4)
+    sweep.log.append("trial_started", trial=0, knobs={}, spec=spec)
+    sweep.log.append("report", trial=0, step=10, metrics={"eval_loss": 2.0})
+    sweep.log.append("report", trial=0, step=10, metrics={"eval_loss": 1e9}, is_fault=True)
+    sweep.log.append(
+        "trial_ended", trial=0, outcome="diverged", reason="loss nan", step=10, bundle=None
+    )
+    with sweep.delivery() as delivery:
+        assert delivery.flush(30.0)
+    found = sweep.tracked()
+    assert found.losses["trial-0000"] == [(10, 2.0)]
+    run = found.runs["trial-0000"]
+    assert run.info.status == "FAILED"
+    assert run.data.tags["lorchestra.outcome"] == "diverged"
+    assert run.data.tags["lorchestra.reason"] == "loss nan"
+
+
+def test_the_sweeps_totals_are_those_of_the_best_and_of_its_own_form_of_the_base(sweep):
+    sweep.start()
+    sweep.run_trial(0, (2.0, 1.0), "fp4")
+    sweep.run_trial(1, (2.0, 1.5), "nf4")
+    for form, loss in (("fp4", 5.0), ("nf4", 7.0)):
+        for split, name in (("validation", "eval_loss"), ("test", "test_loss")):
+            sweep.log.append(
+                "base_evaluated", quantization=form, split=split, metrics={name: loss}
+            )
+    sweep.log.append("final_evaluated", trial=0, metrics={"test_loss": 1.25})
+    sweep.end()
+    with sweep.delivery() as delivery:
+        assert delivery.flush(30.0)
+    assert sweep.tracked().runs["tiny"].data.metrics == {
+        "eval_loss": 1.0, "test_loss": 1.25, "base_eval_loss": 5.0, "base_test_loss": 5.0,
+    }  # fmt: skip
+
+
+def test_a_sweep_whose_data_moved_goes_on_in_the_same_run(sweep, tmp_path):
+    rows = [tmp_path / "here.jsonl", tmp_path / "there.jsonl"]
+    for path in rows:
+        path.write_text('{"prompt": "a", "completion": "b"}\n')
+    specs = [
+        SweepSpec(
+            name="tiny",
+            base=sweep.spec.base,
+            data=DataSpec(train=str(path)),
+            optim=sweep.spec.optim,
+            eval=sweep.spec.eval,
+            budget=sweep.spec.budget,
+            space=sweep.spec.space,
+        )
+        for path in rows
+    ]
+    assert specs[0].digest == specs[1].digest
+    sweep.start(specs[0])
+    with sweep.delivery() as delivery:
+        assert delivery.flush(30.0)
+    sweep.spec = specs[1]
+    sweep.log.append("sweep_resumed")
+    sweep.run_trial(0)
+    with sweep.delivery() as delivery:
+        assert delivery.flush(10.0), delivery.problem
+    found = sweep.tracked()
+    assert found.runs["tiny"].data.params["data"] == str(rows[0])
+    assert found.losses["trial-0000"] == [(10, 2.0), (20, 1.0)]
+
+
+def test_a_file_that_cannot_be_stored_is_a_delay(sweep, tmp_path):
+    sweep.start()
+    sweep.end()
+    in_the_way = sweep.report_folder / "broken.html"
+    in_the_way.symlink_to(tmp_path / "nowhere")
+    with sweep.delivery() as delivery:
+        assert not delivery.flush(2.0)
+        assert "broken.html" in delivery.problem
+        in_the_way.unlink()
+        assert delivery.flush(30.0)
+    assert sweep.tracked().runs["tiny"].info.status == "FINISHED"
