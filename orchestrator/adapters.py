@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from registry import AdapterVersion
 
@@ -45,7 +46,7 @@ def render_version(version: AdapterVersion) -> Group:
     metrics = {f"metric.{name}" for name in version.metrics} | set(version.metrics)
     for name, text in sorted(version.tags.items()):
         if name not in metrics:
-            table.add_row(name, text)
+            table.add_row(name, Text(text))  # brackets in it are no markup
     return Group(table)
 
 
