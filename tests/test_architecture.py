@@ -1,0 +1,178 @@
+"""What holds for the whole repository: tests beside code, small modules, a frozen surface."""
+
+import ast
+import importlib
+import pickle
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import orchestrator
+import registry
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("orchestrator", "trainables", "registry")
+MAX_LINES = 460
+
+COVERED_BY = {
+    "orchestrator.__init__": "tests/test_architecture.py",
+    "registry.__init__": "tests/registry/test_surface.py",
+    "orchestrator.errors": "tests/orchestrator/test_events.py",
+    "trainables.errors": "tests/trainables/test_data.py",
+    "registry.errors": "tests/registry/test_refs.py",
+    "orchestrator.broker": "tests/orchestrator/test_hosts.py",
+    "orchestrator.leaderboard": "tests/orchestrator/test_report.py",
+    "orchestrator.measurements": "tests/orchestrator/test_report.py",
+    "orchestrator.members": "tests/orchestrator/test_seats.py",
+    "orchestrator.page": "tests/orchestrator/test_report.py",
+    "orchestrator.plots": "tests/orchestrator/test_report.py",
+    "orchestrator.wording": "tests/orchestrator/test_progress.py",
+    "trainables.__init__": "tests/trainables/test_engine.py",
+    "trainables.bench": "tests/trainables/test_host.py",
+    "trainables.evaluate": "tests/trainables/test_engine.py",
+    "trainables.formats": "tests/trainables/test_data.py",
+    "trainables.kernels": "tests/trainables/test_engine.py",
+    "trainables.lora": "tests/trainables/test_engine.py",
+    "trainables.memory": "tests/trainables/test_worker.py",
+    "trainables.optim": "tests/trainables/test_engine.py",
+    "trainables.orders": "tests/trainables/test_host.py",
+    "trainables.progress": "tests/trainables/test_host.py",
+    "trainables.sources": "tests/trainables/test_data.py",
+    "trainables.spec": "tests/trainables/test_engine.py",
+    "trainables.tokens": "tests/trainables/test_data.py",
+    "registry.connection": "tests/registry/test_tracking.py",
+    "registry.packaging": "tests/registry/test_flavor.py",
+}
+"""Modules without a test file of their own name, and the one that tests them: directly, or through
+the module that uses them."""
+
+
+def modules():
+    found = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert len(found) > 40
+    return found
+
+
+def own_test(module):
+    package, _, name = module.partition(".")
+    return ROOT / "tests" / package / f"test_{name}.py"
+
+
+def imports_of(path):
+    """Dotted names that a file imports, at the top or within a function."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_every_module_is_tested_where_its_name_says_or_the_map():
+    missing = [
+        module
+        for module in modules()
+        if not own_test(module).is_file() and module not in COVERED_BY
+    ]
+    assert missing == []
+
+
+def test_the_map_names_modules_that_need_it_and_tests_that_use_them():
+    found = modules()
+    for module, test in COVERED_BY.items():
+        assert module in found, f"{module} is gone"
+        assert not own_test(module).is_file(), f"{module} has a test file of its own"
+        direct = imports_of(ROOT / test)
+        # A part that only one other module uses is tested through that one.
+        through = set().union(*(imports_of(found[one]) for one in direct if one in found))
+        name = module.removesuffix(".__init__")
+        assert any(f"{one}.".startswith(f"{name}.") for one in direct | through), (module, test)
+
+
+def test_no_module_outgrows_one_sitting():
+    lengths = {module: len(path.read_text().splitlines()) for module, path in modules().items()}
+    assert {module: lines for module, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_the_public_surface_is_what_it_was():
+    assert orchestrator.__all__ == [
+        "SweepError", "SweepFailedError", "SweepReport", "SweepSpec", "SweepSpecError",
+        "SweepStorageError", "run_sweep",
+    ]  # fmt: skip
+    assert registry.__all__ == [
+        "AdapterNotFoundError", "AdapterRef", "AdapterVersion", "IntegrityError",
+        "PromotionDecision", "RefError", "RegistryError", "Tracker", "TrackingError", "get",
+        "list_adapters", "load", "promote", "pull", "register", "set_alias", "tracking_uri_for",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("package", [orchestrator, registry], ids=lambda package: package.__name__)
+def test_every_public_name_is_there_and_no_other_is_made_up(package):
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = package.no_such_name
+
+
+def errors_of(package):
+    home = importlib.import_module(f"{package}.errors")
+    return [
+        each
+        for each in vars(home).values()
+        if isinstance(each, type)
+        and issubclass(each, Exception)
+        and each.__module__ == home.__name__
+    ]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_errors_cross_processes_and_have_one_base(package):
+    kinds = errors_of(package)
+    assert len(kinds) >= 4
+    bases = [kind for kind in kinds if kind.__bases__ == (Exception,)]
+    assert len(bases) == 1
+    for kind in kinds:
+        assert issubclass(kind, bases[0])
+        again = pickle.loads(pickle.dumps(kind("field: got 1; allowed: 2. Use 2.")))
+        assert type(again) is kind
+        assert str(again) == "field: got 1; allowed: 2. Use 2."
+
+
+# Written in pieces, so that this file is not what it looks for.
+_MACHINE = "|".join(
+    [rf"(?<![\w.~-])/{folder}/" for folder in ("w" + "ork", "ro" + "ot", "ho" + r"me/\w+")]
+    + [
+        r"[\w-]+\." + suffix
+        for suffix in ("inter" + "nal\\b", "cor" + "p\\b", "lo" + "cal\\b(?=:)")
+    ]
+    + ["index" + r"-url\b", "arti" + "factory", "tru" + "sted-host"]
+)
+
+
+def test_no_text_in_the_repository_knows_the_machine_it_was_written_on():
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode != 0:
+        pytest.fail("the tests run in a checkout: git ls-files did not work")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    texts = {}
+    for path in files:
+        try:
+            texts[path.relative_to(ROOT)] = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, FileNotFoundError):
+            continue  # a picture, or a file that is being removed
+    assert len(texts) > 100
+    found = [
+        f"{path}: {match[0]}"
+        for path, text in texts.items()
+        for match in re.finditer(_MACHINE, text)
+    ]
+    assert found == []
