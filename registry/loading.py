@@ -17,7 +17,7 @@ from registry.packaging import ADAPTER_IN_MODEL, digest_model, pyfunc
 from registry.refs import AdapterRef
 
 
-def pull(ref: AdapterRef | str, destination: Path, *, tracking_uri: str) -> Path:
+def pull(ref: AdapterRef | str, destination: str | Path, *, tracking_uri: str) -> Path:
     """Copy a version's bundle to a folder that appears whole and checked, or not at all.
 
     Returns:
@@ -32,6 +32,7 @@ def pull(ref: AdapterRef | str, destination: Path, *, tracking_uri: str) -> Path
         TrackingError: The server cannot be used.
     """
     version = get(ref, tracking_uri=tracking_uri)
+    destination = Path(destination)
     if destination.exists() or destination.is_symlink():
         _require_same_bundle(destination, version)
         return destination
