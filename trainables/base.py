@@ -29,6 +29,7 @@ import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -354,14 +355,27 @@ def _from_pretrained(
     # Given as None, it would hide the config that a stored form carries.
     options = {} if quantization is None else {"quantization_config": quantization}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map={"": device}, local_files_only=True, **options
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map={"": device},
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise BaseModelError(
             f"base.model: {folder} cannot be loaded as a causal language model ({error}); "
             "allowed: an architecture that transformers knows. Check config.json and the weights."
         ) from error
+    # transformers fills what a checkpoint lacks with random numbers, and only warns.
+    lacking = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
+    if lacking:
+        raise BaseModelError(
+            f"base.model: {folder} lacks {len(lacking)} weights, the first of them {lacking[0]}; "
+            "allowed: a whole checkpoint of this architecture. Download or save it again."
+        )
+    return model
 
 
 def _settle_linear4bit(module: nn.Module, compute_dtype: torch.dtype) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -35,7 +36,7 @@ from trainables.data import (
     load_splits,
     tokenizer_digest,
 )
-from trainables.errors import SpecError
+from trainables.errors import BaseModelError, SpecError
 from trainables.kernels import (
     Block,
     Branch,
@@ -127,9 +128,13 @@ class Engine:
     """
 
     def __init__(self, base: LoadedBase) -> None:
+        """Raises `BaseModelError` for an architecture whose rows would not stay apart."""
         self.base = base
         self._layout = Layout()
         self._seats: dict[str, _Seat] = {}
+        self._load_splits = functools.lru_cache(maxsize=8)(self._read_splits)
+        rows = _probe_rows(base.model.config.get_text_config().vocab_size)
+        alone = [_plain_logits(base, row) for row in rows]
         self._linears = {
             name: PackedLinear(module, self._layout)
             for name, module in linear_layers(base.model).items()
@@ -140,7 +145,7 @@ class Engine:
             PackedHead(base.model.get_output_embeddings(), self._layout)
         )
         install_packed_attention(base.model)
-        self._load_splits = functools.lru_cache(maxsize=8)(self._read_splits)
+        self._require_apart(rows, alone)
 
     @property
     def seats(self) -> tuple[str, ...]:
@@ -326,6 +331,36 @@ class Engine:
             row_answers=tuple(is_scored.sum(dim=1).tolist()),
         )
 
+    @torch.no_grad()
+    def _require_apart(self, rows: Sequence[EncodedRow], alone: Sequence[torch.Tensor]) -> None:
+        """Refuse a model that gives rows other logits in a pack than it gave them alone.
+
+        transformers says nothing when a model cannot have its attention exchanged, or has layers
+        that carry something along the sequence besides attention: packed rows would see each
+        other, and every number would be wrong.
+        """
+        architecture = type(self.base.model).__name__
+        try:
+            packed = self._forward([self._batch(None, [row]) for row in rows])
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise BaseModelError(
+                f"base.model: {architecture} cannot train packed ({error}); allowed: a decoder "
+                "whose attention transformers can exchange, such as Llama, Qwen, Mistral or Phi. "
+                "Choose another base."
+            ) from error
+        # Kernels for other shapes differ by rounding: about 1 % of the range in bfloat16.
+        share = 1e-4 if self.base.compute_dtype == torch.float32 else 0.05
+        bound = [share * float(one.max() - one.min()) for one in alone]
+        if any(
+            float((one[:-1] - other).abs().max()) > most
+            for one, other, most in zip(alone, packed, bound, strict=True)
+        ):
+            raise BaseModelError(
+                f"base.model: rows of {architecture} see each other in a pack; allowed: a decoder "
+                "that mixes tokens by exchangeable attention alone, such as Llama, Qwen, Mistral "
+                "or Phi. Choose another base."
+            )
+
     # --------------------------------------------------------------------------- measurement
 
     @torch.no_grad()
@@ -388,6 +423,20 @@ class Engine:
             "tokenizer_digest": tokenizer_digest(self.base.tokenizer),
             "max_tokens": seat.spec.data.max_tokens,
         }
+
+
+def _probe_rows(vocab_size: int) -> list[EncodedRow]:
+    """Two short rows of different lengths, every token but the first an answer."""
+    ids = [np.arange(3, 12) % vocab_size, np.arange(20, 25) % vocab_size]
+    return [EncodedRow(input_ids=row, is_answer=np.arange(len(row)) > 0) for row in ids]
+
+
+@torch.no_grad()
+def _plain_logits(base: LoadedBase, row: EncodedRow) -> torch.Tensor:
+    """Logits (length, vocabulary) as transformers computes them."""
+    input_ids = torch.from_numpy(row.input_ids).unsqueeze(0).to(base.device)
+    logits: torch.Tensor = base.model(input_ids=input_ids, use_cache=False).logits[0]
+    return logits
 
 
 def build_engine(base: BaseSpec) -> Engine:

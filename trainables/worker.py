@@ -13,9 +13,8 @@ import torch
 import transformers
 from ray.actor import ActorHandle
 
-from trainables.bench import Bench, Failure, failure_of
+from trainables.bench import Bench, Failure, attempt
 from trainables.engine import build_engine, load_state, save_state
-from trainables.errors import TrialError
 from trainables.host import HostLoop
 from trainables.memory import peak_memory_gib
 from trainables.orders import HostReport, Orders
@@ -66,11 +65,10 @@ def build_torch_bench(base: BaseSpec) -> Bench:
 
 def _try_build(build: Callable[[BaseSpec], Bench], base: BaseSpec) -> Bench | Failure:
     """A bench, or why there can be none: a restart would not find the base either."""
-    try:
-        return build(base)
-    except (TrialError, MemoryError, torch.OutOfMemoryError) as error:
-        logger.warning("base %s cannot be loaded: %s", base.model, error)
-        return failure_of(error)
+    built = attempt(lambda: build(base))
+    if isinstance(built, Failure):
+        logger.warning("base %s cannot be loaded: %s", base.model, built.reason)
+    return built
 
 
 class _RayMailbox:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trainables import base as bases
@@ -178,6 +179,26 @@ def test_the_cache_is_where_it_is_told_to_be(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path
     monkeypatch.delenv("LORCHESTRA_CACHE")
     assert cache_folder() == Path.home() / ".cache" / "lorchestra"
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tiny_base, tmp_path, fresh_cache):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_base, copy)
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BaseModelError, match=r"lacks 1 weights.*layers\.1\.mlp\.up_proj"):
+        load_base(spec_of(copy))
+    assert not list(fresh_cache.glob("bases/*/nf4-dq"))
+
+
+def test_a_truncated_checkpoint_is_refused(tiny_base, tmp_path, fresh_cache):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_base, copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BaseModelError, match="cannot be loaded"):
+        load_base(spec_of(copy, "none"))
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The engine against plain PEFT and torch, and its invariants."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,12 @@ import peft
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig
 
 from trainables.base import load_base
 from trainables.data import batch_rows, collate, load_splits
 from trainables.engine import Engine, build_engine, load_state, save_state
-from trainables.errors import SpecError
+from trainables.errors import BaseModelError, SpecError
 from trainables.kernels import dropout_seed
 from trainables.lora import initial_weights, linear_layers
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
@@ -394,3 +396,23 @@ def test_seats_and_targets_are_checked(build_spec):
     with pytest.raises(SpecError, match=r"lora.targets: got 'qkv'.*down_proj, gate_proj"):
         engine.join("other", build_spec(targets=("qkv",)))
     assert engine.seats == ("seat",)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(
+            BloomConfig(vocab_size=261, hidden_size=32, n_layer=2, n_head=4), id="own attention"
+        ),
+        pytest.param(
+            MambaConfig(vocab_size=261, hidden_size=32, num_hidden_layers=2), id="state space"
+        ),
+    ],
+)
+def test_an_architecture_whose_rows_would_mix_is_refused(config, tiny_base, tmp_path):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    for file in tiny_base.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    with pytest.raises(BaseModelError, match=r"cannot train packed|see each other"):
+        build_engine(BaseSpec(model=str(tmp_path), quantization="none", compute_dtype="float32"))
