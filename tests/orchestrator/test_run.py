@@ -1,0 +1,466 @@
+"""Real sweeps on a tiny base, through `run_sweep` and the command, and what they leave behind."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import mlflow
+import pandas as pd
+import psutil
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from rich.console import Console
+
+import registry
+from orchestrator import SweepFailedError, SweepSpec, SweepStorageError, run_sweep
+from orchestrator.events import read_events
+from orchestrator.sections import BudgetSpec
+from orchestrator.spec import parse_sweep
+from registry.connection import connect
+from trainables.base import load_base
+from trainables.errors import DataError
+from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec
+
+pytestmark = pytest.mark.ray
+
+TRIALS = 4
+PROMPT_IDS = torch.tensor([[70, 80, 90, 100, 110, 120]])
+
+
+def sweep_of(base, data, **changes):
+    """A sweep that takes seconds, as plain values."""
+    return {
+        "name": "tiny",
+        "base": {"model": str(base)},
+        "data": {
+            "train": str(data), "validation_fraction": 0.2, "test_fraction": 0.2, "max_tokens": 32,
+        },
+        "optim": {"steps": 8, "batch_size": 4},
+        "eval": {"every": 4},
+        "space": {
+            "base.quantization": {"choice": ["nf4", "fp4"]},
+            "lora.rank": {"choice": [2, 4]},
+            "optim.learning_rate": {"log_uniform": [2e-3, 2e-2]},
+        },
+        "schedule": {"algorithm": "none"},
+        "budget": {"trials": TRIALS},
+        "hosts": {"seats": 2},
+        "register": {"name": "tiny-adapter"},
+        **changes,
+    }  # fmt: skip
+
+
+def run_quietly(spec, storage):
+    console = Console(file=io.StringIO(), width=100)
+    report = run_sweep(spec, storage, console=console)
+    return report, console.file.getvalue()
+
+
+def tracked(storage):
+    """What MLflow holds of the sweeps beside each other: the sweep's run, trials, versions."""
+    client = connect(f"sqlite:///{storage.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("lorchestra")
+    runs = client.search_runs([experiment.experiment_id])
+    trials = {
+        int(run.data.tags["lorchestra.trial"]): run
+        for run in runs
+        if run.data.tags["lorchestra.kind"] == "trial"
+    }
+    versions = client.search_model_versions("name = 'tiny-adapter'")
+    return SimpleNamespace(
+        client=client,
+        sweeps=[run for run in runs if run.data.tags["lorchestra.kind"] == "sweep"],
+        trials=trials,
+        run_count=len(runs),
+        versions=sorted(int(version.version) for version in versions),
+    )
+
+
+def steps_of(client, run, metric="eval_loss"):
+    return [point.step for point in client.get_metric_history(run.info.run_id, metric)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_tracking_server() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def swept(local_ray, tiny_base, tiny_data, tmp_path_factory):
+    """One whole sweep over two stored forms of the base."""
+    storage = tmp_path_factory.mktemp("runs") / "tiny"
+    spec = parse_sweep(sweep_of(tiny_base, tiny_data), tiny_data.parent)
+    report, said = run_quietly(spec, storage)
+    return SimpleNamespace(
+        spec=spec,
+        storage=storage,
+        report=report,
+        said=said,
+        events=list(read_events(storage / "events.jsonl")),
+        tracked=tracked(storage),
+        uri=f"sqlite:///{storage.parent / 'mlflow.db'}",
+    )
+
+
+@pytest.fixture(scope="module")
+def again(swept):
+    """The same call on the same folder."""
+    report, said = run_quietly(swept.spec, swept.storage)
+    events = list(read_events(swept.storage / "events.jsonl"))
+    return SimpleNamespace(
+        report=report,
+        said=said,
+        new_events=events[len(swept.events) :],
+        tracked=tracked(swept.storage),
+    )
+
+
+@pytest.fixture(scope="module")
+def extended(swept, again):
+    """The same folder with two trials more."""
+    spec = replace(swept.spec, budget=BudgetSpec(trials=TRIALS + 2))
+    report, _ = run_quietly(spec, swept.storage)
+    return SimpleNamespace(
+        report=report,
+        tracked=tracked(swept.storage),
+        events=list(read_events(swept.storage / "events.jsonl")),
+    )
+
+
+# -------------------------------------------------------------------------------- one sweep
+
+
+def test_the_best_adapter_is_a_version_and_champion(swept):
+    best = swept.report.best
+    assert (swept.report.status, best.ref, best.is_champion) == (
+        "completed",
+        "tiny-adapter/1",
+        True,
+    )
+    champion = registry.get("tiny-adapter@champion", tracking_uri=swept.uri)
+    assert str(champion.ref) == best.ref
+    assert champion.run_id == swept.tracked.trials[best.trial].info.run_id
+    assert champion.metrics["test_loss"] == pytest.approx(best.test_metrics["test_loss"])
+
+
+def test_the_leaderboard_ranks_every_trial_by_the_objective(swept):
+    board = swept.report.leaderboard
+    assert list(board.columns) == [
+        "rank", "trial", "outcome", "step", "eval_loss", "eval_accuracy", "train_loss",
+        "quantization", "lora.rank", "optim.learning_rate",
+        "tokens_per_s", "peak_memory_gib", "trainable_params", "seconds", "reason",
+    ]  # fmt: skip
+    assert list(board["rank"]) == [1, 2, 3, 4]
+    assert sorted(board["trial"]) == list(range(TRIALS))
+    assert list(board["eval_loss"]) == sorted(board["eval_loss"])
+    assert board["trial"].iloc[0] == swept.report.best.trial
+    assert set(board["outcome"]) == {"completed"}
+    assert (board["step"] == 8).all()
+
+
+def test_the_champion_beats_the_bare_base_on_rows_it_never_saw(swept):
+    report = swept.report
+    assert report.best.test_metrics["test_loss"] < report.base_metrics["test"]["test_loss"]
+    assert report.best.metrics["eval_loss"] < report.base_metrics["validation"]["eval_loss"]
+
+
+def test_there_is_one_run_for_the_sweep_and_one_below_it_for_each_trial(swept):
+    (sweep,) = swept.tracked.sweeps
+    assert swept.tracked.run_count == 1 + TRIALS
+    assert sorted(swept.tracked.trials) == list(range(TRIALS))
+    parents = {run.data.tags["mlflow.parentRunId"] for run in swept.tracked.trials.values()}
+    assert parents == {sweep.info.run_id}
+    assert sweep.info.status == "FINISHED"
+    assert sweep.info.run_name == "tiny"
+
+
+def test_a_trial_run_has_all_its_hyperparameters(swept):
+    for row in swept.report.leaderboard.to_dict("records"):
+        params = swept.tracked.trials[row["trial"]].data.params
+        assert params["quantization"] == row["quantization"]
+        assert params["lora.rank"] == str(row["lora.rank"])
+        assert params["optim.learning_rate"] == str(row["optim.learning_rate"])
+        assert (params["optim.steps"], params["optim.batch_size"]) == ("8", "4")
+        assert {"base", "lora.alpha", "lora.targets", "seed", "data.max_tokens"} <= params.keys()
+
+
+def test_a_trial_run_has_its_metrics_by_step_and_its_end(swept):
+    for row in swept.report.leaderboard.to_dict("records"):
+        run = swept.tracked.trials[row["trial"]]
+        assert steps_of(swept.tracked.client, run) == [4, 8]
+        assert run.data.metrics["eval_loss"] == pytest.approx(row["eval_loss"])
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["lorchestra.outcome"] == "completed"
+        assert run.data.tags["lorchestra.reason"] == "trained 8 steps"
+
+
+def test_the_sweep_run_holds_the_report_and_the_totals(swept):
+    (sweep,) = swept.tracked.sweeps
+    files = {file.path for file in swept.tracked.client.list_artifacts(sweep.info.run_id)}
+    assert files >= {"report.html", "leaderboard.csv", "learning_curves.png", "sweep.yaml"}
+    report, metrics = swept.report, sweep.data.metrics
+    for name in ("eval_loss", "eval_accuracy"):
+        assert metrics[name] == pytest.approx(report.best.metrics[name])
+        assert metrics[f"base_{name}"] == pytest.approx(report.base_metrics["validation"][name])
+    assert metrics["test_loss"] == pytest.approx(report.best.test_metrics["test_loss"])
+    assert metrics["base_test_loss"] == pytest.approx(report.base_metrics["test"]["test_loss"])
+
+
+def test_the_sweep_file_among_the_artifacts_is_the_sweep(swept, tmp_path):
+    (sweep,) = swept.tracked.sweeps
+    path = swept.tracked.client.download_artifacts(sweep.info.run_id, "sweep.yaml", str(tmp_path))
+    again = parse_sweep(yaml.safe_load(Path(path).read_text()), tmp_path)
+    assert again.digest == swept.spec.digest == sweep.data.tags["lorchestra.digest"]
+
+
+def test_the_report_is_on_disk(swept):
+    board = pd.read_csv(swept.storage / "report" / "leaderboard.csv")
+    assert list(board["trial"]) == list(swept.report.leaderboard["trial"])
+    assert swept.report.best.ref in (swept.storage / "report" / "report.html").read_text()
+
+
+def test_the_terminal_has_the_products_own_lines_only(swept):
+    lines = swept.said.splitlines()
+    assert any("trial 0  completed" in line for line in lines)
+    assert all(line.startswith("[") for line in lines), swept.said
+
+
+@pytest.fixture(scope="module")
+def logits_of_champion(swept):
+    """The champion's logits, as MLflow alone loads it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", swept.uri)
+        model = mlflow.pyfunc.load_model("models:/tiny-adapter@champion")
+    return logits(model.unwrap_python_model().model)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=PROMPT_IDS, use_cache=False).logits
+
+
+def test_the_champion_answers_as_the_pulled_folder_does_in_plain_peft(
+    swept, logits_of_champion, tiny_base, tmp_path
+):
+    folder = registry.pull("tiny-adapter@champion", tmp_path / "adapter", tracking_uri=swept.uri)
+    form = swept.report.best.hyperparameters["quantization"]
+    base = load_base(BaseSpec(model=str(tiny_base), quantization=form)).model
+    bare = logits(base)
+    adapted = logits(PeftModel.from_pretrained(base, str(folder)).eval())
+    assert (adapted - logits_of_champion).abs().max().item() == 0.0
+    assert (adapted - bare).abs().max().item() > 0.01
+
+
+# ----------------------------------------------------------------------- on the same folder
+
+
+def test_the_same_call_again_trains_nothing(swept, again):
+    assert {event.kind for event in again.new_events} <= {"phase"}
+    assert "searching" not in again.said
+    assert again.tracked.run_count == swept.tracked.run_count
+    assert again.tracked.versions == swept.tracked.versions == [1]
+
+
+def test_the_same_call_again_gives_the_same_report(swept, again):
+    assert again.report.best == swept.report.best
+    assert again.report.base_metrics == swept.report.base_metrics
+    assert (again.report.status, again.report.reason) == ("completed", "4 trials")
+    pd.testing.assert_frame_equal(again.report.leaderboard, swept.report.leaderboard)
+
+
+def test_the_same_call_again_adds_no_points(swept, again):
+    for trial, run in again.tracked.trials.items():
+        assert run.data.metrics == swept.tracked.trials[trial].data.metrics
+        assert steps_of(again.tracked.client, run) == [4, 8]
+
+
+def test_a_bigger_budget_adds_trials_and_repeats_none(swept, extended):
+    started = [e.fields["trial"] for e in extended.events if e.kind == "trial_started"]
+    assert sorted(started) == list(range(TRIALS + 2))
+    assert not [e for e in extended.events if e.kind == "trial_resumed"]
+    assert sorted(extended.report.leaderboard["trial"]) == list(range(TRIALS + 2))
+    assert extended.tracked.run_count == 1 + TRIALS + 2
+    board = extended.report.leaderboard.set_index("trial")
+    before = swept.report.leaderboard.set_index("trial")
+    assert (board.loc[before.index, "eval_loss"] == before["eval_loss"]).all()
+
+
+def test_a_bigger_budget_registers_only_what_is_new(swept, extended):
+    is_new_best = extended.report.best.trial != swept.report.best.trial
+    assert extended.tracked.versions == ([1, 2] if is_new_best else [1])
+    registered = [e.fields["ref"] for e in extended.events if e.kind == "registered"]
+    assert registered == [f"tiny-adapter/{version}" for version in extended.tracked.versions]
+    (sweep,) = extended.tracked.sweeps
+    assert sweep.info.status == "FINISHED"
+    assert sweep.data.metrics["eval_loss"] == pytest.approx(
+        extended.report.best.metrics["eval_loss"]
+    )
+
+
+def test_another_sweep_does_not_enter_the_folder(swept):
+    other = replace(swept.spec, seed=99)
+    before = (swept.storage / "events.jsonl").read_bytes()
+    with pytest.raises(SweepStorageError, match=r"holds sweep .* of another spec"):
+        run_quietly(other, swept.storage)
+    assert (swept.storage / "events.jsonl").read_bytes() == before
+
+
+# -------------------------------------------------------------------------------- from code
+
+
+def test_rows_may_be_given_in_code(local_ray, tiny_base, tiny_data, tmp_path):
+    rows = [json.loads(line) for line in tiny_data.read_text().splitlines()]
+    spec = SweepSpec(
+        name="in-code",
+        base=BaseSpec(model=str(tiny_base)),
+        data=DataSpec(
+            train=rows[:48], validation=datasets.Dataset.from_list(rows[48:]), test=iter(rows[:8])
+        ),
+        lora=LoraSpec(rank=2),
+        optim=OptimSpec(steps=4, learning_rate=1e-2, batch_size=4),
+        eval=EvalSpec(every=4),
+        budget=BudgetSpec(trials=1),
+    )
+    report, _ = run_quietly(spec, tmp_path / "runs" / "in-code")
+    assert (report.best.trial, report.best.ref) == (0, None)
+    assert report.best.test_metrics.keys() >= {"test_loss", "test_accuracy"}
+    assert report.base_metrics.keys() == {"validation", "test"}
+    saved = (tmp_path / "runs" / "in-code" / "data" / "data.validation.jsonl").read_text()
+    assert [json.loads(line) for line in saved.splitlines()] == rows[48:]
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [("{", "line 65 is not JSON"), ('["prompt"]', "line 65 is a list")],
+    ids=["not-json", "no-mapping"],
+)
+def test_a_bad_row_is_found_before_anything_starts(tiny_base, tiny_data, tmp_path, row, complaint):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(tiny_data.read_text() + row + "\n")
+    spec = parse_sweep(sweep_of(tiny_base, rows), tmp_path)
+    with pytest.raises(DataError, match=complaint):
+        run_quietly(spec, tmp_path / "runs" / "tiny")
+    assert not (tmp_path / "runs" / "tiny" / "events.jsonl").exists()
+
+
+def test_a_base_that_cannot_be_loaded_fails_the_sweep_with_its_reason(
+    local_ray, tiny_data, tmp_path
+):
+    values = sweep_of("package:no_such_thing/x.gguf", tiny_data, space={}, budget={"trials": 1})
+    storage = tmp_path / "runs" / "tiny"
+    with pytest.raises(SweepFailedError, match="no_such_thing") as failure:
+        run_quietly(parse_sweep(values, tmp_path), storage)
+    assert str(storage / "lorchestra.log") in str(failure.value)
+    (sweep,) = tracked(storage).sweeps
+    assert sweep.info.status == "FAILED"
+    assert tracked(storage).trials[0].info.status == "FAILED"
+    assert "no_such_thing" in tracked(storage).trials[0].data.tags["lorchestra.reason"]
+
+
+# ------------------------------------------------------------------------------ interrupted
+
+
+class Command:
+    """`lorchestra run` on a sweep that takes a while, in a folder of its own."""
+
+    def __init__(self, folder, base, data):
+        self.folder = folder
+        self.storage = folder / "runs" / "tiny"
+        values = sweep_of(
+            base, data, optim={"steps": 240, "batch_size": 4}, eval={"every": 20},
+            space={"lora.rank": {"choice": [2, 4, 8]}}, budget={"trials": 3},
+        )  # fmt: skip
+        (folder / "sweep.yaml").write_text(yaml.safe_dump(values))
+
+    def start(self):
+        ours = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.cli", "run", "sweep.yaml"],
+            cwd=self.folder, env=ours | {"OMP_NUM_THREADS": "1"}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def events(self):
+        return list(read_events(self.storage / "events.jsonl"))
+
+    def wait_for_reports(self, process, count, timeout_s=400.0):
+        deadline = time.monotonic() + timeout_s
+        while sum(event.kind == "report" for event in self.events()) < count:
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def finish(self):
+        process = self.start()
+        said, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, said
+        return said
+
+
+@pytest.fixture
+def command(tmp_path, tiny_base, tiny_data):
+    return Command(tmp_path, tiny_base, tiny_data)
+
+
+def assert_finished_once(command):
+    """Every trial was trained once, from its start to its end, and recorded once."""
+    events = command.events()
+    counts = Counter(e.kind for e in events)
+    assert (counts["sweep_started"], counts["sweep_resumed"], counts["sweep_ended"]) == (1, 1, 1)
+    assert counts["trial_resumed"] >= 1
+    steps = {trial: [] for trial in range(3)}
+    for event in events:
+        if event.kind == "report":
+            steps[event.fields["trial"]].append(event.fields["step"])
+    assert steps == {trial: list(range(20, 241, 20)) for trial in range(3)}
+    assert Counter(e.fields["trial"] for e in events if e.kind == "trial_started") == {
+        0: 1, 1: 1, 2: 1,
+    }  # fmt: skip
+    found = tracked(command.storage)
+    assert (len(found.sweeps), found.run_count, found.versions) == (1, 4, [1])
+    for run in found.trials.values():
+        assert steps_of(found.client, run) == list(range(20, 241, 20))
+        assert run.info.status == "FINISHED"
+
+
+@pytest.mark.timeout(900)
+def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(command):
+    process = command.start()
+    command.wait_for_reports(process, 3)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Go on with: lorchestra run sweep.yaml" in said
+    assert "Traceback" not in said
+    assert len(family) > 5
+    _, alive = psutil.wait_procs(family, timeout=15)
+    assert not alive
+
+    assert "completed: 3 trials" in command.finish()
+    assert_finished_once(command)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_driver_loses_and_repeats_nothing(command):
+    process = command.start()
+    command.wait_for_reports(process, 6)
+    process.kill()
+    process.communicate(timeout=60)
+    assert "completed: 3 trials" in command.finish()
+    assert_finished_once(command)
