@@ -53,11 +53,14 @@ class Delivery:
         self._seen = 0  # events folded into the history
         self._wake, self._closing = threading.Event(), threading.Event()
         self._delivered = 0  # events that MLflow has been told of
+        self._begun, self._failed = 0, 0  # attempts: how many, and the last one that failed
+        self._is_running = False
         self._progress = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="mlflow-delivery", daemon=True)
         self.problem = ""
 
     def __enter__(self) -> Self:
+        self._is_running = True
         self._thread.start()
         return self
 
@@ -76,11 +79,19 @@ class Delivery:
         self._wake.set()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything logged so far is delivered; whether that is so in time."""
+        """Wait until everything logged so far is delivered; whether that is so in time.
+
+        Waits no longer than one attempt of its own takes to fail.
+        """
         wanted = sum(1 for _ in read_events(self._log))
-        self.nudge()
         with self._progress:
-            return self._progress.wait_for(lambda: self._delivered >= wanted, timeout_s)
+            begun = self._begun
+            self.nudge()
+            self._progress.wait_for(
+                lambda: self._delivered >= wanted or self._failed > begun or not self._is_running,
+                timeout_s,
+            )
+            return self._delivered >= wanted
 
     def sweep_run(self) -> str | None:
         """MLflow's id of the sweep's run, once it was delivered."""
@@ -95,22 +106,46 @@ class Delivery:
     # ------------------------------------------------------------------------------ own thread
 
     def _run(self) -> None:
-        pause_s = _PAUSE_S
-        while True:
-            self._wake.wait(pause_s)
-            self._wake.clear()
-            is_last = self._closing.is_set()
-            try:
-                self._deliver_pending()
-                pause_s, self.problem = _PAUSE_S, ""
-            except (TrackingError, OSError) as error:  # OSError: artifacts, written by us
-                if not self.problem:
-                    logger.warning("MLflow cannot be reached, trying again later: %s", error)
-                self.problem = str(error)
-                self._tracker = None
-                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
-            if is_last:
-                return
+        try:
+            pause_s, is_last = _PAUSE_S, False
+            while not is_last:
+                self._wake.wait(pause_s)
+                self._wake.clear()
+                is_last = self._closing.is_set()
+                pause_s = _PAUSE_S if self._attempt() else min(2 * pause_s, _MAX_PAUSE_S)
+        finally:
+            with self._progress:
+                self._is_running = False
+                self._progress.notify_all()
+
+    def _attempt(self) -> bool:
+        """Deliver what there is; whether that went well."""
+        with self._progress:
+            self._begun += 1
+        try:
+            self._deliver_pending()
+        # Whatever it was: a thread that ended here would deliver nothing more and tell nobody.
+        except Exception as error:  # noqa: BLE001
+            self._note(error)
+            return False
+        self.problem = ""
+        return True
+
+    def _note(self, error: Exception) -> None:
+        is_foreseen = isinstance(
+            error, TrackingError | OSError
+        )  # OSError: artifacts, written by us
+        problem = str(error) if is_foreseen else f"{type(error).__name__}: {error}"
+        if not self.problem:
+            logger.warning(
+                "MLflow was not told: %s, trying again later",
+                problem,
+                exc_info=None if is_foreseen else error,
+            )
+        self._tracker = None
+        with self._progress:
+            self.problem, self._failed = problem, self._begun
+            self._progress.notify_all()
 
     def _deliver_pending(self) -> None:
         events = list(read_events(self._log))
