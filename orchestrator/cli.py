@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -87,21 +88,20 @@ def _run(options: argparse.Namespace) -> int:
 
     spec = SweepSpec.from_yaml(options.sweep)
     console = Console(file=sys.stdout)
-    # Importing Ray, MLflow and Optuna takes seconds: say something first.
     console.print(f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials", highlight=False)
-
-    from orchestrator.report import render_summary
-    from orchestrator.run import run_sweep
-
     signal.signal(signal.SIGTERM, _interrupt)
-    again = f"lorchestra run {options.sweep}"
-    if options.storage:
-        again += f" --storage {options.storage}"
     try:
+        # Importing Ray, MLflow and Optuna takes seconds: after the first line, and interruptible.
+        from orchestrator.report import render_summary
+        from orchestrator.run import run_sweep
+
         report = run_sweep(spec, options.storage, console=console)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        console.print(f"\ninterrupted; nothing recorded is lost. Go on with: {again}")
+        again = ["lorchestra", "run", str(options.sweep)]
+        if options.storage:
+            again += ["--storage", str(options.storage)]
+        print(f"\ninterrupted; nothing recorded is lost. Go on with: {shlex.join(again)}")
         return 130
     console.print(render_summary(report))
     return 0
@@ -111,7 +111,7 @@ def _status(options: argparse.Namespace) -> int:
     from orchestrator.events import read_events
     from orchestrator.history import SweepHistory
     from orchestrator.report import build_report, render_summary
-    from orchestrator.spec import parse_sweep
+    from orchestrator.spec import recorded_sweep
 
     log = options.storage / "events.jsonl"
     if not log.is_file() or not any(read_events(log)):
@@ -120,7 +120,7 @@ def _status(options: argparse.Namespace) -> int:
             "storage folder such as runs/NAME. Run a sweep first."
         )
     history = SweepHistory.read(log)
-    spec = parse_sweep(history.spec or {}, options.storage)
+    spec = recorded_sweep(history.spec or {})
     Console().print(render_summary(build_report(spec, history, options.storage)))
     return 0
 

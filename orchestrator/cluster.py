@@ -8,11 +8,12 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 
 from orchestrator.demand import HostLimits
+from orchestrator.errors import SweepError
 from orchestrator.hosts import HostShape
 from orchestrator.spec import SweepSpec
 
@@ -103,7 +104,7 @@ def _start_local(spec: SweepSpec) -> None:
     # come too late: Ray reads it on import). The token is our own, so that no file holds it.
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    cores = os.cpu_count() or 1
+    cores = _cores()
     seats = place(spec, cores, 0).max_trials
     ray.init(
         address="local",
@@ -119,9 +120,24 @@ def _start_local(spec: SweepSpec) -> None:
 
 
 def _placement_on_cluster(spec: SweepSpec) -> Placement:
+    """As many hosts as the cluster has room for beside the trials' proxies."""
     resources = ray.cluster_resources()
-    cores = min(int(resources.get("CPU", 1)), os.cpu_count() or 1)
-    return place(spec, cores, int(resources.get("GPU", 0)))
+    cpus = resources.get("CPU", 0.0)
+    placement = place(spec, max(1, min(int(cpus), _cores())), int(resources.get("GPU", 0)))
+    room = (cpus - PROXY_CPUS * (placement.max_trials + 1)) / placement.limits.max_hosts
+    per_host = min(1.0, math.floor(100 * room) / 100)
+    if per_host < PROXY_CPUS:
+        raise SweepError(
+            f"Ray has {cpus:g} CPUs, too few for {placement.limits.max_hosts} hosts and "
+            f"{placement.max_trials} trials at once; allowed: a tenth of a CPU for each. Lower "
+            "hosts.seats, or give Ray more CPUs."
+        )
+    return replace(placement, shape=replace(placement.shape, cpus=per_host))
+
+
+def _cores() -> int:
+    """Cores this process may use, which a container can limit."""
+    return len(os.sched_getaffinity(0))
 
 
 def _base_forms(spec: SweepSpec) -> int:

@@ -19,7 +19,7 @@ from orchestrator.spec import SweepSpec
 from orchestrator.trial import trial_dir
 from registry import promote, register
 from trainables.orders import Split, Task, TaskReport
-from trainables.spec import Quantization, TrialSpec
+from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +40,14 @@ def evaluate_finalists(
     chosen = finalists(spec, record)
     splits = _splits(spec)
     measured = record.history.base_metrics
-    bases = {
-        (TrialSpec.from_dict(trial.spec).base.quantization, split): trial
-        for trial in chosen
-        for split in splits
-    }
+    bases: dict[str, TrialRecord] = {}
+    for trial in chosen:  # best first: of those on one base, the best one stands for it
+        bases.setdefault(group_key(TrialSpec.from_dict(trial.spec)), trial)
     tasks = {
-        f"base-{form}-{split}": Task(spec=dict(trial.spec), split=split)
-        for (form, split), trial in bases.items()
-        if split not in measured.get(form, {})
+        _base_task_name(trial, split): Task(spec=dict(trial.spec), split=split)
+        for base, trial in bases.items()
+        for split in splits
+        if split not in measured.get(base, {})
     }
     tasks |= {
         f"trial-{trial.number}": _trial_task(trial, splits[-1], storage)
@@ -56,10 +55,17 @@ def evaluate_finalists(
         if not _is_measured(trial, splits[-1], storage)
     }
     reports = _run_tasks(broker, tasks)
-    for form, split in bases:
-        _note_base(record, form, split, reports.get(f"base-{form}-{split}"))
+    for base, trial in bases.items():
+        for split in splits:
+            _note_base(record, base, split, reports.get(_base_task_name(trial, split)))
     for trial in chosen:
         _note_trial(record, trial, reports.get(f"trial-{trial.number}"))
+
+
+def are_measured(spec: SweepSpec, record: SweepRecord, storage: Path) -> bool:
+    """Whether every finalist has all its measures and its bundle."""
+    split = _splits(spec)[-1]
+    return all(_is_measured(trial, split, storage) for trial in finalists(spec, record))
 
 
 def register_finalists(
@@ -115,6 +121,10 @@ def _splits(spec: SweepSpec) -> tuple[Split, ...]:
     return ("validation", "test") if has_test else ("validation",)
 
 
+def _base_task_name(trial: TrialRecord, split: Split) -> str:
+    return f"base-of-{trial.number}-{split}"
+
+
 def _trial_task(trial: TrialRecord, split: Split, storage: Path) -> Task:
     folder = trial_dir(storage, trial.number)
     return Task(
@@ -131,13 +141,11 @@ def _is_measured(trial: TrialRecord, split: Split, storage: Path) -> bool:
     return has_bundle and (split == "validation" or trial.final_metrics is not None)
 
 
-def _note_base(
-    record: SweepRecord, form: Quantization, split: Split, report: TaskReport | None
-) -> None:
+def _note_base(record: SweepRecord, base: str, split: Split, report: TaskReport | None) -> None:
     if report is not None and report.error:
-        logger.warning("bare base %s on %s rows: %s", form, split, report.error)
+        logger.warning("bare base %s on %s rows: %s", base, split, report.error)
     elif report is not None:
-        record.add("base_evaluated", quantization=form, split=split, metrics=report.metrics)
+        record.add("base_evaluated", base=base, split=split, metrics=report.metrics)
 
 
 def _note_trial(record: SweepRecord, trial: TrialRecord, report: TaskReport | None) -> None:

@@ -78,7 +78,7 @@ class SweepHistory:
         resumes: How often it was resumed.
         trials: By number.
         reports: (trial number, report) in the order they came, which is what a scheduler saw.
-        base_metrics: Of the base without an adapter, by quantization and then split.
+        base_metrics: Of the base without an adapter, by `members.group_key` and then split.
         phases: Seconds by name, added up over resumes.
         promotions: Fields of each `promoted` event.
     """
@@ -125,23 +125,31 @@ class SweepHistory:
         return [self.trials[n] for n in sorted(self.trials) if self.trials[n].outcome is not None]
 
     def ranking(self, metric: Metric, mode: Mode) -> list[TrialRecord]:
-        """Completed and stopped trials with a finite last value, best first.
+        """Trials that left an adapter with a finite last value, best first.
 
-        A stopped trial is an adapter like any other and ranks by what it measured; of equal values
-        the one trained further comes first, then the completed one, then the lower number.
+        A trial that was stopped, or cancelled when the budget was spent, is an adapter like any
+        other and ranks by what it measured; of equal values the one trained further comes first,
+        then the completed one, then the lower number.
         """
         sign = 1.0 if mode == "min" else -1.0
         ranked = [
             (sign * value, -record.step, record.outcome != Outcome.COMPLETED, record.number)
             for record in self.ended()
-            if record.outcome in (Outcome.COMPLETED, Outcome.STOPPED)
-            and (value := record.last(metric)) is not None
+            if record.outcome in _WITH_ADAPTER and (value := record.last(metric)) is not None
         ]
         return [self.trials[number] for *_, number in sorted(ranked)]
 
     def best(self, metric: Metric, mode: Mode) -> TrialRecord | None:
         """The first of `ranking`."""
         return next(iter(self.ranking(metric, mode)), None)
+
+
+_WITH_ADAPTER = (Outcome.COMPLETED, Outcome.STOPPED, Outcome.CANCELLED)
+
+
+def _resume_trial(record: TrialRecord, event: Event) -> None:
+    # A trial that the budget cut short, or that failed with its whole sweep, goes on.
+    record.outcome, record.reason, record.ended_at = None, "", None
 
 
 def _report(record: TrialRecord, event: Event) -> None:
@@ -201,7 +209,7 @@ def _keep_order(history: SweepHistory, event: Event) -> None:
 
 
 def _evaluate_base(history: SweepHistory, event: Event) -> None:
-    splits = history.base_metrics.setdefault(event.fields["quantization"], {})
+    splits = history.base_metrics.setdefault(event.fields["base"], {})
     splits[event.fields["split"]] = event.fields["metrics"]
 
 
@@ -219,6 +227,7 @@ def _parse_report(event: Event) -> Report:
 
 
 _ON_TRIAL: dict[str, Callable[[TrialRecord, Event], None]] = {
+    "trial_resumed": _resume_trial,
     "report": _report,
     "trial_ended": _end_trial,
     "final_evaluated": _evaluate_final,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,14 @@ def save_rows(data: DataSpec, folder: Path) -> DataSpec:
                 f"data.{split}: a row is not JSON ({error}); allowed: text, numbers, lists and "
                 "mappings. Convert the column."
             ) from error
-        path = (folder / f"data.{split}.jsonl").resolve()
+        # Named by content: another sweep's rows must not replace those that hosts are reading.
+        name = f"{split}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
+        path = (folder / name).resolve()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            writing = path.with_suffix(f".{os.getpid()}")
+            writing.write_text(text, encoding="utf-8")
+            writing.replace(path)
         except OSError as error:
             raise SweepStorageError(
                 f"{path}: cannot be written ({error}); allowed: a writable storage folder. "

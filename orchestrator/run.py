@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import ray
 from ray import tune
 from ray.actor import ActorHandle
 from rich.console import Console
@@ -32,7 +33,12 @@ from orchestrator.cluster import PROXY_CPUS, Placement, ray_cluster
 from orchestrator.delivery import Delivery
 from orchestrator.errors import SweepFailedError, SweepStorageError
 from orchestrator.events import EventLog
-from orchestrator.finals import evaluate_finalists, register_finalists
+from orchestrator.finals import (
+    are_measured,
+    evaluate_finalists,
+    finalists,
+    register_finalists,
+)
 from orchestrator.history import SweepHistory, TrialRecord
 from orchestrator.hosts import HostPool
 from orchestrator.outcome import Outcome, TrialOutcome
@@ -149,18 +155,47 @@ def _start_or_resume(sweep: _Sweep) -> None:
             "another --storage, or another name."
         )
     elif not _is_over(sweep) or not _is_registered(sweep):
+        is_failed = history.status == Outcome.FAILED
         sweep.record.add("sweep_resumed")
+        for trial in history.ended():
+            if _goes_on(trial, is_failed):
+                sweep.record.add("trial_resumed", trial=trial.number, step=trial.step)
+
+
+def _goes_on(trial: TrialRecord, is_failed: bool) -> bool:
+    """Whether an ended trial is taken up again when its sweep is.
+
+    One that the budget cut short is; and when the whole sweep failed, each that failed before it
+    measured anything, as the user may have mended what was wrong.
+    """
+    return trial.outcome is Outcome.CANCELLED or (
+        is_failed and trial.outcome is Outcome.FAILED and not trial.reports
+    )
 
 
 def _is_over(sweep: _Sweep) -> bool:
     """Whether nothing is left to train or measure."""
     history = sweep.record.history
-    return history.status == "completed" and len(history.trials) >= sweep.spec.budget.trials
+    ended = [trial for trial in history.ended() if trial.outcome is not Outcome.CANCELLED]
+    size = sweep.spec.search_space.size
+    wanted = sweep.spec.budget.trials if size is None else min(sweep.spec.budget.trials, size)
+    return (
+        history.status == Outcome.COMPLETED
+        and len(ended) == len(history.trials) >= wanted
+        and are_measured(sweep.spec, sweep.record, sweep.storage)
+    )
 
 
 def _is_registered(sweep: _Sweep) -> bool:
-    best = _best(sweep)
-    return sweep.spec.register is None or best is None or best.ref is not None
+    """Whether every finalist is a version, and the best has been before the gate."""
+    register = sweep.spec.register
+    chosen = finalists(sweep.spec, sweep.record)
+    if register is None or not chosen:
+        return True
+    gated = {promotion["ref"] for promotion in sweep.record.history.promotions}
+    return all((trial.ref or "").startswith(f"{register.name}/") for trial in chosen) and (
+        not register.promote or chosen[0].ref in gated
+    )
 
 
 def _train(sweep: _Sweep) -> None:
@@ -169,6 +204,7 @@ def _train(sweep: _Sweep) -> None:
         with sweep.phase("starting Ray"):
             placement = stack.enter_context(ray_cluster(sweep.spec))
             broker = start_broker(sweep.storage)
+            stack.callback(ray.kill, broker)
             pool = HostPool(broker, sweep.storage, placement.limits, placement.shape)
             stack.enter_context(pool)
         with sweep.phase("searching"):
@@ -211,6 +247,20 @@ def _search(sweep: _Sweep, broker: ActorHandle, placement: Placement) -> None:
         ),
     )
     tuner.fit()
+    if time.monotonic() >= deadline:
+        _cut_short(sweep, broker)
+
+
+def _cut_short(sweep: _Sweep, broker: ActorHandle) -> None:
+    """End the trials that the wall clock stopped; Ray Tune tells no callback of them."""
+    for trial in sweep.record.history.unfinished():
+        ray.get(broker.leave.remote(trial.number, None, keep=True))
+        bundle = trial_dir(sweep.storage, trial.number) / "bundle"
+        sweep.record.end_trial(
+            trial.number,
+            TrialOutcome(Outcome.CANCELLED, "the wall-clock budget was spent"),
+            str(bundle.relative_to(sweep.storage)) if trial.reports else None,
+        )
 
 
 def _register(sweep: _Sweep, delivery: Delivery, tracking_uri: str) -> None:

@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 _MAX_ASKS = 16
 """Asks for one suggestion before a repeated configuration is no longer chance."""
 
+_MAX_FIRST_FAILURES = 3
+"""Trials that may fail before any has measured anything; then the sweep itself is at fault."""
+
 _STATES = {
     None: TrialState.RUNNING,
     Outcome.COMPLETED: TrialState.COMPLETE,
@@ -203,6 +206,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             return self._configs[trial_id]
         if len(self._observations) >= self._spec.budget.trials:
             return self._finish(f"the budget of {self._spec.budget.trials} trials is spent")
+        if self._is_hopeless():
+            return self._finish(f"the first {_MAX_FIRST_FAILURES} trials and more all failed")
         number = next(n for n in itertools.count() if n not in self._observations)
         knobs = suggest_knobs(self._spec, number, self._observations)
         if knobs is None:
@@ -231,6 +236,16 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         seen = self._seen(trial_id)
         if seen.outcome is None:
             seen.outcome = infer_outcome(result, self._spec.horizon, error)
+
+    def _is_hopeless(self) -> bool:
+        """Nothing has measured anything, and whatever ended failed: it is not the knobs."""
+        seen = self._observations.values()
+        ended = [one.outcome for one in seen if one.outcome is not None]
+        return (
+            len(ended) >= _MAX_FIRST_FAILURES
+            and set(ended) == {Outcome.FAILED}
+            and not any(one.values for one in seen)
+        )
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the event log holds all there is to know."""

@@ -245,6 +245,16 @@ def parse_sweep(mapping: Mapping[str, Any], base_dir: Path) -> SweepSpec:
         raise translate(error, SweepSpec) from error
 
 
+def recorded_sweep(mapping: Mapping[str, Any]) -> SweepSpec:
+    """A sweep as its event log recorded it, for reading: its data files may be gone by now.
+
+    Raises:
+        SweepSpecError: The record is of another version.
+    """
+    gone = {split: [{"text": f"rows of {mapping['data'][split]}"}] for split in SPLITS}
+    return parse_sweep({**mapping, "data": {**mapping["data"], **gone}}, Path.cwd())
+
+
 _SWEEP = TypeAdapter(SweepSpec)
 
 
@@ -280,4 +290,5 @@ __all__ = [
     "SearchSpec",
     "SweepSpec",
     "parse_sweep",
+    "recorded_sweep",
 ]
