@@ -20,6 +20,7 @@ import yaml
 
 from orchestrator.events import Event, read_events
 from orchestrator.history import SweepHistory, TrialRecord
+from orchestrator.members import group_key
 from orchestrator.space import describe
 from orchestrator.spec import SweepSpec
 from registry import Tracker, TrackingError
@@ -214,9 +215,9 @@ class Delivery:
         tracker.end_sweep(run_id, event.fields["status"], metrics, event.at)
 
     def _totals(self, best: TrialRecord) -> dict[str, float]:
-        """What the best adapter measures, and the bare base in the form that adapter sits on."""
-        form = TrialSpec.from_dict(best.spec).base.quantization
-        base = self._history.base_metrics.get(form, {})
+        """What the best adapter measures, and the bare base which that adapter sits on."""
+        key = group_key(TrialSpec.from_dict(best.spec))
+        base = self._history.base_metrics.get(key, {})
         return {
             **best.reports[-1].metrics,
             **(best.final_metrics or {}),

@@ -30,7 +30,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
     for kind, fields in {
         "sweep_started": "sweep_id spec digest",
         "sweep_resumed": "",
-        "base_evaluated": "quantization split metrics",
+        "base_evaluated": "base split metrics",
         "trial_started": "trial knobs spec",
         "trial_resumed": "trial step",
         "report": "trial step metrics",

@@ -18,9 +18,11 @@ from rich.text import Text
 from orchestrator.history import SweepHistory, TrialRecord
 from orchestrator.leaderboard import build_leaderboard, describe_trial, setting_columns
 from orchestrator.measurements import Comparison, compare_with_base
+from orchestrator.members import group_key
 from orchestrator.page import build_page
 from orchestrator.plots import draw_learning_curves
 from orchestrator.sections import Metric, Mode
+from orchestrator.space import build_trial
 from orchestrator.spec import SweepSpec
 from orchestrator.wording import (
     format_difference,
@@ -29,6 +31,7 @@ from orchestrator.wording import (
     format_settings,
     one_line,
 )
+from trainables.spec import TrialSpec
 
 _SHOWN_TRIALS = 10
 
@@ -65,7 +68,7 @@ class SweepReport:
         reason: Why it ended.
         leaderboard: One row per trial; see `orchestrator.leaderboard`.
         best: `None` until a trial ended with a finite value of the objective.
-        base_metrics: Of the base alone by split, in the stored form the best adapter sits on.
+        base_metrics: Of the base alone by split, as the best adapter sits on it.
         phases: Seconds by name.
         promotion: Why there is a new champion or none.
     """
@@ -102,7 +105,7 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
     # By validation rows, like every choice so far: test metrics are there to be believed.
     record = history.best(spec.objective.metric, spec.objective.mode)
     best = None if record is None else _describe_best(record, history)
-    form = spec.base.quantization if best is None else best.hyperparameters["quantization"]
+    trained = build_trial(spec, {}) if record is None else TrialSpec.from_dict(record.spec)
     return SweepReport(
         name=spec.name,
         sweep_id=history.sweep_id,
@@ -111,7 +114,7 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
         reason=history.reason,
         leaderboard=build_leaderboard(spec, history),
         best=best,
-        base_metrics=dict(history.base_metrics.get(form, {})),
+        base_metrics=dict(history.base_metrics.get(group_key(trained), {})),
         phases=dict(history.phases),
         metric=spec.objective.metric,
         mode=spec.objective.mode,

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.delivery import CURSOR, Delivery
 from orchestrator.events import EventLog
+from orchestrator.members import group_key
 from orchestrator.sections import RegisterSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
 from registry import TrackingError
@@ -30,9 +31,9 @@ def build_spec():
     )
 
 
-def trial_spec(rank, quantization="nf4"):
+def trial_spec(rank, model="owner/name"):
     return TrialSpec(
-        base=BaseSpec(model="owner/name", quantization=quantization),
+        base=BaseSpec(model=model),
         lora=LoraSpec(rank=rank),
         optim=OptimSpec(steps=20),
         data=DataSpec(train="owner/rows"),
@@ -67,8 +68,8 @@ class Sweep:
         values = (spec or self.spec).to_dict()
         self.log.append("sweep_started", sweep_id="s1", spec=values, digest=self.spec.digest)
 
-    def run_trial(self, trial, losses=(2.0, 1.0), quantization="nf4"):
-        spec = trial_spec(4 + trial, quantization)
+    def run_trial(self, trial, losses=(2.0, 1.0), model="owner/name"):
+        spec = trial_spec(4 + trial, model)
         self.log.append("trial_started", trial=trial, knobs={"lora.rank": 4 + trial}, spec=spec)
         for step, loss in enumerate(losses, 1):
             self.log.append("report", trial=trial, step=10 * step, metrics={"eval_loss": loss})
@@ -258,15 +259,14 @@ def test_a_fault_ends_a_run_without_its_stand_in_values(sweep):
     assert run.data.tags["lorchestra.reason"] == "loss nan"
 
 
-def test_the_sweeps_totals_are_those_of_the_best_and_of_its_own_form_of_the_base(sweep):
+def test_the_sweeps_totals_are_those_of_the_best_and_of_its_own_base(sweep):
     sweep.start()
-    sweep.run_trial(0, (2.0, 1.0), "fp4")
-    sweep.run_trial(1, (2.0, 1.5), "nf4")
-    for form, loss in (("fp4", 5.0), ("nf4", 7.0)):
+    sweep.run_trial(0, (2.0, 1.0), model="owner/name")
+    sweep.run_trial(1, (2.0, 1.5), model="owner/other")
+    for model, loss in (("owner/name", 5.0), ("owner/other", 7.0)):
+        base = group_key(TrialSpec.from_dict(trial_spec(4, model)))
         for split, name in (("validation", "eval_loss"), ("test", "test_loss")):
-            sweep.log.append(
-                "base_evaluated", quantization=form, split=split, metrics={name: loss}
-            )
+            sweep.log.append("base_evaluated", base=base, split=split, metrics={name: loss})
     sweep.log.append("final_evaluated", trial=0, metrics={"test_loss": 1.25})
     sweep.end()
     with sweep.delivery() as delivery:

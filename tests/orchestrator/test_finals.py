@@ -12,6 +12,7 @@ from orchestrator.delivery import Delivery
 from orchestrator.events import EventLog, read_events
 from orchestrator.finals import evaluate_finalists, finalists, register_finalists
 from orchestrator.history import SweepHistory
+from orchestrator.members import group_key
 from orchestrator.recording import SweepRecord
 from orchestrator.sections import RegisterSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
@@ -101,6 +102,10 @@ class Scene:
         return ray.get(broker.submitted.remote())
 
 
+def base_of(scene, trial):
+    return group_key(TrialSpec.from_dict(scene.record.history.trials[trial].spec))
+
+
 @pytest.fixture
 def build_scene(tmp_path):
     scenes = []
@@ -130,20 +135,39 @@ def test_finalists_and_their_bare_bases_are_measured(local_ray, build_scene):
     scene = build_scene()
     tasks = scene.evaluate()
     assert sorted(tasks) == [
-        "base-fp4-test", "base-fp4-validation", "base-nf4-test", "base-nf4-validation",
+        "base-of-1-test", "base-of-1-validation", "base-of-2-test", "base-of-2-validation",
         "trial-1", "trial-2",
     ]  # fmt: skip
-    assert tasks["trial-1"][0] == tasks["base-fp4-test"][0] != tasks["trial-2"][0]
+    assert tasks["trial-1"][0] == tasks["base-of-1-test"][0] != tasks["trial-2"][0]
     task = tasks["trial-1"][1]
     assert task.split == "test"
     assert task.state_dir == str(trial_dir(scene.storage, 1) / "state")
     assert task.bundle_dir == str(trial_dir(scene.storage, 1) / "bundle")
-    assert tasks["base-nf4-test"][1].state_dir is None
+    assert tasks["base-of-2-test"][1].state_dir is None
     history = scene.record.history
     assert history.trials[1].final_metrics.keys() == {"test_loss"}
     assert history.trials[0].final_metrics is None
-    assert history.base_metrics.keys() == {"fp4", "nf4"}
-    assert history.base_metrics["nf4"].keys() == {"validation", "test"}
+    assert history.base_metrics.keys() == {base_of(scene, 1), base_of(scene, 2)}
+    assert history.base_metrics[base_of(scene, 2)].keys() == {"validation", "test"}
+
+
+@pytest.mark.ray
+def test_finalists_on_bases_that_share_only_a_quantization_have_a_base_each(
+    local_ray, build_scene
+):
+    scene = build_scene(register=RegisterSpec(top=3))
+    scene.record.history.trials[0].spec["base"]["model"] = "owner/other"
+    scene.evaluate()
+    assert scene.record.history.base_metrics.keys() == {
+        base_of(scene, trial) for trial in (0, 1, 2)
+    }
+    assert base_of(scene, 0) != base_of(scene, 2)
+
+
+@pytest.mark.ray
+def test_the_best_finalist_stands_for_a_base_that_others_share(local_ray, build_scene):
+    scene = build_scene(register=RegisterSpec(top=3))
+    assert "base-of-0-test" not in scene.evaluate()
 
 
 @pytest.mark.ray
@@ -166,19 +190,19 @@ def test_a_lost_bundle_is_exported_again(local_ray, build_scene):
 @pytest.mark.ray
 def test_without_test_rows_only_the_bases_are_measured(local_ray, build_scene):
     scene = build_scene(test_fraction=0.0)
-    assert sorted(scene.evaluate()) == ["base-fp4-validation", "base-nf4-validation"]
+    assert sorted(scene.evaluate()) == ["base-of-1-validation", "base-of-2-validation"]
     assert scene.record.history.trials[1].final_metrics is None
 
 
 @pytest.mark.ray
 def test_a_measurement_that_fails_is_left_out_and_tried_again(local_ray, build_scene, caplog):
     scene = build_scene()
-    scene.evaluate(failing=("trial-1", "nf4-test"))
+    scene.evaluate(failing=("trial-1", "of-2-test"))
     history = scene.record.history
     assert history.trials[1].final_metrics is None
-    assert history.base_metrics["nf4"].keys() == {"validation"}
+    assert history.base_metrics[base_of(scene, 2)].keys() == {"validation"}
     assert caplog.text.count("out of memory") == 2
-    assert sorted(scene.evaluate()) == ["base-nf4-test", "trial-1"]
+    assert sorted(scene.evaluate()) == ["base-of-2-test", "trial-1"]
 
 
 @pytest.mark.ray

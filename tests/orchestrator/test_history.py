@@ -34,7 +34,7 @@ def test_log_folds_into_a_whole_sweep(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     with EventLog(path) as log:
         log.append("sweep_started", sweep_id="s", spec={"name": "x"}, digest="d")
-        log.append("base_evaluated", quantization="nf4", split="test", metrics={"eval_loss": 3.0})
+        log.append("base_evaluated", base="m nf4 auto", split="test", metrics={"eval_loss": 3.0})
         log.append("phase", name="search", seconds=1.0)
         for kind, fields in (started(0), report(0, 10, 2.0), ended(0), started(1)):
             log.append(kind, **fields)
@@ -47,7 +47,7 @@ def test_log_folds_into_a_whole_sweep(tmp_path: Path) -> None:
     history = SweepHistory.read(path)
     assert (history.sweep_id, history.digest, history.spec) == ("s", "d", {"name": "x"})
     assert (history.status, history.reason, history.resumes) == ("completed", "budget spent", 1)
-    assert history.base_metrics == {"nf4": {"test": {"eval_loss": 3.0}}}
+    assert history.base_metrics == {"m nf4 auto": {"test": {"eval_loss": 3.0}}}
     assert history.phases == {"search": 3.0}
     assert history.promotions[0]["promoted"] is True
     record = history.trials[0]
@@ -106,3 +106,21 @@ def test_ranking_goes_by_last_value_then_by_steps() -> None:
     )
     assert [each.number for each in history.ranking("eval_loss", "min")] == [3, 2, 1, 0]
     assert [each.number for each in history.ranking("eval_loss", "max")] == [0, 3, 2, 1]
+
+
+def test_a_trial_that_the_budget_cut_short_ranks_by_what_it_measured() -> None:
+    history = fold(
+        *(started(0), report(0, 10, 2.0), ended(0)),
+        *(started(1), report(1, 10, 1.0), ended(1, "cancelled")),
+        *(started(2), ended(2, "cancelled")),
+    )
+    assert [record.number for record in history.ranking("eval_loss", "min")] == [1, 0]
+
+
+def test_an_ended_trial_that_is_resumed_has_no_end_any_more() -> None:
+    history = fold(
+        *(started(0), report(0, 10, 2.0), ended(0, "cancelled")),
+        ("trial_resumed", {"trial": 0, "step": 10}),
+    )
+    assert [(record.number, record.step) for record in history.unfinished()] == [(0, 10)]
+    assert history.ended() == []

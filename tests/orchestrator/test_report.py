@@ -12,6 +12,7 @@ from rich.console import Console
 from orchestrator.events import Event
 from orchestrator.history import SweepHistory
 from orchestrator.leaderboard import UNFINISHED, UNRANKED_ORDER, setting_columns
+from orchestrator.members import group_key
 from orchestrator.outcome import Outcome
 from orchestrator.plots import (
     OUTCOME_COLORS,
@@ -23,7 +24,7 @@ from orchestrator.report import SweepReport, build_report, render_summary, write
 from orchestrator.sections import ObjectiveSpec, RegisterSpec
 from orchestrator.space import build_trial
 from orchestrator.spec import BudgetSpec, SweepSpec
-from trainables.spec import BaseSpec, DataSpec, OptimSpec
+from trainables.spec import BaseSpec, DataSpec, OptimSpec, TrialSpec
 
 HOSTILE = '<script>alert("x")</script> & [red]no\x1b[31m\nsecond line'
 PAYLOAD = '<script>alert("x")'
@@ -88,8 +89,9 @@ class Story:
         test = {"test_loss": 0.52, "test_accuracy": 0.7, "test_token_accuracy": 0.8}
         validation = {"eval_loss": 2.5, "eval_accuracy": 0.05, "eval_token_accuracy": 0.4}
         base_test = {name.replace("eval", "test"): value for name, value in validation.items()}
-        self.tell("base_evaluated", quantization="nf4", split="validation", metrics=validation)
-        self.tell("base_evaluated", quantization="nf4", split="test", metrics=base_test)
+        base = group_key(TrialSpec.from_dict(self.history.trials[number].spec))
+        self.tell("base_evaluated", base=base, split="validation", metrics=validation)
+        self.tell("base_evaluated", base=base, split="test", metrics=base_test)
         self.tell("final_evaluated", trial=number, metrics=test)
         self.tell("registered", trial=number, ref=ref, digest="d")
         self.tell("promoted", ref=ref, promoted=True, reason="test_loss 0.52 is below 0.61")
@@ -188,6 +190,20 @@ def test_best_adapter_is_told_with_base_and_promotion(report: SweepReport) -> No
     found = {(each.split, each.measure): each.difference for each in report.comparisons()}
     assert found["test", "loss"] == pytest.approx(0.52 - 2.5)
     assert len(found) == 6
+
+
+def test_the_base_beside_the_best_is_the_one_it_sits_on() -> None:
+    spec = build_sweep(space={"base.model": {"choice": ["owner/name", "owner/other"]}})
+    story = Story(spec)
+    assert build_report(spec, story.history, Path("/storage")).base_metrics == {}
+    for number, (model, loss) in enumerate([("owner/name", 0.9), ("owner/other", 0.5)]):
+        values = build_trial(spec, {"base.model": model}).to_dict()
+        story.trial(number, [loss], "completed")
+        story.history.trials[number].spec = values
+        base, metrics = group_key(TrialSpec.from_dict(values)), {"eval_loss": 2.0 + number}
+        story.tell("base_evaluated", base=base, split="validation", metrics=metrics)
+    report = build_report(spec, story.history, Path("/storage"))
+    assert report.base_metrics == {"validation": {"eval_loss": 3.0}}
 
 
 def test_best_that_came_after_the_champion_is_not_the_champion(spec: SweepSpec) -> None:
