@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 
+_TOKENS = ("data.max_tokens", "data.tokenizer_digest", "data.template_digest")
+"""Tags that say how rows become tokens; a loss per token is comparable between equal ones only."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionDecision:
@@ -33,7 +36,7 @@ def promote(
     Args:
         candidate: A registered version.
         metric: What to compare. `eval_…` was measured on validation rows, anything else on test
-            rows; both versions must have seen the same ones.
+            rows; both versions must have seen the same ones, made into the same tokens.
         mode: Whether less or more of it is better.
         tracking_uri: MLflow server or database.
 
@@ -71,6 +74,14 @@ def decide(
             reason=f"not comparable: {candidate.ref} has {split} data {rows[0]}, "
             f"{champion.ref} has {rows[1]}",
         )
+    for tag in _TOKENS:
+        made = [version.tags.get(tag) for version in (candidate, champion)]
+        if made[0] != made[1]:
+            return PromotionDecision(
+                promoted=False,
+                reason=f"not comparable: {candidate.ref} has {tag} {made[0]}, "
+                f"{champion.ref} has {made[1]}",
+            )
     new, old = candidate.metrics.get(metric), champion.metrics.get(metric)
     if new is None or old is None:
         lacking = candidate if new is None else champion

@@ -14,8 +14,10 @@ Build = Callable[..., Path]
 
 @pytest.fixture
 def add(tracking_uri: str, new_bundle: Build, name: str) -> Callable[..., AdapterVersion]:
-    def build(seed: int, loss: float, test: str | None = "sha256:cc") -> AdapterVersion:
-        data: Mapping[str, object] = {"test": test, "prompt_style": "plain"}
+    def build(
+        seed: int, loss: float, test: str | None = "sha256:cc", **more: object
+    ) -> AdapterVersion:
+        data: Mapping[str, object] = {"test": test, "prompt_style": "plain", **more}
         bundle = new_bundle(seed=seed, metrics={"test_loss": loss}, data=data)
         return register(bundle, name, tracking_uri=tracking_uri)
 
@@ -79,6 +81,32 @@ def test_other_test_data_is_not_compared(
     )
     assert not decision.promoted
     assert "not comparable" in decision.reason
+    assert get(f"{name}@champion", tracking_uri=tracking_uri).version == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "old", "new"),
+    [
+        ("max_tokens", 256, 512),
+        ("tokenizer_digest", "sha256:dd", "sha256:ee"),
+        ("template_digest", "sha256:aa", "sha256:bb"),
+        ("template_digest", None, "sha256:bb"),
+    ],
+)
+def test_rows_made_into_other_tokens_are_not_compared(
+    add: Callable[..., AdapterVersion],
+    tracking_uri: str,
+    name: str,
+    field: str,
+    old: object,
+    new: object,
+) -> None:
+    promote(add(1, 1.5, **{field: old}), metric="test_loss", mode="min", tracking_uri=tracking_uri)
+    decision = promote(
+        add(2, 0.1, **{field: new}), metric="test_loss", mode="min", tracking_uri=tracking_uri
+    )
+    assert not decision.promoted
+    assert f"not comparable: {name}/2 has data.{field} {new}" in decision.reason
     assert get(f"{name}@champion", tracking_uri=tracking_uri).version == 1
 
 
