@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, code=2)
     except (SweepError, TrialError, RegistryError) as error:
         return _complain(error, code=1)
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         # Whoever read our output has left; nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -88,10 +90,12 @@ def _run(options: argparse.Namespace) -> int:
 
     spec = SweepSpec.from_yaml(options.sweep)
     console = Console(file=sys.stdout)
-    console.print(f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials", highlight=False)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         # Importing Ray, MLflow and Optuna takes seconds: after the first line, and interruptible.
+        console.print(
+            f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials", highlight=False
+        )
         from orchestrator.report import render_summary
         from orchestrator.run import run_sweep
 

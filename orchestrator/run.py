@@ -180,7 +180,7 @@ def _is_over(sweep: _Sweep) -> bool:
     size = sweep.spec.search_space.size
     wanted = sweep.spec.budget.trials if size is None else min(sweep.spec.budget.trials, size)
     return (
-        history.status == Outcome.COMPLETED
+        history.status != Outcome.FAILED
         and len(ended) == len(history.trials) >= wanted
         and are_measured(sweep.spec, sweep.record, sweep.storage)
     )

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -464,3 +465,52 @@ def test_a_killed_driver_loses_and_repeats_nothing(command):
     process.communicate(timeout=60)
     assert "completed: 3 trials" in command.finish()
     assert_finished_once(command)
+
+
+def test_ctrl_c_while_starting_is_an_interrupt(command):
+    process = command.start()
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in said) == (130, False)
+
+
+def test_a_sweep_killed_before_its_promotion_promotes_when_run_again(swept, tmp_path):
+    shutil.copytree(swept.storage.parent, tmp_path / "runs")
+    storage = tmp_path / "runs" / "tiny"
+    log = storage / "events.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    cut = next(n for n, line in enumerate(lines) if '"event":"promoted"' in line)
+    log.write_text("".join(lines[:cut]))
+    uri = f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+    version = registry.get("tiny-adapter/1", tracking_uri=uri)
+    connect(uri).delete_registered_model_alias("tiny-adapter", "champion")
+    assert "champion" in version.aliases
+
+    spec = replace(swept.spec, budget=BudgetSpec(trials=TRIALS))
+    report, said = run_quietly(spec, storage)
+    assert report.best.is_champion
+    assert "starting Ray" not in said
+    assert "champion" in registry.get("tiny-adapter/1", tracking_uri=uri).aliases
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_spent_wall_clock_keeps_what_was_measured_and_goes_on(
+    local_ray, tiny_base, tiny_data, tmp_path
+):
+    values = sweep_of(
+        tiny_base, tiny_data, optim={"steps": 4000, "batch_size": 4}, eval={"every": 20},
+        space={"lora.rank": {"choice": [2, 4]}}, budget={"trials": 2, "wall_clock_s": 100},
+    )  # fmt: skip
+    storage = tmp_path / "runs" / "tiny"
+    report, _ = run_quietly(parse_sweep(values, tmp_path), storage)
+    assert set(report.leaderboard["outcome"]) == {"cancelled"}
+    assert report.best.ref == "tiny-adapter/1"
+    assert {run.info.status for run in tracked(storage).trials.values()} == {"KILLED"}
+    before = dict(zip(report.leaderboard["trial"], report.leaderboard["step"], strict=True))
+
+    report, _ = run_quietly(parse_sweep(values, tmp_path), storage)
+    after = dict(zip(report.leaderboard["trial"], report.leaderboard["step"], strict=True))
+    assert after.keys() == before.keys()
+    assert all(after[trial] > before[trial] for trial in before)

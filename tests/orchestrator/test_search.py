@@ -299,3 +299,22 @@ def test_tune_files_hold_no_search(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(SweepStorageError, match="event log"):
         searcher.restore(str(tmp_path / "x.pkl"))
+
+
+def test_search_ends_when_the_first_trials_all_fail() -> None:
+    searcher = OptunaSearcher(build_sweep())
+    for number in range(3):
+        assert isinstance(searcher.suggest(f"t{number}"), dict)
+        searcher.on_trial_complete(f"t{number}", {"step": 0, "outcome": "failed"})
+    assert searcher.suggest("t3") == Searcher.FINISHED
+    assert "all failed" in searcher.finish_reason
+
+
+def test_search_goes_on_after_failures_once_something_was_measured() -> None:
+    searcher = OptunaSearcher(build_sweep())
+    searcher.suggest("t0")
+    searcher.on_trial_result("t0", {"step": 10, "eval_loss": 1.0})
+    for number in range(1, 4):
+        searcher.suggest(f"t{number}")
+        searcher.on_trial_complete(f"t{number}", {"step": 0, "outcome": "failed"})
+    assert isinstance(searcher.suggest("t4"), dict)
