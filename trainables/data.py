@@ -74,10 +74,12 @@ class EncodedRow:
         input_ids: `(length,)` int64.
         is_answer: `(length,)` bool: the token is part of an answer and counts in the loss. Never
             set on the first token, which nothing predicts.
+        is_cut: `max_tokens` cut off a token of an answer, the end token at least.
     """
 
     input_ids: npt.NDArray[np.int64]
     is_answer: npt.NDArray[np.bool_]
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +317,8 @@ def _encode_split(
         is_answer = np.array(counted[:max_tokens], dtype=np.bool_)
         if is_answer.any():
             input_ids = np.array(ids[:max_tokens], dtype=np.int64)
-            rows.append(EncodedRow(input_ids=input_ids, is_answer=is_answer))
+            is_cut = any(counted[max_tokens:])
+            rows.append(EncodedRow(input_ids=input_ids, is_answer=is_answer, is_cut=is_cut))
             examples.append(dict(row.values))
     dropped = len(raw.rows) - len(rows)
     if not rows:

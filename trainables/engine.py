@@ -374,7 +374,9 @@ class Engine:
             chosen = by_length[start : start + spec.eval.batch_size]
             batch = self._batch(seat, [rows[i] for i in chosen])
             (logits,) = self._forward([batch])
-            parts.append((chosen, scoring.score_batch(logits, batch.targets, batch.row_answers)))
+            is_whole = [not rows[i].is_cut for i in chosen]
+            scores = scoring.score_batch(logits, batch.targets, batch.row_answers, is_whole)
+            parts.append((chosen, scores))
         return scoring.in_order(parts)
 
     # --------------------------------------------------------------------------------- parts

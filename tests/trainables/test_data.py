@@ -203,10 +203,22 @@ def test_long_rows_are_cut_at_the_end_and_unanswered_ones_dropped(tokenizer, cap
     with caplog.at_level(logging.WARNING):
         train = load_splits(given(rows, max_tokens=5), tokenizer).train
     assert answers(train, tokenizer) == ["cd<|end|>", "cde"]
+    assert [row.is_cut for row in train.rows] == [False, True]
     assert train.examples == rows[:2]
     warning = caplog.messages[0]
     assert "of 3 rows, 2 were longer than data.max_tokens=5 and cut; 1 of them dropped" in warning
     assert len(caplog.messages) == 2  # one for each split
+
+
+def test_row_that_loses_only_its_end_token_is_cut(tokenizer):
+    rows = ({"messages": CHAT},)
+    whole = load_splits(given(rows), tokenizer).train.rows[0]
+    end = len(whole.input_ids)
+    found = [
+        load_splits(given(rows, max_tokens=end - less), tokenizer).train.rows[0].is_cut
+        for less in (0, 1)
+    ]
+    assert found == [False, True]
 
 
 def test_limit_that_leaves_no_answer_is_refused(tokenizer):
