@@ -53,10 +53,10 @@ class SweepRecord:
             self._on_change(self.history)
 
     def end_trial(self, trial: int, end: TrialOutcome, bundle: str | None = None) -> None:
-        """Record a trial's end, once."""
+        """Record a trial's end, once; one that never started has none."""
         with self._guard:
-            record = self.history.trials[trial]
-            if record.outcome is None:
+            record = self.history.trials.get(trial)
+            if record is not None and record.outcome is None:
                 self.add(
                     "trial_ended",
                     trial=trial,
@@ -152,7 +152,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
             if time.monotonic() >= self._deadline:
                 return TrialOutcome(Outcome.CANCELLED, "the wall-clock budget was spent")
             return TrialOutcome(outcome, f"others were better at step {result['step']}")
-        if outcome is Outcome.CANCELLED and not result:
+        if "step" not in result:  # Ray Tune's own keys are there from the start
             return TrialOutcome(outcome, "ended before its first report")
         return TrialOutcome(outcome, result.get("reason") or f"trained {result['step']} steps")
 

@@ -151,11 +151,15 @@ def test_a_fault_is_marked_and_ends_without_a_bundle(scene, fault):
         ({"step": 40}, (Outcome.COMPLETED, "trained 40 steps", "trials/t0000/bundle")),
         ({}, (Outcome.CANCELLED, "ended before its first report", None)),
         (
+            {"trial_id": "a1", "done": True},
+            (Outcome.CANCELLED, "ended before its first report", None),
+        ),
+        (
             {"step": 0, "outcome": "cancelled", "reason": "the sweep ended"},
             (Outcome.CANCELLED, "the sweep ended", None),
         ),
     ],
-    ids=["completed", "stopped", "horizon", "silent", "cancelled"],
+    ids=["completed", "stopped", "horizon", "silent", "without-a-report", "cancelled"],
 )
 def test_an_end_says_how_and_why(scene, last, end):
     scene.start()
@@ -186,6 +190,12 @@ def test_a_trial_ends_once(scene):
     scene.record.end_trial(0, TrialOutcome(Outcome.FAILED, "too late"))
     assert scene.kinds().count("trial_ended") == 1
     assert scene.end()[0] is Outcome.STOPPED
+
+
+def test_an_end_of_a_trial_that_never_started_is_no_event(scene):
+    scene.complete({"step": 20}, number=7)
+    scene.recorder.on_trial_error(0, [], scene.trial(7, error="it broke"))
+    assert scene.events() == []
 
 
 def test_ray_tune_can_pickle_the_recorder(scene):
