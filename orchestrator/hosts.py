@@ -38,8 +38,8 @@ class HostShape:
     Attributes:
         cpus: Logical CPUs of its worker.
         gpus: GPUs of its worker; 0 trains on the CPU.
-        max_failures: Worker restarts before the host is given up. Two crashes convict a trial that
-            kills its host alone, so fewer than three restarts take neighbours along.
+        max_failures: Worker restarts over the life of a host; with the next crash it is given up
+            and another one takes its trials.
         torch_threads: Threads of a torch operation; 0 leaves torch its default.
         build_bench: Makes the engine; `None` is the one that trains.
     """

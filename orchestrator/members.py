@@ -53,7 +53,13 @@ class HostStart:
 
 @dataclass(kw_only=True)
 class Member:
-    """An attempt of a trial that has joined and not left."""
+    """An attempt of a trial that has joined and not left.
+
+    Attributes:
+        is_suspect: Its host died while it was training, and it has not reported since.
+        lone_crashes: Times in a row that its host died while it was training alone.
+        is_moved: It was leaving when its host ended; the next host is the last to export it.
+    """
 
     key: str
     trial: int
@@ -67,6 +73,7 @@ class Member:
     is_leaving: bool = False
     is_suspect: bool = False
     lone_crashes: int = 0
+    is_moved: bool = False
 
     @property
     def known(self) -> int:
@@ -117,6 +124,7 @@ class Host:
 
     Attributes:
         serves: Trials it may still take; `None` is any number.
+        since: When it was opened, or when another host was last told to make room for it.
         holding: Seats it said it holds.
         offered: Seats and tasks with work in the orders it was last given.
     """
@@ -125,6 +133,7 @@ class Host:
     group: str
     seats: int
     serves: int | None
+    since: float = 0.0
     incarnation: str | None = None
     past: set[str] = field(default_factory=set)
     holding: frozenset[str] = frozenset()

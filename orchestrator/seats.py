@@ -4,7 +4,8 @@ A state machine without clocks, threads or Ray: `now` is passed in, and calls ca
 harm, since their callers retry. Trials of one group (same base in the same form) share hosts.
 
     join ─► waiting ─► seated ─► leaving ─► left
-                          └─► report with a fault
+                          ├─► report with a fault
+                          └─► waiting, when its host is given up
     a silent proxy ─► lost          a newer attempt of the same trial ─► superseded
 
 A trial's credit is the step it may go to (`until`), not a number of steps: asking twice grants
@@ -34,6 +35,11 @@ from trainables.orders import (
 MAX_LONE_CRASHES = 2
 """A trial whose host dies twice while nobody else was training is taken to be the cause."""
 
+MAX_DEAD_HOSTS = 3
+"""Hosts of a group that may be given up in a row, with no news of any trial in between."""
+
+NO_BUNDLE = "its host ended before the bundle was written"
+
 
 class Seats:
     """All trials, hosts and tasks of a sweep.
@@ -49,6 +55,7 @@ class Seats:
         self.errands: dict[str, Errand] = {}
         self.is_closed = False
         self._current: dict[int, str] = {}
+        self._dead: dict[str, set[str]] = {}  # hosts lost since the last news, by group
         self._past: dict[str, tuple[int, Standing]] = {}
         self._numbers = itertools.count()
 
@@ -89,10 +96,15 @@ class Seats:
         if member is None:
             _, standing = self._past.get(key, (trial, Standing(phase=Phase.LEFT)))
             return standing
-        if member.is_leaving or (keep and member.host is not None):
+        if member.is_leaving or (keep and self._can_export(member)):
             member.is_leaving = True
             return self._hear(key, now)
         return self._retire(member, Phase.LEFT)
+
+    def _can_export(self, member: Member) -> bool:
+        """A host can write its bundle: the one it sits on, or the next one after that was lost."""
+        is_between_hosts = member.is_waiting and member.known > 0
+        return member.host is not None or (is_between_hosts and not self.is_closed)
 
     def _hear(self, key: str, now: float) -> Standing:
         member = self.members.get(key)
@@ -134,10 +146,12 @@ class Seats:
 
     # ---------------------------------------------------------------------------------- hosts
 
-    def open_host(self, start: HostStart, seats: int, serves: int | None) -> None:
+    def open_host(
+        self, start: HostStart, seats: int, serves: int | None, now: float = 0.0
+    ) -> None:
         """Count on a host that is being started."""
         self.hosts[start.host_id] = Host(
-            host_id=start.host_id, group=start.group, seats=seats, serves=serves
+            host_id=start.host_id, group=start.group, seats=seats, serves=serves, since=now
         )
 
     def next_host_id(self) -> str:
@@ -164,17 +178,23 @@ class Seats:
         for seat_report in report.reports:
             member = self.members.get(seat_report.key)
             if member is not None and member.host == host_id:
-                member.report = seat_report
-                member.is_suspect, member.lone_crashes = False, 0
-                if member.has_fault and not member.is_leaving:
-                    member.host = None
+                self._note(member, seat_report)
         for freed in report.freed:
             member = self.members.get(freed.key)
             if member is not None and member.is_leaving:
                 self._retire(member, Phase.LEFT, freed.error)
         for task_report in report.tasks:
             self.errands[task_report.task_id].report = task_report
+            self._dead.pop(host.group, None)
         self._seat_waiting()
+
+    def _note(self, member: Member, report: SeatReport) -> None:
+        if report.step > member.known or report.fault is not None:
+            self._dead.pop(member.group, None)
+        member.report = report
+        member.is_suspect, member.lone_crashes = False, 0
+        if member.has_fault and not member.is_leaving:
+            member.host = None
 
     def orders(self, host_id: str, incarnation: str) -> Orders:
         """All that a host should be doing.
@@ -214,42 +234,78 @@ class Seats:
         for name, errand in self._busy(host.host_id):
             errand.crashes += name in host.offered
             if errand.crashes >= MAX_LONE_CRASHES:
+                self._dead.pop(errand.group, None)
                 errand.report = TaskReport(task_id=name, error="its host died at it, twice")
         if len(active) == 1 and host.offered == {active[0].key}:
             active[0].lone_crashes += 1
             if active[0].lone_crashes >= MAX_LONE_CRASHES:
+                self._dead.pop(host.group, None)  # the cause is found
                 reason = f"its host died {MAX_LONE_CRASHES} times while training it alone"
                 self._fail(active[0], Failure(fault="failed", reason=reason))
 
     def refuse(self, host_id: str, failure: Failure) -> None:
-        """A host cannot load its base: its trials, and those waiting for it, get the failure."""
+        """A host cannot load its base.
+
+        Where it is the first and only one of its group, those who wait for it get the failure. One
+        that was up before shows that the base is sound: it is given up as in `end_host`.
+        """
         host = self.hosts.get(host_id)
         if host is None:
             return
         host.is_draining = True
-        is_alone = all(o is host or o.group != host.group for o in self.hosts.values())
-        is_new = host.incarnation is None and is_alone
-        for member in list(self.members.values()):
-            is_hopeful = member.is_waiting and member.group == host.group and is_new
-            if member.host == host_id or is_hopeful:
-                self._fail(member, failure)
-        for name, errand in self.errands.items():
-            is_hopeful = errand.is_waiting and errand.group == host.group and is_new
-            if errand.report is None and (errand.host == host_id or is_hopeful):
-                errand.report = TaskReport(task_id=name, error=failure.reason)
+        if host.incarnation is not None:
+            self._give_up(host, failure)
+        elif all(other is host or other.group != host.group for other in self.hosts.values()):
+            self._fail_line(host.group, failure)
 
     def end_host(self, host_id: str, failure: Failure | None) -> None:
-        """A host is gone for good; without a failure its trials wait for another one."""
+        """A host is gone for good; its trials go on in another one from their saved states.
+
+        With a failure its end counts as a crash; a row of `MAX_DEAD_HOSTS` such ends without news
+        fails those who wait. A host with a failure that was never up is one that `refuse`s.
+        """
+        host = self.hosts.get(host_id)
+        if host is None:
+            return
+        host.is_draining = True
         if failure is not None:
             self.refuse(host_id, failure)
-        for member in list(self._seated(host_id)):
+        self._put_back(host)
+        del self.hosts[host_id]
+        self._seat_waiting()
+
+    def _give_up(self, host: Host, failure: Failure) -> None:
+        self._dead.setdefault(host.group, set()).add(host.host_id)
+        self._blame_crash(host)
+        self._put_back(host)
+        if len(self._dead.get(host.group, ())) >= MAX_DEAD_HOSTS:
+            self._fail_line(host.group, failure)
+
+    def _put_back(self, host: Host) -> None:
+        """Those on a host stand in line again; for a bundle that is only done once."""
+        host.holding, host.offered = frozenset(), frozenset()
+        for member in list(self._seated(host.host_id)):
             member.host = None
             if member.is_leaving:
-                self._retire(member, Phase.LEFT, "its host ended before the bundle was written")
-        for _, errand in self._busy(host_id):
+                self._await_next_host(member)
+        for _, errand in self._busy(host.host_id):
             errand.host = None
-        self.hosts.pop(host_id, None)
-        self._seat_waiting()
+
+    def _await_next_host(self, member: Member) -> None:
+        """Leave the export to the next host, if there may be one."""
+        if member.is_moved or member.has_fault or self.is_closed:
+            self._retire(member, Phase.LEFT, NO_BUNDLE)
+        else:
+            member.is_moved = True
+
+    def _fail_line(self, group: str, failure: Failure) -> None:
+        """Those who wait for a host of a group get the failure."""
+        for member in list(self.members.values()):
+            if member.is_waiting and member.group == group:
+                self._fail(member, failure)
+        for name, errand in self.errands.items():
+            if errand.is_waiting and errand.group == group:
+                errand.report = TaskReport(task_id=name, error=failure.reason)
 
     def _fail(self, member: Member, failure: Failure) -> None:
         last = {} if member.report is None else member.report.metrics
@@ -274,6 +330,9 @@ class Seats:
     def close(self) -> None:
         """Grant nothing more; hosts end when those who are leaving have left."""
         self.is_closed = True
+        for member in list(self.members.values()):
+            if member.is_leaving and member.host is None:
+                self._retire(member, Phase.LEFT, NO_BUNDLE)
         for name, errand in self.errands.items():
             if errand.report is None:
                 errand.report = TaskReport(task_id=name, error="the sweep was closed")

@@ -91,6 +91,57 @@ def test_one_group_without_a_host_drains_one_host():
     assert sum(host.is_draining for host in state.hosts.values()) == 1
 
 
+def build_blocked(idle, blocked):
+    """Idle hosts of some groups, up; and since 10 s hosts of others, which do not come up."""
+    state = build_line(*idle)
+    limits = HostLimits(max_hosts=len(idle) + len(blocked), seats=2)
+    started(state, limits)
+    bring_up(state)
+    for trial in range(len(idle)):
+        state.leave(trial, "a", False, 0.0)
+    for trial, group in enumerate(blocked, len(idle)):
+        state.join(trial, "a", group, REQUEST, 5.0)
+    assert started(state, limits, now=10.0) == list(blocked)
+    return state, limits
+
+
+def draining(state):
+    return [host_id for host_id, host in state.hosts.items() if host.is_draining]
+
+
+def test_an_idle_host_gives_way_to_a_host_that_does_not_come_up():
+    state, limits = build_blocked("a", "b")
+    assert started(state, limits, now=70.0) == []
+    assert draining(state) == []
+    assert started(state, limits, now=71.0) == []
+    assert state.orders("h000", "one").is_over
+
+
+def test_a_busy_host_does_not_give_way_to_a_host_that_does_not_come_up():
+    state, limits = build_blocked("a", "b")
+    state.join(9, "a", "a", REQUEST, 20.0)
+    assert started(state, limits, now=200.0) == []
+    assert draining(state) == []
+
+
+def test_of_two_hosts_that_do_not_come_up_neither_gives_way_to_the_other():
+    state, limits = build_blocked("a", "bc")
+    for now in (200.0, 201.0):
+        started(state, limits, now)
+    assert draining(state) == ["h000"]
+
+
+def test_a_host_that_was_given_room_has_patience_again():
+    state, limits = build_blocked("ab", "c")
+    started(state, limits, now=71.0)
+    assert draining(state) == ["h000"]
+    state.end_host("h000", None)
+    started(state, limits, now=131.0)
+    assert draining(state) == []
+    started(state, limits, now=132.0)
+    assert draining(state) == ["h001"]
+
+
 def test_fresh_hosts_have_one_seat_and_serve_once():
     state = build_line("g", "g")
     limits = HostLimits(max_hosts=1, seats=4, is_fresh=True)

@@ -52,8 +52,8 @@ class Caller:
 
 @pytest.fixture
 def pool_of(local_ray, fake_engine, fake_base):
-    def build(caller, **limits):
-        shape = HostShape(build_bench=fake_engine.build_bench)
+    def build(caller, max_failures=5, **limits):
+        shape = HostShape(max_failures=max_failures, build_bench=fake_engine.build_bench)
         return HostPool(caller.broker, fake_base.storage, HostLimits(**limits), shape)
 
     return build
@@ -118,6 +118,24 @@ def test_fresh_hosts_are_new_processes(pool_of, fake_base):
     pids = [line.split()[1] for line in fake_base.log("build")]
     assert len(pids) == 2
     assert pids[0] != pids[1]
+
+
+@pytest.mark.slow  # it starts four hosts, one after the other
+def test_trials_of_a_host_that_is_given_up_go_on_in_the_next_one(pool_of, fake_base):
+    caller = Caller(fake_base)
+    with pool_of(caller, max_failures=0, max_hosts=1, seats=2) as pool:
+        for trial, faults in ((0, ["exit:15"]), (1, [])):
+            caller.join(trial, fake_base.build_spec(trial, *faults))
+        assert [caller.advance(trial, 10).report.step for trial in (0, 1)] == [10, 10]
+        caller.broker.advance.remote(1, "a", 20, 0.0)
+        report = caller.advance(0, 20).report
+        assert "died 2 times while training it alone" in report.reason
+        assert caller.advance(1, 20).report.step == 20
+        assert caller.leave(1).phase == "left"
+        assert pool.close()
+    assert len(fake_base.log("build")) > 2
+    assert sum("t0001." in line for line in fake_base.log("step")) < 40  # from its saved state
+    assert fake_base.bundle(1)["step"] == 20
 
 
 def test_a_trainer_that_cannot_start_fails_its_trials_with_a_reason(pool_of, fake_base, caplog):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from orchestrator.members import HostStart, Phase, base_key, group_key
-from orchestrator.seats import Seats
+from orchestrator.seats import MAX_DEAD_HOSTS, Seats
 from trainables.bench import Failure
 from trainables.orders import HostReport, SeatFreed, SeatReport, SeatRequest, Task, TaskReport
 from trainables.spec import BaseSpec, DataSpec, OptimSpec, TrialSpec
@@ -318,15 +318,156 @@ def test_a_crash_while_idle_makes_nobody_a_suspect():
     assert not any(member.is_suspect for member in state.members.values())
 
 
-def test_a_host_that_dies_for_good_fails_those_on_it_and_spares_those_in_line():
+def build_next_host(state, host_id, seats=2):
+    """Another host of the group, up."""
+    state.open_host(HostStart(host_id=host_id, group="g", base={}), seats, None)
+    state.hello(host_id, "one")
+
+
+def test_a_host_that_dies_for_good_leaves_its_trials_to_the_next_one():
     state = build_seats(seats=1)
     join(state, 0, 1)
     report(state, 0, 20)
+    state.advance(0, "a", 40, 0.0)
     state.end_host("h0", BROKEN)
+    standing = state.advance(0, "a", 40, 0.0)
+    assert (standing.phase, standing.report.step) == (Phase.WAITING, 20)
+    build_next_host(state, "h1", seats=1)
+    assert credit(state, "h1") == {0: 20}
+    assert phase(state, 1) is Phase.WAITING
+
+
+def test_a_host_that_dies_for_good_leaves_suspects_that_train_alone():
+    state = build_seats()
+    join(state, 0, 1)
+    for trial in (0, 1):
+        state.advance(trial, "a", 20, 0.0)
+    state.orders("h0", "one")
+    state.end_host("h0", BROKEN)
+    build_next_host(state, "h1")
+    assert credit(state, "h1") == {0: 20}
+    report(state, 0, 20, host="h1")
+    assert credit(state, "h1") == {0: 0, 1: 20}
+
+
+def test_a_trial_that_kills_one_host_after_the_other_fails_and_its_neighbour_goes_on():
+    state = build_seats()
+    join(state, 0, 1)
+    for trial in (0, 1):
+        state.advance(trial, "a", 20, 0.0)
+    for number in range(3):
+        state.orders(f"h{number}", "one")
+        state.end_host(f"h{number}", BROKEN)
+        build_next_host(state, f"h{number + 1}")
+    reason = state.advance(0, "a", 20, 0.0).report.reason
+    assert "died 2 times while training it alone" in reason
+    assert credit(state, "h3") == {1: 20}
+
+
+def test_hosts_that_die_one_after_the_other_without_a_report_fail_those_who_wait():
+    state = build_seats(seats=1)
+    join(state, 0, 1)
+    report(state, 0, 20)
+    join(state, 2, group="other")
+    for number in range(MAX_DEAD_HOSTS):
+        assert phase(state, 0) is Phase.SEATED
+        state.end_host(f"h{number}", BROKEN)
+        if number + 1 < MAX_DEAD_HOSTS:
+            build_next_host(state, f"h{number + 1}", seats=1)
     lost = state.advance(0, "a", 40, 0.0).report
     assert (lost.fault, lost.step, lost.reason) == ("failed", 20, BROKEN.reason)
     assert lost.metrics["eval_loss"] == 1e9
-    assert phase(state, 1) is Phase.WAITING
+    assert state.advance(1, "a", 20, 0.0).report.reason == BROKEN.reason
+    assert state.advance(2, "a", 20, 0.0).report is None
+
+
+def test_a_report_between_two_deaths_starts_the_count_anew():
+    state = build_seats(seats=1)
+    join(state, 0)
+    for number in range(2 * MAX_DEAD_HOSTS):
+        report(state, 0, 20 * (number + 1), host=f"h{number}")
+        state.end_host(f"h{number}", BROKEN)
+        build_next_host(state, f"h{number + 1}", seats=1)
+    assert phase(state, 0) is Phase.SEATED
+
+
+def test_a_report_that_is_said_again_does_not_start_the_count_anew():
+    state = build_seats(seats=1)
+    join(state, 0)
+    report(state, 0, 20)
+    for number in range(MAX_DEAD_HOSTS):
+        report(state, 0, 20, host=f"h{number}")
+        state.end_host(f"h{number}", BROKEN)
+        build_next_host(state, f"h{number + 1}", seats=1)
+    assert state.advance(0, "a", 40, 0.0).report.reason == BROKEN.reason
+
+
+def test_a_task_goes_to_the_next_host_and_fails_with_the_third():
+    state = build_seats(seats=1)
+    state.submit_task("base", "g", Task(spec=SPEC, split="test"), 0.0)
+    for number in range(MAX_DEAD_HOSTS):
+        assert state.errands["base"].host == f"h{number}"
+        state.end_host(f"h{number}", BROKEN)
+        build_next_host(state, f"h{number + 1}", seats=1)
+    assert state.errands["base"].report.error == BROKEN.reason
+
+
+def test_a_host_that_cannot_load_its_base_again_leaves_its_trials_to_the_next_one():
+    state = build_seats(seats=1)
+    join(state, 0)
+    for _ in range(MAX_DEAD_HOSTS):  # saying it again changes nothing
+        state.refuse("h0", BROKEN)
+    state.end_host("h0", None)
+    build_next_host(state, "h1", seats=1)
+    assert phase(state, 0) is Phase.SEATED
+
+
+def test_a_bundle_is_tried_once_more_on_the_next_host():
+    state = build_seats()
+    join(state, 0)
+    report(state, 0, 20)
+    state.orders("h0", "one")
+    state.leave(0, "a", True, 0.0)
+    state.end_host("h0", BROKEN)
+    assert phase(state, 0) is Phase.LEAVING
+    build_next_host(state, "h1")
+    assert [order.is_leaving for order in state.orders("h1", "one").seats] == [True]
+    state.end_host("h1", BROKEN)
+    standing = state.leave(0, "a", True, 0.0)
+    assert (standing.phase, standing.report.step) == (Phase.LEFT, 20)
+    assert standing.reason == "its host ended before the bundle was written"
+
+
+def test_a_trial_that_leaves_between_two_hosts_gets_its_bundle_from_the_next():
+    state = build_seats()
+    join(state, 0)
+    report(state, 0, 60)
+    state.end_host("h0", BROKEN)
+    assert state.leave(0, "a", True, 0.0).phase is Phase.LEAVING
+    build_next_host(state, "h1")
+    freed(state, 0, host="h1")
+    assert state.leave(0, "a", True, 0.0).phase is Phase.LEFT
+
+
+def test_a_trial_with_a_fault_that_was_leaving_leaves_with_its_host():
+    state = build_seats()
+    join(state, 0)
+    state.leave(0, "a", True, 0.0)
+    report(state, 0, 13, fault="diverged")
+    state.end_host("h0", BROKEN)
+    assert state.leave(0, "a", True, 0.0).phase is Phase.LEFT
+
+
+@pytest.mark.parametrize("is_closed_first", [True, False], ids=["closed-before", "closed-after"])
+def test_a_bundle_is_not_waited_for_once_the_sweep_is_closed(is_closed_first):
+    state = build_seats()
+    join(state, 0)
+    report(state, 0, 20)
+    state.leave(0, "a", True, 0.0)
+    ends = [state.close, lambda: state.end_host("h0", BROKEN)]
+    for end in ends if is_closed_first else reversed(ends):
+        end()
+    assert "before the bundle was written" in state.leave(0, "a", True, 0.0).reason
 
 
 def test_a_host_that_never_came_up_fails_those_who_waited_for_it():
