@@ -361,15 +361,17 @@ def test_a_bad_row_is_found_before_anything_starts(tiny_base, tiny_data, tmp_pat
 def test_a_base_that_cannot_be_loaded_fails_the_sweep_with_its_reason(
     local_ray, tiny_data, tmp_path
 ):
-    values = sweep_of("package:no_such_thing/x.gguf", tiny_data, space={}, budget={"trials": 1})
+    broken = tmp_path / "broken.gguf"
+    broken.write_text("no model")
+    values = sweep_of(broken, tiny_data, space={}, budget={"trials": 1})
     storage = tmp_path / "runs" / "tiny"
-    with pytest.raises(SweepFailedError, match="no_such_thing") as failure:
+    with pytest.raises(SweepFailedError, match=r"broken\.gguf") as failure:
         run_quietly(parse_sweep(values, tmp_path), storage)
     assert str(storage / "lorchestra.log") in str(failure.value)
     (sweep,) = tracked(storage).sweeps
     assert sweep.info.status == "FAILED"
     assert tracked(storage).trials[0].info.status == "FAILED"
-    assert "no_such_thing" in tracked(storage).trials[0].data.tags["lorchestra.reason"]
+    assert "broken.gguf" in tracked(storage).trials[0].data.tags["lorchestra.reason"]
 
 
 # ------------------------------------------------------------------------------ interrupted
