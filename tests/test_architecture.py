@@ -31,7 +31,6 @@ COVERED_BY = {
     "orchestrator.wording": "tests/orchestrator/test_progress.py",
     "trainables.__init__": "tests/trainables/test_engine.py",
     "trainables.bench": "tests/trainables/test_host.py",
-    "trainables.evaluate": "tests/trainables/test_engine.py",
     "trainables.formats": "tests/trainables/test_data.py",
     "trainables.kernels": "tests/trainables/test_engine.py",
     "trainables.lora": "tests/trainables/test_engine.py",
