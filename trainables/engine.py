@@ -11,7 +11,6 @@ functions of (seed, step), so adapter, optimizer moments and step count are a wh
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -54,6 +52,7 @@ from trainables.lora import (
 )
 from trainables.optim import apply_gradients, build_optimizer
 from trainables.spec import BaseSpec, DataSpec, TrialSpec
+from trainables.state import SeatState
 
 SplitName = Literal["validation", "test"]
 
@@ -75,23 +74,6 @@ class StepResult:
     loss: float
     tokens: int
     is_finite: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeatState:
-    """A whole checkpoint of one seat; it moves between seats, packs, hosts and machines.
-
-    Attributes:
-        spec: What is being trained.
-        step: Optimizer steps taken.
-        tokens: Tokens trained on.
-        tensors: On the CPU: `<layer>/a`, `<layer>/b` and their AdamW moments.
-    """
-
-    spec: TrialSpec
-    step: int
-    tokens: int
-    tensors: Mapping[str, torch.Tensor]
 
 
 @dataclass(kw_only=True)
@@ -448,24 +430,6 @@ def build_engine(base: BaseSpec) -> Engine:
         BaseModelError: The base cannot be found, read or quantized.
     """
     return Engine(load_base(base))
-
-
-def save_state(state: SeatState, folder: Path) -> None:
-    """Write a checkpoint as `state.safetensors` and `state.json` into an existing folder."""
-    save_file(dict(state.tensors), folder / "state.safetensors")
-    values = {"spec": state.spec.to_dict(), "step": state.step, "tokens": state.tokens}
-    (folder / "state.json").write_text(json.dumps(values, sort_keys=True))
-
-
-def load_state(folder: Path) -> SeatState:
-    """Read what `save_state` wrote."""
-    values = json.loads((folder / "state.json").read_text())
-    return SeatState(
-        spec=TrialSpec.from_dict(values["spec"]),
-        step=values["step"],
-        tokens=values["tokens"],
-        tensors=load_file(folder / "state.safetensors"),
-    )
 
 
 def _rows_of(splits: Splits, name: SplitName, max_rows: int | None) -> Sequence[EncodedRow]:

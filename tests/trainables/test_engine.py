@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig
 
 from trainables.base import load_base
 from trainables.data import batch_rows, collate, load_splits
-from trainables.engine import Engine, build_engine, load_state, save_state
+from trainables.engine import Engine, build_engine
 from trainables.errors import BaseModelError, SpecError
 from trainables.kernels import dropout_seed
 from trainables.lora import initial_weights, linear_layers
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
+from trainables.state import load_state, save_state
 
 STEPS = 20
 
