@@ -340,8 +340,8 @@ def test_rows_may_be_given_in_code(local_ray, tiny_base, tiny_data, tmp_path):
     assert (report.best.trial, report.best.ref) == (0, None)
     assert report.best.test_metrics.keys() >= {"test_loss", "test_accuracy"}
     assert report.base_metrics.keys() == {"validation", "test"}
-    saved = (tmp_path / "runs" / "in-code" / "data" / "data.validation.jsonl").read_text()
-    assert [json.loads(line) for line in saved.splitlines()] == rows[48:]
+    (saved,) = (tmp_path / "runs" / "in-code" / "data").glob("validation-*.jsonl")
+    assert [json.loads(line) for line in saved.read_text().splitlines()] == rows[48:]
 
 
 @pytest.mark.parametrize(
