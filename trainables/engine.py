@@ -100,6 +100,7 @@ class _Batch:
     scored: torch.Tensor  # positions in the block whose logits are wanted
     targets: torch.Tensor  # the token that should follow each of them
     row_answers: tuple[int, ...]
+    real_tokens: int  # padding left out
 
 
 class Engine:
@@ -189,7 +190,11 @@ class Engine:
             torch.stack(seat_losses).sum().backward()
             for batch, loss in zip(batches, seat_losses, strict=True):
                 losses[str(batch.block.seat)] += loss.item()
-        return {seat: self._update(seat, losses[seat]) for seat in seats}
+        tokens = {
+            seat: sum(batch.real_tokens for batch in batches)
+            for seat, batches in micro_batches.items()
+        }
+        return {seat: self._update(seat, losses[seat], tokens[seat]) for seat in seats}
 
     def evaluate(self, seat: str, split: SplitName = "validation") -> dict[str, float]:
         """Loss and accuracies of a seat's adapter; validation stops at `eval.max_rows`."""
@@ -254,7 +259,7 @@ class Engine:
             for start in range(0, len(rows), size)
         ]
 
-    def _update(self, seat: str, loss: float) -> StepResult:
+    def _update(self, seat: str, loss: float, tokens: int) -> StepResult:
         taken = self._seats[seat]
         optim = taken.spec.optim
         if not math.isfinite(loss):
@@ -262,8 +267,7 @@ class Engine:
             return StepResult(step=taken.step, loss=loss, tokens=taken.tokens, is_finite=False)
         is_finite = apply_gradients(taken.optimizer, taken.parameters, optim, taken.step)
         if is_finite:
-            rows = batch_rows(taken.lengths, optim.batch_size, taken.spec.seed, taken.step)
-            taken.tokens += sum(taken.lengths[row] for row in rows)
+            taken.tokens += tokens
             taken.step += 1
         return StepResult(step=taken.step, loss=loss, tokens=taken.tokens, is_finite=is_finite)
 
@@ -311,6 +315,7 @@ class Engine:
             scored=scored.to(self.base.device),
             targets=labels[:, 1:][is_scored].to(self.base.device),
             row_answers=tuple(is_scored.sum(dim=1).tolist()),
+            real_tokens=sum(len(row.input_ids) for row in rows),
         )
 
     @torch.no_grad()
