@@ -40,6 +40,10 @@ class TrialRecord:
         ended_at: Seconds since the epoch.
         final_metrics: Metrics on test rows, for finalists.
         ref: The adapter version it became.
+        parent: The trial whose checkpoint it went on from (`trial`), the step of that (`step`)
+            and the trial in whose place it came (`replaces`); `None` for one that started fresh.
+        repeat_of: The trial it repeats with another seed, in the finals.
+        ended_by: `user` or `budget` for one that was cancelled.
     """
 
     number: int
@@ -53,6 +57,9 @@ class TrialRecord:
     ended_at: float | None = None
     final_metrics: Mapping[str, float] | None = None
     ref: str | None = None
+    parent: Mapping[str, int] | None = None
+    repeat_of: int | None = None
+    ended_by: str = ""
 
     @property
     def step(self) -> int:
@@ -163,6 +170,7 @@ def _end_trial(record: TrialRecord, event: Event) -> None:
     record.outcome = Outcome(event.fields["outcome"])
     record.reason = event.fields["reason"]
     record.bundle = event.fields["bundle"]
+    record.ended_by = event.fields.get("by", "")
     record.ended_at = event.at
 
 
@@ -200,6 +208,8 @@ def _start_trial(history: SweepHistory, event: Event) -> None:
             knobs=event.fields["knobs"],
             spec=event.fields["spec"],
             started_at=event.at,
+            parent=event.fields.get("parent"),
+            repeat_of=event.fields.get("repeat_of"),
         ),
     )
 

@@ -7,17 +7,71 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, cast
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
-from orchestrator.complaint import require
+from orchestrator.complaint import complaint, require
 
 Metric = Literal["eval_loss", "eval_accuracy", "eval_token_accuracy", "train_loss"]
+"""Metrics a trial can be compared by at every step."""
+
+Measure = Literal[
+    "eval_loss",
+    "eval_accuracy",
+    "eval_token_accuracy",
+    "train_loss",
+    "peak_memory_gib",
+    "tokens_per_s",
+    "trainable_params",
+    "host_s",
+]
+"""Metrics that a further objective or a constraint may name."""
+
 Mode = Literal["min", "max"]
-Algorithm = Literal["tpe", "random", "grid"]
-EarlyStop = Literal["asha", "none"]
+Algorithm = Literal["tpe", "gp", "cmaes", "nsga2", "random", "grid"]
+EarlyStop = Literal["asha", "hyperband", "median", "pbt", "none"]
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
+_BOUND = re.compile(r"\s*([a-z_]+)\s*(<=|>=)\s*([-+.0-9e]+)\s*")
+
+
+class Bound(NamedTuple):
+    """One constraint on a metric of a trial."""
+
+    metric: str
+    is_upper: bool
+    limit: float
+
+    def excess(self, value: float) -> float:
+        """How far a value is beyond the bound; 0 or less within it."""
+        return value - self.limit if self.is_upper else self.limit - value
+
+
+def parse_bound(written: str) -> Bound:
+    """A constraint such as `peak_memory_gib <= 20`.
+
+    Raises:
+        SweepSpecError: It is no such comparison.
+    """
+    match = _BOUND.fullmatch(written)
+    metrics = get_args(Measure)
+    if match is None or match[1] not in metrics:
+        raise complaint(
+            "objective.constraints",
+            written,
+            f"METRIC <= NUMBER or METRIC >= NUMBER, of {', '.join(metrics)}",
+            "Write it as peak_memory_gib <= 20.",
+        )
+    try:
+        limit = float(match[3])
+    except ValueError:
+        limit = math.nan
+    require(math.isfinite(limit), "objective.constraints", written, "a number", "Correct it.")
+    return Bound(metric=match[1], is_upper=match[2] == "<=", limit=limit)
+
+
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -28,14 +82,39 @@ class ObjectiveSpec:
     Attributes:
         metric: One of the metrics every report of a trial holds.
         mode: Direction of better; left out, `min` for a loss and `max` for an accuracy.
+        also: Further objectives with their directions, such as `{peak_memory_gib: min}`. The
+            searcher and the Pareto front see all of them; early stopping, ranking and promotion go
+            by `metric`.
+        constraints: Bounds such as `peak_memory_gib <= 20`; a trial beyond one is not ranked, and
+            the searcher avoids its like.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     metric: Metric = "eval_loss"
     mode: Mode = field(default=cast("Mode", None))
+    also: Mapping[Measure, Mode] = field(default_factory=dict)
+    constraints: tuple[str, ...] = ()
+
+    @property
+    def goals(self) -> dict[str, Mode]:
+        """Every objective with its direction, the one that ranks first."""
+        return {self.metric: self.mode, **self.also}
+
+    @cached_property
+    def bounds(self) -> tuple[Bound, ...]:
+        """`constraints`, parsed."""
+        return tuple(parse_bound(written) for written in self.constraints)
 
     def __post_init__(self) -> None:
+        require(
+            self.metric not in self.also,
+            "objective.also",
+            dict(self.also),
+            f"metrics besides objective.metric ({self.metric})",
+            "Remove it there.",
+        )
+        _ = self.bounds
         fitting: Mode = "min" if self.metric.endswith("loss") else "max"
         if cast("Mode | None", self.mode) is None:
             object.__setattr__(self, "mode", fitting)
@@ -53,15 +132,25 @@ class SearchSpec:
     """How configurations are chosen.
 
     Attributes:
-        algorithm: `tpe` learns from the trials so far, `random` does not, `grid` tries every
-            combination of a space of choices in a shuffled order.
-        startup_trials: Random trials before `tpe` starts to learn.
+        algorithm: `tpe` (multivariate, with a constant liar), `gp` (Gaussian process), `cmaes` and
+            `nsga2` learn from the trials so far; `random` does not; `grid` tries every combination
+            of a space of choices in a shuffled order. Only `gp`, `nsga2`, `tpe`, `random` and
+            `grid` take more than one objective.
+        startup_trials: Random trials before an algorithm starts to learn.
+        prior: Begin with the learning rate that a base of this size usually wants
+            (arXiv:2602.04998), if the space holds it.
+        start: Configurations to try first; knobs that one leaves out are drawn.
+        warm_start: A registered model; its champion and best versions are tried first, as far as
+            their settings are in this space.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     algorithm: Algorithm = "tpe"
     startup_trials: int = 8
+    prior: bool = True
+    start: tuple[Mapping[str, Any], ...] = ()
+    warm_start: str | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -71,19 +160,29 @@ class SearchSpec:
             ">= 1",
             "Let at least one trial be random.",
         )
+        if self.warm_start is not None:
+            require_slug("search.warm_start", self.warm_start)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSpec:
-    """When a trial is stopped early.
+    """When a trial is stopped because others are better.
 
     Attributes:
-        algorithm: `asha` (arXiv:1810.05934) stops a trial at a rung where it is not among the
-            best `1 / reduction_factor` of those that came there; `none` never does.
+        algorithm: `asha` (arXiv:1810.05934) stops a trial at a rung where it is not among the best
+            `1 / reduction_factor` of those that came there; `hyperband` (arXiv:1603.06560) spreads
+            trials over several such ladders with later and later first rungs; `median`
+            (Golovin et al. 2017, section 3.2.2) stops a trial whose best value is worse than the
+            median of the others' running means; `pbt` (arXiv:1711.09846) ends the worst at a rung
+            and lets a changed copy of one of the best go on in its place; `none` never stops one.
         grace_steps: The first rung, a multiple of `eval.every`; 0 takes a quarter of
-            `optim.steps`.
+            `optim.steps`. For `pbt` it is also the distance between rungs.
         reduction_factor: Ratio of a rung's steps to the one before. At least 2, so that every
             rung has a report of its own.
+        brackets: Ladders of `hyperband`.
+        min_trials: Trials that `median` wants to have seen at a step before it judges.
+        population: Trials that `pbt` starts with; 0 takes what `budget.trials` allows, up to 8.
+        quantile: Part of the population that `pbt` replaces at a rung, and that it copies from.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -91,6 +190,10 @@ class ScheduleSpec:
     algorithm: EarlyStop = "asha"
     grace_steps: int = 0
     reduction_factor: float = 2.0
+    brackets: int = 3
+    min_trials: int = 4
+    population: int = 0
+    quantile: float = 0.25
 
     def __post_init__(self) -> None:
         require(
@@ -100,31 +203,127 @@ class ScheduleSpec:
             "a number >= 2",
             "Use 2, 3 or 4.",
         )
+        for name, least in (("brackets", 1), ("min_trials", 2), ("population", 0)):
+            value = getattr(self, name)
+            require(value >= least, f"schedule.{name}", value, f">= {least}", "Raise it.")
+        require(
+            0 < self.quantile <= 0.5,
+            "schedule.quantile",
+            self.quantile,
+            "a number > 0 and <= 0.5",
+            "Use 0.25.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitSpec:
+    """When a trial ends because of itself, whatever others do.
+
+    Attributes:
+        divergence: Ends a trial as `diverged` when its `eval_loss` exceeds this many times the
+            first one it reported; 0 switches it off. (A non-finite loss always ends one.)
+        overfitting: Ends a trial as `stopped` after this many evaluations in a row whose
+            `eval_loss` was above its lowest while `train_loss` fell; 0 switches it off.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    divergence: float = 3.0
+    overfitting: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.divergence == 0 or (math.isfinite(self.divergence) and self.divergence > 1),
+            "exits.divergence",
+            self.divergence,
+            "0, or a number > 1",
+            "Use 3, or 0 to switch it off.",
+        )
+        require(
+            self.overfitting >= 0, "exits.overfitting", self.overfitting, ">= 0", "Use 0 for off."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetSpec:
-    """How much a sweep may spend.
+    """How much a sweep may spend, over all its sessions; whichever limit is met first.
 
     Attributes:
-        trials: Trials started, whatever their end.
-        wall_clock_s: Seconds from start or resume until running trials are told to end.
+        trials: Trials of the search, whatever their end.
+        wall_clock_s: Seconds that the sweep was run.
+        gpu_seconds: Seconds that hosts were up, times their GPUs.
+        cpu_seconds: Seconds that hosts were up, times their CPU cores.
+        money: In the currency of `price_per_gpu_hour`.
+        price_per_gpu_hour: Price of one GPU for one hour.
+        finals_fraction: Part of every limit but `trials` that the search leaves to the finals.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     trials: int
     wall_clock_s: float | None = None
+    gpu_seconds: float | None = None
+    cpu_seconds: float | None = None
+    money: float | None = None
+    price_per_gpu_hour: float | None = None
+    finals_fraction: float = 0.2
 
     def __post_init__(self) -> None:
         require(self.trials >= 1, "budget.trials", self.trials, ">= 1", "Allow one trial.")
-        seconds = self.wall_clock_s
+        for name in _LIMITS:
+            limit = getattr(self, name)
+            require(
+                limit is None or (math.isfinite(limit) and limit > 0),
+                f"budget.{name}",
+                limit,
+                "a finite number > 0",
+                "Leave it out for no limit.",
+            )
         require(
-            seconds is None or (math.isfinite(seconds) and seconds > 0),
-            "budget.wall_clock_s",
-            seconds,
-            "a finite number of seconds > 0",
-            "Leave it out for no limit.",
+            self.money is None or self.price_per_gpu_hour is not None,
+            "budget.price_per_gpu_hour",
+            self.price_per_gpu_hour,
+            "a price, with budget.money",
+            "Say what an hour of one GPU costs.",
+        )
+        require(
+            0 <= self.finals_fraction < 1,
+            "budget.finals_fraction",
+            self.finals_fraction,
+            "0 <= fraction < 1",
+            "Use 0.2.",
+        )
+
+
+_LIMITS = ("wall_clock_s", "gpu_seconds", "cpu_seconds", "money", "price_per_gpu_hour")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalsSpec:
+    """How the best configurations are looked at once more.
+
+    Attributes:
+        top: Configurations that go into the finals.
+        seeds: Times that each is trained again, to the full horizon, with new seeds; 0 measures
+            the search's own adapters on test rows, without a confidence interval.
+        confidence: Level of the interval of a mean over seeds.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    top: int = 3
+    seeds: int = 2
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        require(self.top >= 1, "finals.top", self.top, ">= 1", "Look at the best at least.")
+        require(self.seeds >= 0, "finals.seeds", self.seeds, ">= 0", "Use 0 for none.")
+        require(
+            0.5 <= self.confidence < 1,
+            "finals.confidence",
+            self.confidence,
+            "0.5 <= level < 1",
+            "Use 0.95.",
         )
 
 
@@ -162,7 +361,7 @@ class RegisterSpec:
 
     Attributes:
         name: Registered model that the versions belong to; left out, the sweep's name.
-        top: How many adapters are evaluated on test rows and registered.
+        top: How many of the finalists are registered, one adapter of each.
         promote: Put the best one before the promotion gate.
     """
 

@@ -29,6 +29,8 @@ from orchestrator.inputs import (
 )
 from orchestrator.sections import (
     BudgetSpec,
+    ExitSpec,
+    FinalsSpec,
     HostsSpec,
     ObjectiveSpec,
     RegisterSpec,
@@ -43,7 +45,7 @@ from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 _MAX_SEED = 2**32 - 1
 
-RESUMABLE_CHANGES = ("budget", "hosts", "register")
+RESUMABLE_CHANGES = ("budget", "finals", "hosts", "register")
 """Sections that say how far and where a sweep runs, not what its trials are: outside `digest`."""
 
 
@@ -59,10 +61,14 @@ class SweepSpec:
         optim: Optimizer settings that no knob varies; `steps` is the horizon.
         eval: How trials are measured.
         space: Knobs and their distributions as written; `search_space` is its parsed form.
+        forbid: Combinations of values that no trial may have, each a mapping of knobs to a value
+            or a list of values.
         objective: What trials are compared by.
         search: How configurations are chosen.
-        schedule: When a trial is stopped early.
+        schedule: When a trial is stopped because others are better.
+        exits: When a trial is stopped because of itself.
         budget: How much the sweep may spend.
+        finals: How the best are trained and measured once more.
         hosts: Where trials are trained.
         register: What happens to the best adapters.
         seed: Decides every random choice: suggestions, adapter starts, the order of rows.
@@ -77,10 +83,13 @@ class SweepSpec:
     optim: OptimSpec
     eval: EvalSpec = field(default_factory=EvalSpec)
     space: Mapping[str, Any] = field(default_factory=dict)
+    forbid: tuple[Mapping[str, Any], ...] = ()
     objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
     search: SearchSpec = field(default_factory=SearchSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    exits: ExitSpec = field(default_factory=ExitSpec)
     budget: BudgetSpec
+    finals: FinalsSpec = field(default_factory=FinalsSpec)
     hosts: HostsSpec = field(default_factory=HostsSpec)
     register: RegisterSpec | None = None
     seed: int = 0
@@ -291,6 +300,8 @@ def _require_multiple(where: str, steps: int, every: int) -> None:
 
 __all__ = [
     "BudgetSpec",
+    "ExitSpec",
+    "FinalsSpec",
     "HostsSpec",
     "ObjectiveSpec",
     "RegisterSpec",
