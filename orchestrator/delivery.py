@@ -210,7 +210,7 @@ class Delivery:
         run_id = self._sweep_run_id(tracker)
         for file in sorted(self._report_folder.glob("*")):
             tracker.log_artifact(run_id, file)
-        best = self._history.best(self._spec.objective.metric, self._spec.objective.mode)
+        best = self._history.best(self._spec.objective)
         metrics = {} if best is None else self._totals(best)
         tracker.end_sweep(run_id, event.fields["status"], metrics, event.at)
 

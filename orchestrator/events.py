@@ -39,6 +39,8 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "registered": "trial ref digest",
         "promoted": "ref promoted reason",
         "phase": "name seconds",
+        "usage": "cpu_s gpu_s",
+        "start_points": "points",
         "sweep_ended": "status reason",
     }.items()
 }

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.events import Event, read_events
+from orchestrator.meter import Meter
 from orchestrator.outcome import Outcome
-from orchestrator.sections import Metric, Mode
+from orchestrator.sections import ObjectiveSpec
 
 
 class Report(NamedTuple):
@@ -88,6 +89,8 @@ class SweepHistory:
         base_metrics: Of the base without an adapter, by `members.group_key` and then split.
         phases: Seconds by name, added up over resumes.
         promotions: Fields of each `promoted` event.
+        meter: What was spent.
+        start_points: Configurations to begin with; `None` before they were chosen.
     """
 
     sweep_id: str | None = None
@@ -101,6 +104,8 @@ class SweepHistory:
     base_metrics: dict[str, dict[str, Mapping[str, float]]] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
     promotions: list[Mapping[str, Any]] = field(default_factory=list)
+    meter: Meter = field(default_factory=Meter)
+    start_points: list[Mapping[str, Any]] | None = None
 
     @classmethod
     def read(cls, path: Path) -> SweepHistory:
@@ -122,6 +127,15 @@ class SweepHistory:
                 _ON_TRIAL[event.kind](record, event)
         if event.kind in _ON_SWEEP:
             _ON_SWEEP[event.kind](self, event)
+        self.meter.see(event.at)
+
+    def searched(self) -> list[TrialRecord]:
+        """Trials of the search, by number: all but the repeats of the finals."""
+        return [self.trials[n] for n in sorted(self.trials) if self.trials[n].repeat_of is None]
+
+    def repeats_of(self, number: int) -> list[TrialRecord]:
+        """Trials that repeat one with other seeds, by number."""
+        return [self.trials[n] for n in sorted(self.trials) if self.trials[n].repeat_of == number]
 
     def unfinished(self) -> list[TrialRecord]:
         """Trials without an end, by number: what a resumed sweep goes on with."""
@@ -131,32 +145,44 @@ class SweepHistory:
         """Trials with an end of any kind, by number."""
         return [self.trials[n] for n in sorted(self.trials) if self.trials[n].outcome is not None]
 
-    def ranking(self, metric: Metric, mode: Mode) -> list[TrialRecord]:
-        """Trials that left an adapter with a finite last value, best first.
+    def ranking(self, objective: ObjectiveSpec) -> list[TrialRecord]:
+        """Trials of the search that left an adapter with a finite last value, best first.
 
         A trial that was stopped, or cancelled when the budget was spent, is an adapter like any
         other and ranks by what it measured; of equal values the one trained further comes first,
-        then the completed one, then the lower number.
+        then the completed one, then the lower number. One beyond a constraint is not ranked.
         """
-        sign = 1.0 if mode == "min" else -1.0
+        sign = 1.0 if objective.mode == "min" else -1.0
         ranked = [
             (sign * value, -record.step, record.outcome != Outcome.COMPLETED, record.number)
-            for record in self.ended()
-            if record.outcome in _WITH_ADAPTER and (value := record.last(metric)) is not None
+            for record in self.searched()
+            if record.outcome in WITH_ADAPTER
+            and (value := record.last(objective.metric)) is not None
+            and not exceeded(record, objective)
         ]
         return [self.trials[number] for *_, number in sorted(ranked)]
 
-    def best(self, metric: Metric, mode: Mode) -> TrialRecord | None:
+    def best(self, objective: ObjectiveSpec) -> TrialRecord | None:
         """The first of `ranking`."""
-        return next(iter(self.ranking(metric, mode)), None)
+        return next(iter(self.ranking(objective)), None)
 
 
-_WITH_ADAPTER = (Outcome.COMPLETED, Outcome.STOPPED, Outcome.CANCELLED)
+def exceeded(record: TrialRecord, objective: ObjectiveSpec) -> str:
+    """The first constraint that a trial's last report breaks; empty when it keeps them all."""
+    for bound, written in zip(objective.bounds, objective.constraints, strict=True):
+        value = record.last(bound.metric)
+        if value is None or bound.excess(value) > 0:
+            return written
+    return ""
+
+
+WITH_ADAPTER = (Outcome.COMPLETED, Outcome.STOPPED, Outcome.CANCELLED)
+"""Ends that can leave an adapter."""
 
 
 def _resume_trial(record: TrialRecord, event: Event) -> None:
     # A trial that the budget cut short, or that failed with its whole sweep, goes on.
-    record.outcome, record.reason, record.ended_at = None, "", None
+    record.outcome, record.reason, record.ended_at, record.ended_by = None, "", None, ""
 
 
 def _report(record: TrialRecord, event: Event) -> None:
@@ -187,15 +213,26 @@ def _start(history: SweepHistory, event: Event) -> None:
     history.spec = event.fields["spec"]
     history.digest = event.fields["digest"]
     history.status = "running"
+    history.meter.begin(event.at)
 
 
 def _resume(history: SweepHistory, event: Event) -> None:
     history.status, history.reason = "running", ""
     history.resumes += 1
+    history.meter.begin(event.at)
 
 
 def _end(history: SweepHistory, event: Event) -> None:
     history.status, history.reason = event.fields["status"], event.fields["reason"]
+    history.meter.end(event.at)
+
+
+def _use(history: SweepHistory, event: Event) -> None:
+    history.meter.use(event.fields["cpu_s"], event.fields["gpu_s"])
+
+
+def _start_points(history: SweepHistory, event: Event) -> None:
+    history.start_points = list(event.fields["points"])
 
 
 def _start_trial(history: SweepHistory, event: Event) -> None:
@@ -253,4 +290,6 @@ _ON_SWEEP: dict[str, Callable[[SweepHistory, Event], None]] = {
     "base_evaluated": _evaluate_base,
     "phase": _add_phase,
     "promoted": _promote,
+    "usage": _use,
+    "start_points": _start_points,
 }

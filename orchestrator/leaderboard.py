@@ -39,7 +39,7 @@ def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
     """
     settings = searched_names(spec.search_space)
     metrics = objective_first(spec.objective.metric)
-    ranked = history.ranking(spec.objective.metric, spec.objective.mode)
+    ranked = history.ranking(spec.objective)
     rows = []
     for rank, record in _in_order(ranked, history):
         rows.append(

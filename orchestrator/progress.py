@@ -187,7 +187,7 @@ class Diary:
     def _end(self, record: TrialRecord, history: SweepHistory) -> str:
         parts = [f"trial {record.number}", record.outcome or ""]
         goal = self._spec.objective
-        best = history.best(goal.metric, goal.mode)
+        best = history.best(goal)
         if best is not None and best.number == record.number:
             parts.append(f"best so far: {goal.metric} {format_metric(record.last(goal.metric))}")
         return "  ".join([*parts, one_line(record.reason)]).rstrip()

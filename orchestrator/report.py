@@ -103,7 +103,7 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
         storage: Its folder.
     """
     # By validation rows, like every choice so far: test metrics are there to be believed.
-    record = history.best(spec.objective.metric, spec.objective.mode)
+    record = history.best(spec.objective)
     best = None if record is None else _describe_best(record, history)
     trained = build_trial(spec, {}) if record is None else TrialSpec.from_dict(record.spec)
     return SweepReport(

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from orchestrator.events import Event, EventLog
-from orchestrator.history import SweepHistory
+from orchestrator.history import SweepHistory, exceeded
 from orchestrator.outcome import Outcome
+from orchestrator.sections import ObjectiveSpec
 
 
 def fold(*events: tuple[str, dict[str, Any]]) -> SweepHistory:
@@ -22,7 +23,11 @@ def started(trial: int) -> tuple[str, dict[str, Any]]:
 
 
 def report(trial: int, step: int, loss: float) -> tuple[str, dict[str, Any]]:
-    return "report", {"trial": trial, "step": step, "metrics": {"eval_loss": loss}}
+    return "report", {
+        "trial": trial,
+        "step": step,
+        "metrics": {"eval_loss": loss, "eval_accuracy": loss},
+    }
 
 
 def ended(trial: int, outcome: str = "completed") -> tuple[str, dict[str, Any]]:
@@ -92,7 +97,7 @@ def test_unknown_events_and_unknown_trials_change_nothing() -> None:
     ids=["nothing", "unfinished", "diverged", "nan", "stopped", "completed"],
 )
 def test_best_is_an_adapter_that_was_measured(events: list[Any], best: int | None) -> None:
-    record = fold(*events).best("eval_loss", "min")
+    record = fold(*events).best(ObjectiveSpec())
     assert (record.number if record else None) == best
 
 
@@ -104,8 +109,13 @@ def test_ranking_goes_by_last_value_then_by_steps() -> None:
         *(report(2, 20, 2.0), ended(2, "stopped")),
         *(report(3, 20, 2.0), ended(3)),
     )
-    assert [each.number for each in history.ranking("eval_loss", "min")] == [3, 2, 1, 0]
-    assert [each.number for each in history.ranking("eval_loss", "max")] == [0, 3, 2, 1]
+    assert [each.number for each in history.ranking(ObjectiveSpec())] == [3, 2, 1, 0]
+    assert [each.number for each in history.ranking(ObjectiveSpec(metric="eval_accuracy"))] == [
+        0,
+        3,
+        2,
+        1,
+    ]
 
 
 def test_a_trial_that_the_budget_cut_short_ranks_by_what_it_measured() -> None:
@@ -114,7 +124,7 @@ def test_a_trial_that_the_budget_cut_short_ranks_by_what_it_measured() -> None:
         *(started(1), report(1, 10, 1.0), ended(1, "cancelled")),
         *(started(2), ended(2, "cancelled")),
     )
-    assert [record.number for record in history.ranking("eval_loss", "min")] == [1, 0]
+    assert [record.number for record in history.ranking(ObjectiveSpec())] == [1, 0]
 
 
 def test_an_ended_trial_that_is_resumed_has_no_end_any_more() -> None:
@@ -124,3 +134,36 @@ def test_an_ended_trial_that_is_resumed_has_no_end_any_more() -> None:
     )
     assert [(record.number, record.step) for record in history.unfinished()] == [(0, 10)]
     assert history.ended() == []
+
+
+def test_a_trial_beyond_a_constraint_is_not_ranked() -> None:
+    history = fold(
+        *(started(0), report(0, 10, 1.0), ended(0)),
+        *(started(1), report(1, 10, 3.0), ended(1)),
+    )
+    bounded = ObjectiveSpec(constraints=("eval_accuracy >= 2",))
+    assert [record.number for record in history.ranking(bounded)] == [1]
+    assert exceeded(history.trials[0], bounded) == "eval_accuracy >= 2"
+    unknown = ObjectiveSpec(constraints=("peak_memory_gib <= 20",))
+    assert history.ranking(unknown) == []
+
+
+def test_repeats_are_no_part_of_the_search() -> None:
+    repeat = ("trial_started", {"trial": 1, "knobs": {}, "spec": {}, "repeat_of": 0})
+    history = fold(
+        *(started(0), report(0, 10, 2.0), ended(0)), repeat, report(1, 10, 1.0), ended(1)
+    )
+    assert [record.number for record in history.ranking(ObjectiveSpec())] == [0]
+    assert [record.number for record in history.searched()] == [0]
+    assert [record.number for record in history.repeats_of(0)] == [1]
+
+
+def test_a_trial_keeps_its_parent_and_who_cancelled_it() -> None:
+    parent = {"trial": 0, "step": 10, "replaces": 2}
+    end = {"outcome": "cancelled", "reason": "", "step": 0, "bundle": None, "by": "user"}
+    history = fold(
+        ("trial_started", {"trial": 3, "knobs": {}, "spec": {}, "parent": parent}),
+        ("trial_ended", {"trial": 3, **end}),
+    )
+    assert history.trials[3].parent == parent
+    assert history.trials[3].ended_by == "user"
