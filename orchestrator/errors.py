@@ -3,7 +3,9 @@
 SweepError
 ├── SweepSpecError (ValueError)   a sweep file or SweepSpec cannot work
 ├── SweepStorageError (RuntimeError)  the storage folder holds another sweep or cannot be used
-└── SweepFailedError (RuntimeError)   no trial completed
+│   └── SweepInUseError               another driver is running the sweep in it
+├── SweepFailedError (RuntimeError)   no trial came to an adapter
+└── SweepCancelledError (RuntimeError)  ended by the user
 """
 
 
@@ -19,5 +21,13 @@ class SweepStorageError(SweepError, RuntimeError):
     """The storage folder belongs to another sweep, is in use, or cannot be written."""
 
 
+class SweepInUseError(SweepStorageError):
+    """Another driver is running the sweep in this folder."""
+
+
+class SweepCancelledError(SweepError, RuntimeError):
+    """The user cancelled the sweep; what was measured is kept."""
+
+
 class SweepFailedError(SweepError, RuntimeError):
-    """A sweep ended without one completed trial."""
+    """A sweep ended without one adapter."""

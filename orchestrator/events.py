@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from orchestrator.errors import SweepStorageError
+from orchestrator.errors import SweepInUseError, SweepStorageError
 
 EVENTS: Mapping[str, frozenset[str]] = {
     kind: frozenset(fields.split())
@@ -73,7 +73,8 @@ class EventLog:
         """Take the lock and cut off a torn last line.
 
         Raises:
-            SweepStorageError: Another driver writes this log, or it cannot be written.
+            SweepInUseError: Another driver writes this log.
+            SweepStorageError: It cannot be written.
         """
         self.path = path
         self._guard = threading.Lock()
@@ -233,7 +234,7 @@ def _take_lock(path: Path) -> int:
     except BlockingIOError as error:
         holder = os.read(descriptor, 512).decode(errors="replace") or "an unnamed driver"
         os.close(descriptor)
-        raise SweepStorageError(
+        raise SweepInUseError(
             f"{path.parent}: in use by {holder}; allowed: one driver per storage folder. "
             "Wait for it, end it, or choose another folder."
         ) from error

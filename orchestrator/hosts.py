@@ -19,6 +19,7 @@ from ray.actor import ActorHandle
 from ray.train.torch import TorchTrainer
 
 from orchestrator.broker import broker_name
+from orchestrator.budget import Usage
 from orchestrator.demand import HostLimits
 from orchestrator.members import HostStart
 from trainables.bench import Bench, Failure
@@ -74,6 +75,7 @@ class HostPool:
         self._closing = threading.Event()
         self._session = uuid.uuid4().hex[:8]  # Train resumes a run of the same name: never share
         self._runs: list[threading.Thread] = []
+        self._spans: dict[str, list[float]] = {}  # when each host began and, once it has, ended
         self._watch = threading.Thread(target=self._watch_demand, name="host-pool", daemon=True)
 
     def __enter__(self) -> Self:
@@ -111,6 +113,14 @@ class HostPool:
             logger.warning("hosts still running after %.0f s: %s", timeout_s, ", ".join(late))
         return not late
 
+    def usage(self) -> Usage:
+        """Device-seconds of all hosts so far, from the order to start each of them."""
+        now = time.monotonic()
+        seconds = sum(
+            (span[1] if len(span) > 1 else now) - span[0] for span in list(self._spans.values())
+        )
+        return Usage(seconds * max(1, self.shape.torch_threads), seconds * self.shape.gpus)
+
     # ---------------------------------------------------------------------------- own threads
 
     def _watch_demand(self) -> None:
@@ -131,11 +141,13 @@ class HostPool:
     def _run(self, start: HostStart) -> None:
         """Run a host to its end and tell the broker how it ended."""
         failure: Failure | None = None
+        span = self._spans[start.host_id] = [time.monotonic()]
         try:
             self._build_trainer(start).fit()
         except Exception as error:  # noqa: BLE001  whatever it was, its trials must hear of it
             failure = Failure(fault="failed", reason=f"its host ended: {last_line(error)}")
             logger.warning("host %s: %s", start.host_id, failure.reason)
+        span.append(time.monotonic())
         try:
             ray.get(self.broker.end_host.remote(start.host_id, failure))
         except ray.exceptions.RayError as error:

@@ -1,0 +1,142 @@
+"""What a user asks of a sweep from a second terminal: stop a trial, or cancel all of it.
+
+A request is a small file in the sweep's folder, so that it reaches a driver that runs and one that
+is started later. Without a driver the log itself is written, under its lock.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from orchestrator.errors import SweepInUseError, SweepSpecError
+from orchestrator.events import EventLog
+from orchestrator.history import SweepHistory, TrialRecord
+from orchestrator.outcome import Outcome
+
+REQUESTS_FOLDER = "requests"
+
+STOPPED_BY_USER = "stopped by the user"
+CANCELLED_BY_USER = "the sweep was cancelled by the user"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One wish of the user.
+
+    Attributes:
+        kind: `stop` ends one trial, `cancel` the sweep.
+        trial: Number of the trial to stop.
+    """
+
+    kind: Literal["stop", "cancel"]
+    trial: int | None = None
+
+
+class Wishes:
+    """What was asked of the sweep so far; thread-safe."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._stopped: set[int] = set()
+        self._is_cancelled = False
+
+    def add(self, request: Request) -> None:
+        """Take a request in."""
+        with self._guard:
+            if request.kind == "cancel":
+                self._is_cancelled = True
+            elif request.trial is not None:
+                self._stopped.add(request.trial)
+
+    def is_stopped(self, trial: int) -> bool:
+        """The user asked for an end of this trial."""
+        with self._guard:
+            return trial in self._stopped
+
+    @property
+    def is_cancelled(self) -> bool:
+        """The user asked for an end of the sweep."""
+        with self._guard:
+            return self._is_cancelled
+
+
+def post_request(folder: Path, request: Request) -> None:
+    """Leave a request for the driver of the sweep in a folder."""
+    requests = folder / REQUESTS_FOLDER
+    requests.mkdir(exist_ok=True)
+    writing = requests / f".{uuid.uuid4().hex}"
+    writing.write_text(json.dumps(asdict(request)))
+    writing.rename(requests / f"{writing.name[1:]}.json")
+
+
+def take_requests(folder: Path) -> list[Request]:
+    """The requests that were left, each once."""
+    taken = []
+    for path in sorted((folder / REQUESTS_FOLDER).glob("*.json")):
+        taken.append(Request(**json.loads(path.read_text())))
+        path.unlink()
+    return taken
+
+
+def stop_trial(folder: Path, log: Path, trial: int) -> str:
+    """End one trial of a sweep, whether its driver runs or not; says what was done.
+
+    Raises:
+        SweepSpecError: There is no such trial, or it has ended.
+    """
+    record = SweepHistory.read(log).trials.get(trial)
+    running = [one.number for one in SweepHistory.read(log).unfinished()]
+    if record is None or record.outcome is not None:
+        ended = "" if record is None else f" ({record.outcome})"
+        raise SweepSpecError(
+            f"stop: got {trial}{ended}; allowed: a trial without an end: "
+            f"{', '.join(map(str, running)) or 'there is none'}. See lorchestra status."
+        )
+    try:
+        with EventLog(log) as events:
+            end_cancelled(events, record, STOPPED_BY_USER)
+    except SweepInUseError:
+        post_request(folder, Request(kind="stop", trial=trial))
+        return f"trial {trial} is told to stop"
+    return f"trial {trial} is stopped; no driver is running the sweep"
+
+
+def cancel_sweep(folder: Path, log: Path) -> str:
+    """End a sweep, whether its driver runs or not; says what was done.
+
+    Raises:
+        SweepSpecError: It has ended.
+    """
+    history = SweepHistory.read(log)
+    if history.status != "running":
+        raise SweepSpecError(
+            f"cancel: got {str(folder)!r}, which is {history.status}; allowed: a sweep without an "
+            "end. There is nothing to cancel."
+        )
+    try:
+        with EventLog(log) as events:
+            for record in history.unfinished():
+                end_cancelled(events, record, CANCELLED_BY_USER)
+            events.append("sweep_ended", status="cancelled", reason=CANCELLED_BY_USER)
+    except SweepInUseError:
+        post_request(folder, Request(kind="cancel"))
+        return "the sweep is told to end"
+    return "the sweep is cancelled; no driver was running it"
+
+
+def end_cancelled(events: EventLog, record: TrialRecord, reason: str) -> None:
+    """Record that the user ended a trial; its adapter is exported from its state when wanted."""
+    events.append(
+        "trial_ended",
+        trial=record.number,
+        outcome=Outcome.CANCELLED.value,
+        reason=reason,
+        step=record.step,
+        bundle=f"trials/t{record.number:04d}/bundle" if record.reports else None,
+        by="user",
+    )

@@ -1,0 +1,121 @@
+"""Beside a running sweep: hears the user's requests, writes down what hosts use."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray import tune
+from ray.actor import ActorHandle
+
+from orchestrator.budget import Budget, Usage
+from orchestrator.control import Wishes, take_requests
+from orchestrator.recording import SweepRecord
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+USAGE_EVERY_S = 30.0
+
+
+class Supervisor:
+    """A thread from entering to leaving.
+
+    Args:
+        record: Where usage is written down.
+        folder: Where requests are left.
+        wishes: Where requests are put.
+        broker: Told to let go of a trial that the user stops.
+        usage: What hosts of this session have used so far.
+    """
+
+    def __init__(
+        self,
+        record: SweepRecord,
+        folder: Path,
+        wishes: Wishes,
+        broker: ActorHandle,
+        usage: Callable[[], Usage],
+    ) -> None:
+        self._record, self._folder, self._wishes = record, folder, wishes
+        self._broker, self._usage = broker, usage
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._closing.set()
+        self._thread.join(timeout=5.0)
+        self.write_usage()
+
+    def write_usage(self) -> None:
+        """Put what hosts have used so far on record."""
+        usage = self._usage()
+        self._record.add("usage", cpu_s=round(usage.cpu_s, 3), gpu_s=round(usage.gpu_s, 3))
+
+    def _run(self) -> None:
+        written = time.monotonic()
+        while not self._closing.wait(POLL_S):
+            self._hear()
+            if time.monotonic() - written >= USAGE_EVERY_S:
+                self.write_usage()
+                written = time.monotonic()
+
+    def _hear(self) -> None:
+        try:
+            requests = take_requests(self._folder)
+        except (OSError, ValueError, TypeError) as error:
+            logger.warning("a request cannot be read: %s", error)
+            return
+        for request in requests:
+            self._wishes.add(request)
+            if request.trial is not None:
+                self._release(request.trial)
+
+    def _release(self, trial: int) -> None:
+        """Its proxy hears of it at once, and not only with its next report."""
+        try:
+            ray.get(self._broker.leave.remote(trial, None, keep=True))
+        except ray.exceptions.RayError as error:
+            logger.warning("trial %d was not told to stop: %s", trial, error)
+
+
+class SweepStopper(tune.Stopper):  # type: ignore[misc]
+    """Tells Ray Tune when the user or the budget ends a trial, or all of them.
+
+    Attributes:
+        reason: Why all trials were told to end; empty before that.
+    """
+
+    def __init__(self, wishes: Wishes, budget: Budget, share: float) -> None:
+        """Ends all trials when this part of the budget is spent."""
+        self._wishes, self._budget, self._share = wishes, budget, share
+        self.reason = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune pickles its stoppers; a copy ends nothing.
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether this trial ends."""
+        return "trial" in result and self._wishes.is_stopped(result["trial"])
+
+    def stop_all(self) -> bool:
+        """Whether all trials end."""
+        if not self._wishes.is_cancelled:
+            self.reason = self._budget.exhausted(self._share)
+        return self._wishes.is_cancelled or bool(self.reason)
