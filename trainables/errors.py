@@ -4,7 +4,8 @@
     ├── SpecError (ValueError)   a value a user wrote cannot work
     │   └── DataError            a data file or one of its rows cannot be used
     ├── BaseModelError (RuntimeError)  a base model cannot be found, quantized or trusted
-    └── BundleError (RuntimeError)     a bundle folder is incomplete, changed or unsafe
+    ├── BundleError (RuntimeError)     a bundle folder is incomplete, changed or unsafe
+    └── StorageError (RuntimeError)    a bucket cannot be read or written
 
 Messages name the dotted field, the value, what is allowed and the remedy. No class takes other
 arguments than its message: they cross process borders pickled.
@@ -29,3 +30,7 @@ class BaseModelError(TrialError, RuntimeError):
 
 class BundleError(TrialError, RuntimeError):
     """A bundle folder is incomplete, changed or unsafe."""
+
+
+class StorageError(TrialError, RuntimeError):
+    """A bucket cannot be read or written."""

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from trainables.bench import Bench, Failure, Stepped, attempt
@@ -30,6 +29,7 @@ from trainables.orders import (
 )
 from trainables.progress import find_progress, load_reports, save_progress
 from trainables.spec import TrialSpec
+from trainables.storage import writing_folder
 
 
 class Mailbox(Protocol):
@@ -128,9 +128,9 @@ class HostLoop:
 
     def _enter(self, seat: _Seat) -> None:
         """Join the engine where the newest saved state stands, or at the start."""
-        kept = find_progress(Path(seat.request.state_dir))
-        state = None if kept is None else self._bench.load_state(kept)
-        reports = [] if kept is None else load_reports(kept)
+        with find_progress(seat.request.state_dir) as kept:
+            state = None if kept is None else self._bench.load_state(kept)
+            reports = [] if kept is None else load_reports(kept)
         self._engine.join(seat.key, seat.spec, state)
         seat.is_entered = True
         seat.reports = reports
@@ -161,7 +161,8 @@ class HostLoop:
         if seat.step != seat.last_report()["step"]:  # called away between two reports
             self._vacate(seat)
             self._enter(seat)
-        self._engine.export(seat.key, Path(seat.request.bundle_dir), seat.last_report())
+        with writing_folder(seat.request.bundle_dir) as folder:
+            self._engine.export(seat.key, folder, seat.last_report())
 
     def _fail(self, seat: _Seat, failure: Failure) -> None:
         self._drop(seat.key)
@@ -255,7 +256,7 @@ class HostLoop:
 
     def _save(self, seat: _Seat, reports: Sequence[Mapping[str, Any]]) -> None:
         state = self._engine.snapshot(seat.key)
-        folder = Path(seat.request.state_dir)
+        folder = seat.request.state_dir
         save_progress(folder, seat.step, reports, lambda into: self._bench.save_state(state, into))
 
     def _tell(self, seat: _Seat, report: dict[str, Any]) -> None:
@@ -311,19 +312,20 @@ class HostLoop:
         spec = TrialSpec.from_dict(task.spec)
         if task.state_dir is None:
             return _named(self._engine.evaluate_base(spec, task.split), task.split)
-        kept = find_progress(Path(task.state_dir))
-        if kept is None:
-            raise SpecError(
-                f"task.state_dir: got {task.state_dir!r}; allowed: a folder with a saved state. "
-                "Train the trial to its first report."
-            )
+        with find_progress(task.state_dir) as kept:
+            if kept is None:
+                raise SpecError(
+                    f"task.state_dir: got {task.state_dir!r}; allowed: a folder with a saved "
+                    "state. Train the trial to its first report."
+                )
+            state, known = self._bench.load_state(kept), load_reports(kept)[-1]
         seat = f"task-{order.task_id}"
-        self._engine.join(seat, spec, self._bench.load_state(kept))
+        self._engine.join(seat, spec, state)
         try:
             metrics = _named(self._engine.evaluate(seat, task.split), task.split)
             if task.bundle_dir is not None:
-                known = load_reports(kept)[-1]
-                self._engine.export(seat, Path(task.bundle_dir), {**known, **metrics})
+                with writing_folder(task.bundle_dir) as folder:
+                    self._engine.export(seat, folder, {**known, **metrics})
         finally:
             self._engine.leave(seat)
         return metrics

@@ -1,4 +1,4 @@
-"""How far a trial got, on disk: its newest state and every report up to it.
+"""How far a trial got, at a location: its newest state and every report up to it.
 
     <state_dir>/step-00000040/state.*        what `save_state` wrote
     <state_dir>/step-00000040/reports.json   the metrics of step 20, of step 40
@@ -12,9 +12,19 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from trainables.storage import (
+    fetch_folder,
+    is_remote,
+    join_location,
+    list_folders,
+    put_folder,
+    remove_folder,
+)
 
 REPORTS_FILE = "reports.json"
 
@@ -22,36 +32,73 @@ Metrics = Mapping[str, float]
 
 
 def save_progress(
-    state_dir: Path, step: int, reports: Sequence[Metrics], save: Callable[[Path], None]
-) -> Path:
+    state_dir: str, step: int, reports: Sequence[Metrics], save: Callable[[Path], None]
+) -> None:
     """Keep a state and its reports, whole or not at all, in place of an older one.
 
     Args:
-        state_dir: The trial's folder; made when missing.
+        state_dir: The trial's folder, a local path or an `s3://` address; made when missing.
         step: Step of the state.
         reports: Metrics of each report so far, oldest first.
-        save: Writes the state into the folder it is given.
+        save: Writes the state into the local folder it is given.
+
+    Raises:
+        StorageError: A remote location cannot be written.
+        OSError: A local one cannot.
     """
-    state_dir.mkdir(parents=True, exist_ok=True)
-    writing = Path(tempfile.mkdtemp(prefix=".writing-", dir=state_dir))
-    save(writing)
-    (writing / REPORTS_FILE).write_text(json.dumps([dict(report) for report in reports]))
-    kept = state_dir / f"step-{step:08d}"
-    if kept.exists():  # a seat that trained the same steps again, to the same weights
-        shutil.rmtree(kept)
-    writing.rename(kept)
-    for other in state_dir.iterdir():
-        if other != kept:
-            shutil.rmtree(other, ignore_errors=True)
-    return kept
+
+    def write(folder: Path) -> None:
+        save(folder)
+        (folder / REPORTS_FILE).write_text(json.dumps([dict(report) for report in reports]))
+
+    keep = _keep_remote if is_remote(state_dir) else _keep_local
+    keep(state_dir, f"step-{step:08d}", write)
 
 
-def find_progress(state_dir: Path) -> Path | None:
-    """The newest whole state, or `None` for a trial that has saved none."""
-    return max(state_dir.glob("step-*"), default=None)
+@contextmanager
+def find_progress(state_dir: str) -> Iterator[Path | None]:
+    """The newest whole state, or `None` for a trial that has saved none.
+
+    The folder of a remote one is a copy that is gone when the block ends.
+
+    Raises:
+        StorageError: A remote location cannot be read.
+    """
+    if not is_remote(state_dir):
+        yield max(Path(state_dir).glob("step-*"), default=None)
+        return
+    newest = max(list_folders(state_dir), default=None)
+    if newest is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary:
+        yield fetch_folder(join_location(state_dir, newest), Path(temporary))
 
 
 def load_reports(kept: Path) -> list[dict[str, Any]]:
     """The reports saved with a state, oldest first."""
     reports: list[dict[str, Any]] = json.loads((kept / REPORTS_FILE).read_text())
     return reports
+
+
+def _keep_local(state_dir: str, name: str, write: Callable[[Path], None]) -> None:
+    folder = Path(state_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    writing = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    write(writing)
+    kept = folder / name
+    if kept.exists():  # a seat that trained the same steps again, to the same weights
+        shutil.rmtree(kept)
+    writing.rename(kept)
+    for other in folder.iterdir():
+        if other != kept:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _keep_remote(state_dir: str, name: str, write: Callable[[Path], None]) -> None:
+    with tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary:
+        write(Path(temporary))
+        put_folder(Path(temporary), join_location(state_dir, name))
+    for other in list_folders(state_dir):
+        if other != name:
+            remove_folder(join_location(state_dir, other))
