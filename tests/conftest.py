@@ -1,6 +1,11 @@
 """Parts that many tests share: a tiny random base model with its tokenizer, and tiny data."""
 
 import json
+import re
+import subprocess
+import sysconfig
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,3 +86,53 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORCHESTRA_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment that leads to a real S3 server; it holds one bucket, `bucket`."""
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "data" / "bucket").mkdir(parents=True)
+    rclone = Path(sysconfig.get_path("scripts")) / "rclone"
+    log = folder / "log.txt"
+    command = [str(rclone), "serve", "s3", "--config", "/dev/null", "--log-file", str(log)]
+    command += ["--auth-key", "key,a-long-secret", "--addr", "127.0.0.1:0", str(folder / "data")]
+    with subprocess.Popen(command) as server:
+        try:
+            yield {
+                "AWS_ENDPOINT_URL": _address_in(log),
+                "AWS_ACCESS_KEY_ID": "key",
+                "AWS_SECRET_ACCESS_KEY": "a-long-secret",
+                "AWS_REGION": "us-east-1",
+                "AWS_EC2_METADATA_DISABLED": "true",
+            }
+        finally:
+            server.terminate()
+
+
+def _address_in(log: Path) -> str:
+    """Where the server says that it listens."""
+    for _ in range(300):
+        said = re.search(r"http://127\.0\.0\.1:\d+", log.read_text() if log.exists() else "")
+        if said is not None:
+            return said[0]
+        time.sleep(0.1)
+    pytest.fail(f"no S3 server came up: {log}")
+
+
+@pytest.fixture
+def s3_location(s3_server: dict[str, str]) -> Iterator[str]:
+    """An empty place in a bucket, with the environment that leads there."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.items():
+            patch.setenv(name, value)
+        yield f"s3://bucket/{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place of either kind."""
+    if request.param == "local":
+        return str(tmp_path / "location")
+    remote: str = request.getfixturevalue("s3_location")
+    return remote
