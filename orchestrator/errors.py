@@ -4,8 +4,7 @@ SweepError
 ├── SweepSpecError (ValueError)   a sweep file or SweepSpec cannot work
 ├── SweepStorageError (RuntimeError)  the storage folder holds another sweep or cannot be used
 │   └── SweepInUseError               another driver is running the sweep in it
-├── SweepFailedError (RuntimeError)   no trial came to an adapter
-└── SweepCancelledError (RuntimeError)  ended by the user
+└── SweepFailedError (RuntimeError)   no trial came to an adapter
 """
 
 
@@ -23,10 +22,6 @@ class SweepStorageError(SweepError, RuntimeError):
 
 class SweepInUseError(SweepStorageError):
     """Another driver is running the sweep in this folder."""
-
-
-class SweepCancelledError(SweepError, RuntimeError):
-    """The user cancelled the sweep; what was measured is kept."""
 
 
 class SweepFailedError(SweepError, RuntimeError):

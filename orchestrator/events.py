@@ -41,6 +41,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "phase": "name seconds",
         "usage": "cpu_s gpu_s",
         "start_points": "points",
+        "stage_ended": "stage reason under",
         "sweep_ended": "status reason",
     }.items()
 }

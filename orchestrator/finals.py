@@ -1,4 +1,4 @@
-"""The last round: the best adapters on test rows, beside the bare base, then the registry."""
+"""The last round: the finalists on test rows, beside the bare base, then the registry."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ from ray.actor import ActorHandle
 
 from orchestrator.broker import MAX_WAIT_S
 from orchestrator.delivery import Delivery
-from orchestrator.history import TrialRecord
+from orchestrator.history import SweepHistory, TrialRecord
 from orchestrator.members import group_key
+from orchestrator.outcome import Outcome
 from orchestrator.recording import SweepRecord
 from orchestrator.spec import SweepSpec
+from orchestrator.standings import (
+    Standing,
+    finalists,
+    has_test_rows,
+    held_out_name,
+    rank_finalists,
+)
 from orchestrator.trial import trial_dir
 from registry import promote, register
 from trainables.orders import Split, Task, TaskReport
@@ -24,10 +32,20 @@ from trainables.spec import TrialSpec
 logger = logging.getLogger(__name__)
 
 
-def finalists(spec: SweepSpec, record: SweepRecord) -> list[TrialRecord]:
-    """The trials worth a last look, best first."""
-    ranking = record.history.ranking(spec.objective.metric, spec.objective.mode)
-    return ranking[: 1 if spec.register is None else spec.register.top]
+def contenders(spec: SweepSpec, history: SweepHistory) -> list[TrialRecord]:
+    """The adapters worth a last look: each finalist and its repeats, best finalist first."""
+    return [
+        run
+        for trial in finalists(spec, history)
+        for run in (trial, *history.repeats_of(trial.number))
+        if run is trial or run.outcome is Outcome.COMPLETED
+    ]
+
+
+def registrants(spec: SweepSpec, history: SweepHistory) -> list[Standing]:
+    """The finalists whose adapters become versions, best first."""
+    top = 0 if spec.register is None else spec.register.top
+    return [one for one in rank_finalists(spec, history) if one.adapter.bundle][:top]
 
 
 def evaluate_finalists(
@@ -37,7 +55,7 @@ def evaluate_finalists(
 
     What the record holds already, from before a resume, is not measured again.
     """
-    chosen = finalists(spec, record)
+    chosen = contenders(spec, record.history)
     splits = _splits(spec)
     measured = record.history.base_metrics
     bases: dict[str, TrialRecord] = {}
@@ -65,7 +83,7 @@ def evaluate_finalists(
 def are_measured(spec: SweepSpec, record: SweepRecord, storage: Path) -> bool:
     """Whether every finalist has all its measures and its bundle."""
     split = _splits(spec)[-1]
-    return all(_is_measured(trial, split, storage) for trial in finalists(spec, record))
+    return all(_is_measured(trial, split, storage) for trial in contenders(spec, record.history))
 
 
 def register_finalists(
@@ -80,7 +98,8 @@ def register_finalists(
     """
     if spec.register is None:
         return
-    for rank, trial in enumerate(finalists(spec, record), 1):
+    for rank, standing in enumerate(registrants(spec, record.history), 1):
+        trial = standing.adapter
         version = register(
             storage / str(trial.bundle),
             spec.register.name,
@@ -90,6 +109,7 @@ def register_finalists(
                 "lorchestra.sweep": str(record.history.sweep_id),
                 "lorchestra.trial": str(trial.number),
                 "lorchestra.rank": str(rank),
+                **_standing_tags(standing),
             },
         )
         if trial.ref != str(version.ref):
@@ -97,7 +117,7 @@ def register_finalists(
                 "registered", trial=trial.number, ref=str(version.ref), digest=version.digest
             )
         if rank == 1 and spec.register.promote:
-            metric = _gate_metric(spec, trial.final_metrics or {})
+            metric = held_out_name(spec.objective, trial.final_metrics or {})
             decision = promote(
                 version, metric=metric, mode=spec.objective.mode, tracking_uri=tracking_uri
             )
@@ -109,16 +129,21 @@ def register_finalists(
             )
 
 
-def _gate_metric(spec: SweepSpec, final_metrics: Mapping[str, float]) -> str:
-    """The objective as measured on test rows; as measured on validation rows without any."""
-    on_test = spec.objective.metric.replace("eval_", "test_")
-    return on_test if on_test in final_metrics else spec.objective.metric
+def _standing_tags(standing: Standing) -> dict[str, str]:
+    """What the finals said of the version's configuration, over its seeds."""
+    if standing.half_width is None:
+        return {}
+    return {
+        "finals.metric": standing.metric,
+        "finals.mean": f"{standing.mean:.6g}",
+        "finals.half_width": f"{standing.half_width:.6g}",
+        "finals.runs": str(len(standing.values)),
+    }
 
 
 def _splits(spec: SweepSpec) -> tuple[Split, ...]:
     """Splits that finalists are measured on; the last one is what they are judged by."""
-    has_test = spec.data.test is not None or spec.data.test_fraction > 0
-    return ("validation", "test") if has_test else ("validation",)
+    return ("validation", "test") if has_test_rows(spec) else ("validation",)
 
 
 def _base_task_name(trial: TrialRecord, split: Split) -> str:

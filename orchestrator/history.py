@@ -91,6 +91,8 @@ class SweepHistory:
         promotions: Fields of each `promoted` event.
         meter: What was spent.
         start_points: Configurations to begin with; `None` before they were chosen.
+        stages: How `search` and `finals` ended (`reason`), and the settings that they ended
+            `under`; a stage goes on when those have changed since.
     """
 
     sweep_id: str | None = None
@@ -106,6 +108,7 @@ class SweepHistory:
     promotions: list[Mapping[str, Any]] = field(default_factory=list)
     meter: Meter = field(default_factory=Meter)
     start_points: list[Mapping[str, Any]] | None = None
+    stages: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> SweepHistory:
@@ -255,6 +258,10 @@ def _keep_order(history: SweepHistory, event: Event) -> None:
     history.reports.append((event.fields["trial"], _parse_report(event)))
 
 
+def _end_stage(history: SweepHistory, event: Event) -> None:
+    history.stages[event.fields["stage"]] = event.fields
+
+
 def _evaluate_base(history: SweepHistory, event: Event) -> None:
     splits = history.base_metrics.setdefault(event.fields["base"], {})
     splits[event.fields["split"]] = event.fields["metrics"]
@@ -292,4 +299,5 @@ _ON_SWEEP: dict[str, Callable[[SweepHistory, Event], None]] = {
     "promoted": _promote,
     "usage": _use,
     "start_points": _start_points,
+    "stage_ended": _end_stage,
 }

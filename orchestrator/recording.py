@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
+from orchestrator.control import STOPPED_BY_USER, Wishes
 from orchestrator.events import EventLog
-from orchestrator.history import SweepHistory
+from orchestrator.history import WITH_ADAPTER, SweepHistory
 from orchestrator.outcome import Outcome, TrialOutcome, infer_outcome
 from orchestrator.trial import trial_dir
 from trainables.orders import WORST_METRICS, ZERO_METRICS
 
 logger = logging.getLogger(__name__)
+
+_KINSHIP = ("parent", "repeat_of")
+"""What a trial's config says of the trial it comes from."""
 
 REPORTED = (*WORST_METRICS, *ZERO_METRICS)
 """Metrics every report of a trial holds."""
@@ -52,8 +54,17 @@ class SweepRecord:
             self.history.apply(self.log.append(kind, **fields))
             self._on_change(self.history)
 
-    def end_trial(self, trial: int, end: TrialOutcome, bundle: str | None = None) -> None:
-        """Record a trial's end, once; one that never started has none."""
+    def end_trial(
+        self, trial: int, end: TrialOutcome, bundle: str | None = None, by: str = ""
+    ) -> None:
+        """Record a trial's end, once; one that never started has none.
+
+        Args:
+            trial: Its number.
+            end: How it ended and why.
+            bundle: Folder of its adapter within the sweep's.
+            by: `user` or `budget` for one that was cancelled.
+        """
         with self._guard:
             record = self.history.trials.get(trial)
             if record is not None and record.outcome is None:
@@ -64,6 +75,7 @@ class SweepRecord:
                     reason=end.reason,
                     step=record.step,
                     bundle=bundle,
+                    **({"by": by} if by else {}),
                 )
 
 
@@ -74,14 +86,20 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         record: Where they go.
         storage: The sweep's folder.
         horizon: Steps of a trial that is never stopped.
-        deadline: `time.monotonic()` at which the wall-clock budget ends.
+        end_of: Why the scheduler stopped a trial, if it did.
+        wishes: Which trials the user asked to stop.
     """
 
     def __init__(
-        self, record: SweepRecord, storage: Path, horizon: int, deadline: float = math.inf
+        self,
+        record: SweepRecord,
+        storage: Path,
+        horizon: int,
+        end_of: Callable[[int], TrialOutcome | None],
+        wishes: Wishes,
     ) -> None:
-        self._record, self._storage = record, storage
-        self._horizon, self._deadline = horizon, deadline
+        self._record, self._storage, self._horizon = record, storage, horizon
+        self._end_of, self._wishes = end_of, wishes
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray Tune pickles its callbacks; a copy records nothing.
@@ -97,6 +115,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
                 trial=number,
                 knobs=trial.config["knobs"],
                 spec=trial.config["spec"],
+                **{name: trial.config[name] for name in _KINSHIP if name in trial.config},
             )
         else:
             self._record.add("trial_resumed", trial=number, step=known.step)
@@ -105,8 +124,8 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
         """A report: the values that searcher and scheduler see."""
-        if "step" not in result:
-            return
+        if not result.get("step"):
+            return  # ended before it measured anything
         number, step = trial.config["trial"], result["step"]
         metrics = {name: result[name] for name in REPORTED if name in result}
         if self._is_recorded(number, step, metrics):
@@ -122,13 +141,16 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(
         self, iteration: int, trials: list[Any], trial: Any, **info: Any
     ) -> None:
-        """A trial ended by itself, by the scheduler or by the budget."""
+        """A trial ended by itself, by the scheduler or by the user."""
         number = trial.config["trial"]
-        end = self._end_of(trial.last_result)
-        has_bundle = end.outcome in (Outcome.COMPLETED, Outcome.STOPPED)
+        end = self._describe_end(number, trial.last_result)
+        has_bundle = end.outcome in WITH_ADAPTER and self._record.history.trials[number].reports
         bundle = trial_dir(self._storage, number) / "bundle" if has_bundle else None
         self._record.end_trial(
-            number, end, None if bundle is None else str(bundle.relative_to(self._storage))
+            number,
+            end,
+            None if bundle is None else str(bundle.relative_to(self._storage)),
+            by="user" if end.reason == STOPPED_BY_USER else "",
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -146,14 +168,18 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
             for report in record.reports
         )
 
-    def _end_of(self, result: Mapping[str, Any]) -> TrialOutcome:
+    def _describe_end(self, number: int, result: Mapping[str, Any]) -> TrialOutcome:
         outcome = infer_outcome(result, self._horizon)
-        if outcome is Outcome.STOPPED and "outcome" not in result:
-            if time.monotonic() >= self._deadline:
-                return TrialOutcome(Outcome.CANCELLED, "the wall-clock budget was spent")
-            return TrialOutcome(outcome, f"others were better at step {result['step']}")
+        if outcome in (Outcome.STOPPED, Outcome.CANCELLED):
+            if self._wishes.is_stopped(number):
+                return TrialOutcome(Outcome.CANCELLED, STOPPED_BY_USER)
+            verdict = self._end_of(number)
+            if verdict is not None:
+                return verdict
         if "step" not in result:  # Ray Tune's own keys are there from the start
             return TrialOutcome(outcome, "ended before its first report")
+        if outcome is Outcome.STOPPED and "outcome" not in result:
+            return TrialOutcome(outcome, f"others were better at step {result['step']}")
         return TrialOutcome(outcome, result.get("reason") or f"trained {result['step']} steps")
 
 

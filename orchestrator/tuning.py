@@ -1,0 +1,104 @@
+"""One run of Ray Tune: trials from a searcher, stopped by a scheduler, the budget or the user."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray import tune
+from ray.actor import ActorHandle
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from orchestrator.budget import Budget
+from orchestrator.cluster import PROXY_CPUS
+from orchestrator.control import CANCELLED_BY_USER, Wishes
+from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.recording import SweepRecord, TrialRecorder
+from orchestrator.supervision import SweepStopper
+from orchestrator.trial import SeatReleaser, TrialProxy, trial_dir
+
+_MAX_PROXY_FAILURES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What every run of Ray Tune in a sweep shares.
+
+    Attributes:
+        record: Where events go.
+        storage: The sweep's folder.
+        horizon: Steps of a trial that is never stopped.
+        broker: The actor of `orchestrator.broker`.
+        max_trials: Trials that can have a seat at once.
+        budget: What may be spent.
+        wishes: What the user asks for meanwhile.
+    """
+
+    record: SweepRecord
+    storage: Path
+    horizon: int
+    broker: ActorHandle
+    max_trials: int
+    budget: Budget
+    wishes: Wishes
+
+    def run(
+        self,
+        searcher: Searcher,
+        scheduler: TrialScheduler,
+        end_of: Callable[[int], TrialOutcome | None],
+        share: float = 1.0,
+    ) -> str:
+        """Run trials until the searcher has no more, or the budget or the user ends them all.
+
+        Args:
+            searcher: Which trials.
+            scheduler: When one is stopped because of others; carries metric and mode.
+            end_of: Why the scheduler stopped a trial, if it did.
+            share: Part of the budget that may be spent.
+
+        Returns:
+            Why trials were cut short; empty when all came to an end of their own.
+        """
+        stopper = SweepStopper(self.wishes, self.budget, share)
+        recorder = TrialRecorder(self.record, self.storage, self.horizon, end_of, self.wishes)
+        tuner = tune.Tuner(
+            tune.with_resources(TrialProxy, {"cpu": PROXY_CPUS}),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=-1,
+                max_concurrent_trials=self.max_trials,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=f"tune-{uuid.uuid4().hex[:8]}",
+                storage_path=str(self.storage / "tune"),
+                callbacks=[recorder, SeatReleaser(self.broker)],
+                stop=stopper,
+                failure_config=tune.FailureConfig(max_failures=_MAX_PROXY_FAILURES),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+        return self._cut_short(stopper.reason)
+
+    def _cut_short(self, reason: str) -> str:
+        """End the trials that all were told to end; Ray Tune tells no callback of them."""
+        by = "user" if self.wishes.is_cancelled else "budget"
+        reason = CANCELLED_BY_USER if self.wishes.is_cancelled else reason
+        for trial in self.record.history.unfinished():
+            ray.get(self.broker.leave.remote(trial.number, None, keep=True))
+            bundle = trial_dir(self.storage, trial.number) / "bundle"
+            self.record.end_trial(
+                trial.number,
+                TrialOutcome(Outcome.CANCELLED, reason or "ended with Ray Tune"),
+                str(bundle.relative_to(self.storage)) if trial.reports else None,
+                by=by,
+            )
+        return reason
