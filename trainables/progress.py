@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainables.errors import StorageError
 from trainables.storage import (
     fetch_folder,
     is_remote,
@@ -27,6 +29,11 @@ from trainables.storage import (
 )
 
 REPORTS_FILE = "reports.json"
+
+INHERITED = "inherited"
+"""Mark of a report that another trial made, before this one went on from its state."""
+
+_COPY_RETRIES = 8
 
 Metrics = Mapping[str, float]
 
@@ -102,3 +109,58 @@ def _keep_remote(state_dir: str, name: str, write: Callable[[Path], None]) -> No
     for other in list_folders(state_dir):
         if other != name:
             remove_folder(join_location(state_dir, other))
+
+
+def copy_progress(source: str, target: str, below: int) -> int | None:
+    """Let a trial start from where another one is; asked again, it says from where that was.
+
+    The other trial may be in training: its host replaces states while this one reads them.
+
+    Args:
+        source: Where the states of the other trial are.
+        target: Where those of this one will be; what is there already stays as it is.
+        below: A state of this step or later is not copied, as nothing would be left to train.
+
+    Returns:
+        The step this trial goes on from; `None` for one that starts from nothing.
+
+    Raises:
+        StorageError: A remote location cannot be read or written.
+        OSError: A local one cannot.
+    """
+    with find_progress(target) as own:
+        if own is not None:
+            steps = [int(report["step"]) for report in load_reports(own) if INHERITED in report]
+            return max(steps, default=None)
+    for _ in range(_COPY_RETRIES):
+        try:
+            return _copy_newest(source, target, below)
+        except (OSError, ValueError, StorageError):  # replaced by a newer one meanwhile
+            time.sleep(0.1)
+    return _copy_newest(source, target, below)
+
+
+def _copy_newest(source: str, target: str, below: int) -> int | None:
+    with find_progress(source) as kept:
+        if kept is None:
+            return None
+        reports = load_reports(kept)
+        step = int(reports[-1]["step"])
+        if step >= below:
+            return None
+        inherited = [{**report, INHERITED: 1.0} for report in reports]
+        inherited[-1]["host_s"] = 0.0  # the time of the other trial is not this one's
+        save_progress(target, step, inherited, lambda into: _copy_whole(kept, into))
+        return step
+
+
+def _copy_whole(kept: Path, into: Path) -> None:
+    """Copy a folder that another process may replace or remove, or raise that it did."""
+    before = _listing(kept)
+    shutil.copytree(kept, into, dirs_exist_ok=True)
+    if _listing(kept) != before:
+        raise FileNotFoundError(f"{kept}: it was replaced while it was copied")
+
+
+def _listing(folder: Path) -> tuple[int, list[str]]:
+    return folder.stat().st_ino, sorted(path.name for path in folder.iterdir())
