@@ -125,6 +125,8 @@ def adapter_config(lora: LoraSpec, base: BaseRecord, targets: Sequence[str]) -> 
         lora_dropout=lora.dropout,
         target_modules=list(targets),
         use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        # PEFT refuses to begin an orthogonal adapter on a 4-bit base, even one it loads over.
         init_lora_weights="gaussian" if lora.init == "gaussian" else True,
         task_type="CAUSAL_LM",
         inference_mode=True,

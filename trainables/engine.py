@@ -13,50 +13,45 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from trainables import evaluate as scoring
 from trainables.base import LoadedBase, load_base
+from trainables.batches import Batch, build_batch, build_passes
 from trainables.bundle import write_bundle
 from trainables.data import (
     EncodedRow,
     Split,
     Splits,
     batch_rows,
-    collate,
     load_splits,
     tokenizer_digest,
 )
 from trainables.errors import BaseModelError, SpecError
 from trainables.kernels import (
-    Block,
-    Branch,
     Layout,
     PackedHead,
     PackedLinear,
     install_packed_attention,
 )
 from trainables.lora import (
-    initial_weights,
     linear_layers,
     peft_tensors,
     resolve_targets,
     short_targets,
 )
-from trainables.optim import apply_gradients, build_optimizer
+from trainables.optim import apply_gradients
+from trainables.seat import Seat, build_seat, snapshot
 from trainables.spec import BaseSpec, DataSpec, TrialSpec
 from trainables.state import SeatState
 
 SplitName = Literal["validation", "test"]
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,33 +71,6 @@ class StepResult:
     is_finite: bool
 
 
-@dataclass(kw_only=True)
-class _Seat:
-    spec: TrialSpec
-    branches: dict[str, Branch]
-    optimizer: torch.optim.AdamW
-    splits: Splits
-    lengths: tuple[int, ...]
-    step: int = 0
-    tokens: int = 0
-    parameters: list[nn.Parameter] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.parameters = [p for branch in self.branches.values() for p in (branch.a, branch.b)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Batch:
-    """Rows of one seat for one forward pass, and what they are scored on."""
-
-    block: Block
-    input_ids: torch.Tensor  # (1, rows * length)
-    scored: torch.Tensor  # positions in the block whose logits are wanted
-    targets: torch.Tensor  # the token that should follow each of them
-    row_answers: tuple[int, ...]
-    real_tokens: int  # padding left out
-
-
 class Engine:
     """Seats on one frozen base.
 
@@ -114,7 +82,7 @@ class Engine:
         """Raises `BaseModelError` for an architecture whose rows would not stay apart."""
         self.base = base
         self._layout = Layout()
-        self._seats: dict[str, _Seat] = {}
+        self._seats: dict[str, Seat] = {}
         self._load_splits = functools.lru_cache(maxsize=8)(self._read_splits)
         rows = _probe_rows(base.model.config.get_text_config().vocab_size)
         alone = [_plain_logits(base, row) for row in rows]
@@ -135,8 +103,17 @@ class Engine:
         """Names of the taken seats, in the order they were taken."""
         return tuple(self._seats)
 
-    def join(self, seat: str, spec: TrialSpec, state: SeatState | None = None) -> None:
+    def join(
+        self, seat: str, spec: TrialSpec, state: SeatState | None = None, passes: int = 1
+    ) -> None:
         """Take a seat with a fresh adapter, or go on from a checkpoint.
+
+        Args:
+            seat: A free name.
+            spec: The trial.
+            state: Where it goes on from.
+            passes: Forward passes that one micro-batch is split into, for want of memory; the
+                same trial up to the rounding of sums.
 
         Raises:
             SpecError: The seat is taken, or the base has no such target layers.
@@ -146,20 +123,9 @@ class Engine:
             raise SpecError(f"seat: {seat!r} is taken; allowed: a free name. Leave it first.")
         splits = self._splits(spec.data)
         targets = resolve_targets(tuple(self._linears), spec.lora.targets)
-        branches = {name: self._build_branch(name, spec, state) for name in targets}
-        taken = _Seat(
-            spec=spec,
-            branches=branches,
-            splits=splits,
-            optimizer=build_optimizer(
-                [p for branch in branches.values() for p in (branch.a, branch.b)], spec.optim
-            ),
-            lengths=tuple(len(row.input_ids) for row in splits.train.rows),
-        )
-        if state is not None:
-            taken.step, taken.tokens = state.step, state.tokens
-            self._restore_moments(taken, state)
-        for name, branch in branches.items():
+        taken = build_seat(spec, splits, self._linears, targets, self.base.device, state)
+        taken.passes = passes
+        for name, branch in taken.branches.items():
             self._linears[name].branches[seat] = branch
         self._seats[seat] = taken
 
@@ -174,14 +140,13 @@ class Engine:
         A seat whose loss or gradient is not finite keeps its weights and says so; its neighbours
         do not notice.
         """
-        micro_batches = {seat: self._micro_batches(seat) for seat in seats}
+        passes = {seat: self._passes(seat) for seat in seats}
         answers = {
-            seat: sum(batch.block.answers for batch in batches)
-            for seat, batches in micro_batches.items()
+            seat: sum(batch.block.answers for batch in batches) for seat, batches in passes.items()
         }
         losses = dict.fromkeys(seats, 0.0)
-        for micro in range(max(len(batches) for batches in micro_batches.values())):
-            batches = [b[micro] for b in micro_batches.values() if micro < len(b)]
+        for number in range(max(len(batches) for batches in passes.values())):
+            batches = [own[number] for own in passes.values() if number < len(own)]
             seat_losses = [
                 F.cross_entropy(logits.float(), batch.targets, reduction="sum")
                 / answers[str(batch.block.seat)]
@@ -191,8 +156,7 @@ class Engine:
             for batch, loss in zip(batches, seat_losses, strict=True):
                 losses[str(batch.block.seat)] += loss.item()
         tokens = {
-            seat: sum(batch.real_tokens for batch in batches)
-            for seat, batches in micro_batches.items()
+            seat: sum(batch.real_tokens for batch in batches) for seat, batches in passes.items()
         }
         return {seat: self._update(seat, losses[seat], tokens[seat]) for seat in seats}
 
@@ -211,20 +175,14 @@ class Engine:
 
     def snapshot(self, seat: str) -> SeatState:
         """A copy of everything the seat needs to go on elsewhere."""
-        taken = self._seats[seat]
-        tensors = {}
-        for name, branch in taken.branches.items():
-            for leaf, parameter in (("a", branch.a), ("b", branch.b)):
-                tensors[f"{name}/{leaf}"] = _kept(parameter)
-                moments = taken.optimizer.state.get(parameter, {})
-                for moment in _MOMENTS if moments else ():
-                    tensors[f"{name}/{leaf}/{moment}"] = _kept(moments[moment])
-        return SeatState(spec=taken.spec, step=taken.step, tokens=taken.tokens, tensors=tensors)
+        return snapshot(self._seats[seat])
 
     def export(self, seat: str, folder: Path, metrics: Mapping[str, float]) -> dict[str, Any]:
         """Write the seat's adapter as a bundle and give its manifest."""
         taken = self._seats[seat]
-        weights = {name: (branch.a, branch.b) for name, branch in taken.branches.items()}
+        weights = {
+            name: dict(branch.named_parameters()) for name, branch in taken.branches.items()
+        }
         return write_bundle(
             folder,
             tensors=peft_tensors(weights),
@@ -245,19 +203,23 @@ class Engine:
 
     # ------------------------------------------------------------------------------ one step
 
-    def _micro_batches(self, seat: str) -> list[_Batch]:
+    def _passes(self, seat: str) -> list[Batch]:
+        """The batches of the seat's next step, one for each forward pass."""
         taken = self._seats[seat]
         optim = taken.spec.optim
         rows = batch_rows(taken.lengths, optim.batch_size, taken.spec.seed, taken.step)
         size = optim.micro_batch_size or optim.batch_size
-        return [
-            self._batch(
+        batches = []
+        for start in range(0, len(rows), size):
+            batches += build_passes(
                 seat,
                 [taken.splits.train.rows[row] for row in rows[start : start + size]],
-                dropout_key=(taken.spec.seed, taken.step, start // size),
+                self.base.tokenizer.pad_token_id,
+                self.base.device,
+                key=(taken.spec.seed, taken.step, start // size),
+                passes=taken.passes,
             )
-            for start in range(0, len(rows), size)
-        ]
+        return batches
 
     def _update(self, seat: str, loss: float, tokens: int) -> StepResult:
         taken = self._seats[seat]
@@ -271,7 +233,7 @@ class Engine:
             taken.step += 1
         return StepResult(step=taken.step, loss=loss, tokens=taken.tokens, is_finite=is_finite)
 
-    def _forward(self, batches: Sequence[_Batch]) -> list[torch.Tensor]:
+    def _forward(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
         """Logits (scored positions, vocabulary) of each batch."""
         self._layout.blocks = tuple(batch.block for batch in batches)
         starts = [0]
@@ -291,32 +253,8 @@ class Engine:
         )
         return list(output.logits[0].split(self._layout.answer_counts()))
 
-    def _batch(
-        self,
-        seat: str | None,
-        rows: Sequence[EncodedRow],
-        dropout_key: tuple[int, int, int] | None = None,
-    ) -> _Batch:
-        pad = self.base.tokenizer.pad_token_id
-        input_ids, labels = (torch.from_numpy(part) for part in collate(rows, pad or 0))
-        # The logits of position t - 1 are scored on the token at t.
-        is_scored = labels[:, 1:] != -100
-        scored = F.pad(is_scored, (0, 1)).flatten().nonzero().flatten()
-        block = Block(
-            seat=seat,
-            rows=input_ids.shape[0],
-            length=input_ids.shape[1],
-            answers=len(scored),
-            dropout_key=dropout_key,
-        )
-        return _Batch(
-            block=block,
-            input_ids=input_ids.reshape(1, -1).to(self.base.device),
-            scored=scored.to(self.base.device),
-            targets=labels[:, 1:][is_scored].to(self.base.device),
-            row_answers=tuple(is_scored.sum(dim=1).tolist()),
-            real_tokens=sum(len(row.input_ids) for row in rows),
-        )
+    def _batch(self, seat: str | None, rows: Sequence[EncodedRow]) -> Batch:
+        return build_batch(seat, rows, self.base.tokenizer.pad_token_id, self.base.device)
 
     @torch.no_grad()
     def _require_apart(self, rows: Sequence[EncodedRow], alone: Sequence[torch.Tensor]) -> None:
@@ -368,31 +306,6 @@ class Engine:
 
     # --------------------------------------------------------------------------------- parts
 
-    def _build_branch(self, name: str, spec: TrialSpec, state: SeatState | None) -> Branch:
-        if state is None:
-            layer = self._linears[name].base
-            a, b = initial_weights(
-                spec.lora, name, layer.in_features, layer.out_features, spec.seed
-            )
-        else:
-            a, b = state.tensors[f"{name}/a"].clone(), state.tensors[f"{name}/b"].clone()
-        device = self.base.device
-        return Branch(name, a.to(device), b.to(device), spec.lora.scaling, spec.lora.dropout)
-
-    def _restore_moments(self, seat: _Seat, state: SeatState) -> None:
-        for name, branch in seat.branches.items():
-            for leaf, parameter in (("a", branch.a), ("b", branch.b)):
-                if f"{name}/{leaf}/{_MOMENTS[0]}" not in state.tensors:
-                    continue
-                moments: dict[str, Any] = {
-                    moment: state.tensors[f"{name}/{leaf}/{moment}"].to(
-                        self.base.device, copy=True
-                    )
-                    for moment in _MOMENTS
-                }
-                moments["step"] = torch.tensor(float(state.step))
-                seat.optimizer.state[parameter] = moments
-
     def _splits(self, spec: DataSpec) -> Splits:
         sources = (spec.train, spec.validation, spec.test)
         is_hashable = all(source is None or isinstance(source, str) for source in sources)
@@ -401,7 +314,7 @@ class Engine:
     def _read_splits(self, spec: DataSpec) -> Splits:
         return load_splits(spec, self.base.tokenizer)
 
-    def _data_record(self, seat: _Seat) -> dict[str, Any]:
+    def _data_record(self, seat: Seat) -> dict[str, Any]:
         splits = seat.splits
         return {
             "train": splits.train.digest,
@@ -445,7 +358,3 @@ def _rows_of(splits: Splits, name: SplitName, max_rows: int | None) -> Sequence[
             "data.test_fraction > 0. Give test rows."
         )
     return split.rows[:max_rows] if name == "validation" else split.rows
-
-
-def _kept(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()

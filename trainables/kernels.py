@@ -25,6 +25,23 @@ PACKED_ATTENTION = "lorchestra_packed"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dropout:
+    """The micro-batch whose dropout masks the rows of a pass share.
+
+    Attributes:
+        key: (seed, step, micro-step).
+        rows: Sequences of the micro-batch.
+        length: Tokens of its longest sequence.
+        first: Place in it of the first sequence of the pass.
+    """
+
+    key: tuple[int, int, int]
+    rows: int
+    length: int
+    first: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """The rows of one seat in a packed forward pass.
 
@@ -33,14 +50,14 @@ class Block:
         rows: Sequences in the block.
         length: Tokens per sequence, padding included.
         answers: Positions of the block whose next token is scored.
-        dropout_key: What dropout masks are drawn from, or `None` for no dropout.
+        dropout: What dropout masks are drawn for, or `None` for no dropout.
     """
 
     seat: str | None
     rows: int
     length: int
     answers: int
-    dropout_key: tuple[int, int, int] | None = None
+    dropout: Dropout | None = None
 
     @property
     def tokens(self) -> int:
@@ -64,27 +81,58 @@ class Layout:
 
 
 class Branch(nn.Module):
-    """One seat's adapter on one layer: `scaling * B A dropout(x)` in float32, as PEFT has it.
+    """One seat's adapter on one layer, in float32 and as PEFT computes it.
+
+    LoRA adds `scaling * B A dropout(x)` to the base's output. DoRA (arXiv:2402.09353) learns the
+    norms of the rows of `W + scaling * B A` besides: it scales the whole of a row's output by
+    `magnitude / norm`, the norm without a gradient (section 4.3). With dropout, the base's share
+    of what is scaled is that of `dropout(x)`.
 
     Attributes:
         a: (rank, in_features).
         b: (out_features, rank).
+        magnitude: (out_features,), or `None` for LoRA.
     """
 
     def __init__(
-        self, layer: str, a: torch.Tensor, b: torch.Tensor, scaling: float, dropout: float
+        self,
+        layer: str,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scaling: float,
+        dropout: float,
+        magnitude: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.layer, self.scaling, self.dropout = layer, scaling, dropout
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
+        self.magnitude = None if magnitude is None else nn.Parameter(magnitude)
 
-    def forward(self, x: torch.Tensor, block: Block) -> torch.Tensor:
-        """The update (tokens of the block, out_features) for `x` (tokens, in_features)."""
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor, block: Block, base: nn.Linear
+    ) -> torch.Tensor:
+        """The adapted output (tokens of the block, out_features).
+
+        Args:
+            x: (tokens, in_features).
+            y: What the base makes of it.
+            block: The seat's rows.
+            base: The frozen layer, which DoRA takes the norms of.
+        """
         x = x.to(self.a.dtype)
-        if self.dropout > 0 and block.dropout_key is not None:
-            shape = (block.rows, block.length, x.shape[-1])
-            x = x * dropout_mask(self.layer, block.dropout_key, shape, self.dropout, x).view_as(x)
-        return F.linear(F.linear(x, self.a), self.b) * self.scaling
+        dropout = block.dropout if self.dropout > 0 else None
+        if dropout is not None:
+            part = (block.rows, block.length)
+            x = x * dropout_mask(self.layer, dropout, part, self.dropout, x).view_as(x)
+        update = F.linear(F.linear(x, self.a), self.b)
+        if self.magnitude is None:
+            return y + (update * self.scaling).to(y.dtype)
+        scale = (self.magnitude / row_norms(base, self.a, self.b, self.scaling)).view(1, -1)
+        if dropout is not None:
+            frozen = _frozen_product(x, base, None, [block.tokens])
+        else:
+            frozen = y if base.bias is None else y - base.bias
+        return (y + ((scale - 1) * frozen + scale * update * self.scaling)).to(y.dtype)
 
 
 class PackedLinear(nn.Module):
@@ -114,7 +162,10 @@ class PackedLinear(nn.Module):
 
     def _adapted(self, block: Block, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         branch = None if block.seat is None else self.branches.get(block.seat)
-        return y if branch is None else y + branch(x, block).to(y.dtype)
+        if branch is None:
+            return y
+        output: torch.Tensor = branch(x, y, block, self.base)
+        return output
 
 
 class PackedHead(nn.Module):
@@ -140,56 +191,86 @@ def frozen_linear(base: nn.Linear, x: torch.Tensor, counts: list[int]) -> torch.
         x: (sum of counts, in_features).
         counts: Rows of each run.
     """
-    state = getattr(base.weight, "quant_state", None)
-    if state is not None:
-        dequantized_once: Any = _SharedDequantLinear.apply
-        output: torch.Tensor = dequantized_once(x, base.weight, state, base.bias, counts)
-        return output
+    if getattr(base.weight, "quant_state", None) is not None:
+        return _frozen_product(x, base, base.bias, counts)
     return _joined([base(run) for run in x.split(counts)])
 
 
-class _SharedDequantLinear(torch.autograd.Function):
-    """`x W^T + bias` for a 4-bit `W`, dequantized once per pass and kept by neither."""
+@torch.no_grad()
+def row_norms(base: nn.Linear, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Norm of each row of `W + scaling * B A`, (out_features,); no gradient passes through it."""
+    # In PEFT's order of operations and memory layout, so that it rounds alike.
+    delta = F.linear(a.T.contiguous(), b).T
+    norms: torch.Tensor = torch.linalg.norm(dense_weight(base, a.dtype) + scaling * delta, dim=1)
+    return norms
+
+
+def dense_weight(base: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    """The weight (out_features, in_features) of a full-precision or 4-bit layer."""
+    state: QuantState | None = getattr(base.weight, "quant_state", None)
+    if state is None:
+        plain: torch.Tensor = base.weight.to(dtype)
+        return plain
+    dense: torch.Tensor = dequantize_4bit(base.weight.view(-1, 1), state)
+    return dense.to(dtype)
+
+
+def _frozen_product(
+    x: torch.Tensor, base: nn.Linear, bias: torch.Tensor | None, counts: list[int]
+) -> torch.Tensor:
+    output: torch.Tensor = _FrozenProduct.apply(x, base, bias, counts)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """`x W^T + bias`, where a dense form of `W` is made once per pass and kept by neither."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        weight: torch.Tensor,
-        state: QuantState,
+        base: nn.Linear,
         bias: torch.Tensor | None,
         counts: list[int],
     ) -> torch.Tensor:
-        ctx.weight, ctx.state, ctx.counts = weight, state, counts
-        dense = _dequantize(weight, state, x.dtype)
+        ctx.base, ctx.counts = base, counts
+        dense = dense_weight(base, x.dtype)
         bias = None if bias is None else bias.to(x.dtype)
         return _joined([F.linear(run, dense, bias) for run in x.split(counts)])
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
-        dense = _dequantize(ctx.weight, ctx.state, grad.dtype)
+            return None, None, None, None
+        dense = dense_weight(ctx.base, grad.dtype)
         runs = [run @ dense for run in grad.split(ctx.counts)]
-        return _joined(runs), None, None, None, None
+        return _joined(runs), None, None, None
 
 
 def dropout_mask(
-    layer: str,
-    key: tuple[int, int, int],
-    shape: tuple[int, int, int],
-    probability: float,
-    like: torch.Tensor,
+    layer: str, whole: Dropout, part: tuple[int, int], probability: float, like: torch.Tensor
 ) -> torch.Tensor:
-    """Inverted-dropout factors, 0 or 1 / (1 - p), on the device and of the type of `like`.
+    """Inverted-dropout factors, 0 or 1 / (1 - p): (rows, length, features) of a pass.
 
-    A pure function of the layer's name and the key (seed, step, micro-step), so that a restart
-    redraws the same. On the CPU they equal what `torch.nn.Dropout` draws after
-    `torch.manual_seed(dropout_seed(layer, key))`.
+    A pure function of the layer's name and the micro-batch (its key and its shape), so that a
+    restart redraws the same, and so do the passes that a micro-batch is split into. On the CPU
+    they equal what `torch.nn.Dropout` draws after `torch.manual_seed(dropout_seed(layer, key))`.
+
+    Args:
+        layer: Full name.
+        whole: The micro-batch, and where the pass begins in it.
+        part: Rows and length of the pass.
+        probability: That of a 0.
+        like: (tokens, features); the mask has its device and type.
     """
-    generator = torch.Generator(like.device).manual_seed(dropout_seed(layer, key))
+    generator = torch.Generator(like.device).manual_seed(dropout_seed(layer, whole.key))
+    shape = (whole.rows, whole.length, like.shape[-1])
     noise = torch.empty(shape, dtype=like.dtype, device=like.device)
-    return noise.bernoulli_(1 - probability, generator=generator).div_(1 - probability)
+    noise.bernoulli_(1 - probability, generator=generator).div_(1 - probability)
+    if shape[:2] == part:
+        return noise
+    # A copy: backward would keep a whole mask alive for the sake of a slice.
+    return noise[whole.first : whole.first + part[0], : part[1]].clone()
 
 
 def dropout_seed(layer: str, key: tuple[int, int, int]) -> int:
@@ -250,11 +331,6 @@ def _window_mask(length: int, window: int, device: torch.device) -> torch.Tensor
     at = torch.arange(length, device=device)
     back = at[:, None] - at[None, :]
     return ((back >= 0) & (back < window))[None, None]
-
-
-def _dequantize(weight: torch.Tensor, state: QuantState, dtype: torch.dtype) -> torch.Tensor:
-    dense: torch.Tensor = dequantize_4bit(weight.view(-1, 1), state)
-    return dense.to(dtype)
 
 
 def _joined(runs: list[torch.Tensor]) -> torch.Tensor:

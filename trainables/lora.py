@@ -16,6 +16,12 @@ from trainables.spec import LoraSpec
 _ATTENTION = ("attn", "attention")
 _MLP = ("mlp", "ffn", "feed_forward", "feedforward")
 
+_PEFT_NAMES = {
+    "a": "lora_A.weight",
+    "b": "lora_B.weight",
+    "magnitude": "lora_magnitude_vector",
+}
+
 
 def linear_layers(model: Any) -> dict[str, nn.Linear]:
     """Every linear layer that an adapter may sit on, by full name, in the model's order.
@@ -68,13 +74,15 @@ def leaf_names(names: Iterable[str]) -> list[str]:
 def initial_weights(
     lora: LoraSpec, layer: str, in_features: int, out_features: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A fresh adapter for one layer: random `A` (rank, in) and zero `B` (out, rank).
+    """A fresh adapter for one layer: `A` (rank, in) and `B` (out, rank), whose product is zero.
 
     A pure function of the seed and the layer's name, so it does not depend on which other layers
     are adapted. The distributions are PEFT's: kaiming uniform with a = sqrt(5), or normal with
-    standard deviation 1 / rank.
+    standard deviation 1 / rank, both with `B` zero; or `orthogonal`.
     """
     generator = torch.Generator().manual_seed(derive_seed("init", seed, layer))
+    if lora.init == "orthogonal":
+        return _orthogonal_weights(lora.rank, in_features, out_features, generator)
     a = torch.empty(lora.rank, in_features)
     if lora.init == "gaussian":
         nn.init.normal_(a, std=1 / lora.rank, generator=generator)
@@ -83,25 +91,37 @@ def initial_weights(
     return a, torch.zeros(out_features, lora.rank)
 
 
+def _orthogonal_weights(
+    rank: int, in_features: int, out_features: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random `A` and `B` in orthogonal halves of the inner space, so that `B A` is zero.
+
+    As PEFT's `init_lora_weights="orthogonal"`: https://datta0.github.io/posts/rethink-lora-init/
+    """
+    q, _ = torch.linalg.qr(torch.randn(rank, rank, generator=generator))
+    a = torch.randn(in_features, rank // 2, generator=generator).mm(q[0::2]).T / 10
+    b = torch.randn(rank // 2, out_features, generator=generator).T.mm(q[1::2]) / 10
+    return a.contiguous(), b.contiguous()
+
+
 def derive_seed(*parts: object) -> int:
     """A 63-bit seed that is a pure function of `parts`."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
-def peft_tensors(
-    weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-) -> dict[str, torch.Tensor]:
+def peft_tensors(weights: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Adapter weights under the names of a PEFT `adapter_model.safetensors`.
 
     Args:
-        weights: `A` (rank, in_features) and `B` (out_features, rank) by full layer name.
+        weights: By full layer name: `a` (rank, in_features), `b` (out_features, rank) and, with
+            DoRA, `magnitude` (out_features,).
     """
-    tensors = {}
-    for layer, (a, b) in weights.items():
-        tensors[f"base_model.model.{layer}.lora_A.weight"] = a
-        tensors[f"base_model.model.{layer}.lora_B.weight"] = b
-    return tensors
+    return {
+        f"base_model.model.{layer}.{_PEFT_NAMES[leaf]}": tensor
+        for layer, leaves in weights.items()
+        for leaf, tensor in leaves.items()
+    }
 
 
 def _resolve_group(layers: Sequence[str], group: str) -> tuple[str, ...]:

@@ -10,11 +10,28 @@ from torch import nn
 
 from trainables.spec import OptimSpec
 
+_RATIO = "ratio"
+"""Key of a parameter group: its learning rate over the trial's."""
 
-def build_optimizer(parameters: Sequence[nn.Parameter], spec: OptimSpec) -> torch.optim.AdamW:
-    """Decoupled weight decay Adam (arXiv:1711.05101) over one seat's adapter."""
+
+def build_optimizer(
+    slow: Sequence[nn.Parameter], fast: Sequence[nn.Parameter], spec: OptimSpec
+) -> torch.optim.AdamW:
+    """Decoupled weight decay Adam (arXiv:1711.05101) over one seat's adapter.
+
+    LoRA+ (arXiv:2402.12354): the fast group learns `loraplus_ratio` times as fast. The decay's
+    factor is the same in both; a step shrinks a weight by its own group's learning rate times it.
+
+    Args:
+        slow: Every `A`.
+        fast: Every `B` and magnitude; PEFT's `create_loraplus_optimizer` groups them so.
+        spec: Settings.
+    """
     return torch.optim.AdamW(
-        parameters,
+        [
+            {"params": slow, _RATIO: 1.0},
+            {"params": fast, _RATIO: spec.loraplus_ratio},
+        ],
         lr=spec.learning_rate,
         betas=(spec.beta1, spec.beta2),
         eps=spec.eps,
@@ -23,7 +40,7 @@ def build_optimizer(parameters: Sequence[nn.Parameter], spec: OptimSpec) -> torc
 
 
 def learning_rate_at(spec: OptimSpec, step: int) -> float:
-    """Learning rate of optimizer step `step`, counted from 0, over the whole horizon.
+    """Learning rate of `A` in optimizer step `step`, counted from 0, over the whole horizon.
 
     Linear warm-up from 0, then constant, linear to 0, or half a cosine to 0.
     """
@@ -52,7 +69,9 @@ def apply_gradients(
     norm = torch.nn.utils.clip_grad_norm_(parameters, bound)
     is_finite = bool(torch.isfinite(norm))
     if is_finite:
-        optimizer.param_groups[0]["lr"] = learning_rate_at(spec, step)
+        rate = learning_rate_at(spec, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group[_RATIO]
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return is_finite

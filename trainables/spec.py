@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
@@ -17,7 +18,7 @@ from trainables.errors import SpecError
 Quantization = Literal["nf4", "fp4", "int8", "none"]
 ComputeDtype = Literal["auto", "bfloat16", "float32"]
 Schedule = Literal["constant", "linear", "cosine"]
-LoraInit = Literal["kaiming", "gaussian"]
+LoraInit = Literal["kaiming", "gaussian", "orthogonal"]
 DataFormat = Literal["auto", "messages", "prompt-completion", "text"]
 
 TARGET_GROUPS = ("attention", "mlp", "all-linear")
@@ -25,6 +26,14 @@ TARGET_GROUPS = ("attention", "mlp", "all-linear")
 
 Rows = tuple[dict[str, Any], ...]
 """Examples held in memory; a sweep writes them to its storage folder before a trial sees them."""
+
+_SHARED = "it changes the base's weights, which the trials of a host share"
+_REFUSED_INITS = {
+    **dict.fromkeys(("pissa", "pissa_niter", "olora", "corda", "loftq", "lora_ga"), _SHARED),
+    "eva": "it needs a pass over the data before the first step",
+    "mica": "it needs a base of full-precision weights",
+}
+"""PEFT's other values of `init_lora_weights`, with why not."""
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
@@ -42,9 +51,11 @@ def _settle_floats(spec: object) -> None:
             object.__setattr__(spec, one.name, float(value))
 
 
-def _require_choice(value: object, literal: object, where: str) -> None:
+def _require_choice(
+    value: object, literal: object, where: str, remedy: str = "Choose one of these."
+) -> None:
     allowed = get_args(literal)
-    _require(value in allowed, where, value, ", ".join(map(str, allowed)), "Choose one of these.")
+    _require(value in allowed, where, value, ", ".join(map(str, allowed)), remedy)
 
 
 def _require_finite(value: float, where: str, *, above: float | None = None) -> None:
@@ -102,7 +113,9 @@ class LoraSpec:
         targets: One of `TARGET_GROUPS`, or names of linear layers such as `("q_proj", "v_proj")`.
         dropout: Probability of zeroing an input of the adapter branch, in [0, 1).
         rslora: Scale by `alpha / sqrt(rank)` (arXiv:2312.03732) instead of `alpha / rank`.
-        init: How `A` starts; `B` starts at zero, so the adapted model starts as the base.
+        init: How `A` starts: PEFT's kaiming uniform or normal numbers, with `B` at zero; or
+            `orthogonal`, where neither is zero but `B A` is. The adapted model starts as the base.
+        dora: Learn the norms of the rows of `W + scaling * B A`, too (arXiv:2402.09353).
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -113,6 +126,7 @@ class LoraSpec:
     dropout: float = 0.0
     rslora: bool = False
     init: LoraInit = "kaiming"
+    dora: bool = False
 
     def __post_init__(self) -> None:
         _settle_floats(self)
@@ -125,7 +139,16 @@ class LoraSpec:
             "0 <= p < 1",
             "Use 0 to switch dropout off.",
         )
-        _require_choice(self.init, LoraInit, "lora.init")
+        why = _REFUSED_INITS.get(re.sub(r"_niter_\d+$", "_niter", str(self.init)))
+        remedy = f"{self.init}: {why}." if why else "Choose one of these."
+        _require_choice(self.init, LoraInit, "lora.init", remedy)
+        _require(
+            self.init != "orthogonal" or self.rank % 2 == 0,
+            "lora.rank",
+            self.rank,
+            "an even rank with lora.init orthogonal",
+            "Half of it goes to each of A and B: use an even rank or another init.",
+        )
         if isinstance(self.targets, str):
             _require(
                 self.targets in TARGET_GROUPS,
@@ -161,6 +184,8 @@ class OptimSpec:
             the mean over the answer tokens of the whole batch either way.
         warmup_steps: Steps over which the learning rate rises linearly from 0.
         max_grad_norm: Global norm the adapter's gradient is clipped to; 0 switches it off.
+        loraplus_ratio: Learning rate of `B` (and of DoRA's magnitudes) over that of `A`, at least
+            1 (LoRA+, arXiv:2402.12354); `learning_rate` is that of `A`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -176,6 +201,7 @@ class OptimSpec:
     beta2: float = 0.999
     eps: float = 1e-8
     max_grad_norm: float = 1.0
+    loraplus_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         _settle_floats(self)
@@ -210,6 +236,13 @@ class OptimSpec:
             _require(0.0 <= value < 1.0, f"optim.{name}", value, "0 <= beta < 1", "Lower it.")
         _require_finite(self.eps, "optim.eps", above=0.0)
         _require_finite(self.max_grad_norm, "optim.max_grad_norm")
+        _require(
+            math.isfinite(self.loraplus_ratio) and self.loraplus_ratio >= 1,
+            "optim.loraplus_ratio",
+            self.loraplus_ratio,
+            "a finite number >= 1",
+            "Use 1 to switch it off.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +261,8 @@ class DataSpec:
         group_by: Column whose equal values stay in one split.
         split_seed: Seed of the split.
         max_tokens: Rows longer than this are cut at the end.
+        train_max_tokens: A shorter limit for the rows trained on; `None` is `max_tokens`. Trials
+            that differ in it are measured on the same rows.
         revision: Commit or tag of a hub dataset.
     """
 
@@ -243,6 +278,7 @@ class DataSpec:
     split_seed: int = 0
     max_tokens: int = 512
     revision: str | None = None
+    train_max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for split in ("train", "validation", "test"):
@@ -282,6 +318,13 @@ class DataSpec:
             self.max_tokens,
             ">= 2",
             "A row needs a prompt and an answer.",
+        )
+        _require(
+            self.train_max_tokens is None or 2 <= self.train_max_tokens <= self.max_tokens,
+            "data.train_max_tokens",
+            self.train_max_tokens,
+            f"2 to data.max_tokens ({self.max_tokens})",
+            "Lower it, or raise data.max_tokens.",
         )
 
 
@@ -326,6 +369,15 @@ class TrialSpec:
     data: DataSpec
     eval: EvalSpec = field(default_factory=EvalSpec)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            not (self.lora.dora and self.base.quantization == "int8"),
+            "lora.dora",
+            self.lora.dora,
+            "false with base.quantization int8",
+            "PEFT 0.21 cannot load DoRA on an 8-bit base: use nf4, fp4 or none.",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, ready for JSON; tuples become lists."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from trainables.base import load_base
 from trainables.bundle import read_manifest
+from trainables.data import load_splits
 from trainables.engine import Engine, build_engine
 from trainables.errors import BundleError
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
@@ -42,23 +44,52 @@ def bundle(engine: Engine, tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
-def test_peft_loads_the_bundle_and_gives_the_trained_logits(engine, spec, bundle):
-    engine.leave("seat")
+def loss_with_peft(spec: TrialSpec, bundle: Path) -> float:
+    """Validation loss of the bundle on the base, loaded by PEFT with none of our code."""
     base = load_base(spec.base)
     model = peft.PeftModel.from_pretrained(base.model, bundle).eval()
-    other = build_engine(spec.base)
-    other.join("seat", spec)
-    for _ in range(4):
-        other.step(["seat"])
     total, answers = 0.0, 0
-    for row in other._splits(spec.data).validation.rows:
+    for row in load_splits(spec.data, base.tokenizer).validation.rows:
         ids = torch.from_numpy(row.input_ids)[None].to(base.device)
         mask = torch.from_numpy(row.is_answer)[1:].to(base.device)
         with torch.no_grad():
             log_probs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
         total -= log_probs[mask, ids[0, 1:][mask]].sum().item()
         answers += int(mask.sum())
-    assert other.evaluate("seat")["eval_loss"] == pytest.approx(total / answers, rel=1e-5)
+    return total / answers
+
+
+def test_peft_loads_the_bundle_and_gives_the_trained_logits(engine, spec, bundle):
+    loss = engine.evaluate("seat")["eval_loss"]
+    assert loss == pytest.approx(loss_with_peft(spec, bundle), rel=1e-5)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "fp4"])
+@pytest.mark.parametrize(
+    "knobs",
+    [{"dora": True, "dropout": 0.1}, {"init": "orthogonal"}, {"init": "orthogonal", "dora": True}],
+    ids=["dora", "orthogonal", "both"],
+)
+def test_peft_loads_a_variant_on_the_same_base(spec, quantization, knobs, tmp_path):
+    spec = replace(
+        spec,
+        base=replace(spec.base, quantization=quantization),
+        lora=replace(spec.lora, **knobs),
+    )
+    engine = build_engine(spec.base)
+    bare = engine.evaluate_base(spec)["eval_loss"]
+    engine.join("seat", spec)
+    for _ in range(4):
+        engine.step(["seat"])
+    manifest = engine.export("seat", tmp_path / "bundle", {})
+    loss = engine.evaluate("seat")["eval_loss"]
+    assert loss == pytest.approx(loss_with_peft(spec, tmp_path / "bundle"), rel=1e-5)
+    assert loss != pytest.approx(bare, rel=1e-3)
+    config = json.loads((tmp_path / "bundle" / "adapter_config.json").read_text())
+    assert config["use_dora"] == spec.lora.dora == manifest["lora"]["dora"]
+    tensors = load_file(tmp_path / "bundle" / "adapter_model.safetensors")
+    magnitude = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
+    assert (magnitude in tensors) == spec.lora.dora
 
 
 def test_the_manifest_says_what_the_adapter_is(spec, bundle):
@@ -72,6 +103,7 @@ def test_the_manifest_says_what_the_adapter_is(spec, bundle):
         "dropout": 0.0,
         "rslora": True,
         "init": "kaiming",
+        "dora": False,
         "scaling": 6.0,
     }
     assert (manifest["seed"], manifest["steps"]) == (3, 4)

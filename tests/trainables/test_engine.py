@@ -8,8 +8,9 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, MambaConfig
 
 from trainables.base import load_base
 from trainables.data import batch_rows, collate, load_splits
@@ -98,6 +99,7 @@ def train_with_peft(spec: TrialSpec, steps: int) -> dict[str, torch.Tensor]:
             target_modules=list(targets),
             lora_dropout=spec.lora.dropout,
             use_rslora=spec.lora.rslora,
+            use_dora=spec.lora.dora,
         ),
     ).train()
     key = [0, 0, 0]
@@ -113,9 +115,14 @@ def train_with_peft(spec: TrialSpec, steps: int) -> dict[str, torch.Tensor]:
             )
     parameters = [p for p in model.parameters() if p.requires_grad]
     optim = spec.optim
-    optimizer = torch.optim.AdamW(
-        parameters, lr=optim.learning_rate, weight_decay=optim.weight_decay
+    optimizer = create_loraplus_optimizer(
+        model,
+        torch.optim.AdamW,
+        lr=optim.learning_rate,
+        loraplus_lr_ratio=optim.loraplus_ratio,
+        loraplus_weight_decay=optim.weight_decay,
     )
+    ratios = [group["lr"] / optim.learning_rate for group in optimizer.param_groups]
     rows = load_splits(spec.data, base.tokenizer).train.rows
     lengths = tuple(len(row.input_ids) for row in rows)
     micro = optim.micro_batch_size or optim.batch_size
@@ -134,14 +141,15 @@ def train_with_peft(spec: TrialSpec, steps: int) -> dict[str, torch.Tensor]:
             )
             (loss / answers).backward()
         torch.nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = written_out_learning_rate(optim, step)
+        for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+            group["lr"] = written_out_learning_rate(optim, step) * ratio
         optimizer.step()
         optimizer.zero_grad()
     return {
         name.removeprefix("base_model.model.")
         .replace(".lora_A.default.weight", "/a")
-        .replace(".lora_B.default.weight", "/b"): p.detach().cpu()
+        .replace(".lora_B.default.weight", "/b")
+        .replace(".lora_magnitude_vector.default.weight", "/magnitude"): p.detach().cpu()
         for name, p in model.named_parameters()
         if p.requires_grad
     }
@@ -193,6 +201,96 @@ def test_packed_trials_equal_plain_peft_bit_for_bit(mixed, form):
         assert largest_difference(adapter_of(engine, seat), train_with_peft(spec, STEPS)) == 0.0
 
 
+VARIANTS = [
+    pytest.param({"loraplus_ratio": 16, "weight_decay": 0.1, "schedule": "cosine"}, id="lora+"),
+    pytest.param({"dora": True, "rank": 4, "weight_decay": 0.1}, id="dora"),
+    pytest.param({"dora": True, "dropout": 0.2, "loraplus_ratio": 4}, id="dora-dropout-lora+"),
+    pytest.param({"init": "orthogonal", "rank": 6}, id="orthogonal"),
+]
+
+
+@pytest.mark.parametrize("form", [*FORMS, pytest.param({"quantization": "fp4"}, id="fp4")])
+@pytest.mark.parametrize("knobs", VARIANTS)
+def test_a_packed_variant_equals_plain_peft_bit_for_bit(mixed, build_spec, form, knobs):
+    if torch.cuda.is_available():
+        pytest.skip("needs a CPU: on CUDA, PEFT's own kernels and dropout stream are others")
+    spec, neighbour = build_spec(form, seed=5, **knobs), mixed(form)["dropout"]
+    engine = build_engine(spec.base)
+    engine.join("neighbour", neighbour)
+    engine.join("seat", spec)
+    for _ in range(8):
+        engine.step(["neighbour", "seat"])
+    assert largest_difference(adapter_of(engine, "seat"), train_alone(spec, 8)) == 0.0
+    assert largest_difference(adapter_of(engine, "seat"), train_with_peft(spec, 8)) == 0.0
+
+
+def test_dora_on_layers_with_a_bias_equals_plain_peft(build_spec, tiny_base, tmp_path):
+    model = build_biased_llama(tiny_base)
+    model.save_pretrained(tmp_path)
+    for file in tiny_base.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    for form in ({"quantization": "none"}, {"quantization": "nf4"}):
+        spec = build_spec(form, dora=True, weight_decay=0.1)
+        spec = replace(spec, base=replace(spec.base, model=str(tmp_path)))
+        assert largest_difference(train_alone(spec, 8), train_with_peft(spec, 8)) == 0.0
+
+
+def build_biased_llama(tiny_base):
+    config = AutoConfig.from_pretrained(tiny_base, attention_bias=True, mlp_bias=True)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("knobs", "bound"),
+    [
+        pytest.param({"dora": True}, 0.0, id="dora"),
+        pytest.param({"init": "orthogonal", "alpha": 64}, 1e-5, id="orthogonal"),
+        pytest.param({"init": "orthogonal", "dora": True}, 1e-5, id="orthogonal-dora"),
+    ],
+)
+def test_a_fresh_variant_changes_nothing(build_spec, form, knobs, bound):
+    spec = build_spec(form, **knobs)
+    engine = build_engine(spec.base)
+    engine.join("seat", spec)
+    fresh, bare = engine.evaluate("seat"), engine.evaluate_base(spec)
+    assert fresh["eval_loss"] == pytest.approx(bare["eval_loss"], abs=bound, rel=0)
+
+
+def test_an_orthogonal_adapter_starts_as_pefts(build_spec):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(40, 24)
+    config = peft.LoraConfig(r=6, target_modules=["0"], init_lora_weights="orthogonal")
+    model = peft.get_peft_model(torch.nn.Sequential(layer), config)
+    theirs = [model.base_model.model[0].lora_A, model.base_model.model[0].lora_B]
+    ours = initial_weights(LoraSpec(rank=6, init="orthogonal"), "layer", 40, 24, seed=0)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.shape == other.default.weight.shape
+        assert one.std().item() == pytest.approx(other.default.weight.std().item(), rel=0.3)
+    assert (ours[1] @ ours[0]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_micro_batch_in_passes_gives_the_same_adapter(build_spec, dropout, dora):
+    spec = build_spec(batch_size=6, micro_batch_size=3, dropout=dropout, dora=dora)
+    engine = build_engine(spec.base)
+    engine.join("whole", spec)
+    engine.join("parts", spec, passes=2)
+    for _ in range(6):
+        whole, parts = engine.step(["whole", "parts"]).values()
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert parts.tokens == whole.tokens
+    difference = largest_difference(adapter_of(engine, "whole"), adapter_of(engine, "parts"))
+    assert difference <= 1e-6
+    assert engine.snapshot("parts").spec == spec
+
+
 @pytest.mark.parametrize(
     "form",
     [
@@ -217,6 +315,8 @@ def test_bfloat16_packs_are_exact_too(mixed):
         seat: replace(spec, base=replace(spec.base, compute_dtype="bfloat16"))
         for seat, spec in mixed({"quantization": "nf4"}).items()
     }
+    wide = specs["wide"]
+    specs["dora"] = replace(wide, lora=replace(wide.lora, dora=True, dropout=0.1))
     engine = build_engine(specs["wide"].base)
     for seat, spec in specs.items():
         engine.join(seat, spec)

@@ -1,0 +1,131 @@
+"""One trial in its seat: its adapter and optimizer, built fresh or from a checkpoint.
+
+Tensors are named `<layer>/<leaf>`, where a leaf is a parameter of `trainables.kernels.Branch`;
+AdamW's moments of a leaf are `<layer>/<leaf>/<moment>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainables.data import Splits
+from trainables.kernels import Branch, PackedLinear, row_norms
+from trainables.lora import initial_weights
+from trainables.optim import build_optimizer
+from trainables.spec import TrialSpec
+from trainables.state import SeatState
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(kw_only=True)
+class Seat:
+    """A trial that is being trained.
+
+    Attributes:
+        branches: Its adapter by full layer name.
+        splits: The rows it trains and is measured on.
+        lengths: Tokens of each training row.
+        passes: Forward passes that one micro-batch is split into.
+        step: Optimizer steps taken.
+        tokens: Tokens trained on, padding left out.
+        parameters: Of every branch, in order: PEFT's order, which a gradient's norm is summed in.
+    """
+
+    spec: TrialSpec
+    branches: dict[str, Branch]
+    optimizer: torch.optim.AdamW
+    splits: Splits
+    lengths: tuple[int, ...]
+    passes: int = 1
+    step: int = 0
+    tokens: int = 0
+    parameters: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for branch in self.branches.values() for p in branch.parameters()]
+
+
+def build_seat(
+    spec: TrialSpec,
+    splits: Splits,
+    linears: Mapping[str, PackedLinear],
+    targets: Sequence[str],
+    device: torch.device,
+    state: SeatState | None = None,
+) -> Seat:
+    """A seat with a fresh adapter on `targets`, or one that goes on from a checkpoint."""
+    branches = {
+        name: _fresh_branch(name, spec, linears[name].base, device)
+        if state is None
+        else _restored_branch(name, spec, state, device)
+        for name in targets
+    }
+    seat = Seat(
+        spec=spec,
+        branches=branches,
+        splits=splits,
+        optimizer=build_optimizer(
+            [branch.a for branch in branches.values()],
+            [p for one in branches.values() for p in one.parameters() if p is not one.a],
+            spec.optim,
+        ),
+        lengths=tuple(len(row.input_ids) for row in splits.train.rows),
+    )
+    if state is not None:
+        seat.step, seat.tokens = state.step, state.tokens
+        _restore_moments(seat, state, device)
+    return seat
+
+
+def snapshot(seat: Seat) -> SeatState:
+    """A copy on the CPU of everything the seat needs to go on elsewhere."""
+    tensors = {}
+    for name, parameter in _leaves(seat):
+        tensors[name] = _kept(parameter)
+        moments = seat.optimizer.state.get(parameter, {})
+        for moment in _MOMENTS if moments else ():
+            tensors[f"{name}/{moment}"] = _kept(moments[moment])
+    return SeatState(spec=seat.spec, step=seat.step, tokens=seat.tokens, tensors=tensors)
+
+
+def _fresh_branch(name: str, spec: TrialSpec, base: nn.Linear, device: torch.device) -> Branch:
+    lora = spec.lora
+    a, b = initial_weights(lora, name, base.in_features, base.out_features, spec.seed)
+    a, b = a.to(device), b.to(device)
+    magnitude = row_norms(base, a, b, lora.scaling) if lora.dora else None
+    return Branch(name, a, b, lora.scaling, lora.dropout, magnitude)
+
+
+def _restored_branch(name: str, spec: TrialSpec, state: SeatState, device: torch.device) -> Branch:
+    def kept(leaf: str) -> torch.Tensor:
+        return state.tensors[f"{name}/{leaf}"].to(device, copy=True)
+
+    magnitude = kept("magnitude") if spec.lora.dora else None
+    return Branch(name, kept("a"), kept("b"), spec.lora.scaling, spec.lora.dropout, magnitude)
+
+
+def _restore_moments(seat: Seat, state: SeatState, device: torch.device) -> None:
+    for name, parameter in _leaves(seat):
+        if f"{name}/{_MOMENTS[0]}" not in state.tensors:
+            continue
+        moments: dict[str, Any] = {
+            moment: state.tensors[f"{name}/{moment}"].to(device, copy=True) for moment in _MOMENTS
+        }
+        moments["step"] = torch.tensor(float(state.step))
+        seat.optimizer.state[parameter] = moments
+
+
+def _leaves(seat: Seat) -> Iterator[tuple[str, nn.Parameter]]:
+    for layer, branch in seat.branches.items():
+        for leaf, parameter in branch.named_parameters():
+            yield f"{layer}/{leaf}", parameter
+
+
+def _kept(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
