@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.history import SweepHistory, TrialRecord
+from orchestrator.history import WITH_ADAPTER, SweepHistory, TrialRecord, exceeded
 from orchestrator.measurements import measured_reports
 from orchestrator.outcome import Outcome
 from orchestrator.space import describe, searched_names
@@ -29,11 +29,11 @@ UNRANKED_ORDER: tuple[str, ...] = (
 )
 
 _METRICS = ("eval_loss", "eval_accuracy", "train_loss")
-_COSTS = ("tokens_per_s", "peak_memory_gib", "trainable_params")
+_COSTS = ("tokens_per_s", "peak_memory_gib", "trainable_params", "host_s")
 
 
 def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
-    """One row per trial; `rank` is empty for those that cannot be compared.
+    """One row per trial of the search; `rank` is empty for those that cannot be compared.
 
     Metrics are those of a trial's last report, missing where not finite.
     """
@@ -47,12 +47,12 @@ def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
             | _last_values(record, ("step", *metrics))
             | {name: value for name, value in describe_trial(record).items() if name in settings}
             | _last_values(record, _COSTS)
-            | {"seconds": _seconds(record), "reason": record.reason}
+            | {"seconds": _seconds(record), "reason": _reason(record, spec)}
         )
     columns = ["rank", "trial", "outcome", "step", *metrics]
     columns += [*settings, *_COSTS, "seconds", "reason"]
     whole = ("rank", "trial", "step", "trainable_params")
-    measured = (*metrics, "tokens_per_s", "peak_memory_gib", "seconds")
+    measured = (*metrics, "tokens_per_s", "peak_memory_gib", "host_s", "seconds")
     types = dict.fromkeys(whole, "Int64") | dict.fromkeys(measured, "float64")
     # Settings stay objects: pandas would turn 4 and None into 4.0 and NaN.
     return pd.DataFrame(
@@ -90,7 +90,7 @@ def _in_order(
 ) -> Iterator[tuple[int | None, TrialRecord]]:
     yield from enumerate(ranked, 1)
     placed = {record.number for record in ranked}
-    rest = [record for record in history.trials.values() if record.number not in placed]
+    rest = [record for record in history.searched() if record.number not in placed]
     for record in sorted(rest, key=_unranked_place):
         yield None, record
 
@@ -110,6 +110,12 @@ def _last_values(record: TrialRecord, names: tuple[str, ...]) -> dict[str, float
     if "step" in found:
         found["step"] = reports[-1].step if reports else 0
     return found
+
+
+def _reason(record: TrialRecord, spec: SweepSpec) -> str:
+    """Why it ended, and why it is not ranked although it has an adapter."""
+    broken = exceeded(record, spec.objective) if record.outcome in WITH_ADAPTER else ""
+    return f"{record.reason}; not {broken}" if broken else record.reason
 
 
 def _seconds(record: TrialRecord) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NamedTuple
 
@@ -48,12 +48,16 @@ class TrialLine(NamedTuple):
     value: float | None
     knobs: str
     reason: str
+    is_repeat: bool = False
 
 
 class ProgressDisplay:
     """Shows a sweep from entering to leaving; whatever happens, leaving restores the terminal.
 
     Thread-safe: events come from several threads.
+
+    Attributes:
+        budget: Says what was spent of each limit; set once that is known.
     """
 
     def __init__(self, spec: SweepSpec, console: Console) -> None:
@@ -68,6 +72,7 @@ class ProgressDisplay:
         self._trials: list[TrialLine] = []
         self._diary = Diary(spec)
         self._live: Live | None = None
+        self.budget: Callable[[], str] = str
 
     def __enter__(self) -> ProgressDisplay:
         self._began = time.monotonic()
@@ -101,7 +106,8 @@ class ProgressDisplay:
         with self._guard:
             if name != self._phase:
                 self._phase = name
-                self._say(one_line(name))
+                spent = self.budget()
+                self._say(one_line(name) + (f"  spent: {spent}" if spent else ""))
 
     def update(self, history: SweepHistory, note: str | None = None) -> None:
         """Show what is new; updating again with the same history shows nothing more.
@@ -130,7 +136,7 @@ class ProgressDisplay:
         with self._guard:
             trials = self._trials
             elapsed = time.monotonic() - self._began
-            head = _render_head(self._spec, self._phase, elapsed, trials)
+            head = _render_head(self._spec, self._phase, elapsed, trials, self.budget())
             best = _find_best(trials, self._spec)
             parts: list[RenderableType] = [head]
             if self._note:
@@ -172,8 +178,8 @@ class Diary:
         records = {record.number: record for record in list(history.trials.values())}
         for number in sorted(records.keys() - self._started):
             self._started.add(number)
-            knobs = format_settings(records[number].knobs)
-            yield records[number].started_at, 0, f"trial {number}  started  {knobs}".rstrip()
+            line = f"trial {number}  started  {_about(records[number])}".rstrip()
+            yield records[number].started_at, 0, line
         for number, report in reports:
             if is_measured(report):
                 line = f"trial {number}  step {report.step}/{self._spec.horizon}"
@@ -210,11 +216,23 @@ def _read_trials(history: SweepHistory, spec: SweepSpec) -> list[TrialLine]:
                 state=_state_of(record, reports),
                 step=reports[-1].step if reports else 0,
                 value=value if math.isfinite(value) else None,
-                knobs=format_settings(record.knobs),
+                knobs=_about(record),
                 reason=one_line(record.reason),
+                is_repeat=record.repeat_of is not None,
             )
         )
     return lines
+
+
+def _about(record: TrialRecord) -> str:
+    """What a trial tries, or what it repeats."""
+    if record.repeat_of is not None:
+        return f"trial {record.repeat_of} again, seed {record.spec['seed']}"
+    settings = format_settings(record.knobs)
+    if record.parent is not None:
+        origin = f"from trial {record.parent['trial']}, step {record.parent['step']}"
+        return f"{settings}, {origin}" if settings else origin
+    return settings
 
 
 def _value(report: Report, metric: str) -> float:
@@ -235,7 +253,11 @@ def _cost(line: TrialLine, spec: SweepSpec) -> float:
 
 
 def _find_best(trials: list[TrialLine], spec: SweepSpec) -> TrialLine | None:
-    measured = [line for line in trials if line.state in _ADAPTERS and line.value is not None]
+    measured = [
+        line
+        for line in trials
+        if line.state in _ADAPTERS and line.value is not None and not line.is_repeat
+    ]
     return min(measured, key=lambda line: (_cost(line, spec), -line.step), default=None)
 
 
@@ -252,17 +274,18 @@ def _choose_rows(trials: list[TrialLine], spec: SweepSpec) -> list[TrialLine]:
 
 
 def _render_head(
-    spec: SweepSpec, phase: str, elapsed: float, trials: list[TrialLine]
+    spec: SweepSpec, phase: str, elapsed: float, trials: list[TrialLine], spent: str
 ) -> RenderableType:
-    ended = sum(line.state in set(Outcome) for line in trials)
+    searched = [line for line in trials if not line.is_repeat]
+    ended = sum(line.state in set(Outcome) for line in searched)
     total = spec.budget.trials
     facts = [
         format_duration(elapsed),
         f"{ended}/{total} trials done",
-        f"budget left: {max(total - len(trials), 0)} trials",
+        f"budget left: {max(total - len(searched), 0)} trials",
     ]
-    if spec.budget.wall_clock_s is not None:
-        facts[-1] += f", {format_duration(max(spec.budget.wall_clock_s - elapsed, 0.0))}"
+    if spent:
+        facts.append(f"spent: {spent}")
     return Text.assemble((spec.name, "bold"), f"  {one_line(phase)}\n", "  ".join(facts))
 
 

@@ -52,6 +52,7 @@ class Stage:
         scheduler: TrialScheduler,
         end_of: Callable[[int], TrialOutcome | None],
         share: float = 1.0,
+        is_finals: bool = False,
     ) -> str:
         """Run trials until the searcher has no more, or the budget or the user ends them all.
 
@@ -60,6 +61,7 @@ class Stage:
             scheduler: When one is stopped because of others; carries metric and mode.
             end_of: Why the scheduler stopped a trial, if it did.
             share: Part of the budget that may be spent.
+            is_finals: These are repeats, not trials of the search.
 
         Returns:
             Why trials were cut short; empty when all came to an end of their own.
@@ -86,13 +88,15 @@ class Stage:
             ),
         )
         tuner.fit()
-        return self._cut_short(stopper.reason)
+        return self._cut_short(stopper.reason, is_finals)
 
-    def _cut_short(self, reason: str) -> str:
+    def _cut_short(self, reason: str, is_finals: bool) -> str:
         """End the trials that all were told to end; Ray Tune tells no callback of them."""
         by = "user" if self.wishes.is_cancelled else "budget"
         reason = CANCELLED_BY_USER if self.wishes.is_cancelled else reason
         for trial in self.record.history.unfinished():
+            if (trial.repeat_of is not None) != is_finals:
+                continue
             ray.get(self.broker.leave.remote(trial.number, None, keep=True))
             bundle = trial_dir(self.storage, trial.number) / "bundle"
             self.record.end_trial(

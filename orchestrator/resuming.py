@@ -1,0 +1,122 @@
+"""How far a sweep has come, and what of it goes on when it is run again."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.control import STOPPED_BY_USER, take_requests
+from orchestrator.errors import SweepStorageError
+from orchestrator.finals import are_measured, registrants
+from orchestrator.history import TrialRecord
+from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.recording import SweepRecord
+from orchestrator.spec import RESUMABLE_CHANGES, SweepSpec
+
+StageName = Literal["search", "finals"]
+
+_STAGES: dict[StageName, tuple[str, ...]] = {
+    "search": ("budget",),
+    "finals": ("budget", "finals", "register"),
+}
+"""The stages of training, with the sections of a sweep file that decide how far each goes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepProgress:
+    """Reads a sweep's history against its spec of today, which may allow more than yesterday's.
+
+    Attributes:
+        spec: The sweep.
+        storage: Its folder.
+        record: Its log and history.
+    """
+
+    spec: SweepSpec
+    storage: Path
+    record: SweepRecord
+
+    def start_or_resume(self) -> None:
+        """Record the start of a new sweep, or make sure that the folder's sweep is this one.
+
+        Raises:
+            SweepStorageError: It is another one.
+        """
+        history, spec = self.record.history, self.spec
+        if history.sweep_id is None:
+            self.record.add(
+                "sweep_started", sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest
+            )
+        elif history.digest != spec.digest:
+            raise SweepStorageError(
+                f"{self.storage}: holds sweep {history.sweep_id} of another spec; allowed: the "
+                f"spec it was started with, in which only {', '.join(RESUMABLE_CHANGES)} may "
+                "change. Choose another --storage, or another name."
+            )
+        elif not self.is_over() or not self.is_registered():
+            self._resume()
+
+    def has_ended(self, stage: StageName) -> bool:
+        """Whether a stage was ended under the settings of today."""
+        ended = self.record.history.stages.get(stage)
+        return ended is not None and ended["under"] == self._settings_of(stage)
+
+    def end(self, stage: StageName, reason: str) -> None:
+        """Record the end of a stage; the reason is empty when nothing was left to do."""
+        under = self._settings_of(stage)
+        self.record.add("stage_ended", stage=stage, reason=reason, under=under)
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to train or measure."""
+        return all(self.has_ended(stage) for stage in _STAGES) and are_measured(
+            self.spec, self.record, self.storage
+        )
+
+    def is_registered(self) -> bool:
+        """Whether the best are versions, and the first of them has been before the gate."""
+        register, history = self.spec.register, self.record.history
+        chosen = [standing.adapter for standing in registrants(self.spec, history)]
+        if register is None or not chosen:
+            return True
+        gated = {promotion["ref"] for promotion in history.promotions}
+        return all((trial.ref or "").startswith(f"{register.name}/") for trial in chosen) and (
+            not register.promote or chosen[0].ref in gated
+        )
+
+    def _resume(self) -> None:
+        is_failed = self.record.history.status == Outcome.FAILED
+        stages = [stage for stage in _STAGES if not self.has_ended(stage)]
+        self.record.add("sweep_resumed")
+        self._hear_requests()
+        for trial in self.record.history.ended():
+            stage: StageName = "search" if trial.repeat_of is None else "finals"
+            if stage in stages and _goes_on(trial, is_failed):
+                self.record.add("trial_resumed", trial=trial.number, step=trial.step)
+
+    def _hear_requests(self) -> None:
+        """Stops that no driver heard; whoever cancelled and runs the sweep again wants it on."""
+        end = TrialOutcome(Outcome.CANCELLED, STOPPED_BY_USER)
+        for request in take_requests(self.storage):
+            record = self.record.history.trials.get(-1 if request.trial is None else request.trial)
+            if record is not None:
+                bundle = f"trials/t{record.number:04d}/bundle" if record.reports else None
+                self.record.end_trial(record.number, end, bundle, by="user")
+
+    def _settings_of(self, stage: StageName) -> dict[str, Any]:
+        """What decides how far a stage goes."""
+        values = self.spec.to_dict()
+        return {name: values[name] for name in _STAGES[stage]}
+
+
+def _goes_on(trial: TrialRecord, is_failed: bool) -> bool:
+    """Whether an ended trial is taken up again when its sweep is.
+
+    One that ended with all others is: when the budget was spent, or the sweep cancelled. And when
+    the whole sweep failed, each that failed before it measured anything, as the user may have
+    mended what was wrong.
+    """
+    if trial.outcome is Outcome.CANCELLED:
+        return trial.reason != STOPPED_BY_USER
+    return is_failed and trial.outcome is Outcome.FAILED and not trial.reports
