@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -102,6 +102,7 @@ class Splits:
     """All that a trial trains and is measured on.
 
     Attributes:
+        train: Its rows are cut at `train_max_tokens` too, where that is given.
         template_digest: `sha256:...` of the chat template; `None` when prompts are plain text.
     """
 
@@ -168,13 +169,34 @@ def load_splits(spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> Splits:
     def encode(split: RawSplit) -> Split:
         return _encode_split(split, raw.row_format, tokenizer, spec.max_tokens)
 
-    return Splits(
+    splits = Splits(
         train=encode(raw.train),
         validation=encode(raw.validation),
         test=encode(raw.test) if raw.test is not None else None,
         prompt_style=raw.prompt_style,
         template_digest=template_digest,
     )
+    return splits if spec.train_max_tokens is None else cut_train(splits, spec.train_max_tokens)
+
+
+def cut_train(splits: Splits, max_tokens: int) -> Splits:
+    """The same splits with training rows of at most `max_tokens`; tokens are shared, not copied.
+
+    Raises:
+        DataError: No training row has an answer within `max_tokens`.
+    """
+    kept = []
+    for row, example in zip(splits.train.rows, splits.train.examples, strict=True):
+        part = _cut_row(row, max_tokens)
+        if part.is_answer.any():
+            kept.append((part, example))
+    total = len(splits.train.rows)
+    if not kept:
+        raise _no_answer("data.train_max_tokens", total, "data.train", max_tokens)
+    cut = sum(len(row.input_ids) > max_tokens for row in splits.train.rows)
+    _warn_of_cut("data.train_max_tokens", "data.train", total, max_tokens, cut, total - len(kept))
+    rows, examples = zip(*kept, strict=True)
+    return replace(splits, train=replace(splits.train, rows=rows, examples=examples))
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -322,22 +344,42 @@ def _encode_split(
             examples.append(dict(row.values))
     dropped = len(raw.rows) - len(rows)
     if not rows:
-        raise DataError(
-            f"data.max_tokens: none of {dropped} rows of {raw.field} has an answer within "
-            f"{max_tokens} tokens; allowed: a limit longer than the prompts. Raise it or shorten "
-            "the prompts."
-        )
+        raise _no_answer("data.max_tokens", dropped, raw.field, max_tokens)
+    _warn_of_cut("data.max_tokens", raw.field, len(raw.rows), max_tokens, cut, dropped)
+    return Split(rows=tuple(rows), examples=tuple(examples), digest=raw.digest)
+
+
+def _cut_row(row: EncodedRow, max_tokens: int) -> EncodedRow:
+    if len(row.input_ids) <= max_tokens:
+        return row
+    return EncodedRow(
+        input_ids=row.input_ids[:max_tokens],
+        is_answer=row.is_answer[:max_tokens],
+        is_cut=row.is_cut or bool(row.is_answer[max_tokens:].any()),
+    )
+
+
+def _no_answer(limit: str, rows: int, field: str, max_tokens: int) -> DataError:
+    return DataError(
+        f"{limit}: none of {rows} rows of {field} has an answer within {max_tokens} tokens; "
+        "allowed: a limit longer than the prompts. Raise it or shorten the prompts."
+    )
+
+
+def _warn_of_cut(
+    limit: str, field: str, rows: int, max_tokens: int, cut: int, dropped: int
+) -> None:
     if cut or dropped:
         logger.warning(
-            "%s: of %d rows, %d were longer than data.max_tokens=%d and cut; %d of them dropped, "
-            "as no answer was left",
-            raw.field,
-            len(raw.rows),
+            "%s: of %d rows, %d were longer than %s=%d and cut; %d of them dropped, as no answer "
+            "was left",
+            field,
+            rows,
             cut,
+            limit,
             max_tokens,
             dropped,
         )
-    return Split(rows=tuple(rows), examples=tuple(examples), digest=raw.digest)
 
 
 # One order per seed and epoch is asked for many times; 64 covers the trials of a full pack.

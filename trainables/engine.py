@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from trainables.data import (
     Split,
     Splits,
     batch_rows,
+    cut_train,
     load_splits,
     tokenizer_digest,
 )
@@ -83,7 +84,7 @@ class Engine:
         self.base = base
         self._layout = Layout()
         self._seats: dict[str, Seat] = {}
-        self._load_splits = functools.lru_cache(maxsize=8)(self._read_splits)
+        self._load_splits = functools.lru_cache(maxsize=16)(self._read_splits)
         rows = _probe_rows(base.model.config.get_text_config().vocab_size)
         alone = [_plain_logits(base, row) for row in rows]
         self._linears = {
@@ -312,7 +313,10 @@ class Engine:
         return self._load_splits(spec) if is_hashable else self._read_splits(spec)
 
     def _read_splits(self, spec: DataSpec) -> Splits:
-        return load_splits(spec, self.base.tokenizer)
+        if spec.train_max_tokens is None:
+            return load_splits(spec, self.base.tokenizer)
+        # Trials that differ in it share the tokens of what they do not cut otherwise.
+        return cut_train(self._splits(replace(spec, train_max_tokens=None)), spec.train_max_tokens)
 
     def _data_record(self, seat: Seat) -> dict[str, Any]:
         splits = seat.splits
@@ -324,6 +328,7 @@ class Engine:
             "template_digest": splits.template_digest,
             "tokenizer_digest": tokenizer_digest(self.base.tokenizer),
             "max_tokens": seat.spec.data.max_tokens,
+            "train_max_tokens": seat.spec.data.train_max_tokens,
         }
 
 

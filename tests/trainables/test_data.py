@@ -18,6 +18,7 @@ from trainables.data import (
     Split,
     batch_rows,
     collate,
+    cut_train,
     load_splits,
     read_raw_splits,
     tokenizer_digest,
@@ -587,6 +588,59 @@ def test_collated_targets_are_unshifted_answer_tokens():
     ignored = IGNORED_TARGET
     assert targets.tolist() == [[ignored, 8, 9], [ignored, 6, ignored]]
     assert input_ids.dtype == targets.dtype == np.int64
+
+
+# A shorter limit in training
+
+
+LONG = tuple(
+    {"prompt": "ask " * (n % 7), "completion": "answer " * (1 + n % 3)} for n in range(60)
+)
+
+
+def splits_at(tokenizer, **limits):
+    return load_splits(DataSpec(train=LONG, validation_fraction=0.2, **limits), tokenizer)
+
+
+def test_training_rows_are_cut_as_max_tokens_would_and_others_are_not(tokenizer):
+    shorter, short, long = (
+        splits_at(tokenizer, max_tokens=40, train_max_tokens=20),
+        splits_at(tokenizer, max_tokens=20),
+        splits_at(tokenizer, max_tokens=40),
+    )
+    assert len(shorter.train.rows) < len(long.train.rows)
+    assert shorter.train.examples == short.train.examples
+    for one, other in zip(shorter.train.rows, short.train.rows, strict=True):
+        np.testing.assert_array_equal(one.input_ids, other.input_ids)
+        np.testing.assert_array_equal(one.is_answer, other.is_answer)
+        assert one.is_cut == other.is_cut
+    for one, other in zip(shorter.validation.rows, long.validation.rows, strict=True):
+        np.testing.assert_array_equal(one.input_ids, other.input_ids)
+    assert shorter.train.digest == long.train.digest
+
+
+def test_cut_rows_share_their_tokens_with_the_whole(tokenizer):
+    whole = splits_at(tokenizer, max_tokens=40)
+    part = cut_train(whole, 20)
+    assert part.validation is whole.validation
+    wholes = {id(row) for row in whole.train.rows}
+    bases = {id(row.input_ids) for row in whole.train.rows}
+    assert any(id(row) in wholes for row in part.train.rows)
+    assert all(id(row) in wholes or id(row.input_ids.base) in bases for row in part.train.rows)
+
+
+def test_a_limit_that_leaves_no_answer_to_train_on_is_refused(tokenizer):
+    rows = [{"prompt": "a long question", "completion": "b"}] * 3
+    spec = DataSpec(train=rows, validation=rows, test_fraction=0, train_max_tokens=8)
+    with pytest.raises(DataError, match=r"data\.train_max_tokens: none of 3 rows of data\.train"):
+        load_splits(spec, tokenizer)
+
+
+def test_rows_cut_in_training_are_counted(tokenizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        splits_at(tokenizer, max_tokens=100, train_max_tokens=20)
+    (warning,) = [line for line in caplog.messages if "train_max_tokens=20" in line]
+    assert re.search(r"data.train: of \d+ rows, \d+ were longer than", warning)
 
 
 # Digest of the tokenizer

@@ -488,6 +488,20 @@ def test_exact_match_is_what_greedy_decoding_writes(build_spec):
     assert sum(written) > 0
 
 
+def test_trials_with_different_training_limits_share_a_host(build_spec):
+    whole = build_spec(batch_size=8)
+    short = replace(whole, data=replace(whole.data, train_max_tokens=10))
+    engine = build_engine(whole.base)
+    engine.join("whole", whole)
+    engine.join("short", short)
+    for _ in range(3):
+        engine.step(["whole", "short"])
+    assert largest_difference(adapter_of(engine, "whole"), train_alone(whole, 3)) == 0.0
+    assert largest_difference(adapter_of(engine, "short"), train_with_peft(short, 3)) == 0.0
+    assert engine.snapshot("short").tokens < engine.snapshot("whole").tokens
+    assert engine._splits(short.data).validation is engine._splits(whole.data).validation
+
+
 def test_seats_and_targets_are_checked(build_spec):
     spec = build_spec()
     engine = build_engine(spec.base)
