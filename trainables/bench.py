@@ -37,8 +37,8 @@ class Stepped(Protocol):
 class SeatEngine(Protocol):
     """The part of `trainables.engine.Engine` that a host drives."""
 
-    def join(self, seat: str, spec: TrialSpec, state: Any = None) -> None:
-        """Take a seat, at the start or where a state stands."""
+    def join(self, seat: str, spec: TrialSpec, state: Any = None, passes: int = 1) -> None:
+        """Take a seat, at the start or where a state stands; a micro-batch goes in `passes`."""
 
     def leave(self, seat: str) -> None:
         """Free a seat."""

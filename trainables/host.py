@@ -41,18 +41,23 @@ class Mailbox(Protocol):
 
 @dataclass(kw_only=True)
 class _Seat:
-    """A trial in its seat; `losses` and `busy_s` run since its last report."""
+    """A trial in its seat; `losses` and `busy_s` run since its last report.
+
+    `host_s` runs on from the saved reports: seconds of the host spent on the trial, a packed step
+    counted as an even share of it.
+    """
 
     key: str
     request: SeatRequest
     spec: TrialSpec
     is_entered: bool = False
-    is_halved: bool = False
+    passes: int = 1
     step: int = 0
     tokens: int = 0
     reports: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     busy_s: float = 0.0
+    host_s: float = 0.0
 
     def last_report(self) -> dict[str, Any]:
         return self.reports[-1] if self.reports else {}
@@ -64,7 +69,7 @@ class HostLoop:
     Args:
         bench: The engine and its state files.
         mailbox: The way to the broker.
-        clock: Seconds, for `tokens_per_s`.
+        clock: Seconds, for `tokens_per_s` and `host_s`.
     """
 
     def __init__(
@@ -131,12 +136,14 @@ class HostLoop:
         with find_progress(seat.request.state_dir) as kept:
             state = None if kept is None else self._bench.load_state(kept)
             reports = [] if kept is None else load_reports(kept)
-        self._engine.join(seat.key, seat.spec, state)
+        self._engine.join(seat.key, seat.spec, state, seat.passes)
         seat.is_entered = True
         seat.reports = reports
         seat.step = int(seat.last_report().get("step", 0))
         seat.tokens = int(seat.last_report().get("tokens", 0))
         seat.losses, seat.busy_s = [], 0.0
+        # Steps that are taken again were paid for before, too.
+        seat.host_s = max(seat.host_s, float(seat.last_report().get("host_s", 0.0)))
 
     def _vacate(self, seat: _Seat) -> None:
         if seat.is_entered:
@@ -166,7 +173,8 @@ class HostLoop:
 
     def _fail(self, seat: _Seat, failure: Failure) -> None:
         self._drop(seat.key)
-        self._end(seat.key, seat.step, seat.last_report(), failure)
+        last = {**seat.last_report(), "host_s": seat.host_s}
+        self._end(seat.key, seat.step, last, failure)
 
     def _end(self, key: str, step: int, last: Mapping[str, Any], failure: Failure) -> None:
         self._ended.add(key)
@@ -203,10 +211,12 @@ class HostLoop:
         """One step of the pack, each seat on its way to the step it may go to."""
         started = self._clock()
         results = attempt(lambda: self._engine.step(tuple(pack)))
+        elapsed_s = self._clock() - started
+        for key in pack:
+            self._seats[key].host_s += elapsed_s / len(pack)
         if isinstance(results, Failure):
             self._recover(pack, results)
             return
-        elapsed_s = self._clock() - started
         for key, until in pack.items():
             self._take_step(self._seats[key], results[key], elapsed_s, until)
 
@@ -224,7 +234,9 @@ class HostLoop:
 
     def _measure(self, seat: _Seat) -> None:
         """Evaluate, save, report: in that order, so that no report lacks its state."""
+        started = self._clock()
         report = attempt(lambda: self._evaluate(seat))
+        seat.host_s += self._clock() - started
         if isinstance(report, Failure):
             self._fail(seat, report)
             return
@@ -232,8 +244,11 @@ class HostLoop:
             reason = f"eval_loss is {report['eval_loss']} at step {seat.step}"
             self._fail(seat, Failure(fault="diverged", reason=reason))
             return
+        report["host_s"] = seat.host_s  # saving it comes after, and counts in the next one
         reports = [*seat.reports, report]
+        started = self._clock()
         saved = attempt(lambda: self._save(seat, reports))
+        seat.host_s += self._clock() - started
         if isinstance(saved, Failure):
             self._fail(seat, saved)
             return
@@ -268,7 +283,7 @@ class HostLoop:
         """Find the seats a failed step is due to: train each again, alone, over that step.
 
         A pack that runs out of memory though each of its seats fits is halved from now on; a seat
-        that runs out alone gets one more chance at half its micro-batch.
+        that runs out alone gets one more chance with half its micro-batch in each pass.
         """
         if failure.fault == "infeasible" and len(pack) > 1:
             self._max_pack = len(pack) // 2
@@ -281,15 +296,19 @@ class HostLoop:
             if blame is not None and blame.fault == "infeasible" and _halve(seat):
                 blame = self._redo(seat, goals[key], until)
             if blame is not None:
-                self._fail(seat, blame)
+                self._fail(seat, _with_sizes(seat, blame))
 
     def _redo(self, seat: _Seat, goal: int, until: int) -> Failure | None:
         def catch_up() -> None:
             self._enter(seat)
             while seat.is_entered and seat.step < goal:
                 started = self._clock()
-                result = self._engine.step((seat.key,))[seat.key]
-                self._take_step(seat, result, self._clock() - started, until)
+                try:
+                    result = self._engine.step((seat.key,))[seat.key]
+                finally:
+                    elapsed_s = self._clock() - started
+                    seat.host_s += elapsed_s
+                self._take_step(seat, result, elapsed_s, until)
 
         failure = attempt(catch_up)
         if isinstance(failure, Failure):
@@ -332,16 +351,26 @@ class HostLoop:
 
 
 def _halve(seat: _Seat) -> bool:
-    """Halve the rows per forward pass, once; the batch and so the trial stay the same."""
-    optim = seat.spec.optim
-    rows = optim.micro_batch_size or optim.batch_size
-    if seat.is_halved or rows % 2:
+    """Split each micro-batch in two passes, once; the trial stays the same one."""
+    if seat.passes > 1 or _micro_batch_size(seat.spec) == 1:
         return False
-    seat.is_halved = True
-    seat.spec = dataclasses.replace(
-        seat.spec, optim=dataclasses.replace(optim, micro_batch_size=rows // 2)
-    )
+    seat.passes = 2
     return True
+
+
+def _with_sizes(seat: _Seat, failure: Failure) -> Failure:
+    """Say how many rows did not fit in front of what ran out."""
+    if failure.fault != "infeasible":
+        return failure
+    rows = _micro_batch_size(seat.spec)
+    tried = f"out of memory with {rows} row{'s' if rows > 1 else ''} per pass"
+    if seat.passes > 1:
+        tried += f", and again with {math.ceil(rows / seat.passes)}"
+    return dataclasses.replace(failure, reason=f"{tried} ({failure.reason})")
+
+
+def _micro_batch_size(spec: TrialSpec) -> int:
+    return spec.optim.micro_batch_size or spec.optim.batch_size
 
 
 def _named(metrics: Mapping[str, float], split: str) -> dict[str, float]:

@@ -28,6 +28,7 @@ ZERO_METRICS: dict[str, float] = {
     "tokens_per_s": 0.0,
     "peak_memory_gib": 0.0,
     "trainable_params": 0,
+    "host_s": 0.0,
 }
 """The other metrics of a trial that never came to report."""
 

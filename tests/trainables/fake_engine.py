@@ -2,8 +2,8 @@
 
 `base.model` is the folder it logs its calls to. `lora.targets` orders faults by name and step:
 `nan:15`, `raise:15`, `oom:15`, `inf-eval:20`, `no-join:0`, `exit:15` (the process dies each time),
-`exit-once:15`, `oom-whole:15` (not at half the micro-batch); `crowd:1` runs out of memory when
-stepped with more than one seat.
+`exit-once:15`, `oom-whole:15` (not in two passes); `crowd:1` runs out of memory when stepped with
+more than one seat.
 """
 
 import json
@@ -35,6 +35,7 @@ class FakeEngine:
     def __init__(self, log: Path):
         self.log_file = log / "log.txt"
         self.seats = {}
+        self.passes = {}
         self.log("build", os.getpid())
 
     def log(self, *words):
@@ -46,8 +47,9 @@ class FakeEngine:
         targets = () if isinstance(spec.lora.targets, str) else spec.lora.targets
         return {name.split(":")[0]: int(name.split(":")[1]) for name in targets if ":" in name}
 
-    def join(self, seat, spec, state=None):
+    def join(self, seat, spec, state=None, passes=1):
         assert seat not in self.seats
+        self.passes[seat] = passes
         self.seats[seat] = (spec, state or FakeState())
         self.log("join", seat, self.seats[seat][1].step)
         if "no-join" in self.faults(seat):
@@ -73,7 +75,7 @@ class FakeEngine:
             raise RuntimeError("a broken kernel")
         if faults.get("oom") == step:
             raise MemoryError("no room for activations")
-        if faults.get("oom-whole") == step and spec.optim.micro_batch_size is None:
+        if faults.get("oom-whole") == step and self.passes[seat] == 1:
             raise MemoryError("no room for a whole batch")
         once = self.log_file.with_name(f"exited-{spec.seed}")
         if faults.get("exit") == step or (faults.get("exit-once") == step and not once.exists()):

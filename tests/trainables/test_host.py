@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from orchestrator.members import HostStart
 from orchestrator.seats import Seats
-from trainables.bench import Failure, attempt
+from trainables.bench import Bench, Failure, attempt
 from trainables.errors import SpecError
 from trainables.host import HostLoop
 from trainables.orders import SeatRequest, Task
@@ -43,6 +44,8 @@ class Sweep:
         self.say = lambda number: None
         self.exchanges = 0
         self.incarnations = 0
+        self.build_bench = fake_engine.build_bench
+        self.clock = time.monotonic
 
     def add(self, trial, *faults, steps=20, every=10, lr=1e-3, batch_size=8):
         spec = TrialSpec(
@@ -69,8 +72,8 @@ class Sweep:
         self.incarnations += 1
         self.name = f"life-{self.incarnations}"
         self.state.hello("h", self.name)
-        bench = fake_engine.build_bench(BaseSpec(model=str(self.folder)))
-        HostLoop(bench, self).run()
+        bench = self.build_bench(BaseSpec(model=str(self.folder)))
+        HostLoop(bench, self, self.clock).run()
         return self
 
     def exchange(self, report):
@@ -138,7 +141,7 @@ def test_reports_hold_plain_numbers_of_every_metric(sweep):
     metrics = sweep.add(0).run().heard[0][-1].metrics
     assert set(metrics) == {
         "step", "tokens", "eval_loss", "eval_accuracy", "eval_token_accuracy", "train_loss",
-        "learning_rate", "tokens_per_s", "peak_memory_gib", "trainable_params",
+        "learning_rate", "tokens_per_s", "peak_memory_gib", "trainable_params", "host_s",
     }  # fmt: skip
     assert {type(value) for value in metrics.values()} == {int, float}
     assert (metrics["tokens"], metrics["peak_memory_gib"]) == (200, 0.25)
@@ -200,7 +203,12 @@ def test_reports_nobody_heard_are_said_again_in_order_and_without_training(sweep
     [
         ("nan:15", "diverged", "loss nan or its gradient is not finite at step 15"),
         ("inf-eval:20", "diverged", "eval_loss is inf at step 20"),
-        ("oom:15", "infeasible", "MemoryError: no room for activations"),
+        (
+            "oom:15",
+            "infeasible",
+            "out of memory with 8 rows per pass, and again with 4 "
+            "(MemoryError: no room for activations)",
+        ),
         ("raise:15", "failed", "RuntimeError: a broken kernel"),
         ("no-join:0", "failed", "data.train: no such file. Name the data."),
     ],
@@ -216,15 +224,30 @@ def test_a_fault_ends_its_trial_and_not_its_neighbours(
         assert sweep.weights(neighbour) == solo_weights(neighbour)
 
 
-def test_a_lone_trial_out_of_memory_trains_on_at_half_its_micro_batch(sweep, solo_weights):
+def test_a_lone_trial_out_of_memory_trains_on_with_half_its_rows_per_pass(sweep, solo_weights):
     sweep.add(0, "oom-whole:15").run()
     assert sweep.steps(0) == [10, 20]
     assert sweep.weights(0) == solo_weights(0)
+    assert len(sweep.log("join")) == 2
 
 
-def test_a_micro_batch_that_cannot_be_halved_is_infeasible(sweep):
-    sweep.add(0, "oom-whole:15", batch_size=7).run()
-    assert sweep.heard[0][-1].fault == "infeasible"
+def test_an_odd_micro_batch_is_split_too(sweep):
+    sweep.add(0, "oom:15", batch_size=7).run()
+    reason = sweep.heard[0][-1].reason
+    assert reason.startswith("out of memory with 7 rows per pass, and again with 4 (MemoryError")
+
+
+def test_a_micro_batch_of_one_row_cannot_be_split(sweep):
+    sweep.add(0, "oom-whole:15", batch_size=1).run()
+    last = sweep.heard[0][-1]
+    assert last.fault == "infeasible"
+    assert last.reason.startswith("out of memory with 1 row per pass (MemoryError")
+    assert len(sweep.log("join")) == 1
+
+
+def test_a_trial_that_does_not_fit_keeps_what_its_last_report_measured(sweep):
+    metrics = sweep.add(0, "oom:15").run().heard[0][-1].metrics
+    assert (metrics["peak_memory_gib"], metrics["tokens"]) == (0.25, 100)
 
 
 def test_a_pack_that_does_not_fit_is_stepped_in_halves_and_loses_nobody(sweep, solo_weights):
@@ -234,6 +257,88 @@ def test_a_pack_that_does_not_fit_is_stepped_in_halves_and_loses_nobody(sweep, s
     assert [sweep.steps(trial) for trial in range(4)] == [[10, 20]] * 4
     assert sweep.weights(3) == solo_weights(3)
     assert {line.count(".a") for line in sweep.log("step")[-10:]} == {2}
+
+
+class Clock:
+    """Seconds that pass only when somebody works."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+
+class TimedEngine(fake_engine.FakeEngine):
+    """4 seconds a step, whoever is in it; half a second an evaluation."""
+
+    def __init__(self, log, clock):
+        super().__init__(log)
+        self.clock = clock
+
+    def step(self, seats):
+        self.clock.now_s += 4.0
+        return super().step(seats)
+
+    def evaluate(self, seat, split="validation"):
+        self.clock.now_s += 0.5
+        return super().evaluate(seat, split)
+
+
+@pytest.fixture
+def timed(sweep):
+    """A sweep on a host whose work takes known times; saving takes a quarter of a second."""
+    clock = Clock()
+
+    def save_state(state, folder):
+        clock.now_s += 0.25
+        fake_engine.save_state(state, folder)
+
+    sweep.clock = clock
+    sweep.build_bench = lambda base: Bench(
+        engine=TimedEngine(Path(base.model), clock),
+        save_state=save_state,
+        load_state=fake_engine.load_state,
+        peak_memory_gib=lambda: 0.25,
+    )
+    return sweep
+
+
+def host_seconds(sweep, trial):
+    return [report.metrics["host_s"] for report in sweep.heard[trial]]
+
+
+def test_host_seconds_of_a_step_are_shared_by_those_who_took_it(timed):
+    timed.add(0).add(1, steps=10).run()
+    assert host_seconds(timed, 1) == [10 * 4.0 / 2 + 0.5]
+    # 10 steps together, then 10 alone; what saving took is in the report after it
+    assert host_seconds(timed, 0) == [20.5, 20.5 + 0.25 + 10 * 4.0 + 0.5]
+
+
+def test_host_seconds_go_on_from_the_saved_reports(timed):
+    def die(number):
+        if number == 16:
+            raise ConnectionError
+
+    timed.say = die
+    timed.add(0)
+    with pytest.raises(ConnectionError):
+        timed.run()
+    timed.run()
+    first = 10 * 4.0 + 0.5
+    assert host_seconds(timed, 0) == [first, first + 10 * 4.0 + 0.5]
+
+
+def test_steps_that_failed_and_were_taken_again_count(timed):
+    timed.add(0, "oom-whole:15").run()
+    first = 10 * 4.0 + 0.5
+    # steps 11 to 15, of which the last failed; then 11 to 20
+    assert host_seconds(timed, 0) == [first, first + 0.25 + 15 * 4.0 + 0.5]
+
+
+def test_a_trial_with_a_fault_says_what_it_cost(timed):
+    timed.add(0, "nan:15").run()
+    assert host_seconds(timed, 0) == [40.5, 40.75 + 5 * 4.0]
 
 
 def test_a_state_that_cannot_be_saved_fails_its_trial_alone(sweep):
