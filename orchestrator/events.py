@@ -24,6 +24,8 @@ from types import TracebackType
 from typing import Any
 
 from orchestrator.errors import SweepInUseError, SweepStorageError
+from orchestrator.replica import LogReplica
+from trainables.errors import StorageError
 
 EVENTS: Mapping[str, frozenset[str]] = {
     kind: frozenset(fields.split())
@@ -70,26 +72,37 @@ class EventLog:
     however the driver ends.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, replica: LogReplica | None = None) -> None:
         """Take the lock and cut off a torn last line.
+
+        Args:
+            path: The file.
+            replica: The log in a bucket, which is then the truth: the file becomes a copy of it.
 
         Raises:
             SweepInUseError: Another driver writes this log.
             SweepStorageError: It cannot be written.
         """
         self.path = path
+        self._replica = replica
         self._guard = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(path.with_suffix(".lock"))
             try:
+                if replica is not None:
+                    replica.open(path)
                 self._file = path.open("ab", buffering=0)
                 self._file.truncate(_whole_length(path))
                 os.fsync(self._file.fileno())
                 _sync_folder(path.parent)
             except BaseException:
                 os.close(self._lock)
+                if replica is not None:
+                    replica.close()
                 raise
+        except StorageError as error:
+            raise SweepStorageError(str(error)) from error
         except OSError as error:
             raise SweepStorageError(
                 f"{path}: cannot be written ({error}); allowed: a writable storage folder. "
@@ -97,12 +110,13 @@ class EventLog:
             ) from error
 
     def append(self, event: str, **fields: Any) -> Event:
-        """Put one event on disk; it is there when this returns.
+        """Put one event on disk, and before that into the bucket; it is there when this returns.
 
         Raises:
             TypeError: The kind is unknown or lacks a field.
             ValueError: A value outside of `metrics` is no strict JSON.
-            SweepStorageError: The disk is full or gone.
+            SweepStorageError: The disk is full or gone, or the bucket is, or another driver has
+                taken the log over.
         """
         if event not in EVENTS:
             raise TypeError(f"unknown event {event!r}; allowed: {', '.join(EVENTS)}")
@@ -113,7 +127,11 @@ class EventLog:
             at = time.time()
             line = _encode({"event": event, "at": at, **fields})
             try:
+                if self._replica is not None:
+                    self._replica.append(line)
                 self._write(line)
+            except StorageError as error:
+                raise SweepStorageError(str(error)) from error
             except OSError as error:
                 raise SweepStorageError(
                     f"{self.path}: cannot append ({error}); allowed: space on a writable disk. "
@@ -126,6 +144,8 @@ class EventLog:
         with self._guard:
             if not self._file.closed:
                 self._file.close()
+                if self._replica is not None:
+                    self._replica.close()
                 os.close(self._lock)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,9 +184,23 @@ def read_events(path: Path) -> Iterator[Event]:
         SweepStorageError: A line before the last one is no event.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        content = path.read_bytes()
     except FileNotFoundError:
         return
+    yield from decode_events(content, str(path))
+
+
+def decode_events(content: bytes, source: str) -> Iterator[Event]:
+    """Events in the order they happened; a torn last line is skipped.
+
+    Args:
+        content: What the log holds.
+        source: Its name, for errors.
+
+    Raises:
+        SweepStorageError: A line before the last one is no event.
+    """
+    lines = content.split(b"\n")
     # The last part is empty after a complete line and torn otherwise.
     for number, line in enumerate(lines[:-1], 1):
         try:
@@ -175,7 +209,7 @@ def read_events(path: Path) -> Iterator[Event]:
             if number == len(lines) - 1:
                 return
             raise SweepStorageError(
-                f"{path}, line {number}: not an event ({error}); allowed: lines that lorchestra "
+                f"{source}, line {number}: not an event ({error}); allowed: lines that lorchestra "
                 "wrote. Restore the file from a copy, or start the sweep in another folder."
             ) from error
         yield event

@@ -28,6 +28,7 @@ COVERED_BY = {
     "orchestrator.members": "tests/orchestrator/test_seats.py",
     "orchestrator.page": "tests/orchestrator/test_report.py",
     "orchestrator.plots": "tests/orchestrator/test_report.py",
+    "orchestrator.replica": "tests/orchestrator/test_storage.py",
     "orchestrator.wording": "tests/orchestrator/test_progress.py",
     "trainables.__init__": "tests/trainables/test_engine.py",
     "trainables.bench": "tests/trainables/test_host.py",

@@ -83,7 +83,7 @@ def fetch_folder(location: str, into: Path) -> Path | None:
     if marker is None:
         return None
     for name, size in json.loads(marker)["files"].items():
-        file = into / name
+        file = path_below(into, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         download_file(join_location(location, name), file)
         if file.stat().st_size != size:
@@ -93,6 +93,21 @@ def fetch_folder(location: str, into: Path) -> Path | None:
             )
     into.mkdir(parents=True, exist_ok=True)
     return into
+
+
+def path_below(folder: Path, name: str) -> Path:
+    """The path of a file that a bucket names, within the folder.
+
+    Raises:
+        StorageError: The name leads out of the folder.
+    """
+    path = folder / name
+    if ".." in path.parts or not path.is_relative_to(folder):
+        raise StorageError(
+            f"storage: got an object named {name!r}; allowed: names of files below the sweep's "
+            "location. Remove it from the bucket."
+        )
+    return path
 
 
 def list_folders(location: str) -> list[str]:

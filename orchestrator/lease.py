@@ -1,0 +1,189 @@
+"""One driver at a time for a sweep in a bucket, where no operating system frees a dead one's lock.
+
+The lock is an object, `lock.json`, that its owner renews. It is another's to take once it was not
+renewed for a minute, or at once when the process that held it on this machine is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from orchestrator.errors import SweepInUseError, SweepStorageError
+from trainables.errors import StorageError
+from trainables.objects import create_object, delete_objects, read_object, write_object
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = "lock.json"
+
+_HELD: set[str] = set()
+"""Owners in this process: a lock with its process id and another owner is a dead one's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Holder:
+    """What a lock says.
+
+    Attributes:
+        owner: Identity of one opening of the log.
+        machine: Where `pid` means a process: host name, boot and process namespace.
+        at: Seconds since the epoch of the last renewal.
+    """
+
+    owner: str
+    host: str
+    machine: str
+    pid: int
+    at: float
+
+
+class Lease:
+    """The right to write a sweep in a bucket, from `take` to `close`; renewed by a thread.
+
+    Args:
+        location: Address of the sweep, `s3://bucket/prefix`.
+        renew_s: Seconds between renewals.
+        expire_s: Age of the last renewal after which others may take it. Clocks of the machines
+            that share a sweep may differ by less than this.
+        settle_s: How long to wait before looking whether another took it at the same moment: not
+            every server knows conditional writes.
+    """
+
+    def __init__(
+        self,
+        location: str,
+        *,
+        renew_s: float = 10.0,
+        expire_s: float = 60.0,
+        settle_s: float = 1.0,
+    ) -> None:
+        self.owner = uuid.uuid4().hex
+        self._location = location
+        self._renew_s, self._expire_s, self._settle_s = renew_s, expire_s, settle_s
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    def take(self) -> None:
+        """Become the owner.
+
+        Raises:
+            SweepInUseError: Another driver is.
+            StorageError: The bucket cannot be used.
+        """
+        _HELD.add(self.owner)
+        holder = self._read()
+        if holder is None:
+            create_object(f"{self._location}/{LOCK_FILE}", self._encode())
+        elif self._is_live(holder):
+            raise self._in_use(holder)
+        else:
+            write_object(f"{self._location}/{LOCK_FILE}", self._encode())
+        time.sleep(self._settle_s)
+        holder = self._read()
+        if holder is not None and holder.owner != self.owner:
+            raise self._in_use(holder)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Make sure of being the owner still.
+
+        Raises:
+            SweepStorageError: Another driver has taken over.
+            StorageError: The bucket cannot be used.
+        """
+        holder = self._read()
+        if holder is None or holder.owner != self.owner:
+            whose = "nobody" if holder is None else f"process {holder.pid} on {holder.host}"
+            raise SweepStorageError(
+                f"{self._location}: was taken over, now held by {whose}; allowed: one driver per "
+                f"sweep, heard of every {self._expire_s:.0f} s. Leave the sweep to the other "
+                "driver, or end that one and run this again."
+            )
+
+    def renew(self) -> None:
+        """Say that the owner lives.
+
+        Raises:
+            SweepStorageError: Another driver has taken over.
+            StorageError: The bucket cannot be used.
+        """
+        self.check()
+        write_object(f"{self._location}/{LOCK_FILE}", self._encode())
+
+    def close(self) -> None:
+        """Give the right back; a bucket that is away frees it by its age."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self.owner not in _HELD:
+            return
+        try:
+            holder = self._read()
+            if holder is not None and holder.owner == self.owner:
+                delete_objects(self._location, [LOCK_FILE])
+        except StorageError as error:
+            logger.warning("the lock was left behind: %s", error)
+        _HELD.discard(self.owner)
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._renew_s):
+            try:
+                self.renew()
+            except SweepStorageError as error:
+                logger.error("%s", error)
+                return  # the next append is refused
+            except StorageError as error:
+                logger.warning("the lock was not renewed: %s", error)
+
+    def _read(self) -> _Holder | None:
+        content = read_object(f"{self._location}/{LOCK_FILE}")
+        return None if content is None else _Holder(**json.loads(content))
+
+    def _encode(self) -> bytes:
+        holder = _Holder(
+            owner=self.owner,
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            at=time.time(),
+        )
+        return json.dumps(asdict(holder)).encode()
+
+    def _is_live(self, holder: _Holder) -> bool:
+        if holder.machine == _machine() and not _is_alive(holder):
+            return False
+        return time.time() - holder.at < self._expire_s
+
+    def _in_use(self, holder: _Holder) -> SweepInUseError:
+        age = max(0.0, time.time() - holder.at)
+        return SweepInUseError(
+            f"{self._location}: in use by process {holder.pid} on {holder.host}, heard of "
+            f"{age:.0f} s ago; allowed: one driver per storage location. Wait for it, end it (a "
+            f"lost one is forgotten after {self._expire_s:.0f} s), or choose another location."
+        )
+
+
+def _machine() -> str:
+    """Where a process id means one process: containers of one machine do not share them."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
+
+
+def _is_alive(holder: _Holder) -> bool:
+    if holder.pid == os.getpid():
+        return holder.owner in _HELD
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
