@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -21,7 +22,12 @@ from orchestrator.errors import SweepError, SweepSpecError
 from registry.errors import RefError, RegistryError
 from trainables.errors import SpecError, TrialError
 
+if TYPE_CHECKING:
+    from orchestrator.history import SweepHistory
+    from orchestrator.spec import SweepSpec
+
 DEFAULT_RUNS = Path("runs")
+EVENTS_FILE = "events.jsonl"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +59,19 @@ def _build_parser() -> argparse.ArgumentParser:
     run.add_argument("sweep", metavar="SWEEP.yaml", type=Path)
     run.add_argument("--storage", type=Path, help="the sweep's folder (default: runs/NAME)")
     run.set_defaults(command=_run)
+
+    resume = commands.add_parser("resume", help="go on with the sweep in a folder")
+    resume.add_argument("storage", metavar="FOLDER", type=Path, help="such as runs/NAME")
+    resume.set_defaults(command=_resume)
+
+    stop = commands.add_parser("stop", help="end one trial of a sweep, from another terminal")
+    stop.add_argument("storage", metavar="FOLDER", type=Path, help="such as runs/NAME")
+    stop.add_argument("trial", metavar="TRIAL", type=int, help="its number")
+    stop.set_defaults(command=_stop)
+
+    cancel = commands.add_parser("cancel", help="end a sweep, from another terminal")
+    cancel.add_argument("storage", metavar="FOLDER", type=Path, help="such as runs/NAME")
+    cancel.set_defaults(command=_cancel)
 
     status = commands.add_parser("status", help="what a sweep's folder says of it")
     status.add_argument("storage", metavar="FOLDER", type=Path, help="such as runs/NAME")
@@ -88,7 +107,21 @@ def _build_parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     from orchestrator.spec import SweepSpec
 
-    spec = SweepSpec.from_yaml(options.sweep)
+    again = ["lorchestra", "run", str(options.sweep)]
+    if options.storage:
+        again += ["--storage", str(options.storage)]
+    return _run_to_end(SweepSpec.from_yaml(options.sweep), options.storage, again)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from orchestrator.spec import parse_sweep
+
+    history = _read_history(options, "resume")
+    spec = parse_sweep(history.spec or {}, options.storage)
+    return _run_to_end(spec, options.storage, ["lorchestra", "resume", str(options.storage)])
+
+
+def _run_to_end(spec: SweepSpec, storage: Path | None, again: list[str]) -> int:
     console = Console(file=sys.stdout)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -96,37 +129,58 @@ def _run(options: argparse.Namespace) -> int:
         console.print(
             f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials", highlight=False
         )
-        from orchestrator.report import render_summary
         from orchestrator.run import run_sweep
+        from orchestrator.summary import render_summary
 
-        report = run_sweep(spec, options.storage, console=console)
+        report = run_sweep(spec, storage, console=console)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        again = ["lorchestra", "run", str(options.sweep)]
-        if options.storage:
-            again += ["--storage", str(options.storage)]
         print(f"\ninterrupted; nothing recorded is lost. Go on with: {shlex.join(again)}")
         return 130
     console.print(render_summary(report))
+    if report.status == "cancelled":
+        print(f"Go on with: {shlex.join(again)}")
+        return 1
     return 0
 
 
 def _status(options: argparse.Namespace) -> int:
-    from orchestrator.events import read_events
-    from orchestrator.history import SweepHistory
-    from orchestrator.report import build_report, render_summary
+    from orchestrator.report import build_report
     from orchestrator.spec import recorded_sweep
+    from orchestrator.summary import render_summary
 
-    log = options.storage / "events.jsonl"
-    if not log.is_file() or not any(read_events(log)):
-        raise SweepSpecError(
-            f"status: got {str(options.storage)!r}, which holds no sweep; allowed: a sweep's "
-            "storage folder such as runs/NAME. Run a sweep first."
-        )
-    history = SweepHistory.read(log)
+    history = _read_history(options, "status")
     spec = recorded_sweep(history.spec or {})
     Console().print(render_summary(build_report(spec, history, options.storage)))
     return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from orchestrator.control import stop_trial
+
+    _read_history(options, "stop")
+    print(stop_trial(options.storage, options.storage / EVENTS_FILE, options.trial))
+    return 0
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from orchestrator.control import cancel_sweep
+
+    _read_history(options, "cancel")
+    print(cancel_sweep(options.storage, options.storage / EVENTS_FILE))
+    return 0
+
+
+def _read_history(options: argparse.Namespace, command: str) -> SweepHistory:
+    from orchestrator.history import SweepHistory
+
+    history = SweepHistory.read(options.storage / EVENTS_FILE)
+    if history.sweep_id is None:
+        raise SweepSpecError(
+            f"{command}: got {str(options.storage)!r}, which holds no sweep; allowed: a sweep's "
+            "storage folder such as runs/NAME. Run a sweep first."
+        )
+    return history
 
 
 def _list(options: argparse.Namespace) -> int:

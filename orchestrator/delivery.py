@@ -23,6 +23,7 @@ from orchestrator.history import SweepHistory, TrialRecord
 from orchestrator.members import group_key
 from orchestrator.space import describe
 from orchestrator.spec import SweepSpec
+from orchestrator.standings import rank_finalists
 from registry import Tracker, TrackingError
 from trainables.spec import TrialSpec
 
@@ -210,8 +211,8 @@ class Delivery:
         run_id = self._sweep_run_id(tracker)
         for file in sorted(self._report_folder.glob("*")):
             tracker.log_artifact(run_id, file)
-        best = self._history.best(self._spec.objective)
-        metrics = {} if best is None else self._totals(best)
+        standings = rank_finalists(self._spec, self._history)
+        metrics = self._totals(standings[0].adapter) if standings else {}
         tracker.end_sweep(run_id, event.fields["status"], metrics, event.at)
 
     def _totals(self, best: TrialRecord) -> dict[str, float]:
@@ -261,7 +262,18 @@ class Delivery:
             f"trial-{trial:04d}",
             describe(TrialSpec.from_dict(record.spec)),
             record.started_at,
+            _kinship(record),
         )
+
+
+def _kinship(record: TrialRecord) -> dict[str, str]:
+    """Tags that say which trial this one repeats or goes on from."""
+    tags = {}
+    if record.repeat_of is not None:
+        tags["lorchestra.repeat_of"] = str(record.repeat_of)
+    if record.parent is not None:
+        tags["lorchestra.parent"] = f"{record.parent['trial']}@{record.parent['step']}"
+    return tags
 
 
 _DELIVERIES: Mapping[str, Callable[[Delivery, Tracker, Event], None]] = {

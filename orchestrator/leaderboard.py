@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,6 +11,7 @@ import pandas as pd
 from orchestrator.history import WITH_ADAPTER, SweepHistory, TrialRecord, exceeded
 from orchestrator.measurements import measured_reports
 from orchestrator.outcome import Outcome
+from orchestrator.sections import ObjectiveSpec
 from orchestrator.space import describe, searched_names
 from orchestrator.spec import SweepSpec
 from trainables.spec import TrialSpec
@@ -61,6 +62,34 @@ def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
             for name in columns
         }
     )
+
+
+def find_pareto(objective: ObjectiveSpec, history: SweepHistory) -> tuple[int, ...]:
+    """Ranked trials that no other betters in one objective without being worse in another.
+
+    Empty for a single objective, where the ranking says it all.
+    """
+    if not objective.also:
+        return ()
+    signs = {name: 1.0 if mode == "min" else -1.0 for name, mode in objective.goals.items()}
+    costs = {}
+    for record in history.ranking(objective):
+        values = [record.last(name) for name in signs]
+        if None not in values:
+            costs[record.number] = [
+                sign * float(value or 0.0)
+                for sign, value in zip(signs.values(), values, strict=True)
+            ]
+    return tuple(
+        number
+        for number, cost in costs.items()
+        if not any(_dominates(other, cost) for other in costs.values())
+    )
+
+
+def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    pairs = list(zip(a, b, strict=True))
+    return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
 
 
 def objective_first(metric: str) -> list[str]:

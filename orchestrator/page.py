@@ -16,6 +16,7 @@ from orchestrator.plots import plot_learning_curves, plot_parallel_coordinates
 from orchestrator.wording import (
     format_difference,
     format_duration,
+    format_interval,
     format_metric,
     format_setting,
     one_line,
@@ -67,6 +68,7 @@ def _sections(report: SweepReport, history: SweepHistory) -> Iterator[tuple[str,
     )
     yield "Best adapter", _best(report)
     yield "Base and best adapter on held-out data", _comparison(report)
+    yield "Finals", _finals(report)
     if curves.data:
         yield f"{report.metric} by step", _embed(curves, "learning-curves")
     else:
@@ -76,6 +78,7 @@ def _sections(report: SweepReport, history: SweepHistory) -> Iterator[tuple[str,
     yield "Leaderboard", _leaderboard(report)
     yield "Outcomes and reasons", _outcomes(history)
     yield "Time", _phases(report.phases)
+    yield "Spent", _spending(report)
 
 
 def _embed(figure: Any, name: str) -> str:
@@ -159,6 +162,35 @@ def _outcomes(history: SweepHistory) -> str:
         texts = [_cell(", ".join(map(str, numbers))), _cell(reason)]
         rows.append([_cell(outcome), _number(str(len(numbers))), *texts])
     return _table(["outcome", "count", "trials", "reason"], rows) if rows else ""
+
+
+def _finals(report: SweepReport) -> str:
+    """Finalists with their runs and intervals; nothing when none was trained again."""
+    if not any(standing.half_width is not None for standing in report.finals):
+        return ""
+    rows = [
+        [
+            _number(str(place)),
+            _number(str(standing.trial.number)),
+            _number(str(len(standing.values))),
+            _number(format_interval(standing.mean, standing.half_width)),
+            _cell(", ".join(map(format_metric, standing.values))),
+        ]
+        for place, standing in enumerate(report.finals, 1)
+    ]
+    metric = report.finals[0].metric
+    heads = ["#", "trial", "runs", f"mean {metric}", f"{metric} of each run"]
+    return f'{_table(heads, rows)}\n<p class="note">{escape(report.verdict)}</p>'
+
+
+def _spending(report: SweepReport) -> str:
+    rows = [
+        [_cell(name), _number(f"{amount:.2f}" if name == "money" else format_duration(amount))]
+        for name, amount in report.spent.items()
+        if amount
+    ]
+    note = f'<p class="note">{escape(report.ended_early)}</p>' if report.ended_early else ""
+    return (_table(["limit", "spent"], rows) if rows else "") + note
 
 
 def _phases(phases: Mapping[str, float]) -> str:

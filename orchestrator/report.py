@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from orchestrator.history import SweepHistory, TrialRecord
-from orchestrator.leaderboard import build_leaderboard, describe_trial, setting_columns
+from orchestrator.leaderboard import build_leaderboard, describe_trial, find_pareto
 from orchestrator.measurements import Comparison, compare_with_base
 from orchestrator.members import group_key
 from orchestrator.page import build_page
@@ -24,16 +20,8 @@ from orchestrator.plots import draw_learning_curves
 from orchestrator.sections import Metric, Mode
 from orchestrator.space import build_trial
 from orchestrator.spec import SweepSpec
-from orchestrator.wording import (
-    format_difference,
-    format_duration,
-    format_metric,
-    format_settings,
-    one_line,
-)
+from orchestrator.standings import Standing, compare_first_two, rank_finalists
 from trainables.spec import TrialSpec
-
-_SHOWN_TRIALS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +31,7 @@ class BestAdapter:
     Attributes:
         ref: Its version, such as `wordnet-classes/1`; `None` when it was not registered.
         trial: Number of the trial that trained it.
+        repeat_of: Number of the trial of the search that this one repeats with another seed.
         bundle: Its folder, as recorded: within the sweep's storage when relative.
         hyperparameters: All of them, under the names of `orchestrator.space.describe`.
         metrics: `eval_*` as last reported, on validation rows.
@@ -52,6 +41,7 @@ class BestAdapter:
 
     ref: str | None
     trial: int
+    repeat_of: int | None = None
     bundle: str | None
     hyperparameters: Mapping[str, Any]
     metrics: Mapping[str, float]
@@ -71,6 +61,12 @@ class SweepReport:
         base_metrics: Of the base alone by split, as the best adapter sits on it.
         phases: Seconds by name.
         promotion: Why there is a new champion or none.
+        finals: The finalists as they stand, best first; empty before the finals.
+        verdict: Whether the first of them is better than the second, beyond noise.
+        pareto: Trials that none betters in all objectives at once; empty with one objective.
+        spent: What the sweep has taken: `wall_clock_s`, `cpu_seconds`, `gpu_seconds`, and `money`
+            where the budget has a price.
+        ended_early: Why the search or the finals left something out.
     """
 
     name: str
@@ -85,6 +81,11 @@ class SweepReport:
     metric: Metric
     mode: Mode
     promotion: str
+    finals: tuple[Standing, ...] = ()
+    verdict: str = ""
+    pareto: tuple[int, ...] = ()
+    spent: Mapping[str, float] = field(default_factory=dict)
+    ended_early: str = ""
 
     def comparisons(self) -> list[Comparison]:
         """Base and best adapter side by side, on validation and on test rows."""
@@ -102,9 +103,11 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
         history: What is known of it.
         storage: Its folder.
     """
-    # By validation rows, like every choice so far: test metrics are there to be believed.
-    record = history.best(spec.objective)
+    standings = rank_finalists(spec, history)
+    record = standings[0].adapter if standings else None
     best = None if record is None else _describe_best(record, history)
+    finals = tuple(standing for standing in standings if standing.values)
+    verdict = compare_first_two(finals, spec.finals.confidence)
     trained = build_trial(spec, {}) if record is None else TrialSpec.from_dict(record.spec)
     return SweepReport(
         name=spec.name,
@@ -119,7 +122,24 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
         metric=spec.objective.metric,
         mode=spec.objective.mode,
         promotion=_explain_promotion(spec, history, best),
+        finals=finals,
+        verdict="" if verdict is None else verdict.text,
+        pareto=find_pareto(spec.objective, history),
+        spent=_sum_up(spec, history),
+        ended_early="; ".join(
+            reason for stage in history.stages.values() if (reason := str(stage["reason"]))
+        ),
     )
+
+
+def _sum_up(spec: SweepSpec, history: SweepHistory) -> dict[str, float]:
+    meter, price = history.meter, spec.budget.price_per_gpu_hour
+    spent = {
+        "wall_clock_s": meter.wall_clock_s(),
+        "cpu_seconds": meter.cpu_s,
+        "gpu_seconds": meter.gpu_s,
+    }
+    return spent if price is None else spent | {"money": meter.gpu_s * price / 3600}
 
 
 def _describe_best(record: TrialRecord, history: SweepHistory) -> BestAdapter:
@@ -128,6 +148,7 @@ def _describe_best(record: TrialRecord, history: SweepHistory) -> BestAdapter:
     return BestAdapter(
         ref=record.ref,
         trial=record.number,
+        repeat_of=record.repeat_of,
         bundle=record.bundle,
         hyperparameters=describe_trial(record),
         metrics={name: value for name, value in last.items() if name.startswith("eval_")},
@@ -152,108 +173,6 @@ def _explain_promotion(spec: SweepSpec, history: SweepHistory, best: BestAdapter
     if not spec.register.promote:
         return "register.promote is off"
     return f"the adapter of trial {best.trial} did not come before the gate yet"
-
-
-# ------------------------------------------------------------------------------ for a terminal
-
-
-def render_summary(report: SweepReport) -> RenderableType:
-    """The end of a run as text for `rich.console.Console.print`; whole in 80 columns."""
-    head = Text.assemble((report.name, "bold"), f"  {one_line(report.status)}")
-    if report.reason:
-        head.append(f": {one_line(report.reason)}")
-    parts: list[RenderableType] = [head, Text(), _render_leaderboard(report)]
-    compared = report.comparisons()
-    if compared:
-        parts += [Text(), _render_comparison(report, compared)]
-    parts += [Text(), *_render_outcome(report)]
-    if report.phases:
-        spent = (f"{one_line(name)} {format_duration(s)}" for name, s in report.phases.items())
-        parts += [Text(f"Time: {', '.join(spent)}")]
-    parts += [Text(), *_next_commands(report)]
-    return Group(*parts)
-
-
-def _render_leaderboard(report: SweepReport) -> RenderableType:
-    board = report.leaderboard
-    if board.empty:
-        return Text("No trial was started.")
-    measures = [name for name in board.columns if name in (report.metric, *_SHOWN_METRICS)]
-    settings = setting_columns(board)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("#", "trial", "outcome", "step", *map(_short_measure, measures)):
-        side = "left" if name == "outcome" else "right"
-        table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("settings" if settings else "reason", overflow="fold")
-    for row in board.head(_SHOWN_TRIALS).to_dict("records"):
-        is_ranked = not pd.isna(row["rank"])
-        about = format_settings({name: row[name] for name in settings})
-        if row["reason"] and (not settings or not is_ranked):
-            about = "; ".join(filter(None, [about, one_line(row["reason"])]))
-        table.add_row(
-            str(row["rank"]) if is_ranked else "",
-            *(str(row[name]) for name in ("trial", "outcome", "step")),
-            *(format_metric(None if pd.isna(row[name]) else row[name]) for name in measures),
-            Text(about),
-            style="" if is_ranked else "dim",
-        )
-    left = len(board) - _SHOWN_TRIALS
-    more = f"and {left} more in leaderboard.csv"
-    return Group(table, Text(more)) if left > 0 else table
-
-
-_SHOWN_METRICS = ("eval_loss", "eval_accuracy")
-
-
-def _short_measure(metric: str) -> str:
-    return metric.removeprefix("eval_")
-
-
-def _render_comparison(report: SweepReport, compared: list[Comparison]) -> Table:
-    best = report.best
-    whose = "adapter" if best is None else "champion" if best.is_champion else "best adapter"
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("held-out data", no_wrap=True)
-    for name in ("base", whose, "difference"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for each in compared:
-        change = each.difference
-        table.add_row(
-            f"{each.split} {each.measure}",
-            format_metric(each.base),
-            format_metric(each.adapter),
-            "-" if change is None else format_difference(change),
-        )
-    return table
-
-
-def _render_outcome(report: SweepReport) -> Iterator[Text]:
-    best = report.best
-    if best is None:
-        yield Text("Best: none; no trial ended with a finite objective.")
-    else:
-        value = format_metric(best.metrics.get(report.metric))
-        yield Text(f"Best: trial {best.trial}, {report.metric} {value}")
-        kept = best.ref or "not registered"
-        yield Text(
-            f"Registered: {kept}"
-            + ("" if best.bundle is None else f"  ({report.storage / best.bundle})")
-        )
-    verdict = "yes" if best is not None and best.is_champion else "no"
-    yield Text(f"Promoted: {verdict}; {one_line(report.promotion)}")
-
-
-def _next_commands(report: SweepReport) -> Iterator[Text]:
-    yield Text("Next:", style="bold")
-    commands = ["adapters list", "ui"]
-    ref = report.best.ref if report.best is not None else None
-    if ref is not None:
-        commands[1:1] = [f"adapters show {ref}", f"adapters pull {ref} --to ./adapter"]
-    for command in commands:
-        yield Text(f"  lorchestra {command}")
-
-
-# ----------------------------------------------------------------------------------- for a disk
 
 
 def write_report(

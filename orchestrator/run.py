@@ -17,40 +17,42 @@ from __future__ import annotations
 import logging
 import sys
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ray
-from ray import tune
-from ray.actor import ActorHandle
+from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 
 from orchestrator.broker import start_broker
-from orchestrator.cluster import PROXY_CPUS, Placement, ray_cluster
+from orchestrator.budget import Budget
+from orchestrator.cluster import Placement, ray_cluster
+from orchestrator.complaint import require
+from orchestrator.control import CANCELLED_BY_USER, Wishes
 from orchestrator.delivery import Delivery
-from orchestrator.errors import SweepFailedError, SweepStorageError
+from orchestrator.errors import SweepFailedError
 from orchestrator.events import EventLog
-from orchestrator.finals import (
-    are_measured,
-    evaluate_finalists,
-    finalists,
-    register_finalists,
-)
-from orchestrator.history import SweepHistory, TrialRecord
+from orchestrator.finals import evaluate_finalists, register_finalists
+from orchestrator.history import SweepHistory
 from orchestrator.hosts import HostPool
-from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.outcome import Outcome
 from orchestrator.progress import ProgressDisplay
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
-from orchestrator.recording import SweepRecord, TrialRecorder
+from orchestrator.recording import SweepRecord
+from orchestrator.repeats import RepeatSearcher, are_repeated
 from orchestrator.report import SweepReport, build_report, write_report
+from orchestrator.resuming import SweepProgress
 from orchestrator.schedule import build_scheduler, replay_history
 from orchestrator.search import OptunaSearcher
 from orchestrator.spec import SweepSpec
-from orchestrator.trial import SeatReleaser, TrialProxy, trial_dir
-from registry import RegistryError, Tracker, tracking_uri_for
+from orchestrator.startpoints import choose_start_points
+from orchestrator.supervision import Supervisor
+from orchestrator.trial import trial_dir
+from orchestrator.tuning import Stage
+from registry import RegistryError, Tracker, best_specs, tracking_uri_for
 from trainables.data import read_raw_splits
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,6 @@ EXPERIMENT = "lorchestra"
 EVENTS_FILE = "events.jsonl"
 LOG_FILE = "lorchestra.log"
 REPORT_FOLDER = "report"
-_MAX_PROXY_FAILURES = 2
 _FLUSH_S = 120.0
 
 
@@ -69,8 +70,14 @@ class _Sweep:
 
     spec: SweepSpec
     storage: Path
+    tracking_uri: str
     record: SweepRecord
     display: ProgressDisplay
+
+    @property
+    def progress(self) -> SweepProgress:
+        """How far it has come."""
+        return SweepProgress(spec=self.spec, storage=self.storage, record=self.record)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -123,83 +130,32 @@ def run_sweep(
             delivery.nudge()
 
         record = SweepRecord(log, history, on_change)
-        sweep = _Sweep(spec=spec, storage=folder, record=record, display=display)
-        _start_or_resume(sweep)
+        sweep = _Sweep(
+            spec=spec, storage=folder, tracking_uri=tracking_uri, record=record, display=display
+        )
+        progress = sweep.progress
+        progress.start_or_resume()
         with delivery:
-            if not _is_over(sweep):
-                _train(sweep)
-            if not _is_registered(sweep):
-                _register(sweep, delivery, tracking_uri)
-            report = _conclude(sweep)
+            is_cancelled = not progress.is_over() and _train(sweep)
+            if not is_cancelled and not progress.is_registered():
+                _register(sweep, delivery)
+            report = _conclude(sweep, is_cancelled)
             with sweep.phase("recording"):
                 if not delivery.flush(_FLUSH_S):
                     logger.warning("not all was delivered to MLflow: %s", delivery.problem)
-    if report.best is None:
+    if report.status == Outcome.FAILED:
         raise SweepFailedError(
             f"{spec.name}: no trial came to an adapter: {report.reason}. See {folder / LOG_FILE}."
         )
     return report
 
 
-def _start_or_resume(sweep: _Sweep) -> None:
-    """Record the start of a new sweep, or make sure that the folder's sweep is this one."""
-    history, spec = sweep.record.history, sweep.spec
-    if history.sweep_id is None:
-        sweep.record.add(
-            "sweep_started", sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest
-        )
-    elif history.digest != spec.digest:
-        raise SweepStorageError(
-            f"{sweep.storage}: holds sweep {history.sweep_id} of another spec; allowed: the spec "
-            "it was started with, in which only budget, hosts and register may change. Choose "
-            "another --storage, or another name."
-        )
-    elif not _is_over(sweep) or not _is_registered(sweep):
-        is_failed = history.status == Outcome.FAILED
-        sweep.record.add("sweep_resumed")
-        for trial in history.ended():
-            if _goes_on(trial, is_failed):
-                sweep.record.add("trial_resumed", trial=trial.number, step=trial.step)
+def _train(sweep: _Sweep) -> bool:
+    """Search, train the best again, measure them: all on the same warm hosts.
 
-
-def _goes_on(trial: TrialRecord, is_failed: bool) -> bool:
-    """Whether an ended trial is taken up again when its sweep is.
-
-    One that the budget cut short is; and when the whole sweep failed, each that failed before it
-    measured anything, as the user may have mended what was wrong.
+    Returns:
+        Whether the user cancelled the sweep meanwhile.
     """
-    return trial.outcome is Outcome.CANCELLED or (
-        is_failed and trial.outcome is Outcome.FAILED and not trial.reports
-    )
-
-
-def _is_over(sweep: _Sweep) -> bool:
-    """Whether nothing is left to train or measure."""
-    history = sweep.record.history
-    ended = [trial for trial in history.ended() if trial.outcome is not Outcome.CANCELLED]
-    size = sweep.spec.search_space.size
-    wanted = sweep.spec.budget.trials if size is None else min(sweep.spec.budget.trials, size)
-    return (
-        history.status != Outcome.FAILED
-        and len(ended) == len(history.trials) >= wanted
-        and are_measured(sweep.spec, sweep.record, sweep.storage)
-    )
-
-
-def _is_registered(sweep: _Sweep) -> bool:
-    """Whether every finalist is a version, and the best has been before the gate."""
-    register = sweep.spec.register
-    chosen = finalists(sweep.spec, sweep.record)
-    if register is None or not chosen:
-        return True
-    gated = {promotion["ref"] for promotion in sweep.record.history.promotions}
-    return all((trial.ref or "").startswith(f"{register.name}/") for trial in chosen) and (
-        not register.promote or chosen[0].ref in gated
-    )
-
-
-def _train(sweep: _Sweep) -> None:
-    """Search, then measure the best; both on the same warm hosts."""
     with ExitStack() as stack:
         with sweep.phase("starting Ray"):
             placement = stack.enter_context(ray_cluster(sweep.spec))
@@ -207,77 +163,132 @@ def _train(sweep: _Sweep) -> None:
             stack.callback(ray.kill, broker)
             pool = HostPool(broker, sweep.storage, placement.limits, placement.shape)
             stack.enter_context(pool)
-        with sweep.phase("searching"):
-            _search(sweep, broker, placement)
-        with sweep.phase("evaluating"):
-            evaluate_finalists(sweep.spec, sweep.record, broker, sweep.storage)
+            budget = _open_budget(sweep, placement, pool)
+            wishes = Wishes()
+            stack.enter_context(
+                Supervisor(sweep.record, sweep.storage, wishes, broker, pool.usage)
+            )
+        stage = Stage(
+            record=sweep.record,
+            storage=sweep.storage,
+            horizon=sweep.spec.horizon,
+            broker=broker,
+            max_trials=placement.max_trials,
+            budget=budget,
+            wishes=wishes,
+        )
+        if not sweep.progress.has_ended("search"):
+            with sweep.phase("searching"):
+                _search(sweep, stage)
+        if not wishes.is_cancelled and not sweep.progress.has_ended("finals"):
+            with sweep.phase("training the best again"):
+                _repeat(sweep, stage)
+        if not wishes.is_cancelled:
+            with sweep.phase("evaluating"):
+                evaluate_finalists(sweep.spec, sweep.record, broker, sweep.storage)
         with sweep.phase("ending hosts"):
             pool.close()
+        return wishes.is_cancelled
 
 
-def _search(sweep: _Sweep, broker: ActorHandle, placement: Placement) -> None:
+def _open_budget(sweep: _Sweep, placement: Placement, pool: HostPool) -> Budget:
+    """The sweep's budget on this cluster.
+
+    Raises:
+        SweepSpecError: GPU time is limited, and there is no GPU.
+    """
+    spec, shape = sweep.spec.budget, placement.shape
+    for name in ("gpu_seconds", "money"):
+        require(
+            getattr(spec, name) is None or shape.gpus > 0,
+            f"budget.{name}",
+            getattr(spec, name),
+            "no such limit where Ray has no GPU",
+            "Limit cpu_seconds or wall_clock_s instead.",
+        )
+    budget = Budget(
+        spec,
+        sweep.record.history,
+        cpus=max(1, shape.torch_threads),
+        gpus=shape.gpus,
+        usage=pool.usage,
+    )
+    sweep.display.budget = budget.describe
+    return budget
+
+
+def _search(sweep: _Sweep, stage: Stage) -> None:
     """Let Ray Tune run trials until the budget is spent or nothing is left to try."""
     spec, record = sweep.spec, sweep.record
     scheduler = build_scheduler(spec)
-    for trial in replay_history(scheduler, record.history, spec.horizon):
-        end = TrialOutcome(Outcome.STOPPED, "others were better, decided before the last resume")
+    for trial, end in replay_history(scheduler, record.history, spec.horizon).items():
         bundle = trial_dir(sweep.storage, trial) / "bundle"
         record.end_trial(trial, end, str(bundle.relative_to(sweep.storage)))
-    searcher = OptunaSearcher(spec, record.history, {"storage": str(sweep.storage)})
-    seconds = spec.budget.wall_clock_s
-    deadline = float("inf") if seconds is None else time.monotonic() + seconds
-    recorder = TrialRecorder(record, sweep.storage, spec.horizon, deadline)
-    tuner = tune.Tuner(
-        tune.with_resources(TrialProxy, {"cpu": PROXY_CPUS}),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=-1,
-            max_concurrent_trials=placement.max_trials,
-            reuse_actors=True,
-            time_budget_s=seconds,
-        ),
-        run_config=tune.RunConfig(
-            name=f"tune-{uuid.uuid4().hex[:8]}",
-            storage_path=str(sweep.storage / "tune"),
-            callbacks=[recorder, SeatReleaser(broker)],
-            failure_config=tune.FailureConfig(max_failures=_MAX_PROXY_FAILURES),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            verbose=0,
-        ),
+    share = stage.budget.search_share
+    may_stop = spec.schedule.algorithm != "none"
+    must_reach = spec.schedule.grace_steps if may_stop else spec.horizon
+
+    def may_start(started: int) -> str:
+        return stage.budget.forbids(must_reach, share, None if may_stop else spec.horizon)
+
+    searcher = OptunaSearcher(
+        spec,
+        record.history,
+        {"storage": str(sweep.storage)},
+        start_points=_start_points(sweep),
+        next_heir=scheduler.next_heir,
+        may_start=may_start,
+        end_of=scheduler.end_of,
     )
-    tuner.fit()
-    if time.monotonic() >= deadline:
-        _cut_short(sweep, broker)
+    reason = stage.run(searcher, scheduler, scheduler.end_of, share)
+    # A search that found nothing has not ended: what was wrong may be mended before the next run.
+    if not stage.wishes.is_cancelled and record.history.best(spec.objective) is not None:
+        sweep.progress.end("search", reason or searcher.finish_reason)
 
 
-def _cut_short(sweep: _Sweep, broker: ActorHandle) -> None:
-    """End the trials that the wall clock stopped; Ray Tune tells no callback of them."""
-    for trial in sweep.record.history.unfinished():
-        ray.get(broker.leave.remote(trial.number, None, keep=True))
-        bundle = trial_dir(sweep.storage, trial.number) / "bundle"
-        sweep.record.end_trial(
-            trial.number,
-            TrialOutcome(Outcome.CANCELLED, "the wall-clock budget was spent"),
-            str(bundle.relative_to(sweep.storage)) if trial.reports else None,
+def _start_points(sweep: _Sweep) -> list[Mapping[str, Any]]:
+    """Where the search begins: chosen once, as the registry may hold more at a resume."""
+    if sweep.record.history.start_points is None:
+        points = choose_start_points(sweep.spec, lambda name: best_specs(name, sweep.tracking_uri))
+        sweep.record.add("start_points", points=points)
+    return sweep.record.history.start_points or []
+
+
+def _repeat(sweep: _Sweep, stage: Stage) -> None:
+    """Train the finalists again with new seeds, to the full horizon."""
+    spec, record = sweep.spec, sweep.record
+    reason = ""
+    if not are_repeated(spec, record.history):
+        searcher = RepeatSearcher(
+            spec,
+            record.history,
+            {"storage": str(sweep.storage)},
+            lambda: stage.budget.forbids(spec.horizon, horizon=spec.horizon),
         )
+        reason = stage.run(searcher, FIFOScheduler(), lambda trial: None, is_finals=True)
+        reason = reason or searcher.finish_reason
+    if not stage.wishes.is_cancelled:
+        sweep.progress.end("finals", reason)
 
 
-def _register(sweep: _Sweep, delivery: Delivery, tracking_uri: str) -> None:
+def _register(sweep: _Sweep, delivery: Delivery) -> None:
     """Put the best into the registry; MLflow being away leaves that to a later run."""
     with sweep.phase("registering"):
         try:
             delivery.flush(_FLUSH_S)
-            register_finalists(sweep.spec, sweep.record, delivery, sweep.storage, tracking_uri)
+            register_finalists(
+                sweep.spec, sweep.record, delivery, sweep.storage, sweep.tracking_uri
+            )
         except RegistryError as error:
             logger.error("nothing was registered: %s", error)
             sweep.display.update(sweep.record.history, f"nothing was registered: {error}")
 
 
-def _conclude(sweep: _Sweep) -> SweepReport:
+def _conclude(sweep: _Sweep, is_cancelled: bool) -> SweepReport:
     """Write the report and record the end."""
     history = sweep.record.history
-    status, reason = _status(sweep)
+    cancelled = (Outcome.CANCELLED.value, CANCELLED_BY_USER)
+    status, reason = cancelled if is_cancelled else _status(sweep)
     report = build_report(sweep.spec, history, sweep.storage)
     report = replace(report, status=status, reason=reason)
     write_report(report, sweep.spec, history, sweep.storage / REPORT_FOLDER)
@@ -288,13 +299,9 @@ def _conclude(sweep: _Sweep) -> SweepReport:
 
 def _status(sweep: _Sweep) -> tuple[str, str]:
     """How it ended: an adapter is a success; without one, the commonest reason counts."""
-    trials = sweep.record.history.ended()
-    if _best(sweep) is not None:
+    history = sweep.record.history
+    trials = [trial for trial in history.searched() if trial.outcome is not None]
+    if history.best(sweep.spec.objective) is not None:
         return Outcome.COMPLETED.value, f"{len(trials)} trials"
     reasons = [trial.reason for trial in trials]
     return Outcome.FAILED.value, max(reasons, key=reasons.count, default="no trial was started")
-
-
-def _best(sweep: _Sweep) -> TrialRecord | None:
-    objective = sweep.spec.objective
-    return sweep.record.history.best(objective.metric, objective.mode)

@@ -99,7 +99,9 @@ class ObjectiveSpec:
     @property
     def goals(self) -> dict[str, Mode]:
         """Every objective with its direction, the one that ranks first."""
-        return {self.metric: self.mode, **self.also}
+        return {str(self.metric): self.mode} | {
+            str(name): mode for name, mode in self.also.items()
+        }
 
     @cached_property
     def bounds(self) -> tuple[Bound, ...]:

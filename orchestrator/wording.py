@@ -22,6 +22,12 @@ def format_difference(value: float) -> str:
     return ("+" if value > 0 else "") + format_metric(value)
 
 
+def format_interval(mean: float | None, half_width: float | None) -> str:
+    """`0.2491 ± 0.0210`, or the mean alone."""
+    margin = "" if half_width is None else f" ± {format_metric(half_width)}"
+    return format_metric(mean) + margin
+
+
 def format_setting(value: object) -> str:
     """A hyperparameter's value in a few characters; at most four digits of a float."""
     if value is None:

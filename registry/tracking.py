@@ -74,7 +74,13 @@ class Tracker:
         return run_id
 
     def start_trial(
-        self, sweep_id: str, trial: int, name: str, params: Mapping[str, Any], started_at_s: float
+        self,
+        sweep_id: str,
+        trial: int,
+        name: str,
+        params: Mapping[str, Any],
+        started_at_s: float,
+        tags: Mapping[str, str] | None = None,
     ) -> str:
         """The trial's run below its sweep's, made on first use and opened again when it had ended.
 
@@ -89,7 +95,7 @@ class Tracker:
                     f"tracking: sweep {sweep_id!r} has no run; allowed: trials of a started "
                     "sweep. Call start_sweep first."
                 )
-            tags = {"mlflow.parentRunId": parent}
+            tags = {**(tags or {}), "mlflow.parentRunId": parent}
             run_id = self._open((sweep_id, trial), name, started_at_s, tags)
             self._log_params(run_id, params)
         return run_id
