@@ -58,8 +58,9 @@ def unknown(where: str, word: str, known: Iterable[str]) -> SweepSpecError:
 def nearest(word: str, known: Sequence[str]) -> str | None:
     """The known word that looks most like this one; its last dotted part counts alone, too."""
     by_leaf = {name.rpartition(".")[2]: name for name in known}
+    # The first of those with equal initials: lr is learning_rate before loraplus_ratio.
     by_initials = {
-        "".join(part[:1] for part in leaf.split("_")): by_leaf[leaf] for leaf in by_leaf
+        "".join(part[:1] for part in leaf.split("_")): by_leaf[leaf] for leaf in reversed(by_leaf)
     }
     leaf = word.rpartition(".")[2]
     if leaf in by_leaf or (len(leaf) > 1 and leaf in by_initials):

@@ -19,6 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.complaint import complaint, nearest, require, translate
 
 KINDS = ("choice", "uniform", "log_uniform", "int", "log_int")
+FORMS = (*KINDS, "tied")
+"""What a knob may be besides a constant."""
 
 _MAX_TRIED = 4096
 """Whole numbers of one range that are all tried when a sweep is parsed."""
@@ -34,6 +36,15 @@ class Choice:
     def size(self) -> int | None:
         """How many values there are."""
         return len(self.values)
+
+    @property
+    def allowed(self) -> str:
+        """The values, for messages."""
+        return ", ".join(map(str, self.values))
+
+    def holds(self, value: Any) -> bool:
+        """Whether it is one of the values."""
+        return value in self.values
 
     def build(self) -> CategoricalDistribution:
         """The same for Optuna."""
@@ -67,6 +78,17 @@ class Range:
     def size(self) -> int | None:
         """How many values there are; `None` for infinitely many."""
         return int(self.high - self.low) + 1 if self.is_whole else None
+
+    @property
+    def allowed(self) -> str:
+        """The values, for messages."""
+        return f"{'whole numbers ' if self.is_whole else ''}{self.low:g} to {self.high:g}"
+
+    def holds(self, value: Any) -> bool:
+        """Whether it is one of the values."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return self.low <= value <= self.high and (not self.is_whole or float(value).is_integer())
 
     def build(self) -> BaseDistribution:
         """The same for Optuna."""
@@ -107,19 +129,41 @@ def parse_distribution(where: str, written: object, hint: Any) -> Distribution:
         raise complaint(
             where,
             written,
-            f"one distribution: {', '.join(KINDS)}",
+            f"a constant, or one distribution: {', '.join(FORMS)}",
             "Write it as {choice: [a, b]} or {log_uniform: [low, high]}.",
         )
     kind, values = next(iter(written.items()))
     if kind not in KINDS:
-        near = nearest(str(kind), KINDS)
+        near = nearest(str(kind), FORMS)
         remedy = f"Did you mean {near}?" if near else "Choose one of these."
-        raise complaint(where, kind, ", ".join(KINDS), remedy)
+        raise complaint(where, kind, ", ".join(FORMS), remedy)
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
         raise complaint(where, values, f"a list of values for {kind}", "Write it in brackets.")
     if kind == "choice":
         return _parse_choice(where, values, hint)
     return _parse_range(where, kind, values, hint)
+
+
+def parse_value(where: str, written: object, hint: Any) -> Any:
+    """The value as the setting's type, so that `"1e-4"` is a number; names become a list.
+
+    Raises:
+        SweepSpecError: It is no value of this type.
+    """
+    takes = set(get_args(hint) or (hint,))
+    require(
+        not isinstance(written, bool) or bool in takes,
+        where,
+        written,
+        "no yes/no value",
+        "Give a number, or quote the word.",
+    )
+    try:
+        value = TypeAdapter(hint).validate_python(written)
+    except ValidationError as error:
+        raise translate(error, hint, where) from error
+    # The order of layer names means nothing: one order makes equal choices equal.
+    return sorted(set(value)) if isinstance(value, tuple) else value
 
 
 def encode_value(value: Any) -> Any:
@@ -128,7 +172,7 @@ def encode_value(value: Any) -> Any:
 
 
 def _parse_choice(where: str, written: Sequence[Any], hint: Any) -> Choice:
-    values = tuple(_coerce(where, value, hint) for value in written)
+    values = tuple(parse_value(where, value, hint) for value in written)
     for i, value in enumerate(values):
         require(
             value not in values[:i],
@@ -175,21 +219,3 @@ def _bound(where: str, written: object, is_whole: bool) -> float:
         not is_whole or number.is_integer(), where, written, "a whole number", "Round the bound."
     )
     return int(number) if is_whole else number
-
-
-def _coerce(where: str, written: object, hint: Any) -> Any:
-    """The value as the setting's type, so that `"1e-4"` is a number; names become a list."""
-    takes = set(get_args(hint) or (hint,))
-    require(
-        not isinstance(written, bool) or bool in takes,
-        where,
-        written,
-        "no yes/no value",
-        "Give a number, or quote the word.",
-    )
-    try:
-        value = TypeAdapter(hint).validate_python(written)
-    except ValidationError as error:
-        raise translate(error, hint, where) from error
-    # The order of layer names means nothing: one order makes equal choices equal.
-    return sorted(set(value)) if isinstance(value, tuple) else value

@@ -11,7 +11,8 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from trainables.spec import BaseSpec, DataSpec
 SPLITS = ("train", "validation", "test")
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 _BASE_SUFFIXES = (".gguf",)
+_MODEL = "base.model"
+
+Rename = Callable[[str, str], str]
+"""Gives another name for a base; the second argument is its place, for messages."""
 
 
 def with_located_sources(sweep: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -42,6 +47,12 @@ def with_located_sources(sweep: Mapping[str, Any], folder: Path) -> dict[str, An
         located["base"] = {**base, "model": _locate_model(base["model"], folder, "base.model")}
     if isinstance(space, Mapping):
         located["space"] = locate_choices(space, folder)
+    if isinstance(sweep.get("forbid"), list | tuple):
+        located["forbid"] = locate_rules(sweep["forbid"], folder, "forbid")
+    search = sweep.get("search")
+    if isinstance(search, Mapping) and isinstance(search.get("start"), list | tuple):
+        start = locate_rules(search["start"], folder, "search.start")
+        located["search"] = {**search, "start": start}
     return located
 
 
@@ -69,19 +80,55 @@ def locate_base(base: BaseSpec, folder: Path) -> BaseSpec:
 
 
 def locate_choices(space: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The same space, as written, with absolute paths of the bases to choose from.
+    """The same space, as written, with absolute paths of the bases that it names.
 
     Raises:
         SweepSpecError: As for `locate_base`.
     """
-    written = space.get("base.model")
-    if not isinstance(written, Mapping) or not isinstance(written.get("choice"), list | tuple):
-        return dict(space)
-    where = "space.base.model"
-    located = [
-        _locate_model(c, folder, where) if isinstance(c, str) else c for c in written["choice"]
+    return rename_choices(space, partial(_locate_named, folder))
+
+
+def locate_rules(rules: Sequence[Any], folder: Path, where: str) -> list[Any]:
+    """The same mappings of knobs to values with absolute paths of the bases that they name.
+
+    Raises:
+        SweepSpecError: As for `locate_base`.
+    """
+    return [
+        rename_in_rule(rule, partial(_locate_named, folder), f"{where}[{i}]")
+        for i, rule in enumerate(rules)
     ]
-    return {**space, "base.model": {**written, "choice": located}}
+
+
+def rename_choices(space: Mapping[str, Any], rename: Rename) -> dict[str, Any]:
+    """A space as written, with other names for the bases in its choices and conditions."""
+    renamed = dict(space)
+    for knob, written in space.items():
+        where = f"space.{knob}"
+        if knob == _MODEL and isinstance(written, str):
+            renamed[knob] = rename(written, where)
+        if not isinstance(written, Mapping):
+            continue
+        changes = {}
+        if knob == _MODEL and isinstance(written.get("choice"), list | tuple):
+            changes["choice"] = _rename_all(written["choice"], rename, where)
+        if "when" in written:
+            changes["when"] = rename_in_rule(written["when"], rename, f"{where}.when")
+        renamed[knob] = {**written, **changes}
+    return renamed
+
+
+def rename_in_rule(rule: Any, rename: Rename, where: str) -> Any:
+    """A mapping of settings to a value or values, with other names for the bases in it."""
+    if not isinstance(rule, Mapping) or _MODEL not in rule:
+        return rule
+    return {**rule, _MODEL: _rename_all(rule[_MODEL], rename, f"{where}.{_MODEL}")}
+
+
+def _rename_all(models: Any, rename: Rename, where: str) -> Any:
+    if isinstance(models, list | tuple):
+        return [_rename_all(model, rename, where) for model in models]
+    return rename(models, where) if isinstance(models, str) else models
 
 
 def save_rows(data: DataSpec, folder: Path) -> DataSpec:
@@ -138,6 +185,10 @@ def _locate(source: str, folder: Path, suffixes: tuple[str, ...], where: str) ->
     if not is_path:
         return source  # a hub id
     raise complaint(where, source, f"an existing file (looked for {path})", "Correct the path.")
+
+
+def _locate_named(folder: Path, model: str, where: str) -> str:
+    return _locate_model(model, folder, where)
 
 
 def _locate_model(model: str, folder: Path, where: str) -> str:

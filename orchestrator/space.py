@@ -1,14 +1,18 @@
 """The search space of a sweep: which values of which settings trials may try.
 
-A knob is a dotted setting of a trial (`lora.rank`); its distribution is written in the sweep file:
+A knob is a dotted setting of a trial (`lora.rank`); a sweep file writes for it a distribution, an
+expression of other settings, or a constant:
 
     lora.rank: {choice: [4, 8, 16]}
-    optim.learning_rate: {log_uniform: [3.0e-4, 5.0e-3]}
-    lora.dropout: {uniform: [0.0, 0.1]}
-    lora.rank: {int: [4, 32]}          # or log_int
+    optim.learning_rate: {log_uniform: [3.0e-4, 5.0e-3]}    # or uniform
+    lora.dropout: {uniform: [0.0, 0.1], when: {lora.rank: 16}}
+    seed: {int: [0, 9]}                                     # or log_int
+    lora.alpha: {tied: "2 * lora.rank"}
+    optim.batch_size: 16
 
 Knobs become Optuna parameters of the same name (lists are JSON there, as Optuna's categories are
-primitive) and, put into a sweep's fixed settings, a `TrialSpec`.
+primitive) and, put into a sweep's fixed settings, a `TrialSpec`. A knob that is not searched in a
+configuration (its `when` does not hold) is absent from it and has the sweep's fixed setting.
 """
 
 from __future__ import annotations
@@ -16,132 +20,354 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_type_hints
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import BaseDistribution
 
-from orchestrator.complaint import require, unknown
-from orchestrator.distributions import Distribution, encode_value, parse_distribution
+from orchestrator.complaint import complaint, require, unknown
+from orchestrator.conditions import Condition, parents_first, parse_condition, require_taken
+from orchestrator.distributions import (
+    Distribution,
+    encode_value,
+    parse_distribution,
+    parse_value,
+)
 from orchestrator.errors import SweepSpecError
-from trainables.errors import SpecError
-from trainables.spec import BaseSpec, LoraSpec, OptimSpec, TrialSpec
+from orchestrator.settings import (
+    ALPHA_PER_RANK,
+    KNOBS,
+    NUMBERS,
+    SETTINGS,
+    FixedSettings,
+    assemble,
+    flatten,
+    require_knob,
+    without_rows,
+)
+from orchestrator.tied import Tie, parse_tie
+from trainables.spec import TrialSpec
 
 if TYPE_CHECKING:
     from orchestrator.spec import SweepSpec
 
-ALPHA_PER_RANK = "lora.alpha_per_rank"
-"""A knob that is no setting: `lora.alpha` is this times `lora.rank`."""
-
-_FIXED = {
-    "optim.steps": "trials are compared at equal steps of one horizon",
-    "seed": "trials share the seed, so that they differ by their settings only",
-}
-"""Settings that a space may not hold, with why; so are all of `data` and `eval`."""
-
-
-def _field_types() -> dict[str, Any]:
-    sections = {"base": BaseSpec, "lora": LoraSpec, "optim": OptimSpec}
-    hints = {
-        f"{section}.{field.name}": get_type_hints(kind)[field.name]
-        for section, kind in sections.items()
-        for field in dataclasses.fields(kind)
-    }
-    return {name: hint for name, hint in hints.items() if name not in _FIXED} | {
-        ALPHA_PER_RANK: float
-    }
-
+__all__ = [
+    "ALPHA_PER_RANK",
+    "KNOBS",
+    "MAX_LISTED",
+    "SearchSpace",
+    "build_trial",
+    "describe",
+    "parse_space",
+    "searched_names",
+    "split_constants",
+]
 
 MAX_LISTED = 100_000
 """Largest space whose configurations are listed one by one."""
 
-KNOBS: dict[str, Any] = _field_types()
-"""Every setting a space may hold, with its type."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """Knobs and their distributions, checked."""
+    """What is searched and what follows from it.
+
+    Attributes:
+        knobs: What is searched, in the order of the sweep file.
+        conditions: When a knob is searched; always, without one.
+        ties: Settings computed from others, in an order in which they can be.
+        forbidden: What no trial may have together.
+        fixed: The settings that nothing above changes.
+    """
 
     knobs: Mapping[str, Distribution]
+    fixed: FixedSettings = field(repr=False)
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    ties: Mapping[str, Tie] = field(default_factory=dict)
+    forbidden: tuple[Condition, ...] = ()
 
-    @property
+    @cached_property
     def size(self) -> int | None:
-        """How many configurations there are; `None` for infinitely many."""
-        sizes = [distribution.size for distribution in self.knobs.values()]
-        return None if None in sizes else math.prod(size for size in sizes if size is not None)
+        """How many configurations there are; `None` for too many to list, or infinitely many."""
+        if not self.is_short:
+            return None
+        return sum(1 for _ in self.configurations())
 
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """What `optuna.Study.ask` and `optuna.trial.create_trial` take."""
-        return {name: distribution.build() for name, distribution in self.knobs.items()}
+    @cached_property
+    def is_short(self) -> bool:
+        """There are at most `MAX_LISTED` configurations before some are refused."""
+        sizes = {name: knob.size for name, knob in self.knobs.items()}
+        if None in sizes.values():
+            return False
+        always = [size or 0 for name, size in sizes.items() if name not in self.conditions]
+        if math.prod(always) > MAX_LISTED:
+            return False
+        listed = itertools.islice(self.expand(self.order), MAX_LISTED + 1)
+        return sum(1 for _ in listed) <= MAX_LISTED
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """The knobs in an order in which those that a `when` names come before it."""
+        needs = {
+            name: self.conditions[name].allowed if name in self.conditions else ()
+            for name in self.knobs
+        }
+        return parents_first(needs, ".when")
+
+    def active(self, knobs: Mapping[str, Any]) -> list[str]:
+        """The knobs that are searched in this configuration, in the order of the file."""
+        known: dict[str, Any] = {}
+        names = set()
+        for name in self.order:
+            if self.is_active(name, known):
+                names.add(name)
+                if name in knobs:
+                    known[name] = knobs[name]
+        return [name for name in self.knobs if name in names]
+
+    def is_active(self, name: str, known: Mapping[str, Any]) -> bool:
+        """Whether a knob is searched, given the active ones that come before it."""
+        condition = self.conditions.get(name)
+        return condition is None or condition.holds(known)
+
+    def distributions(self, knobs: Mapping[str, Any] | None = None) -> dict[str, BaseDistribution]:
+        """Optuna's distributions of a configuration's active knobs, or of all."""
+        names = self.knobs if knobs is None else self.active(knobs)
+        return {name: self.knobs[name].build() for name in names}
 
     def decode(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Knobs of a trial from the parameters Optuna drew."""
-        return {name: knob.decode(params[name]) for name, knob in self.knobs.items()}
+        return {
+            name: knob.decode(params[name]) for name, knob in self.knobs.items() if name in params
+        }
 
     def encode(self, knobs: Mapping[str, Any]) -> dict[str, Any]:
-        """Optuna's parameters from the knobs of a trial."""
-        return {name: encode_value(knobs[name]) for name in self.knobs}
+        """Optuna's parameters from the knobs of a trial.
+
+        Raises:
+            KeyError: One is not of this space.
+        """
+        strangers = [name for name in knobs if name not in self.knobs]
+        if strangers:
+            raise KeyError(strangers[0])
+        return {name: encode_value(knobs[name]) for name in self.knobs if name in knobs}
+
+    def suggest(self, draw: Callable[[str, BaseDistribution], Any]) -> dict[str, Any]:
+        """A configuration of what `draw` gives for each active knob, in `order`.
+
+        It may be one that `refuse` refuses.
+        """
+        drawn: dict[str, Any] = {}
+        for name in self.order:
+            if self.is_active(name, drawn):
+                knob = self.knobs[name]
+                drawn[name] = knob.decode(draw(name, knob.build()))
+        return self._in_file_order(drawn)
+
+    def settle(self, knobs: Mapping[str, Any], where: str = "knobs") -> dict[str, Any]:
+        """Knobs as someone wrote them, in the types of this space, without the inactive ones.
+
+        Args:
+            knobs: All knobs of a configuration or some of them.
+            where: Dotted name for messages.
+
+        Raises:
+            SweepSpecError: One is not searched here, or not with this value.
+        """
+        settled = {
+            name: self._settle_value(f"{where}.{name}", name, written)
+            if name in self.knobs
+            else self._refuse_name(where, name, written)
+            for name, written in knobs.items()
+        }
+        absent: set[str] = set()
+        for name in self.order:
+            condition = self.conditions.get(name)
+            if condition is not None and condition.fails(settled, absent):
+                absent.add(name)
+                settled.pop(name, None)
+        return self._in_file_order(settled)
+
+    def refuse(self, knobs: Mapping[str, Any]) -> str:
+        """Why a configuration may not be tried, in one sentence; empty for one that may be."""
+        try:
+            changes = self.changes(knobs)
+            rule = self._forbidding(changes)
+            if rule is None:
+                assemble(self.fixed, changes)
+        except SweepSpecError as error:
+            return str(error)
+        return "" if rule is None else f"forbid[{rule}]: no trial may have {self.forbidden[rule]}"
+
+    def changes(self, knobs: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that are not as fixed: those of active knobs, and the tied ones.
+
+        Raises:
+            SweepSpecError: A tied one has no value.
+        """
+        changed = {name: knobs[name] for name in self.active(knobs) if name in knobs}
+        values = ChainMap(changed, self.fixed_values)
+        for name, tie in self.ties.items():
+            # Alpha per rank has no fixed setting: where it is not searched, alpha is as fixed.
+            if ALPHA_PER_RANK not in tie.names or ALPHA_PER_RANK in changed:
+                changed[name] = tie.compute(values)
+        return changed
 
     def configurations(self) -> Iterator[dict[str, Any]]:
-        """Every configuration of a finite space, in the order of the sweep file."""
-        for values in itertools.product(*(knob.listed() for knob in self.knobs.values())):
-            yield dict(zip(self.knobs, values, strict=True))
+        """Every configuration of a finite space that may be tried, once.
+
+        Raises:
+            ValueError: The space is infinite.
+        """
+        if any(knob.size is None for knob in self.knobs.values()):
+            raise ValueError("a range of numbers has no list of configurations")
+        for knobs in self.expand(self.order):
+            if not self.refuse(knobs):
+                yield self._in_file_order(knobs)
+
+    def expand(
+        self,
+        names: Sequence[str],
+        known: Mapping[str, Any] | None = None,
+        only: Mapping[str, Sequence[Any]] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Every choice of values for the knobs named (parents first), refused ones too.
+
+        Args:
+            names: Knobs, all of finitely many values.
+            known: Values of the knobs before them.
+            only: Values to which some of them are limited.
+        """
+        chosen = dict(known or {})
+        if not names:
+            yield chosen
+            return
+        name, rest = names[0], names[1:]
+        if not self.is_active(name, chosen):
+            yield from self.expand(rest, chosen, only)
+            return
+        for value in (only or {}).get(name, self.knobs[name].listed()):
+            yield from self.expand(rest, {**chosen, name: value}, only)
+
+    @cached_property
+    def fixed_values(self) -> dict[str, Any]:
+        """`fixed` by dotted name."""
+        return flatten(self.fixed)
+
+    def _forbidding(self, changes: Mapping[str, Any]) -> int | None:
+        values = ChainMap(dict(changes), self.fixed_values)
+        return next((i for i, rule in enumerate(self.forbidden) if rule.holds(values)), None)
+
+    def _settle_value(self, where: str, name: str, written: object) -> Any:
+        value = parse_value(where, written, KNOBS[name])
+        knob = self.knobs[name]
+        require(
+            knob.holds(value), where, written, knob.allowed, f"Use one of these in space.{name}."
+        )
+        return value
+
+    def _refuse_name(self, where: str, name: str, written: object) -> Any:
+        if name not in SETTINGS:
+            raise unknown(where, name, self.knobs)
+        kind = "computed from others" if name in self.ties else "the same in all trials"
+        searched = ", ".join(self.knobs) or "none"
+        raise complaint(
+            f"{where}.{name}",
+            written,
+            f"knobs that are searched ({searched})",
+            f"Remove it: it is {kind}.",
+        )
+
+    def _in_file_order(self, knobs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: knobs[name] for name in self.knobs if name in knobs}
 
 
-def parse_space(mapping: Mapping[str, Any], spec: SweepSpec) -> SearchSpace:
-    """Check a space as written against the settings it varies.
-
-    Every choice and every bound is tried in a `TrialSpec` here, before anything is started.
+def split_constants(space: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The constants of a space as written, and the rest of it.
 
     Raises:
-        SweepSpecError: A knob, a distribution or a value is impossible.
+        SweepSpecError: A name is of no knob, or a value not of its setting's type.
     """
-    for name in mapping:
-        _check_knob(name)
+    for name in space:
+        require_knob(name)
     require(
-        not {"lora.alpha", ALPHA_PER_RANK} <= mapping.keys(),
+        not {"lora.alpha", ALPHA_PER_RANK} <= space.keys(),
         f"space.{ALPHA_PER_RANK}",
-        mapping.get(ALPHA_PER_RANK),
+        space.get(ALPHA_PER_RANK),
         "one of lora.alpha and lora.alpha_per_rank",
         "Remove one of the two knobs.",
     )
+    constants: dict[str, Any] = {}
+    varied: dict[str, Any] = {}
+    for name, written in space.items():
+        # A list is a constant where the setting is one; a distribution without a name elsewhere.
+        is_list = isinstance(written, list | tuple) and name != "lora.targets"
+        if isinstance(written, Mapping) or is_list:
+            varied[name] = written
+        elif name == ALPHA_PER_RANK:
+            factor = parse_value(f"space.{name}", written, float)
+            varied["lora.alpha"] = {"tied": f"{factor!r} * lora.rank"}
+        else:
+            constants[name] = parse_value(f"space.{name}", written, KNOBS[name])
+    return constants, varied
+
+
+def parse_space(mapping: Mapping[str, Any], spec: SweepSpec) -> SearchSpace:
+    """Parse a space without constants, and the sweep's `forbid`.
+
+    Raises:
+        SweepSpecError: A knob, a condition, an expression or a rule is impossible.
+    """
+    written_whens = {}
+    knobs: dict[str, Distribution] = {}
+    ties: dict[str, Tie] = {}
+    for name, written in mapping.items():
+        where, hint = f"space.{require_knob(name)}", KNOBS[name]
+        if isinstance(written, Mapping) and set(written) == {"tied"}:
+            ties[name] = parse_tie(where, written["tied"], hint, NUMBERS)
+            continue
+        if isinstance(written, Mapping) and "when" in written and "tied" not in written:
+            written_whens[name] = written["when"]
+            written = {key: value for key, value in written.items() if key != "when"}
+        knobs[name] = parse_distribution(where, written, hint)
+    if ALPHA_PER_RANK in mapping:
+        ties["lora.alpha"] = parse_tie(
+            f"space.{ALPHA_PER_RANK}",
+            f"{ALPHA_PER_RANK} * lora.rank",
+            float,
+            (ALPHA_PER_RANK, "lora.rank"),
+        )
+    order = parents_first({name: tie.names for name, tie in ties.items()}, ".tied")
+    fixed = without_rows(spec)
+    values = flatten(fixed)
     space = SearchSpace(
-        knobs={
-            name: parse_distribution(f"space.{name}", written, KNOBS[name])
-            for name, written in mapping.items()
-        }
+        knobs=knobs,
+        conditions={
+            name: _parse_when(f"space.{name}.when", when, knobs)
+            for name, when in written_whens.items()
+        },
+        ties={name: ties[name] for name in order},
+        forbidden=tuple(
+            _parse_rule(f"forbid[{i}]", rule, knobs, written_whens, values)
+            for i, rule in enumerate(spec.forbid)
+        ),
+        fixed=fixed,
     )
-    _try_values(space, spec)
+    _ = space.order  # a circle of conditions is found here
     return space
 
 
-def build_trial(spec: SweepSpec, config: Mapping[str, Any]) -> TrialSpec:
+def build_trial(spec: SweepSpec, knobs: Mapping[str, Any]) -> TrialSpec:
     """The trial that a sweep's fixed settings and these knobs describe.
 
+    Tied settings are computed. Knobs that are left out or not active have their fixed setting.
+
     Raises:
-        SweepSpecError: The knobs do not go together.
+        SweepSpecError: They do not go together.
     """
-    changes: dict[str, dict[str, Any]] = {"base": {}, "lora": {}, "optim": {}}
-    for name, value in config.items():
-        section, _, field = name.partition(".")
-        changes[section][field] = tuple(value) if isinstance(value, list) else value
-    lora = changes["lora"]
-    per_rank = lora.pop("alpha_per_rank", None)
-    if per_rank is not None:
-        lora["alpha"] = float(per_rank * lora.get("rank", spec.lora.rank))
-    try:
-        return TrialSpec(
-            base=dataclasses.replace(spec.base, **changes["base"]),
-            lora=dataclasses.replace(spec.lora, **lora),
-            optim=dataclasses.replace(spec.optim, **changes["optim"]),
-            data=spec.data,
-            eval=spec.eval,
-            seed=spec.seed,
-        )
-    except SpecError as error:
-        raise SweepSpecError(str(error)) from error
+    return assemble(spec, spec.search_space.changes(knobs))
 
 
 def describe(trial: TrialSpec) -> dict[str, Any]:
@@ -149,50 +375,47 @@ def describe(trial: TrialSpec) -> dict[str, Any]:
     names = {"base.model": "base", "base.revision": "revision"}
     flat: dict[str, Any] = {}
     for section in ("base", "lora", "optim"):
-        for field, value in dataclasses.asdict(getattr(trial, section)).items():
-            name = f"{section}.{field}"
-            short = field if section == "base" else name
+        for field_, value in dataclasses.asdict(getattr(trial, section)).items():
+            name = f"{section}.{field_}"
+            short = field_ if section == "base" else name
             flat[names.get(name, short)] = "+".join(value) if isinstance(value, tuple) else value
-    return flat | {"data.max_tokens": trial.data.max_tokens, "seed": trial.seed}
+    limits = {
+        "data.max_tokens": trial.data.max_tokens,
+        "data.train_max_tokens": trial.data.train_max_tokens,
+    }
+    return flat | limits | {"seed": trial.seed}
 
 
 def searched_names(space: SearchSpace) -> list[str]:
     """The names among those of `describe` that differ between trials of this space."""
     names = {"base.model": "base", "base.revision": "revision", ALPHA_PER_RANK: "lora.alpha"}
-    return [names.get(knob, knob.removeprefix("base.")) for knob in space.knobs]
+    varied = (names.get(name, name.removeprefix("base.")) for name in (*space.knobs, *space.ties))
+    return list(dict.fromkeys(varied))
 
 
-def _check_knob(name: object) -> None:
-    require(
-        isinstance(name, str), "space", name, "dotted settings", "Write a name such as lora.rank."
-    )
-    word = str(name)
-    section = word.partition(".")[0]
-    reason = _FIXED.get(word)
-    if section in ("data", "eval"):
-        reason = "results are only comparable on the same data, measured the same way"
-    if reason is not None:
-        raise SweepSpecError(
-            f"space.{word}: cannot be searched, as {reason}. Set {word} outside of `space`."
-        )
-    if word not in KNOBS:
-        raise unknown("space", word, KNOBS)
+def _parse_when(where: str, written: object, knobs: Mapping[str, Distribution]) -> Condition:
+    if isinstance(written, Mapping):
+        for name, value in written.items():
+            require(
+                name in knobs or name not in SETTINGS,
+                f"{where}.{name}",
+                value,
+                f"knobs that are searched ({', '.join(knobs)})",
+                f"Search {name}, or take it out of the condition.",
+            )
+    condition = parse_condition(where, written, {name: KNOBS[name] for name in knobs})
+    require_taken(where, condition, knobs, {})
+    return condition
 
 
-def _try_values(space: SearchSpace, spec: SweepSpec) -> None:
-    """Build a trial with each value of each knob, and with each pair of coupled values."""
-    coupled = [
-        name for name in ("optim.batch_size", "optim.micro_batch_size") if name in space.knobs
-    ]
-    groups = [[name] for name in space.knobs if name not in coupled] + [coupled]
-    for group in groups:
-        for values in itertools.product(*(space.knobs[name].samples() for name in group)):
-            config = dict(zip(group, values, strict=True))
-            try:
-                build_trial(spec, config)
-            except SweepSpecError as error:
-                text = str(error)
-                if any(text.startswith(f"{name}:") for name in config):
-                    raise SweepSpecError(f"space.{text}") from error
-                shown = ", ".join(f"{name} {value!r}" for name, value in config.items())
-                raise SweepSpecError(f"space.{group[0]}: with {shown}: {text}") from error
+def _parse_rule(
+    where: str,
+    written: object,
+    knobs: Mapping[str, Distribution],
+    conditional: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+) -> Condition:
+    condition = parse_condition(where, written, SETTINGS | {name: KNOBS[name] for name in knobs})
+    otherwise = {name: fixed[name] for name in conditional if name in fixed}
+    require_taken(where, condition, knobs, otherwise)
+    return condition

@@ -18,12 +18,17 @@ from typing import Any, ClassVar, cast, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.complaint import complaint, is_section, require, translate
+from orchestrator.distributions import Range
+from orchestrator.errors import SweepSpecError
 from orchestrator.inputs import (
     SPLITS,
     content_digest,
     locate_base,
     locate_choices,
     locate_data,
+    locate_rules,
+    rename_choices,
+    rename_in_rule,
     save_rows,
     with_located_sources,
 )
@@ -38,12 +43,13 @@ from orchestrator.sections import (
     SearchSpec,
     require_slug,
 )
-from orchestrator.space import MAX_LISTED, SearchSpace, build_trial, parse_space
+from orchestrator.settings import MAX_SEED, changed_sections
+from orchestrator.soundness import require_sound
+from orchestrator.space import MAX_LISTED, SearchSpace, parse_space, split_constants
 from orchestrator.sweep_file import load_mapping
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
-_MAX_SEED = 2**32 - 1
 
 RESUMABLE_CHANGES = ("budget", "finals", "hosts", "register")
 """Sections that say how far and where a sweep runs, not what its trials are: outside `digest`."""
@@ -60,7 +66,8 @@ class SweepSpec:
         lora: Adapter settings that no knob varies.
         optim: Optimizer settings that no knob varies; `steps` is the horizon.
         eval: How trials are measured.
-        space: Knobs and their distributions as written; `search_space` is its parsed form.
+        space: Knobs with their distributions or expressions as written; `search_space` is its
+            parsed form. Constants in it become fixed settings.
         forbid: Combinations of values that no trial may have, each a mapping of knobs to a value
             or a list of values.
         objective: What trials are compared by.
@@ -96,26 +103,17 @@ class SweepSpec:
 
     def __post_init__(self) -> None:
         require_slug("name", self.name)
+        self._settle_written()
         require(
-            0 <= self.seed <= _MAX_SEED, "seed", self.seed, f"0 to {_MAX_SEED}", "Use a small one."
+            0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}", "Use a small one."
         )
         self._check_steps()
         self._fill("base", locate_base(self.base, Path.cwd()))
         self._fill("data", locate_data(self.data, Path.cwd()))
         self._fill("schedule", self._complete_schedule())
-        if self.register is not None:
-            self._fill(
-                "register",
-                dataclasses.replace(self.register, name=self.register.name or self.name),
-            )
-            require(
-                self.register.top <= self.budget.trials,
-                "register.top",
-                self.register.top,
-                f"up to budget.trials ({self.budget.trials})",
-                "Register fewer, or allow more trials.",
-            )
+        self._check_register()
         self._check_space()
+        self._check_search()
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> SweepSpec:
@@ -200,46 +198,107 @@ class SweepSpec:
         quarter = max(every, self.horizon // 4 // every * every)
         return dataclasses.replace(self.schedule, grace_steps=self.schedule.grace_steps or quarter)
 
+    def _check_register(self) -> None:
+        if self.register is None:
+            return
+        self._fill(
+            "register", dataclasses.replace(self.register, name=self.register.name or self.name)
+        )
+        top = self.register.top
+        require(
+            top <= self.budget.trials,
+            "register.top",
+            top,
+            f"up to budget.trials ({self.budget.trials})",
+            "Register fewer, or allow more trials.",
+        )
+        require(
+            top <= self.finals.top,
+            "register.top",
+            top,
+            f"up to finals.top ({self.finals.top})",
+            f"Register fewer, or set finals.top to {top}: only finalists are registered.",
+        )
+
+    def _settle_written(self) -> None:
+        """Make plain values of what is written by dotted names, and settings of its constants."""
+        space = {name: _plain(f"space.{name}", value) for name, value in self.space.items()}
+        forbid = [_plain(f"forbid[{i}]", rule) for i, rule in enumerate(self.forbid)]
+        start = [_plain(f"search.start[{i}]", point) for i, point in enumerate(self.search.start)]
+        constants, varied = split_constants(locate_choices(space, Path.cwd()))
+        for name, value in constants.items():
+            try:
+                changed = changed_sections(self, {name: value})
+            except SweepSpecError as error:
+                text = str(error)
+                where = "space." if text.startswith(f"{name}:") else f"space.{name}: "
+                raise SweepSpecError(f"{where}{text}") from error
+            for section, settings in changed.items():
+                self._fill(section, settings)
+        self._fill("space", varied)
+        self._fill("forbid", tuple(locate_rules(forbid, Path.cwd(), "forbid")))
+        located = tuple(locate_rules(start, Path.cwd(), "search.start"))
+        self._fill("search", dataclasses.replace(self.search, start=located))
+
     def _check_space(self) -> None:
         require(
-            len(self.space) > 0 or self.budget.trials == 1,
+            len(self.search_space.knobs) > 0 or self.budget.trials == 1,
             "space",
             dict(self.space),
-            "at least one knob for more than one trial",
+            "at least one knob to search for more than one trial",
             "Add a knob such as lora.rank: {choice: [4, 8]}, or set budget.trials to 1.",
         )
-        for knob, distribution in self.space.items():
-            try:
-                json.dumps(distribution, allow_nan=False)
-            except (TypeError, ValueError) as error:
-                raise complaint(
-                    f"space.{knob}",
-                    distribution,
-                    "finite numbers, text and lists",
-                    "Write the values out.",
-                ) from error
-        plain = json.loads(json.dumps(dict(self.space)))
-        self._fill("space", locate_choices(plain, Path.cwd()))
-        size = self.search_space.size
-        if self.search.algorithm == "grid":
-            self._check_grid(size)
-        build_trial(self, {})
+        require_sound(self.search_space)
 
-    def _check_grid(self, size: int | None) -> None:
-        for knob, distribution in self.space.items():
+    def _check_search(self) -> None:
+        if self.search.algorithm == "grid":
+            self._check_grid()
+        if self.search.algorithm == "cmaes":
+            self._check_cmaes()
+        for i, point in enumerate(self.search.start):
+            where = f"search.start[{i}]"
+            knobs = self.search_space.settle(point, where)
+            if set(self.search_space.active(knobs)) == knobs.keys():
+                refused = self.search_space.refuse(knobs)
+                require(not refused, where, point, f"no such point ({refused})", "Change a value.")
+
+    def _check_grid(self) -> None:
+        for name, knob in self.search_space.knobs.items():
             require(
-                "choice" in distribution,
-                f"space.{knob}",
-                distribution,
-                "choice, for search.algorithm grid",
+                knob.size is not None,
+                f"space.{name}",
+                self.space[name],
+                "choice or int, for search.algorithm grid",
                 "List the values to try, or search with tpe or random.",
             )
         require(
-            len(self.space) > 0 and size is not None and size <= MAX_LISTED,
+            len(self.search_space.knobs) > 0 and self.search_space.size is not None,
             "space",
             dict(self.space),
             f"1 to {MAX_LISTED} configurations for search.algorithm grid",
             "Offer fewer choices, or search with tpe or random.",
+        )
+
+    def _check_cmaes(self) -> None:
+        require(
+            not self.objective.also,
+            "search.algorithm",
+            self.search.algorithm,
+            "gp, nsga2, tpe, random or grid with objective.also",
+            "cmaes takes one objective: take out objective.also, or search with nsga2.",
+        )
+        space = self.search_space
+        ranges = [
+            name
+            for name, knob in space.knobs.items()
+            if isinstance(knob, Range) and name not in space.conditions
+        ]
+        require(
+            len(ranges) >= 2,
+            "search.algorithm",
+            self.search.algorithm,
+            "gp, nsga2, tpe, random or grid for a space with less than two ranges",
+            "cmaes learns from ranges without `when` only: add some, or search with tpe.",
         )
 
 
@@ -264,11 +323,20 @@ def recorded_sweep(mapping: Mapping[str, Any]) -> SweepSpec:
     """
     gone = {split: [{"text": f"rows of {mapping['data'][split]}"}] for split in SPLITS}
     # Trials have their own record of the base; a choice is only known to be one here.
-    base, space = {**mapping["base"], "model": "recorded/base"}, dict(mapping["space"])
-    if "base.model" in space:
-        choices = range(len(space["base.model"]["choice"]))
-        space["base.model"] = {"choice": [f"recorded/base-{number}" for number in choices]}
-    sections = {"base": base, "data": {**mapping["data"], **gone}, "space": space}
+    names = {mapping["base"]["model"]: "recorded/base"}
+
+    def rename(model: str, _where: str) -> str:
+        return names.setdefault(model, f"recorded/base-{len(names)}")
+
+    search, forbid = mapping["search"], mapping.get("forbid", ())
+    start = [rename_in_rule(point, rename, "search.start") for point in search.get("start", ())]
+    sections = {
+        "base": {**mapping["base"], "model": "recorded/base"},
+        "data": {**mapping["data"], **gone},
+        "space": rename_choices(mapping["space"], rename),
+        "forbid": [rename_in_rule(rule, rename, "forbid") for rule in forbid],
+        "search": {**search, "start": start},
+    }
     return parse_sweep({**mapping, **sections}, Path.cwd())
 
 
@@ -288,6 +356,16 @@ def _refuse_misplaced_bools(values: Mapping[str, Any], owner: type, prefix: str)
             raise complaint(
                 f"{prefix}{name}", value, "no yes/no value", "Give a number, or quote the word."
             )
+
+
+def _plain(where: str, written: Any) -> Any:
+    """The same as JSON would give it back, so that a spec equals the one its record makes."""
+    try:
+        return json.loads(json.dumps(written, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise complaint(
+            where, written, "finite numbers, text and lists", "Write the values out."
+        ) from error
 
 
 def _require_multiple(where: str, steps: int, every: int) -> None:

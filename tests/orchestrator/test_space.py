@@ -88,13 +88,6 @@ def test_finite_space_lists_each_configuration_once() -> None:
     assert len({tuple(each.items()) for each in listed}) == 6
 
 
-def test_coupled_knobs_are_tried_together() -> None:
-    batches = {"optim.batch_size": {"choice": [16, 32]}}
-    build_sweep(batches | {"optim.micro_batch_size": {"choice": [16, 8]}})
-    with pytest.raises(SweepSpecError, match=r"^space\.optim\.micro_batch_size: got 32"):
-        build_sweep(batches | {"optim.micro_batch_size": {"choice": [16, 32]}})
-
-
 @pytest.mark.parametrize(
     ("knob", "written", "parts"),
     [
@@ -126,7 +119,17 @@ def test_coupled_knobs_are_tried_together() -> None:
         ("base.quantization", {"choice": ["nf5"]}, ["'nf5'", "'nf4'", "Choose one"]),
         ("optim.steps", {"choice": [10]}, ["one horizon", "outside of `space`"]),
         ("data.max_tokens", {"choice": [10]}, ["same data", "outside of `space`"]),
-        ("seed", {"choice": [1, 2]}, ["share the seed"]),
+        ("eval.every", {"choice": [10]}, ["measured the same way", "outside of `space`"]),
+        ("seed", {"int": [-1, 2]}, ["got -1", "0 to 4294967295"]),
+        ("seed", -1, ["got -1", "0 to 4294967295"]),
+        ("lora.rank", 0, ["got 0", "1 to 1024"]),
+        ("lora.rank", "many", ["'many'", "a whole number"]),
+        ("lora.targets", "atention", ["'atention'", "all-linear"]),
+        ("optim.micro_batch_size", 3, ["got 3", "optim.batch_size (8)"]),
+        ("data.train_max_tokens", {"choice": [1]}, ["got 1", "data.max_tokens (512)"]),
+        ("lora.rank", {"tide": "8"}, ["'tide'", "Did you mean tied?"]),
+        ("lora.rank", {"tied": "8", "when": {"lora.rslora": True}}, ["one distribution"]),
+        ("lora.rank", {"when": {"lora.rslora": True}}, ["one distribution"]),
         ("optim.lr", {"choice": [1]}, ["unknown key", "Did you mean optim.learning_rate?"]),
         ("rank", {"choice": [1]}, ["unknown key", "Did you mean lora.rank?"]),
     ],
