@@ -23,6 +23,7 @@ from trainables.objects import create_object, delete_objects, read_object, write
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = "lock.json"
+_JOIN_S = 5.0
 
 _HELD: set[str] = set()
 """Owners in this process: a lock with its process id and another owner is a dead one's."""
@@ -122,7 +123,7 @@ class Lease:
         """Give the right back; a bucket that is away frees it by its age."""
         self._closing.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_JOIN_S)
         if self.owner not in _HELD:
             return
         try:

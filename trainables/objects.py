@@ -17,6 +17,8 @@ from typing import Any
 from trainables.errors import StorageError
 
 _DELETED_AT_ONCE = 1000  # what one DeleteObjects call may name
+_ATTEMPTS = 12  # with botocore's pauses, about half a minute: a server that restarts is back
+_FIRST_ATTEMPTS = 3  # about a fifth of a second: an address that is wrong stays wrong
 _KEYS = "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
 _REMEDIES = {
     "NoSuchBucket": "Create the bucket, or name another one.",
@@ -38,7 +40,7 @@ def check_bucket(location: str) -> None:
     """
     bucket, key = _split(location)
     with _plain_errors(location):
-        _client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+        _client(_FIRST_ATTEMPTS).list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
 
 
 def read_object(location: str) -> bytes | None:
@@ -149,14 +151,14 @@ def _split(location: str) -> tuple[str, str]:
     return bucket, key.rstrip("/")
 
 
-def _client() -> Any:
+def _client(attempts: int = _ATTEMPTS) -> Any:
     """A client for the environment as it is now; clients are thread-safe and kept."""
     names = sorted(name for name in os.environ if name.startswith("AWS_"))
-    return _build_client(tuple((name, os.environ[name]) for name in names))
+    return _build_client(tuple((name, os.environ[name]) for name in names), attempts)
 
 
 @functools.lru_cache(maxsize=8)
-def _build_client(environment: tuple[tuple[str, str], ...]) -> Any:
+def _build_client(environment: tuple[tuple[str, str], ...], attempts: int) -> Any:
     try:
         import boto3
         from botocore.config import Config
@@ -166,7 +168,7 @@ def _build_client(environment: tuple[tuple[str, str], ...]) -> Any:
             "installed. Install it: pip install 'lorchestra[s3]'"
         ) from error
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": 6},
+        retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=10,
         # Other servers than AWS's refuse uploads that carry a trailing checksum.
         request_checksum_calculation="when_required",
