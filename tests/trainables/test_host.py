@@ -14,6 +14,7 @@ from trainables.errors import SpecError
 from trainables.host import HostLoop
 from trainables.orders import SeatRequest, Task
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
+from trainables.storage import fetch_folder, join_location, list_folders
 
 
 def load_fake_engine():
@@ -37,6 +38,7 @@ class Sweep:
 
     def __init__(self, folder, seats=4):
         self.folder = folder
+        self.location = str(folder)
         self.state = Seats(lease_s=1e9)
         self.state.open_host(HostStart(host_id="h", group="g", base={}), seats, None)
         self.heard = {}
@@ -56,11 +58,10 @@ class Sweep:
             eval=EvalSpec(every=every),
             seed=trial,
         )
-        trial_dir = self.folder / f"t{trial}"
         request = SeatRequest(
             spec=spec.to_dict(),
-            state_dir=str(trial_dir / "state"),
-            bundle_dir=str(trial_dir / "bundle"),
+            state_dir=join_location(self.location, f"t{trial}", "state"),
+            bundle_dir=join_location(self.location, f"t{trial}", "bundle"),
         )
         self.specs[trial] = spec
         self.heard[trial] = []
@@ -187,6 +188,26 @@ def test_a_new_host_goes_on_from_the_saved_state_to_the_same_weights(sweep, solo
     sweep.run()
     assert sweep.weights(3) == solo_weights(3, steps=40)
     assert "join t0003.a 10" in sweep.log("join")
+
+
+def test_states_and_bundles_in_a_bucket_are_those_of_a_disk(
+    sweep, solo_weights, s3_location, tmp_path
+):
+    def die(number):
+        if number == 16:
+            raise ConnectionError
+
+    sweep.location, sweep.say = s3_location, die
+    sweep.add(3, steps=40)
+    with pytest.raises(ConnectionError):
+        sweep.run()
+    sweep.run()
+    assert sweep.weights(3) == solo_weights(3, steps=40)
+    assert "join t0003.a 10" in sweep.log("join")
+    assert list_folders(f"{s3_location}/t3/state") == ["step-00000040"]
+    bundle = fetch_folder(f"{s3_location}/t3/bundle", tmp_path / "bundle")
+    assert json.loads((bundle / "manifest.json").read_text())["step"] == 40
+    assert not (sweep.folder / "t3").exists()
 
 
 def test_reports_nobody_heard_are_said_again_in_order_and_without_training(sweep):
