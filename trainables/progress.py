@@ -74,18 +74,30 @@ def find_progress(state_dir: str) -> Iterator[Path | None]:
     if not is_remote(state_dir):
         yield max(Path(state_dir).glob("step-*"), default=None)
         return
-    newest = max(list_folders(state_dir), default=None)
-    if newest is None:
-        yield None
-        return
     with tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary:
-        yield fetch_folder(join_location(state_dir, newest), Path(temporary))
+        yield _fetch_newest(state_dir, Path(temporary))
 
 
 def load_reports(kept: Path) -> list[dict[str, Any]]:
     """The reports saved with a state, oldest first."""
     reports: list[dict[str, Any]] = json.loads((kept / REPORTS_FILE).read_text())
     return reports
+
+
+def _fetch_newest(state_dir: str, into: Path, tried: str | None = None) -> Path | None:
+    """A copy of the newest whole state; of the next one when it was replaced meanwhile."""
+    newest = max(list_folders(state_dir), default=None)
+    if newest is None:
+        return None
+    try:
+        found = fetch_folder(join_location(state_dir, newest), into / newest)
+    except StorageError:
+        if newest == tried:
+            raise
+        found = None
+    if found is None and newest != tried:
+        return _fetch_newest(state_dir, into, newest)
+    return found
 
 
 def _keep_local(state_dir: str, name: str, write: Callable[[Path], None]) -> None:

@@ -1,9 +1,12 @@
 """A trial's newest state is whole, on disks and in a bucket alike."""
 
 import json
+import threading
 
 import pytest
 
+from trainables.errors import StorageError
+from trainables.objects import delete_objects
 from trainables.progress import find_progress, load_reports, save_progress
 from trainables.storage import join_location, list_folders
 
@@ -55,3 +58,30 @@ def test_the_copy_of_a_remote_state_is_gone_afterwards(s3_location):
     with find_progress(s3_location) as kept:
         assert kept.is_dir()
     assert not kept.exists()
+
+
+def test_a_reader_beside_the_writer_always_finds_a_whole_state(s3_location):
+    save_progress(s3_location, 1, [{"step": 1}], save_weight(1))
+
+    def train():
+        for step in range(2, 25):
+            save_progress(s3_location, step, [{"step": step}], save_weight(step))
+
+    writer = threading.Thread(target=train)
+    writer.start()
+    found = [newest(s3_location)]
+    while writer.is_alive():
+        found.append(newest(s3_location))
+    writer.join()
+    assert all(reports == [{"step": weight}] for weight, reports in found)
+    assert found == sorted(found, key=lambda each: each[0])
+
+
+def test_a_damaged_state_is_told_and_not_trained_anew(s3_location):
+    save_progress(s3_location, 20, [{"step": 20}], save_weight(1))
+    delete_objects(f"{s3_location}/step-00000020", ["state.json"])
+    with (
+        pytest.raises(StorageError, match=r"step-00000020/state\.json"),
+        find_progress(s3_location),
+    ):
+        pass
