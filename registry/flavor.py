@@ -131,7 +131,11 @@ def _load_base(record: Mapping[str, Any], base_model: str, device: str) -> tuple
 
     source = _locate(base_model, record["revision"])
     _require_recorded(source, record, base_model)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[record["compute_dtype"]]
+    dtype = {
+        "float32": torch.float32,
+        "float16": torch.float16,
+        "bfloat16": torch.bfloat16,
+    }[record["compute_dtype"]]
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as work:

@@ -75,7 +75,8 @@ def default_device() -> torch.device:
 def pick_compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it natively, else float32, unless one is wanted."""
     if wanted != "auto":
-        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
+        dtype: torch.dtype = getattr(torch, wanted)
+        return dtype
     if device.type == "cuda":
         is_native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -145,6 +145,9 @@ class Engine:
         answers = {
             seat: sum(batch.block.answers for batch in batches) for seat, batches in passes.items()
         }
+        # float16 rounds a mean's gradients to zero where those of the sum are of natural size.
+        is_half = self.base.compute_dtype == torch.float16
+        scales = {seat: float(answers[seat]) if is_half else 1.0 for seat in seats}
         losses = dict.fromkeys(seats, 0.0)
         for number in range(max(len(batches) for batches in passes.values())):
             batches = [own[number] for own in passes.values() if number < len(own)]
@@ -153,13 +156,19 @@ class Engine:
                 / answers[str(batch.block.seat)]
                 for batch, logits in zip(batches, self._forward(batches), strict=True)
             ]
-            torch.stack(seat_losses).sum().backward()
+            scaled = [
+                loss * scales[str(batch.block.seat)]
+                for batch, loss in zip(batches, seat_losses, strict=True)
+            ]
+            torch.stack(scaled).sum().backward()
             for batch, loss in zip(batches, seat_losses, strict=True):
                 losses[str(batch.block.seat)] += loss.item()
         tokens = {
             seat: sum(batch.real_tokens for batch in batches) for seat, batches in passes.items()
         }
-        return {seat: self._update(seat, losses[seat], tokens[seat]) for seat in seats}
+        return {
+            seat: self._update(seat, losses[seat], tokens[seat], scales[seat]) for seat in seats
+        }
 
     def evaluate(self, seat: str, split: SplitName = "validation") -> dict[str, float]:
         """Loss and accuracies of a seat's adapter; validation stops at `eval.max_rows`."""
@@ -222,13 +231,13 @@ class Engine:
             )
         return batches
 
-    def _update(self, seat: str, loss: float, tokens: int) -> StepResult:
+    def _update(self, seat: str, loss: float, tokens: int, scale: float) -> StepResult:
         taken = self._seats[seat]
         optim = taken.spec.optim
         if not math.isfinite(loss):
             taken.optimizer.zero_grad(set_to_none=True)
             return StepResult(step=taken.step, loss=loss, tokens=taken.tokens, is_finite=False)
-        is_finite = apply_gradients(taken.optimizer, taken.parameters, optim, taken.step)
+        is_finite = apply_gradients(taken.optimizer, taken.parameters, optim, taken.step, scale)
         if is_finite:
             taken.tokens += tokens
             taken.step += 1

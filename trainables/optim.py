@@ -59,12 +59,24 @@ def apply_gradients(
     parameters: Sequence[nn.Parameter],
     spec: OptimSpec,
     step: int,
+    scale: float = 1.0,
 ) -> bool:
     """Clip, then take optimizer step `step`; gradients are cleared either way.
+
+    Args:
+        optimizer: Of `build_optimizer`.
+        parameters: All of the seat's.
+        spec: Settings.
+        step: Counted from 0.
+        scale: How many times too large the gradients are.
 
     Returns:
         Whether the gradient was finite. If not, the weights are left as they were.
     """
+    if scale != 1.0:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(scale)
     bound = spec.max_grad_norm if spec.max_grad_norm > 0 else math.inf
     norm = torch.nn.utils.clip_grad_norm_(parameters, bound)
     is_finite = bool(torch.isfinite(norm))

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, get_args
 from trainables.errors import SpecError
 
 Quantization = Literal["nf4", "fp4", "int8", "none"]
-ComputeDtype = Literal["auto", "bfloat16", "float32"]
+ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
 Schedule = Literal["constant", "linear", "cosine"]
 LoraInit = Literal["kaiming", "gaussian", "orthogonal"]
 DataFormat = Literal["auto", "messages", "prompt-completion", "text"]
@@ -80,7 +80,8 @@ class BaseSpec:
         quantization: Stored form of the linear layers (arXiv:2305.14314, section 3).
         double_quant: Quantize the 4-bit constants too (saves about 0.37 bit per weight).
         compute_dtype: Type of activations and unquantized weights; `auto` is bfloat16 where the
-            hardware multiplies it, else float32.
+            hardware multiplies it, else float32. float16 is for GPUs that multiply nothing else
+            fast; activations above 65504 end a trial as diverged.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT

@@ -24,7 +24,7 @@ from trainables.spec import BaseSpec
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 IDS = torch.tensor([[70, 80, 90, 100, 110, 120]])
 
-FORMS = ["none-float32", "nf4-float32", "nf4-bfloat16", "int8-float32"]
+FORMS = ["none-float32", "nf4-float32", "nf4-bfloat16", "nf4-float16", "int8-float32"]
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,11 @@ def build_spec(tiny_base: Path, tiny_data: Path) -> Callable[..., TrialSpec]:
         lora = {k: knobs.pop(k) for k in list(knobs) if k in LoraSpec.__dataclass_fields__}
         return TrialSpec(
             base=BaseSpec(
-                model=str(tiny_base), compute_dtype="float32", **(form or {"quantization": "none"})
+                **{
+                    "model": str(tiny_base),
+                    "compute_dtype": "float32",
+                    **(form or {"quantization": "none"}),
+                }
             ),
             lora=LoraSpec(**lora),
             optim=OptimSpec(**{"steps": STEPS, "batch_size": 4, "learning_rate": 3e-3, **knobs}),
@@ -324,6 +328,42 @@ def test_bfloat16_packs_are_exact_too(mixed):
         engine.step(list(specs))
     for seat, spec in specs.items():
         assert largest_difference(adapter_of(engine, seat), train_alone(spec, 5)) == 0.0
+
+
+HALF = [{"quantization": "none"}, {"quantization": "nf4"}]
+
+
+@pytest.mark.parametrize("form", HALF, ids=["none", "nf4"])
+def test_float16_packs_are_exact_too(mixed, form):
+    specs = mixed({**form, "compute_dtype": "float16"})
+    engine = build_engine(specs["wide"].base)
+    for seat, spec in specs.items():
+        engine.join(seat, spec)
+    for _ in range(5):
+        engine.step(list(specs))
+    for seat, spec in specs.items():
+        assert largest_difference(adapter_of(engine, seat), train_alone(spec, 5)) == 0.0
+
+
+def test_float16_gradients_are_those_of_float32_in_a_large_batch(build_spec):
+    """The first moment after one step is a tenth of the gradient."""
+    gradients = {}
+    for dtype in ("float32", "float16"):
+        spec = build_spec(
+            {"quantization": "none", "compute_dtype": dtype},
+            batch_size=2048,
+            init="orthogonal",
+            max_grad_norm=0,
+        )
+        engine = build_engine(spec.base)
+        engine.join("seat", spec)
+        assert engine.step(["seat"])["seat"].is_finite
+        tensors = engine.snapshot("seat").tensors
+        gradients[dtype] = torch.cat(
+            [tensors[name].flatten() for name in sorted(tensors) if name.endswith("exp_avg")]
+        )
+    error = (gradients["float16"] - gradients["float32"]).norm() / gradients["float32"].norm()
+    assert error < 2e-3
 
 
 @pytest.mark.parametrize("form", FORMS)
