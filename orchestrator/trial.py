@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from orchestrator.errors import SweepError
 from orchestrator.members import Phase, Standing, group_key
 from orchestrator.outcome import Outcome
 from trainables.orders import SeatReport, SeatRequest, fault_metrics
+from trainables.progress import copy_progress
 from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
@@ -36,8 +38,9 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
     """A trial as Tune's unit.
 
     Its config holds `trial` (number), `spec` (`TrialSpec.to_dict()`) and `storage` (the sweep's
-    absolute folder); other keys, such as `knobs`, are the searcher's. Results carry `trial`,
-    `step` and the metrics of that step; the last one also `outcome` and `reason`.
+    absolute folder); one that goes on from another's checkpoint has that trial's number in
+    `parent`. Other keys, such as `knobs`, are the searcher's. Results carry `trial`, `step` and
+    the metrics of that step; the last one also `outcome` and `reason`.
     """
 
     _trial: int
@@ -99,7 +102,6 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
         storage = Path(config["storage"])
         folder = trial_dir(storage, config["trial"])
         self._trial = config["trial"]
-        self._step = 0
         self._every, self._horizon = spec.eval.every, spec.optim.steps
         self._group = group_key(spec)
         self._request = SeatRequest(
@@ -107,8 +109,21 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
             state_dir=str(folder / "state"),
             bundle_dir=str(folder / "bundle"),
         )
+        self._step = self._origin(storage, config.get("parent"))
         self._broker = ray.get_actor(broker_name(storage))
         self._join()
+
+    def _origin(self, storage: Path, parent: Mapping[str, int] | None) -> int:
+        """The step this trial starts from: 0, or that of the state it copied from its parent.
+
+        A parent that has no state, or is through by now, leaves nothing to go on from.
+        """
+        if parent is None:
+            return 0
+        source = str(trial_dir(storage, parent["trial"]) / "state")
+        step = copy_progress(source, self._request.state_dir, below=self._horizon)
+        logger.info("trial %d: from step %s of trial %d", self._trial, step, parent["trial"])
+        return step or 0
 
     def _join(self) -> None:
         self._attempt = uuid.uuid4().hex[:12]
