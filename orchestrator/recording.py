@@ -143,8 +143,11 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """A trial ended by itself, by the scheduler or by the user."""
         number = trial.config["trial"]
+        record = self._record.history.trials.get(number)
+        if record is None:
+            return  # it never ran
         end = self._describe_end(number, trial.last_result)
-        has_bundle = end.outcome in WITH_ADAPTER and self._record.history.trials[number].reports
+        has_bundle = end.outcome in WITH_ADAPTER and record.reports
         bundle = trial_dir(self._storage, number) / "bundle" if has_bundle else None
         self._record.end_trial(
             number,

@@ -10,11 +10,11 @@ import ray
 
 from orchestrator.delivery import Delivery
 from orchestrator.events import EventLog, read_events
-from orchestrator.finals import evaluate_finalists, finalists, register_finalists
+from orchestrator.finals import contenders, evaluate_finalists, register_finalists
 from orchestrator.history import SweepHistory
 from orchestrator.members import group_key
 from orchestrator.recording import SweepRecord
-from orchestrator.sections import RegisterSpec
+from orchestrator.sections import FinalsSpec, RegisterSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
 from orchestrator.trial import trial_dir
 from registry import TrackingError, get
@@ -58,6 +58,7 @@ def build_spec(test_fraction=0.1, **changes):
         "eval": EvalSpec(every=10),
         "budget": BudgetSpec(trials=4),
         "space": {"lora.rank": {"choice": [2, 4, 8, 16]}},
+        "finals": FinalsSpec(top=2, seeds=0),
         "register": RegisterSpec(top=2),
     }
     return SweepSpec(**(values | changes))
@@ -90,6 +91,15 @@ class Scene:
         add("report", trial=3, step=10, metrics={"eval_loss": 0.1})
         self.end(3, "diverged", None)
 
+    def repeat(self, trial, of, outcome):
+        spec = self.record.history.trials[of].spec
+        self.record.add("trial_started", trial=trial, knobs={}, spec=spec, repeat_of=of)
+        self.record.add("report", trial=trial, step=20, metrics={"eval_loss": 1.5})
+        folder = trial_dir(self.storage, trial) / "bundle"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+        self.end(trial, outcome, str(folder.relative_to(self.storage)))
+
     def end(self, trial, outcome, bundle):
         self.record.add(
             "trial_ended", trial=trial, outcome=outcome, reason="", step=20, bundle=bundle
@@ -119,15 +129,11 @@ def build_scene(tmp_path):
         scene.log.close()
 
 
-@pytest.mark.parametrize(
-    ("register", "numbers"),
-    [(None, [1]), (RegisterSpec(), [1]), (RegisterSpec(top=2), [1, 2]),
-     (RegisterSpec(top=4), [1, 2, 0])],
-    ids=["no-register", "top-1", "top-2", "more-than-there-are"],
-)  # fmt: skip
-def test_finalists_are_the_best_adapters(build_scene, register, numbers):
-    scene = build_scene(register=register)
-    assert [trial.number for trial in finalists(scene.spec, scene.record)] == numbers
+def test_repeats_that_completed_are_contenders_beside_their_finalist(build_scene):
+    scene = build_scene()
+    scene.repeat(4, of=1, outcome="completed")
+    scene.repeat(5, of=1, outcome="failed")
+    assert [run.number for run in contenders(scene.spec, scene.record.history)] == [1, 4, 2]
 
 
 @pytest.mark.ray
@@ -155,7 +161,7 @@ def test_finalists_and_their_bare_bases_are_measured(local_ray, build_scene):
 def test_finalists_on_bases_that_share_only_a_quantization_have_a_base_each(
     local_ray, build_scene
 ):
-    scene = build_scene(register=RegisterSpec(top=3))
+    scene = build_scene(finals=FinalsSpec(top=3, seeds=0))
     scene.record.history.trials[0].spec["base"]["model"] = "owner/other"
     scene.evaluate()
     assert scene.record.history.base_metrics.keys() == {
@@ -166,7 +172,7 @@ def test_finalists_on_bases_that_share_only_a_quantization_have_a_base_each(
 
 @pytest.mark.ray
 def test_the_best_finalist_stands_for_a_base_that_others_share(local_ray, build_scene):
-    scene = build_scene(register=RegisterSpec(top=3))
+    scene = build_scene(finals=FinalsSpec(top=3, seeds=0))
     assert "base-of-0-test" not in scene.evaluate()
 
 
@@ -175,8 +181,16 @@ def test_what_was_measured_before_is_not_measured_again(local_ray, build_scene):
     scene = build_scene()
     scene.evaluate()
     assert scene.evaluate() == {}
-    scene.spec = replace(scene.spec, register=RegisterSpec(top=3))
+    scene.spec = replace(scene.spec, finals=FinalsSpec(top=3, seeds=0))
     assert sorted(scene.evaluate()) == ["trial-0"]
+
+
+@pytest.mark.ray
+def test_repeats_are_measured_too(local_ray, build_scene):
+    scene = build_scene()
+    scene.repeat(4, of=1, outcome="completed")
+    assert "trial-4" in scene.evaluate()
+    assert scene.record.history.trials[4].final_metrics.keys() == {"test_loss"}
 
 
 @pytest.mark.ray
@@ -272,6 +286,24 @@ def test_finalists_become_versions_and_the_best_one_champion(evaluated, database
     assert champion.tags["lorchestra.rank"] == "1"
     assert champion.metrics["test_loss"] == 2.0
     assert evaluated.record.history.trials[2].ref == f"{name}/2"
+
+
+def test_the_version_is_the_run_that_stands_for_the_best_configuration(
+    evaluated, database, write_bundle
+):
+    evaluated.spec = replace(evaluated.spec, finals=FinalsSpec(top=2, seeds=1))
+    for number, of, loss in ((4, 1, 0.9), (5, 2, 0.1)):
+        evaluated.repeat(number, of=of, outcome="completed")
+        metrics = {"eval_loss": 1.5, "test_loss": loss}
+        write_bundle(trial_dir(evaluated.storage, number) / "bundle", number, metrics)
+        evaluated.record.add("final_evaluated", trial=number, metrics={"test_loss": loss})
+    # trial 1: mean of 2.0 and 0.9; trial 2: mean of 4.0 and 0.1, its repeat better on validation
+    register(evaluated, database)
+    champion = get(f"{evaluated.spec.register.name}@champion", tracking_uri=database)
+    assert champion.tags["lorchestra.trial"] == "1"
+    assert float(champion.tags["finals.mean"]) == pytest.approx(1.45)
+    assert champion.tags["finals.runs"] == "2"
+    assert evaluated.record.history.trials[5].ref == f"{evaluated.spec.register.name}/2"
 
 
 def test_registering_again_makes_nothing_twice(evaluated, database):

@@ -1,11 +1,11 @@
 """What Ray Tune sees of trials becomes events, each fact once."""
 
 import pickle
-import time
 from types import SimpleNamespace
 
 import pytest
 
+from orchestrator.control import STOPPED_BY_USER, Request, Wishes
 from orchestrator.errors import SweepStorageError
 from orchestrator.events import EventLog, read_events
 from orchestrator.history import SweepHistory
@@ -26,14 +26,19 @@ class Scene:
         self.record = SweepRecord(
             self.log, SweepHistory(), lambda history: self.changes.append(len(history.trials))
         )
-        self.recorder = TrialRecorder(self.record, storage, HORIZON)
+        self.wishes, self.verdicts = Wishes(), {}
+        self.recorder = TrialRecorder(
+            self.record, storage, HORIZON, self.verdicts.get, self.wishes
+        )
 
     def trial(self, number=0, last=None, error=None):
         config = {"trial": number, "knobs": {"lora.rank": 4}, "spec": {"seed": 7}}
         return SimpleNamespace(config=config, last_result=last or {}, get_error=lambda: error)
 
-    def start(self, number=0):
-        self.recorder.on_trial_start(0, [], self.trial(number))
+    def start(self, number=0, **kin):
+        trial = self.trial(number)
+        trial.config |= kin
+        self.recorder.on_trial_start(0, [], trial)
 
     def report(self, step, loss=2.0, number=0, **more):
         result = {"step": step, **WORST_METRICS, "eval_loss": loss, "tokens_per_s": 1.0, **more}
@@ -163,17 +168,57 @@ def test_a_fault_is_marked_and_ends_without_a_bundle(scene, fault):
 )
 def test_an_end_says_how_and_why(scene, last, end):
     scene.start()
+    if last.get("step"):
+        scene.report(last["step"])
     scene.complete(last)
     assert scene.end() == end
 
 
-def test_a_stop_after_the_deadline_is_the_budgets(scene):
-    past = TrialRecorder(scene.record, scene.storage, HORIZON, deadline=time.monotonic())
+def test_the_scheduler_says_why_it_stopped_a_trial(scene):
     scene.start()
-    past.on_trial_complete(0, [], scene.trial(last={"step": 20}))
-    outcome, reason, bundle = scene.end()
-    assert (outcome, bundle) == (Outcome.CANCELLED, None)
-    assert "wall-clock budget" in reason
+    scene.report(20)
+    scene.verdicts[0] = TrialOutcome(Outcome.DIVERGED, "ran away")
+    scene.complete({"step": 20})
+    assert scene.end() == (Outcome.DIVERGED, "ran away", None)
+
+
+def test_what_a_trial_says_of_its_own_end_goes_before_the_scheduler(scene):
+    scene.start()
+    scene.report(40)
+    scene.verdicts[0] = TrialOutcome(Outcome.STOPPED, "others were better")
+    scene.complete({"step": 40, "outcome": "completed", "reason": "trained 40 steps"})
+    assert scene.end()[:2] == (Outcome.COMPLETED, "trained 40 steps")
+
+
+@pytest.mark.parametrize(
+    "last",
+    [{"step": 20}, {"step": 20, "outcome": "stopped", "reason": "stopped from outside"}],
+    ids=["at-a-report", "between-two"],
+)
+def test_a_trial_that_the_user_stopped_keeps_its_adapter(scene, last):
+    scene.start()
+    scene.report(20)
+    scene.wishes.add(Request(kind="stop", trial=0))
+    scene.complete(last)
+    assert scene.end() == (Outcome.CANCELLED, STOPPED_BY_USER, "trials/t0000/bundle")
+    assert scene.record.history.trials[0].ended_by == "user"
+
+
+def test_a_trial_stopped_before_its_first_report_reports_nothing(scene):
+    scene.start()
+    scene.wishes.add(Request(kind="stop", trial=0))
+    result = {**fault_metrics({"step": 0}), "outcome": "stopped", "reason": "from outside"}
+    scene.recorder.on_trial_result(0, [], scene.trial(), result)
+    scene.complete(result)
+    assert scene.kinds() == ["trial_started", "trial_ended"]
+    assert scene.end() == (Outcome.CANCELLED, STOPPED_BY_USER, None)
+
+
+def test_a_trial_remembers_where_it_comes_from(scene):
+    scene.start(0, repeat_of=3)
+    scene.start(1, parent={"trial": 0, "step": 20, "replaces": 2})
+    assert scene.record.history.trials[0].repeat_of == 3
+    assert scene.record.history.trials[1].parent == {"trial": 0, "step": 20, "replaces": 2}
 
 
 def test_a_process_that_failed_for_good_gives_its_last_line(scene):

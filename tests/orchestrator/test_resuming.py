@@ -1,0 +1,157 @@
+"""What of a sweep goes on when it is run again, under the same settings and under larger ones."""
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.control import (
+    CANCELLED_BY_USER,
+    STOPPED_BY_USER,
+    Request,
+    post_request,
+    take_requests,
+)
+from orchestrator.errors import SweepStorageError
+from orchestrator.events import EventLog
+from orchestrator.history import SweepHistory
+from orchestrator.recording import SweepRecord
+from orchestrator.resuming import SweepProgress
+from orchestrator.sections import FinalsSpec
+from orchestrator.spec import BudgetSpec, SweepSpec
+from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
+
+SPEC = SweepSpec(
+    name="tiny",
+    base=BaseSpec(model="owner/name"),
+    data=DataSpec(train="owner/rows", test_fraction=0.0),
+    optim=OptimSpec(steps=20),
+    eval=EvalSpec(every=10),
+    budget=BudgetSpec(trials=2),
+    space={"lora.rank": {"choice": [2, 4, 8, 16]}},
+    finals=FinalsSpec(top=1, seeds=0),
+)
+TRIAL = TrialSpec(base=SPEC.base, optim=SPEC.optim, data=SPEC.data, eval=SPEC.eval).to_dict()
+
+
+class Scene:
+    """A sweep's folder, opened again and again."""
+
+    def __init__(self, storage):
+        self.storage = storage
+        self.log = EventLog(storage / "events.jsonl")
+        self.record = SweepRecord(self.log, SweepHistory(), lambda history: None)
+        self.run()
+
+    def run(self, spec=SPEC):
+        self.progress = SweepProgress(spec=spec, storage=self.storage, record=self.record)
+        self.progress.start_or_resume()
+        return self.progress
+
+    def trial(self, number, outcome, reason="", reports=True, **more):
+        self.record.add("trial_started", trial=number, knobs={}, spec=TRIAL, **more)
+        if reports:
+            self.record.add("report", trial=number, step=10, metrics={"eval_loss": 1.0})
+        if outcome:
+            end = {"outcome": outcome, "reason": reason, "step": 10}
+            bundle = f"trials/t{number:04d}/bundle"
+            self.record.add("trial_ended", trial=number, bundle=bundle, **end)
+            folder = self.storage / bundle
+            folder.mkdir(parents=True)
+            (folder / "manifest.json").write_text("{}")
+
+    def end(self, *stages):
+        for stage in stages or ("search", "finals"):
+            self.progress.end(stage, "")
+
+    def conclude(self, status, reason=""):
+        self.record.add("sweep_ended", status=status, reason=reason)
+
+    def going_on(self):
+        return [trial.number for trial in self.record.history.unfinished()]
+
+
+@pytest.fixture
+def scene(tmp_path):
+    scene = Scene(tmp_path)
+    yield scene
+    scene.log.close()
+
+
+def test_a_new_sweep_is_recorded_and_not_over(scene):
+    assert scene.record.history.digest == SPEC.digest
+    assert not scene.progress.is_over()
+
+
+def test_another_sweep_is_refused(scene):
+    with pytest.raises(SweepStorageError, match="only budget, finals, hosts, register may change"):
+        scene.run(replace(SPEC, seed=9))
+
+
+def test_a_sweep_whose_stages_have_ended_is_over(scene):
+    scene.trial(0, "completed")
+    scene.end("search")
+    assert not scene.progress.is_over()
+    scene.end("finals")
+    assert scene.progress.is_over()
+    assert scene.progress.is_registered()
+    scene.conclude("completed")
+    scene.run()
+    assert scene.record.history.resumes == 0
+
+
+def test_a_larger_budget_goes_on_with_what_the_smaller_one_cut_short(scene):
+    scene.trial(0, "completed")
+    scene.trial(1, "cancelled", "the budget is spent")
+    scene.end()
+    scene.conclude("completed")
+    assert scene.run().is_over()
+    assert scene.going_on() == []
+    progress = scene.run(replace(SPEC, budget=BudgetSpec(trials=4)))
+    assert not progress.has_ended("search")
+    assert scene.going_on() == [1]
+
+
+def test_other_finals_leave_the_search_alone(scene):
+    scene.trial(0, "completed")
+    scene.trial(1, "cancelled", "the budget is spent")
+    scene.end()
+    scene.conclude("completed")
+    progress = scene.run(replace(SPEC, finals=FinalsSpec(top=1, seeds=3)))
+    assert (progress.has_ended("search"), progress.has_ended("finals")) == (True, False)
+    assert scene.going_on() == []
+
+
+def test_a_trial_that_the_user_stopped_stays_stopped(scene):
+    scene.trial(0, "cancelled", STOPPED_BY_USER)
+    scene.trial(1, None)
+    scene.run()
+    assert scene.going_on() == [1]
+
+
+def test_a_cancelled_sweep_goes_on_when_it_is_run_again(scene):
+    scene.trial(0, "completed")
+    scene.trial(1, "cancelled", CANCELLED_BY_USER)
+    scene.conclude("cancelled", CANCELLED_BY_USER)
+    scene.run()
+    assert scene.going_on() == [1]
+    assert scene.record.history.status == "running"
+
+
+def test_a_failed_sweep_retries_what_never_measured_anything(scene):
+    scene.trial(0, "failed", "no such file", reports=False)
+    scene.trial(1, "failed", "it broke later")
+    scene.trial(2, "diverged", reports=False)
+    scene.conclude("failed")
+    scene.run()
+    assert scene.going_on() == [0]
+
+
+def test_a_stop_that_no_driver_heard_is_heard_now(scene):
+    scene.trial(0, None)
+    scene.trial(1, None)
+    post_request(scene.storage, Request(kind="stop", trial=1))
+    post_request(scene.storage, Request(kind="cancel"))
+    scene.run()
+    assert scene.going_on() == [0]
+    assert scene.record.history.trials[1].reason == STOPPED_BY_USER
+    assert take_requests(scene.storage) == []
