@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, get_args, get_type_hints
 
 from orchestrator.complaint import require, unknown
@@ -106,7 +107,7 @@ class FixedSettings:
 
 def without_rows(sections: Sections) -> FixedSettings:
     """The same settings with the names of rows in memory, which may be many, for the rows."""
-    names = {
+    names: dict[str, Any] = {
         split: f"rows of {split}"
         for split in ("train", "validation", "test")
         if not isinstance(getattr(sections.data, split), str | None)
@@ -153,10 +154,20 @@ def changed_sections(sections: Sections, changes: Mapping[str, Any]) -> dict[str
             changed[name] = value
     try:
         for section, values in fields.items():
-            changed[section] = dataclasses.replace(getattr(sections, section), **values)
+            # Rows in memory have no hash.
+            replace = _replace if section == "data" else _replace_once
+            changed[section] = replace(getattr(sections, section), tuple(values.items()))
     except SpecError as error:
         raise SweepSpecError(str(error)) from error
     return changed
+
+
+def _replace(section: Any, fields: tuple[tuple[str, Any], ...]) -> Any:
+    return dataclasses.replace(section, **dict(fields))
+
+
+_replace_once = lru_cache(maxsize=4096)(_replace)
+"""Spaces are listed: their configurations have few different sections, each checked in 10 us."""
 
 
 def assemble(sections: Sections, changes: Mapping[str, Any]) -> TrialSpec:

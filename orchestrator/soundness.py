@@ -109,10 +109,11 @@ def _require_any(space: SearchSpace) -> None:
     if not space.is_short or next(space.configurations(), None) is not None:
         return
     some = next(space.expand(space.order), {})
-    if not space.knobs or not space.forbidden:
+    refused = space.refuse(some)
+    if not refused.startswith("forbid"):
         shown = ", ".join(f"{name} {value!r}" for name, value in some.items())
         prefix = f"space: no combination makes a trial; with {shown}: " if shown else ""
-        raise SweepSpecError(f"{prefix}{space.refuse(some)}")
+        raise SweepSpecError(f"{prefix}{refused}")
     raise complaint(
         "forbid",
         [str(rule) for rule in itertools.islice(space.forbidden, 3)],

@@ -105,7 +105,13 @@ def parse_tie(where: str, written: object, hint: Any, known: tuple[str, ...]) ->
             raise complaint(
                 where, written, f"names of {', '.join(known)}", f"There is no {name}. {remedy}"
             )
-    return Tie(where=where, text=written, names=names, is_whole=float not in takes, _tree=tree)
+    return Tie(
+        where=where,
+        text=written,
+        names=names,
+        is_whole=float not in takes,
+        _tree=_WholeNames().visit(tree),
+    )
 
 
 def _names(node: ast.expr, where: str, text: str) -> list[str]:
@@ -147,7 +153,16 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
             return _OPERATORS[type(node.op)](left, right)
         case ast.Call(func=ast.Name(id=function)):
             return _FUNCTIONS[function](*(_evaluate(each, values) for each in node.args))
-    return values[ast.unparse(node)]
+        case ast.Name():
+            return values[node.id]
+    raise AssertionError(f"{ast.unparse(node)} was allowed")
+
+
+class _WholeNames(ast.NodeTransformer):
+    """Makes one name of a dotted one, so that computing it is one look-up."""
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.Name:
+        return ast.Name(id=ast.unparse(node))
 
 
 def _refusal(where: str, written: object, remedy: str) -> SweepSpecError:

@@ -42,3 +42,31 @@ def test_long_range_of_whole_numbers_tries_its_bounds_only() -> None:
 def test_setting_without_order_takes_choices_only(kind: str, hint: Any) -> None:
     with pytest.raises(SweepSpecError, match=r"^space\.x: got .*; allowed: choice\."):
         parse_distribution("space.x", {kind: [1, 2]}, hint)
+
+
+@pytest.mark.parametrize(
+    ("written", "inside", "outside"),
+    [
+        ({"choice": [4, 8]}, [4, 8], [5, "4", None]),
+        ({"int": [2, 4]}, [2, 3, 4], [1, 5, 2.5, True, "3", None]),
+        ({"log_uniform": [0.5, 1]}, [0.5, 0.7, 1], [0.4, 1.1, float("nan"), None, [0.7]]),
+    ],
+)
+def test_distribution_holds_its_values_only(
+    written: Any, inside: list[Any], outside: list[Any]
+) -> None:
+    distribution = parse_distribution("space.x", written, float)
+    assert [value for value in inside if not distribution.holds(value)] == []
+    assert [value for value in outside if distribution.holds(value)] == []
+
+
+@pytest.mark.parametrize(
+    ("written", "allowed"),
+    [
+        ({"choice": [4, None]}, "4, None"),
+        ({"int": [2, 4]}, "whole numbers 2 to 4"),
+        ({"log_uniform": [1e-5, 1]}, "1e-05 to 1"),
+    ],
+)
+def test_values_read_well_in_messages(written: Any, allowed: str) -> None:
+    assert parse_distribution("space.x", written, int | float | None).allowed == allowed

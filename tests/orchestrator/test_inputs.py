@@ -102,6 +102,56 @@ def test_bases_to_choose_from_start_at_the_sweep_files_folder(tmp_path: Path) ->
     assert list(recorded_sweep(recorded).search_space.knobs) == ["base.model"]
 
 
+def test_bases_in_conditions_rules_and_start_points_are_found_alike(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save_model(tmp_path / name)
+    values = {
+        "name": "tiny",
+        "base": {"model": "./one"},
+        "data": {"train": "owner/rows"},
+        "optim": {"steps": 20},
+        "space": {
+            "base.model": {"choice": ["./one", "./two", "owner/name"]},
+            "lora.rank": {"choice": [4, 8], "when": {"base.model": ["./one", "owner/name"]}},
+            "lora.dropout": {"choice": [0.0, 0.1], "when": {"base.model": "./two"}},
+        },
+        "forbid": [{"base.model": "./one", "lora.rank": 8}],
+        "search": {"start": [{"base.model": "two"}]},
+        "budget": {"trials": 2},
+    }
+    spec = parse_sweep(values, tmp_path)
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    assert spec.space["lora.rank"]["when"] == {"base.model": [one, "owner/name"]}
+    assert spec.space["lora.dropout"]["when"] == {"base.model": two}
+    assert spec.forbid == ({"base.model": one, "lora.rank": 8},)
+    assert spec.search.start == ({"base.model": two},)
+    assert spec.search_space.size == 1 + 2 + 2
+    recorded = json.loads(json.dumps(spec.to_dict()))
+    for name in ("one", "two"):
+        (tmp_path / name).rename(tmp_path / f"{name}-gone")
+    again = recorded_sweep(recorded)
+    assert again.search_space.size == 5
+    assert again.search_space.settle(again.search.start[0]) == {"base.model": "recorded/base-1"}
+    values["forbid"] = [{"base.model": "./three"}]
+    for name in ("one", "two"):
+        (tmp_path / f"{name}-gone").rename(tmp_path / name)
+    with pytest.raises(SweepSpecError, match=r"^forbid\[0\]\.base\.model: got '\./three'"):
+        parse_sweep(values, tmp_path)
+
+
+def test_constant_base_is_the_base(tmp_path: Path) -> None:
+    one = save_model(tmp_path / "one")
+    values = {
+        "name": "tiny",
+        "base": {"model": "owner/name"},
+        "data": {"train": "owner/rows"},
+        "optim": {"steps": 20},
+        "space": {"base.model": "./one", "lora.rank": {"choice": [4, 8]}},
+        "budget": {"trials": 2},
+    }
+    assert parse_sweep(values, tmp_path).base.model == one
+
+
 def test_sources_are_looked_up_without_torch() -> None:
     code = "import sys, orchestrator.inputs; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

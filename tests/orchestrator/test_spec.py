@@ -137,6 +137,17 @@ def test_sections_left_out_have_defaults(folder: Path) -> None:
         ("budget/wall_clock_s", 0, ["budget.wall_clock_s", "0", "> 0"]),
         ("hosts/seats", 0, ["hosts.seats", "0"]),
         ("register/top", 9, ["register.top", "9", "budget.trials (8)"]),
+        ("register/top", 4, ["register.top", "4", "finals.top (3)", "set finals.top to 4"]),
+        ("budget/trials", 1, ["register.top", "2", "budget.trials (1)", "allow more trials"]),
+        ("search/algorithm", "cmaes", ["search.algorithm", "less than two ranges", "tpe"]),
+        ("search/start", [{"lora.rank": 5}], ["search.start[0].lora.rank", "5", "4, 8, 16"]),
+        ("search/start", [{}, {"lr": 5}], ["search.start[1].lr", "optim.learning_rate?"]),
+        ("search/start", [{"lora.dropout": 0}], ["search.start[0].lora.dropout", "Remove it"]),
+        ("search/start", [{"lora.rank": float("nan")}], ["search.start[0]", "finite"]),
+        ("search/start", [5], ["search.start", "5"]),
+        ("forbid", [{"lora.rank": 5}], ["forbid[0].lora.rank", "5", "4, 8, 16"]),
+        ("forbid", [{}, 5], ["forbid", "5"]),
+        ("forbid", {"lora.rank": 4}, ["forbid", "a list"]),
         ("space", {}, ["space", "at least one knob", "budget.trials to 1"]),
         ("space", [], ["space", "a mapping"]),
     ],
@@ -237,3 +248,80 @@ def test_digest_sees_other_rows_and_other_settings(folder: Path) -> None:
     (folder / "data" / "rows.jsonl").write_text('{"prompt": "a", "completion": "c"}\n')
     digests.add(parse_sweep(SWEEP, folder).digest)
     assert len(digests) == 4
+
+
+FORMS: dict[str, Any] = {
+    "lora.rank": {"choice": [4, 8, 16]},
+    "lora.alpha": {"tied": "2 * lora.rank"},
+    "lora.dropout": {"choice": [0.0, 0.1], "when": {"lora.rank": [8, 16]}},
+    "lora.targets": ["v_proj", "q_proj"],
+    "seed": {"int": [0, 2]},
+    "optim.batch_size": 16,
+}
+
+
+def test_every_form_takes_a_round_trip_and_counts_in_the_digest(folder: Path) -> None:
+    sweep = changed("space", FORMS) | {"forbid": [{"lora.rank": 16, "seed": [1, 2]}]}
+    spec = parse_sweep(sweep, folder)
+    again = parse_sweep(json.loads(json.dumps(spec.to_dict())), Path("/nowhere"))
+    assert again == spec
+    assert again.digest == spec.digest
+    assert again.search_space == spec.search_space
+    assert spec.search_space.size == (3 + 2 * 3 + 2 * 1)
+    digests = {spec.digest, parse_sweep(sweep | {"forbid": []}, folder).digest}
+    for name, written in (
+        ("lora.alpha", {"tied": "3 * lora.rank"}),
+        ("lora.dropout", {"choice": [0.0, 0.1], "when": {"lora.rank": 8}}),
+        ("optim.batch_size", 8),
+    ):
+        digests.add(parse_sweep(sweep | {"space": FORMS | {name: written}}, folder).digest)
+    assert len(digests) == 5
+
+
+def test_constant_in_the_space_is_a_fixed_setting(folder: Path) -> None:
+    constants = {"lora.targets": "mlp", "optim.batch_size": 16, "seed": 3}
+    spec = parse_sweep(changed("space", SWEEP["space"] | constants), folder)
+    assert (spec.lora.targets, spec.optim.batch_size, spec.seed) == ("mlp", 16, 3)
+    assert list(spec.space) == list(SWEEP["space"])
+    fixed = {
+        "lora": SWEEP["lora"] | {"targets": "mlp"},
+        "optim": SWEEP["optim"] | {"batch_size": 16},
+        "seed": 3,
+    }
+    assert spec == parse_sweep(SWEEP | fixed, folder)
+
+
+def test_space_of_constants_and_ties_has_nothing_to_search(folder: Path) -> None:
+    space = {"lora.rank": 4, "lora.alpha": {"tied": "2 * lora.rank"}}
+    with pytest.raises(SweepSpecError, match=r"^space: got .*at least one knob to search"):
+        parse_sweep(changed("space", space), folder)
+    one = changed("space", space) | {"budget": {"trials": 1}, "register": {}}
+    assert list(parse_sweep(one, folder).search_space.configurations()) == [{}]
+
+
+def test_grid_takes_every_form_of_listed_values(folder: Path) -> None:
+    sweep = changed("space", FORMS) | {"search": {"algorithm": "grid"}}
+    assert parse_sweep(sweep, folder).search_space.size == 3 + 2 * 2 * 3
+    sweep["space"] = FORMS | {"seed": {"int": [0, 100_000]}}
+    with pytest.raises(SweepSpecError, match=r"^space: got .*1 to 100000 configurations"):
+        parse_sweep(sweep, folder)
+
+
+def test_cmaes_takes_one_objective_and_two_ranges(folder: Path) -> None:
+    sweep = changed("space/lora.dropout", {"uniform": [0.0, 0.1]})
+    sweep["search"] = {"algorithm": "cmaes"}
+    parse_sweep(sweep, folder)
+    for change, message in (
+        ({"objective": {"also": {"peak_memory_gib": "min"}}}, "cmaes takes one objective"),
+        ({"space": sweep["space"] | {"lora.dropout": 0.1}}, "less than two ranges"),
+    ):
+        with pytest.raises(SweepSpecError, match=rf"^search\.algorithm: got 'cmaes'.*{message}"):
+            parse_sweep(sweep | change, folder)
+
+
+def test_whole_start_point_must_be_one_that_may_be_tried(folder: Path) -> None:
+    sweep = changed("space", FORMS) | {"forbid": [{"lora.rank": 4, "seed": 1}]}
+    start = [{"lora.rank": 4}, {"seed": 1}, {"lora.rank": "4", "seed": 2, "lora.dropout": 0.1}]
+    assert parse_sweep(sweep | {"search": {"start": start}}, folder).search.start == tuple(start)
+    with pytest.raises(SweepSpecError, match=r"^search\.start\[0\]: got .*forbid\[0\]"):
+        parse_sweep(sweep | {"search": {"start": [{"lora.rank": 4, "seed": 1}]}}, folder)
