@@ -35,6 +35,7 @@ from trainables.data import (
     tokenizer_digest,
 )
 from trainables.errors import BaseModelError, SpecError
+from trainables.eva import first_rows, observed_directions
 from trainables.kernels import (
     Layout,
     PackedHead,
@@ -48,7 +49,7 @@ from trainables.lora import (
     short_targets,
 )
 from trainables.optim import apply_gradients
-from trainables.seat import Seat, build_seat, snapshot
+from trainables.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
 from trainables.spec import BaseSpec, DataSpec, TrialSpec
 from trainables.state import SeatState
 
@@ -124,9 +125,13 @@ class Engine:
             raise SpecError(f"seat: {seat!r} is taken; allowed: a free name. Leave it first.")
         splits = self._splits(spec.data)
         targets = resolve_targets(tuple(self._linears), spec.lora.targets)
-        taken = build_seat(spec, splits, self._linears, targets, self.base.device, state)
-        taken.passes = passes
-        for name, branch in taken.branches.items():
+        layers = {name: self._linears[name] for name in targets}
+        if state is None:
+            branches = fresh_branches(spec, layers, self._directions(spec, splits, layers))
+        else:
+            branches = restored_branches(spec, layers, state)
+        taken = build_seat(spec, splits, branches, state, passes)
+        for name, branch in branches.items():
             self._linears[name].branches[seat] = branch
         self._seats[seat] = taken
 
@@ -315,6 +320,15 @@ class Engine:
         return scoring.in_order(parts)
 
     # --------------------------------------------------------------------------------- parts
+
+    def _directions(
+        self, spec: TrialSpec, splits: Splits, layers: Mapping[str, PackedLinear]
+    ) -> dict[str, torch.Tensor]:
+        """What `A` starts as where that depends on the data; one pass of the bare base."""
+        if spec.lora.init != "eva":
+            return {}
+        batches = [self._batch(None, [row]) for row in first_rows(splits.train.rows)]
+        return observed_directions(layers, spec.lora.rank, lambda: self._forward(batches))
 
     def _splits(self, spec: DataSpec) -> Splits:
         sources = (spec.train, spec.validation, spec.test)

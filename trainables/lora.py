@@ -74,7 +74,7 @@ def leaf_names(names: Iterable[str]) -> list[str]:
 def initial_weights(
     lora: LoraSpec, layer: str, in_features: int, out_features: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A fresh adapter for one layer: `A` (rank, in) and `B` (out, rank), whose product is zero.
+    """A random start on one layer: `A` (rank, in) and `B` (out, rank), whose product is zero.
 
     A pure function of the seed and the layer's name, so it does not depend on which other layers
     are adapted. The distributions are PEFT's: kaiming uniform with a = sqrt(5), or normal with

@@ -6,7 +6,7 @@ AdamW's moments of a leaf are `<layer>/<leaf>/<moment>`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,21 +51,58 @@ class Seat:
         self.parameters = [p for branch in self.branches.values() for p in branch.parameters()]
 
 
+def fresh_branches(
+    spec: TrialSpec,
+    layers: Mapping[str, PackedLinear],
+    directions: Mapping[str, torch.Tensor],
+) -> dict[str, Branch]:
+    """An adapter at its start.
+
+    Args:
+        spec: The trial.
+        layers: Those it sits on, by full name.
+        directions: `A` (rank, in_features) of layers where it is not drawn at random.
+    """
+    lora, branches = spec.lora, {}
+    for name, packed in layers.items():
+        base, device = packed.base, packed.base.weight.device
+        a, b = initial_weights(lora, name, base.in_features, base.out_features, spec.seed)
+        a, b = directions.get(name, a).to(device), b.to(device)
+        magnitude = row_norms(base, a, b, lora.scaling) if lora.dora else None
+        branches[name] = Branch(name, a, b, lora.scaling, lora.dropout, magnitude)
+    return branches
+
+
+def restored_branches(
+    spec: TrialSpec, layers: Mapping[str, PackedLinear], state: SeatState
+) -> dict[str, Branch]:
+    """The adapter of a checkpoint."""
+    lora, branches = spec.lora, {}
+    for name, packed in layers.items():
+        device = packed.base.weight.device
+        leaves = {
+            leaf: state.tensors[f"{name}/{leaf}"].to(device, copy=True)
+            for leaf in (("a", "b", "magnitude") if lora.dora else ("a", "b"))
+        }
+        branches[name] = Branch(
+            name,
+            leaves["a"],
+            leaves["b"],
+            lora.scaling,
+            lora.dropout,
+            leaves.get("magnitude"),
+        )
+    return branches
+
+
 def build_seat(
     spec: TrialSpec,
     splits: Splits,
-    linears: Mapping[str, PackedLinear],
-    targets: Sequence[str],
-    device: torch.device,
+    branches: dict[str, Branch],
     state: SeatState | None = None,
+    passes: int = 1,
 ) -> Seat:
-    """A seat with a fresh adapter on `targets`, or one that goes on from a checkpoint."""
-    branches = {
-        name: _fresh_branch(name, spec, linears[name].base, device)
-        if state is None
-        else _restored_branch(name, spec, state, device)
-        for name in targets
-    }
+    """A seat at the start of its training, or where a checkpoint stands."""
     seat = Seat(
         spec=spec,
         branches=branches,
@@ -76,10 +113,11 @@ def build_seat(
             spec.optim,
         ),
         lengths=tuple(len(row.input_ids) for row in splits.train.rows),
+        passes=passes,
     )
     if state is not None:
         seat.step, seat.tokens = state.step, state.tokens
-        _restore_moments(seat, state, device)
+        _restore_moments(seat, state)
     return seat
 
 
@@ -94,28 +132,13 @@ def snapshot(seat: Seat) -> SeatState:
     return SeatState(spec=seat.spec, step=seat.step, tokens=seat.tokens, tensors=tensors)
 
 
-def _fresh_branch(name: str, spec: TrialSpec, base: nn.Linear, device: torch.device) -> Branch:
-    lora = spec.lora
-    a, b = initial_weights(lora, name, base.in_features, base.out_features, spec.seed)
-    a, b = a.to(device), b.to(device)
-    magnitude = row_norms(base, a, b, lora.scaling) if lora.dora else None
-    return Branch(name, a, b, lora.scaling, lora.dropout, magnitude)
-
-
-def _restored_branch(name: str, spec: TrialSpec, state: SeatState, device: torch.device) -> Branch:
-    def kept(leaf: str) -> torch.Tensor:
-        return state.tensors[f"{name}/{leaf}"].to(device, copy=True)
-
-    magnitude = kept("magnitude") if spec.lora.dora else None
-    return Branch(name, kept("a"), kept("b"), spec.lora.scaling, spec.lora.dropout, magnitude)
-
-
-def _restore_moments(seat: Seat, state: SeatState, device: torch.device) -> None:
+def _restore_moments(seat: Seat, state: SeatState) -> None:
     for name, parameter in _leaves(seat):
         if f"{name}/{_MOMENTS[0]}" not in state.tensors:
             continue
         moments: dict[str, Any] = {
-            moment: state.tensors[f"{name}/{moment}"].to(device, copy=True) for moment in _MOMENTS
+            moment: state.tensors[f"{name}/{moment}"].to(parameter.device, copy=True)
+            for moment in _MOMENTS
         }
         moments["step"] = torch.tensor(float(state.step))
         seat.optimizer.state[parameter] = moments

@@ -18,7 +18,7 @@ from trainables.errors import SpecError
 Quantization = Literal["nf4", "fp4", "int8", "none"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
 Schedule = Literal["constant", "linear", "cosine"]
-LoraInit = Literal["kaiming", "gaussian", "orthogonal"]
+LoraInit = Literal["kaiming", "gaussian", "orthogonal", "eva"]
 DataFormat = Literal["auto", "messages", "prompt-completion", "text"]
 
 TARGET_GROUPS = ("attention", "mlp", "all-linear")
@@ -30,7 +30,6 @@ Rows = tuple[dict[str, Any], ...]
 _SHARED = "it changes the base's weights, which the trials of a host share"
 _REFUSED_INITS = {
     **dict.fromkeys(("pissa", "pissa_niter", "olora", "corda", "loftq", "lora_ga"), _SHARED),
-    "eva": "it needs a pass over the data before the first step",
     "mica": "it needs a base of full-precision weights",
 }
 """PEFT's other values of `init_lora_weights`, with why not."""
@@ -114,8 +113,9 @@ class LoraSpec:
         targets: One of `TARGET_GROUPS`, or names of linear layers such as `("q_proj", "v_proj")`.
         dropout: Probability of zeroing an input of the adapter branch, in [0, 1).
         rslora: Scale by `alpha / sqrt(rank)` (arXiv:2312.03732) instead of `alpha / rank`.
-        init: How `A` starts: PEFT's kaiming uniform or normal numbers, with `B` at zero; or
-            `orthogonal`, where neither is zero but `B A` is. The adapted model starts as the base.
+        init: How `A` starts: PEFT's kaiming uniform or normal numbers, or where the layer's inputs
+            vary most (`eva`, arXiv:2410.07170), with `B` at zero; or `orthogonal`, where neither
+            is zero but `B A` is. The adapted model starts as the base.
         dora: Learn the norms of the rows of `W + scaling * B A`, too (arXiv:2402.09353).
     """
 

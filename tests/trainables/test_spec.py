@@ -94,7 +94,7 @@ def test_impossible_combinations_say_why(sections, message):
         ("loftq", "loftq: it changes the base's weights"),
         ("olora", "olora: it changes the base's weights"),
         ("corda", "corda: it changes the base's weights"),
-        ("eva", "eva: it needs a pass over the data"),
+        ("mica", "mica: it needs a base of full-precision weights."),
         ("xavier", "Choose one of these."),
     ],
 )
@@ -102,7 +102,7 @@ def test_inits_that_cannot_be_say_why(init, reason):
     with pytest.raises(SpecError) as caught:
         LoraSpec(init=init)
     assert str(caught.value).startswith(
-        f"lora.init: got {init!r}; allowed: kaiming, gaussian, orthogonal. {reason}"
+        f"lora.init: got {init!r}; allowed: kaiming, gaussian, orthogonal, eva. {reason}"
     )
 
 
