@@ -18,6 +18,7 @@ from trainables.engine import Engine, build_engine
 from trainables.errors import BaseModelError, SpecError
 from trainables.kernels import dropout_seed
 from trainables.lora import initial_weights, linear_layers
+from trainables.optim import learning_rate_at
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 from trainables.state import load_state, save_state
 
@@ -406,6 +407,40 @@ def test_a_snapshot_goes_on_in_another_engine_as_if_nothing_happened(mixed, form
         other.step(list(specs))
     for seat, spec in specs.items():
         assert largest_difference(adapter_of(other, seat), train_alone(spec, STEPS)) == 0.0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_another_trial_goes_on_from_a_state_with_its_own_settings(build_spec, form, tmp_path):
+    parent = build_spec(form, learning_rate=3e-3, weight_decay=0.1)
+    child = build_spec(form, learning_rate=2.4e-3, weight_decay=0.0, dropout=0.1)
+    engine = build_engine(parent.base)
+    engine.join("parent", parent)
+    for _ in range(8):
+        engine.step(["parent"])
+    save_state(engine.snapshot("parent"), tmp_path)
+    engine.join("child", child, load_state(tmp_path))
+    engine.join("copy", parent, load_state(tmp_path))
+    assert largest_difference(adapter_of(engine, "child"), adapter_of(engine, "parent")) == 0.0
+    for _ in range(4):
+        results = engine.step(["parent", "child", "copy"])
+    assert [result.step for result in results.values()] == [12, 12, 12]
+    trained = {seat: adapter_of(engine, seat) for seat in results}
+    assert largest_difference(trained["copy"], trained["parent"]) == 0.0
+    assert largest_difference(trained["child"], trained["parent"]) > 0.0
+
+    # The first step after the copy, as plain AdamW takes it with the child's rate and decay.
+    rates = [learning_rate_at(spec.optim, 8) for spec in (parent, child)]
+    still = replace(parent.optim, learning_rate=2.4e-3, weight_decay=0.0)
+    alone = build_engine(parent.base)
+    alone.join("parent", parent, load_state(tmp_path))
+    alone.join("rate", replace(parent, optim=still), load_state(tmp_path))
+    before = adapter_of(alone, "parent")
+    alone.step(["parent", "rate"])
+    after = {seat: adapter_of(alone, seat) for seat in ("parent", "rate")}
+    for name, start in before.items():
+        moved = after["parent"][name] - start * (1 - rates[0] * 0.1)
+        expected = moved * (rates[1] / rates[0])
+        assert torch.allclose(after["rate"][name] - start, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
