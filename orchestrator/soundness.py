@@ -11,10 +11,13 @@ from orchestrator.complaint import complaint
 from orchestrator.distributions import Choice, Distribution
 from orchestrator.errors import SweepSpecError
 from orchestrator.settings import assemble
-from orchestrator.space import SearchSpace
+from orchestrator.space import MAX_LISTED, SearchSpace
 
 _MIXES = 64
 """Random configurations tried around a value that does not work with the fixed settings."""
+
+_MAX_DRAWN = 1000
+"""Random configurations looked at for one that may be tried, in a space that is not listed."""
 
 
 def require_sound(space: SearchSpace) -> None:
@@ -96,6 +99,13 @@ def _mixes(space: SearchSpace, name: str, knobs: Mapping[str, Any]) -> Iterator[
             yield {**knobs, **_activation(space, other), other: value, name: knobs[name]}
 
 
+def _random_configurations(space: SearchSpace, count: int) -> Iterator[dict[str, Any]]:
+    generator = random.Random(0)
+    for _ in range(count):
+        drawn = {name: _draw(knob, generator) for name, knob in space.knobs.items()}
+        yield {name: drawn[name] for name in space.active(drawn)}
+
+
 def _draw(knob: Distribution, generator: random.Random) -> Any:
     if isinstance(knob, Choice):
         return generator.choice(knob.values)
@@ -105,18 +115,24 @@ def _draw(knob: Distribution, generator: random.Random) -> Any:
 
 
 def _require_any(space: SearchSpace) -> None:
-    """Refuse a short space of which every configuration is refused."""
-    if not space.is_short or next(space.configurations(), None) is not None:
-        return
-    some = next(space.expand(space.order), {})
-    refused = space.refuse(some)
+    """Refuse a space of which every configuration is refused, as far as one can look."""
+    listed = space.expand(space.order) if space.is_finite else iter(())
+    looked_at = itertools.chain(
+        itertools.islice(listed, MAX_LISTED), _random_configurations(space, _MAX_DRAWN)
+    )
+    first: dict[str, Any] | None = None
+    for knobs in looked_at:
+        if not space.refuse(knobs):
+            return
+        first = knobs if first is None else first
+    refused = space.refuse(first or {})
     if not refused.startswith("forbid"):
-        shown = ", ".join(f"{name} {value!r}" for name, value in some.items())
+        shown = ", ".join(f"{name} {value!r}" for name, value in (first or {}).items())
         prefix = f"space: no combination makes a trial; with {shown}: " if shown else ""
         raise SweepSpecError(f"{prefix}{refused}")
     raise complaint(
         "forbid",
-        [str(rule) for rule in itertools.islice(space.forbidden, 3)],
+        [str(rule) for rule in space.forbidden],
         "rules that leave a configuration to try",
         "Remove a rule, or offer more values in `space`.",
     )

@@ -95,13 +95,19 @@ class SearchSpace:
             return None
         return sum(1 for _ in self.configurations())
 
+    @property
+    def is_finite(self) -> bool:
+        """No knob is a range of numbers in between which there are others."""
+        return all(knob.size is not None for knob in self.knobs.values())
+
     @cached_property
     def is_short(self) -> bool:
         """There are at most `MAX_LISTED` configurations before some are refused."""
-        sizes = {name: knob.size for name, knob in self.knobs.items()}
-        if None in sizes.values():
+        if not self.is_finite:
             return False
-        always = [size or 0 for name, size in sizes.items() if name not in self.conditions]
+        always = [
+            knob.size or 0 for name, knob in self.knobs.items() if name not in self.conditions
+        ]
         if math.prod(always) > MAX_LISTED:
             return False
         listed = itertools.islice(self.expand(self.order), MAX_LISTED + 1)
@@ -221,7 +227,7 @@ class SearchSpace:
         Raises:
             ValueError: The space is infinite.
         """
-        if any(knob.size is None for knob in self.knobs.values()):
+        if not self.is_finite:
             raise ValueError("a range of numbers has no list of configurations")
         for knobs in self.expand(self.order):
             if not self.refuse(knobs):

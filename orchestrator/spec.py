@@ -328,7 +328,7 @@ def recorded_sweep(mapping: Mapping[str, Any]) -> SweepSpec:
     def rename(model: str, _where: str) -> str:
         return names.setdefault(model, f"recorded/base-{len(names)}")
 
-    search, forbid = mapping["search"], mapping.get("forbid", ())
+    search, forbid = mapping.get("search", {}), mapping.get("forbid", ())
     start = [rename_in_rule(point, rename, "search.start") for point in search.get("start", ())]
     sections = {
         "base": {**mapping["base"], "model": "recorded/base"},

@@ -128,7 +128,9 @@ def test_rules_that_leave_nothing_are_refused() -> None:
     with pytest.raises(SweepSpecError, match=r"^forbid: got \['lora\.rank 4 or 8'\]; .*Remove"):
         build_sweep(space, {"lora.rank": [4, 8]})
     with pytest.raises(SweepSpecError, match=r"^forbid: got "):
-        build_sweep({}, {"lora.rank": 8})
+        build_sweep({}, {"lora.rank": 7}, rank=7)
+    with pytest.raises(SweepSpecError, match=r"^forbid: got "):
+        build_sweep(space | {"lora.alpha": {"uniform": [1, 2]}}, {"lora.rank": [4, 8]})
 
 
 def test_space_without_a_working_combination_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -201,6 +202,79 @@ def test_finite_space_lists_what_brute_force_finds_once() -> None:
     assert len(listed) == len(set(listed)) == spec.search_space.size
     assert set(listed) == brute_force(spec)
     assert build_sweep(FULL).search_space.size is None
+
+
+PARTS: dict[str, list[Any]] = {
+    "lora.rank": [4, 8],
+    "base.quantization": ["nf4", "fp4", "none"],
+    "lora.rslora": [True, False],
+    "seed": [1, 2, 3],
+    "optim.schedule": ["linear", "cosine"],
+    "lora.targets": ["mlp", ["q_proj", "v_proj"]],
+}
+
+
+FALLBACKS = {
+    "lora.rank": 8,
+    "base.quantization": "nf4",
+    "lora.rslora": False,
+    "seed": 3,
+    "optim.schedule": "linear",
+    "lora.targets": "all-linear",
+}
+
+
+def some_of(values: list[Any], generator: random.Random) -> list[Any]:
+    return generator.sample(values, generator.randint(1, len(values)))
+
+
+def possible(names: list[str], whens: dict[str, dict[str, list[Any]]]) -> list[dict[str, Any]]:
+    """Every configuration, from all products of values; parents come first in the names."""
+    found: list[dict[str, Any]] = []
+    for values in itertools.product(*(PARTS[name] for name in names)):
+        knobs: dict[str, Any] = {}
+        for name, value in zip(names, values, strict=True):
+            when = whens.get(name, {})
+            if all(parent in knobs and knobs[parent] in when[parent] for parent in when):
+                knobs[name] = value
+        if knobs not in found:
+            found.append(knobs)
+    return found
+
+
+def breaks(knobs: dict[str, Any], rule: dict[str, list[Any]]) -> bool:
+    return all((FALLBACKS | knobs)[name] in rule[name] for name in rule)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_finite_space_is_listed_and_suggested_as_its_rules_say(seed: int) -> None:
+    generator = random.Random(seed)
+    names = generator.sample(list(PARTS), generator.randint(2, len(PARTS)))
+    whens = {
+        name: {each: some_of(PARTS[each], generator) for each in some_of(names[:i], generator)}
+        for i, name in enumerate(names)
+        if i and generator.random() < 0.4
+    }
+    rules = [
+        {name: some_of(PARTS[name], generator) for name in generator.sample(names, 2)}
+        for _ in range(generator.randint(0, 2))
+    ]
+    everything = possible(names, whens)
+    allowed = [knobs for knobs in everything if not any(breaks(knobs, rule) for rule in rules)]
+    order = generator.sample(names, len(names))
+    conditions = {name: {"when": whens[name]} if name in whens else {} for name in names}
+    written = {name: {"choice": PARTS[name]} | conditions[name] for name in order}
+    if not allowed or any(all(name not in knobs for knobs in everything) for name in names):
+        with pytest.raises(SweepSpecError, match=r"^forbid: |\.when: got"):
+            build_sweep(written, *rules)
+        return
+    space = build_sweep(written, *rules).search_space
+    listed = list(space.configurations())
+    assert space.size == len(listed) == len(allowed)
+    assert all(knobs in listed for knobs in allowed)
+    for knobs in drawn(space, 5):
+        assert (knobs in allowed) == (space.refuse(knobs) == "")
+        assert list(knobs) == space.active(knobs) == [name for name in order if name in knobs]
 
 
 def test_space_too_large_to_list_has_no_size() -> None:
