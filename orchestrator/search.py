@@ -2,178 +2,171 @@
 
 The next configuration is a pure function of the seed, the trial's number and what is known of the
 other trials: for every suggestion an Optuna study is built from these observations, with a sampler
-seeded for that number, and asked once. So there is no sampler state to save, and a sweep resumed
-from its event log goes on exactly as it would have. (500 trials cost 0.2 s per suggestion.)
+seeded for that number, and asked. So there is no sampler state to save, and a sweep resumed from
+its event log goes on exactly as it would have.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import logging
-import math
 import random
+import re
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol
 
 import optuna
-from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from ray.tune.search import Searcher
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.history import SweepHistory
-from orchestrator.outcome import Outcome, infer_outcome
-from orchestrator.sections import Algorithm, Metric, Mode, SearchSpec
-from orchestrator.space import MAX_LISTED, SearchSpace, build_trial
+from orchestrator.outcome import Outcome, TrialOutcome, infer_outcome
+from orchestrator.pbt import Heir, explore
+from orchestrator.samplers import LEARNERS, SamplerRequest
+from orchestrator.space import build_trial
 from orchestrator.spec import SweepSpec
+from orchestrator.study import Observation, build_study, key_of, most_telling, observe
 
 logger = logging.getLogger(__name__)
 
 _MAX_ASKS = 16
-"""Asks for one suggestion before a repeated configuration is no longer chance."""
+"""Asks of a sampler for one suggestion before it is clear that it will not come up with one."""
+
+_MAX_DRAWS = 256
+"""Random draws after that."""
 
 _MAX_FIRST_FAILURES = 3
-"""Trials that may fail before any has measured anything; then the sweep itself is at fault."""
+"""Trials that may fail alike before any has measured anything; then the sweep is at fault. Twice
+as many when each has reasons of its own."""
 
-_STATES = {
-    None: TrialState.RUNNING,
-    Outcome.COMPLETED: TrialState.COMPLETE,
-    Outcome.STOPPED: TrialState.PRUNED,
-    # Both say that the configuration itself does not work. A failed Optuna trial teaches the
-    # sampler nothing, so these count as completed, worse than every value seen.
-    Outcome.DIVERGED: TrialState.COMPLETE,
-    Outcome.INFEASIBLE: TrialState.COMPLETE,
-    Outcome.FAILED: TrialState.FAIL,
-    Outcome.CANCELLED: TrialState.FAIL,
-}
+Draw = Callable[[str, BaseDistribution], Any]
 
 
-@dataclass(kw_only=True)
-class Observation:
-    """What a searcher knows of one trial.
+class Steering(Protocol):
+    """What a search is told by the scheduler; `orchestrator.schedule` has all of it."""
 
-    Attributes:
-        knobs: Its configuration.
-        values: Finite values of the objective by step.
-        outcome: `None` while it runs.
+    def next_heir(self) -> Heir | None:
+        """The copy of a trial that is to come next, once."""
+
+    def may_start_fresh(self, fresh_started: int) -> bool:
+        """Whether one more trial may start from nothing, after so many that did."""
+
+    def end_of(self, trial: int) -> TrialOutcome | None:
+        """Why the scheduler stopped a trial, if it did."""
+
+
+class Suggester:
+    """Chooses configurations; holds nothing but what follows from the sweep.
+
+    Args:
+        spec: The sweep.
+        start_points: What the first trials are, by their numbers; knobs that one lacks are drawn.
     """
 
-    knobs: Mapping[str, Any]
-    values: dict[int, float] = field(default_factory=dict)
-    outcome: Outcome | None = None
+    def __init__(self, spec: SweepSpec, start_points: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._spec, self._space = spec, spec.search_space
+        self._start_points = start_points
 
+    def suggest(
+        self, number: int, observations: Mapping[int, Observation]
+    ) -> dict[str, Any] | None:
+        """The configuration of one trial, never that of another; `None` when none is left."""
+        tried = {seen.key for seen in observations.values()}
+        refusals: list[str] = []
+        found = None
+        for knobs in self._candidates(number, observations):
+            if key_of(knobs) in tried:
+                continue
+            refusal = self._space.refuse(knobs)
+            if not refusal:
+                found = knobs
+                break
+            refusals.append(refusal)
+        if refusals:
+            logger.info(
+                "trial %d: %d suggestions were refused, at last: %s",
+                number, len(refusals), refusals[-1],
+            )  # fmt: skip
+        return found
 
-def _build_tpe(space: SearchSpace, search: SearchSpec, seed: int) -> BaseSampler:
-    return TPESampler(
-        n_startup_trials=search.startup_trials, multivariate=True, constant_liar=True, seed=seed
-    )
+    def _candidates(
+        self, number: int, observations: Mapping[int, Observation]
+    ) -> Iterator[dict[str, Any]]:
+        """What to try, the most wanted first; bounded, and each computed when it is needed."""
+        seed = _seed_of(self._spec.seed, number)
+        if number < len(self._start_points):
+            yield from self._near(self._start_points[number], seed)
+        if self._spec.search.algorithm == "grid":
+            yield from self._shuffled(self._spec.seed)
+            return
+        yield from self._asked(seed, observations)
+        yield from self._drawn(_seed_of(seed, "draws"), _MAX_DRAWS)
+        if self._space.is_short:
+            yield from self._shuffled(seed)
 
+    def _near(self, point: Mapping[str, Any], seed: int) -> Iterator[dict[str, Any]]:
+        """Configurations that have a start point's knobs, as far as these are active."""
+        wanted = self._space.encode(point)
+        for draw in _draws(self._study({}, seed, "random"), _MAX_ASKS):
+            yield self._space.suggest(_preferring(wanted, draw))
 
-def _build_random(space: SearchSpace, search: SearchSpec, seed: int) -> BaseSampler:
-    return RandomSampler(seed=seed)
+    def _asked(
+        self, seed: int, observations: Mapping[int, Observation]
+    ) -> Iterator[dict[str, Any]]:
+        study = self._study(observations, seed, self._spec.search.algorithm)
+        return map(self._space.suggest, _draws(study, _MAX_ASKS))
 
+    def _drawn(self, seed: int, times: int) -> Iterator[dict[str, Any]]:
+        return map(self._space.suggest, _draws(self._study({}, seed, "random"), times))
 
-def _build_grid(space: SearchSpace, search: SearchSpec, seed: int) -> BaseSampler:
-    # The seed shuffles the grid, and must do so alike for every number: it is not used.
-    return GridSampler({name: knob.build().choices for name, knob in space.knobs.items()}, seed=0)
-
-
-SEARCHERS: dict[Algorithm, Callable[[SearchSpace, SearchSpec, int], BaseSampler]] = {
-    "tpe": _build_tpe,
-    "random": _build_random,
-    "grid": _build_grid,
-}
-"""Samplers by the name they have in a sweep file."""
-
-
-def observe(history: SweepHistory, metric: Metric) -> dict[int, Observation]:
-    """What a sweep's history says about each trial, by number."""
-    return {
-        number: Observation(
-            knobs=record.knobs,
-            values={
-                report.step: value
-                for report in record.reports
-                if math.isfinite(value := report.metrics.get(metric, math.nan))
-            },
-            outcome=record.outcome,
+    def _study(
+        self, observations: Mapping[int, Observation], seed: int, algorithm: Any
+    ) -> optuna.Study:
+        learner, objective = LEARNERS[algorithm], self._spec.objective
+        shown = most_telling(observations, objective.mode, learner.most)
+        request = SamplerRequest(
+            seed=seed,
+            startup=self._spec.search.startup_trials + len(self._start_points),
+            has_conditions=bool(self._space.conditions),
         )
-        for number, record in history.trials.items()
-    }
+        return build_study(
+            self._space,
+            objective,
+            shown,
+            learner.build(request),
+            ranks_pruned=learner.ranks_pruned,
+            generations=learner.generations(request),
+        )
 
+    def _shuffled(self, seed: int) -> list[dict[str, Any]]:
+        return random.Random(seed).sample(self._listed, len(self._listed))
 
-def build_study(
-    space: SearchSpace,
-    mode: Mode,
-    observations: Mapping[int, Observation],
-    sampler: BaseSampler | None = None,
-) -> optuna.Study:
-    """An Optuna study in memory that holds the observations, in the order of their numbers.
-
-    Raises:
-        SweepStorageError: A trial's knobs are not of this space.
-    """
-    # Not a word about each study that is made: one is made per suggestion.
-    logging.getLogger("optuna.storages._in_memory").setLevel(logging.WARNING)
-    study = optuna.create_study(
-        direction="minimize" if mode == "min" else "maximize", sampler=sampler
-    )
-    worst = _worse_than_all(observations, mode)
-    distributions = space.distributions()
-    for number in sorted(observations):
-        seen = observations[number]
-        state = _STATES[seen.outcome]
-        if state is TrialState.COMPLETE and not seen.values and seen.outcome is Outcome.COMPLETED:
-            state = TrialState.FAIL  # nothing finite to compare
-        try:
-            trial = optuna.trial.create_trial(
-                state=state,
-                value=_final_value(seen, worst) if state is TrialState.COMPLETE else None,
-                params=space.encode(seen.knobs),
-                distributions=distributions,
-                intermediate_values=dict(seen.values),
-                user_attrs={"trial": number},
-            )
-        except (KeyError, ValueError) as error:
-            raise SweepStorageError(
-                f"trial {number}: its knobs {dict(seen.knobs)!r} are not of this space ({error}); "
-                "allowed: the space the sweep was started with. Use another storage folder."
-            ) from error
-        study.add_trial(trial)
-    return study
+    @cached_property
+    def _listed(self) -> list[dict[str, Any]]:
+        """Every configuration of a finite space that may be tried."""
+        return list(self._space.configurations())
 
 
 def suggest_knobs(
-    spec: SweepSpec, number: int, observations: Mapping[int, Observation]
+    spec: SweepSpec,
+    number: int,
+    observations: Mapping[int, Observation],
+    start_points: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any] | None:
     """The configuration of one trial, never that of another; `None` when there is none left."""
-    space = spec.search_space
-    tried = {_key(seen.knobs) for seen in observations.values()}
-    if space.size is not None and len(tried) >= space.size:
-        return None
-    seed = _seed_of(spec.seed, number)
-    sampler = SEARCHERS[spec.search.algorithm](space, spec.search, seed)
-    study = build_study(space, spec.objective.mode, observations, sampler)
-    distributions = space.distributions()
-    for _ in range(_MAX_ASKS):
-        knobs = space.decode(study.ask(distributions).params)
-        if _key(knobs) not in tried:
-            return knobs
-    if space.size is None or space.size > MAX_LISTED:
-        return None
-    left = [knobs for knobs in space.configurations() if _key(knobs) not in tried]
-    return random.Random(seed).choice(left)
+    return Suggester(spec, start_points).suggest(number, observations)
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]
     """Ray Tune's view of the search: trials of an earlier run first, then new ones.
 
     A suggestion is `{"trial": number, "knobs": ..., "spec": TrialSpec.to_dict()}`, with
-    `"resume": True` for a trial that an earlier run left unfinished. It counts trials itself
+    `"resume": True` for a trial that an earlier run left unfinished, and `"parent": {"trial",
+    "step", "replaces"}` for one that goes on from another's checkpoint. It counts trials itself
     (`budget.trials`), so give Ray Tune `num_samples=-1`, and neither metric nor mode.
 
     Attributes:
@@ -185,44 +178,69 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         spec: SweepSpec,
         history: SweepHistory | None = None,
         constants: Mapping[str, Any] | None = None,
+        *,
+        start_points: Sequence[Mapping[str, Any]] = (),
+        may_start: Callable[[int], str] | None = None,
+        scheduler: Steering | None = None,
     ) -> None:
-        """Start from what a history knows; `constants` are put into every suggestion."""
+        """Go on from what a history knows.
+
+        Args:
+            spec: The sweep.
+            history: What was recorded of it.
+            constants: Put into every suggestion.
+            start_points: What `choose_start_points` gave when the sweep was started.
+            may_start: Told the number of trials before each new one; gives a reason not to start
+                it, or nothing.
+            scheduler: Where population based training takes its heirs from. Where no trial may
+                start from nothing, a new one waits for an heir to be due.
+        """
         super().__init__(metric=spec.objective.metric, mode=spec.objective.mode)
         history = history or SweepHistory()
         self.finish_reason = ""
         self._spec = spec
         self._constants = dict(constants or {})
-        self._observations = observe(history, spec.objective.metric)
-        self._unfinished = deque(record.number for record in history.unfinished())
+        self._observations = observe(history, spec.objective)
+        self._repeats = history.trials.keys() - self._observations.keys()
+        self._unfinished = deque(
+            record.number for record in history.unfinished() if record.repeat_of is None
+        )
+        self._suggester = Suggester(spec, start_points)
+        self._may_start = may_start or (lambda trials: "")
+        self._scheduler = scheduler
         self._configs: dict[str, dict[str, Any]] = {}
         """What was suggested, by Ray Tune's trial ids."""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """A configuration for this trial, or `Searcher.FINISHED`."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A configuration for this trial, `Searcher.FINISHED`, or `None` to be asked later."""
         if trial_id in self._configs:
             return self._configs[trial_id]
         if self._unfinished:
             self._configs[trial_id] = self._config(self._unfinished.popleft()) | {"resume": True}
             return self._configs[trial_id]
-        if len(self._observations) >= self._spec.budget.trials:
-            return self._finish(f"the budget of {self._spec.budget.trials} trials is spent")
-        if self._is_hopeless():
-            return self._finish(f"the first {_MAX_FIRST_FAILURES} trials and more all failed")
-        number = next(n for n in itertools.count() if n not in self._observations)
-        knobs = suggest_knobs(self._spec, number, self._observations)
-        if knobs is None:
+        reason = self._why_finish()
+        if reason:
+            return self._finish(reason)
+        number = next(
+            n for n in itertools.count() if n not in self._observations and n not in self._repeats
+        )
+        heir = self._scheduler.next_heir() if self._scheduler else None
+        if heir is None and not self._may_start_fresh():
+            is_any_running = any(seen.outcome is None for seen in self._observations.values())
+            return None if is_any_running else self._finish("nobody is left to go on from")
+        seen = self._search(number) if heir is None else self._inherit(number, heir)
+        if seen is None:
             tried = len(self._observations)
             return self._finish(f"nothing new to try: {tried} configurations were tried")
-        self._observations[number] = Observation(knobs=knobs)
+        self._observations[number] = seen
         self._configs[trial_id] = self._config(number)
         return self._configs[trial_id]
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Take in one report; a step reported twice counts once, a non-finite value not at all."""
         seen = self._seen(trial_id)
-        value = result.get(self.metric)
-        if seen.outcome is None and value is not None and math.isfinite(value):
-            seen.values[int(result["step"])] = float(value)
+        if seen.outcome is None and "step" in result:
+            seen.report(int(result["step"]), result, self._spec.objective)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -230,22 +248,17 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Take in a trial's end; a second end changes nothing."""
         if trial_id not in self._configs:
             return
-        if result and "step" in result:
+        if result:
             # Ray Tune shows the last result of a stopped trial here only.
             self.on_trial_result(trial_id, result)
         seen = self._seen(trial_id)
         if seen.outcome is None:
             seen.outcome = infer_outcome(result, self._spec.horizon, error)
-
-    def _is_hopeless(self) -> bool:
-        """Nothing has measured anything, and whatever ended failed: it is not the knobs."""
-        seen = self._observations.values()
-        ended = [one.outcome for one in seen if one.outcome is not None]
-        return (
-            len(ended) >= _MAX_FIRST_FAILURES
-            and set(ended) == {Outcome.FAILED}
-            and not any(one.values for one in seen)
-        )
+            seen.reason = (result or {}).get("reason", "")
+            number = self._configs[trial_id]["trial"]
+            verdict = self._scheduler.end_of(number) if self._scheduler else None
+            if verdict is not None and seen.outcome in (Outcome.STOPPED, Outcome.CANCELLED):
+                seen.outcome, seen.reason = verdict.outcome, verdict.reason
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the event log holds all there is to know."""
@@ -261,13 +274,51 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             "event log of the sweep. Resume the sweep's storage folder instead."
         )
 
+    def _why_finish(self) -> str:
+        """Why no new trial is started; empty when one is."""
+        trials, budget = len(self._observations), self._spec.budget.trials
+        if trials >= budget:
+            return f"the budget of {budget} trials is spent"
+        return _why_hopeless(list(self._observations.values())) or self._may_start(trials)
+
+    def _search(self, number: int) -> Observation | None:
+        knobs = self._suggester.suggest(number, self._observations)
+        return None if knobs is None else Observation(knobs=knobs)
+
+    def _may_start_fresh(self) -> bool:
+        fresh = sum(1 for seen in self._observations.values() if seen.parent is None)
+        return self._scheduler is None or self._scheduler.may_start_fresh(fresh)
+
+    def _inherit(self, number: int, heir: Heir) -> Observation:
+        """A changed copy of a better trial, as population based training wants one."""
+        parent = {"trial": heir.parent, "step": heir.step, "replaces": heir.replaces}
+        knobs = self._explored(self._observations[heir.parent].knobs, number)
+        return Observation(knobs=knobs, parent=parent)
+
+    def _explored(self, knobs: Mapping[str, Any], number: int) -> dict[str, Any]:
+        """Knobs a step away from these; the same ones when all that is around is refused."""
+        space = self._spec.search_space
+        for attempt in range(_MAX_ASKS):
+            changed = explore(space, knobs, _seed_of(self._spec.seed, f"{number}/{attempt}"))
+            if not space.refuse(changed):
+                return changed
+        return dict(knobs)
+
     def _seen(self, trial_id: str) -> Observation:
         return self._observations[self._configs[trial_id]["trial"]]
 
     def _config(self, number: int) -> dict[str, Any]:
-        knobs = dict(self._observations[number].knobs)
+        seen = self._observations[number]
+        knobs = dict(seen.knobs)
         trial = build_trial(self._spec, knobs)
-        return {**self._constants, "trial": number, "knobs": knobs, "spec": trial.to_dict()}
+        inherited = {} if seen.parent is None else {"parent": dict(seen.parent)}
+        return {
+            **self._constants,
+            "trial": number,
+            "knobs": knobs,
+            "spec": trial.to_dict(),
+            **inherited,
+        }
 
     def _finish(self, reason: str) -> str:
         if not self.finish_reason:
@@ -276,27 +327,48 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return str(Searcher.FINISHED)
 
 
-def _final_value(seen: Observation, worst: float) -> float:
-    return seen.values[max(seen.values)] if seen.outcome is Outcome.COMPLETED else worst
+def _why_hopeless(seen: Sequence[Observation]) -> str:
+    """Why it is not the knobs: nothing measured anything, and whatever ended failed."""
+    ended = [one for one in seen if one.outcome is not None]
+    if (
+        len(ended) < _MAX_FIRST_FAILURES
+        or any(one.values for one in seen)
+        or any(one.outcome not in (Outcome.FAILED, Outcome.INFEASIBLE) for one in ended)
+    ):
+        return ""
+    # Digits tell apart what is the same: bytes, process ids, trial numbers.
+    kinds = {re.sub(r"\d+", "", one.reason) for one in ended}
+    count, reason = len(ended), ended[0].reason or "no reason given"
+    if len(kinds) == 1:
+        return f"the first {count} trials all failed the same way: {reason}; more would too"
+    if count >= 2 * _MAX_FIRST_FAILURES:
+        return f"the first {count} trials all failed, the first one so: {reason}"
+    return ""
 
 
-def _worse_than_all(observations: Mapping[int, Observation], mode: Mode) -> float:
-    """A finite value worse than all that trials measured which could work at all."""
-    sign = 1.0 if mode == "min" else -1.0
-    values = [
-        sign * value
-        for seen in observations.values()
-        if seen.outcome in (None, Outcome.COMPLETED, Outcome.STOPPED)
-        for value in seen.values.values()
-    ]
-    worst = max(values, default=0.0)
-    return sign * (worst + max(1.0, abs(worst)))
+def _draws(study: optuna.Study, times: int) -> Iterator[Draw]:
+    """New trials of a study as what `SearchSpace.suggest` draws from."""
+    for _ in range(times):
+        yield _drawing(study.ask())
 
 
-def _seed_of(seed: int, number: int) -> int:
-    """An own random stream for every trial of every seed."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
+def _drawing(trial: optuna.Trial) -> Draw:
+    def draw(name: str, distribution: BaseDistribution) -> Any:
+        if isinstance(distribution, CategoricalDistribution):
+            return trial.suggest_categorical(name, distribution.choices)
+        low, high, is_log = distribution.low, distribution.high, distribution.log
+        if isinstance(distribution, IntDistribution):
+            return trial.suggest_int(name, low, high, log=is_log)
+        return trial.suggest_float(name, low, high, log=is_log)
+
+    return draw
 
 
-def _key(knobs: Mapping[str, Any]) -> str:
-    return json.dumps(dict(knobs), sort_keys=True)
+def _preferring(wanted: Mapping[str, Any], draw: Draw) -> Draw:
+    """The wanted values, and drawn ones where there is none."""
+    return lambda name, distribution: wanted[name] if name in wanted else draw(name, distribution)
+
+
+def _seed_of(seed: int, name: object) -> int:
+    """An own random stream for every name, such as a trial's number, of every seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big")

@@ -1,0 +1,104 @@
+"""What the versions of a registered adapter were trained with, for a search to begin from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import mlflow.artifacts
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from registry.adapters import AdapterVersion, list_adapters
+from registry.bundle import MANIFEST
+from registry.connection import connect, plain_errors
+from registry.packaging import ADAPTER_IN_MODEL
+
+logger = logging.getLogger(__name__)
+
+_CHAMPION = "champion"
+_SECTIONS = ("base", "lora", "optim", "seed")
+
+
+def best_specs(
+    name: str,
+    tracking_uri: str,
+    limit: int = 4,
+    *,
+    metric: str = "eval_loss",
+    mode: Literal["min", "max"] = "min",
+) -> list[dict[str, Any]]:
+    """Settings of an adapter's versions, the champion's first and then the best by a metric.
+
+    Args:
+        name: Registered model; one that there is not has no versions.
+        tracking_uri: MLflow server or database.
+        limit: Versions at most.
+        metric: What the others are ordered by; versions without it come last.
+        mode: Direction of better.
+
+    Returns:
+        Of each version `base`, `lora`, `optim` and `seed`, as its manifest has them, but target
+        layers as the trial named them where the run that trained it says so. A version whose
+        manifest cannot be read is left out.
+
+    Raises:
+        RefError: MLflow cannot hold the name.
+        TrackingError: The server cannot be used.
+    """
+    sign = 1.0 if mode == "min" else -1.0
+
+    def order(version: AdapterVersion) -> tuple[bool, float, int]:
+        value = sign * version.metrics.get(metric, math.nan)
+        is_champion = _CHAMPION in version.aliases
+        return not is_champion, value if math.isfinite(value) else math.inf, -version.version
+
+    versions = sorted(list_adapters(tracking_uri=tracking_uri, name=name), key=order)
+    client = connect(tracking_uri)
+    specs: list[dict[str, Any]] = []
+    with plain_errors(tracking_uri):
+        for version in versions[:limit]:
+            manifest = _read_manifest(client, version, tracking_uri)
+            if manifest is not None:
+                spec = {key: manifest[key] for key in _SECTIONS if key in manifest}
+                specs.append(_with_named_targets(spec, client, version))
+    return specs
+
+
+def _read_manifest(
+    client: MlflowClient, version: AdapterVersion, tracking_uri: str
+) -> dict[str, Any] | None:
+    stored = client.get_model_version_download_uri(version.name, str(version.version))
+    uri = f"{stored.rstrip('/')}/{ADAPTER_IN_MODEL}/{MANIFEST}"
+    try:
+        with tempfile.TemporaryDirectory() as work:
+            arrived = mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=work, tracking_uri=tracking_uri
+            )
+            manifest = json.loads(Path(arrived).read_text())
+    except (OSError, ValueError) as error:
+        logger.warning("adapter %s: its manifest cannot be read (%s)", version.ref, error)
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def _with_named_targets(
+    spec: dict[str, Any], client: MlflowClient, version: AdapterVersion
+) -> dict[str, Any]:
+    """A manifest lists the layers of `attention`; the run has the name that was searched."""
+    if version.run_id is None or "lora" not in spec:
+        return spec
+    try:
+        params = client.get_run(version.run_id).data.params
+    except MlflowException as error:
+        logger.info("adapter %s: its run is gone (%s)", version.ref, error)
+        return spec
+    named = params.get("lora.targets")
+    if named is None:
+        return spec
+    targets = named.split("+") if "+" in named else named
+    return {**spec, "lora": {**spec["lora"], "targets": targets}}

@@ -1,0 +1,111 @@
+"""How wide a base model is, read from its description alone: no weights are loaded."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import logging
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from trainables.spec import BaseSpec
+
+logger = logging.getLogger(__name__)
+
+# Types of a GGUF header: github.com/ggml-org/ggml/blob/master/docs/gguf.md
+_SCALARS = {
+    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
+}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+
+
+def hidden_size(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
+    """Width of a base's residual stream; `None` when it cannot be told here, as when offline.
+
+    Args:
+        base: Which base.
+        hub_cache: Where hub models are kept, if not where they usually are.
+    """
+    try:
+        if base.model.startswith("package:") or base.model.endswith(".gguf"):
+            with _gguf_path(base.model).open("rb") as file:
+                return _gguf_width(file)
+        return _config_width(json.loads(_config_path(base, hub_cache).read_text()))
+    except (
+        OSError,
+        ValueError,
+        struct.error,
+        HFValidationError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+    ) as error:
+        logger.info("the width of %s is not known: %s", base.model, error)
+        return None
+
+
+def _config_path(base: BaseSpec, hub_cache: Path | None) -> Path:
+    path = Path(base.model).expanduser()
+    if path.is_dir() or base.model.startswith((".", "/", "~")):
+        return path / "config.json"
+    fetch = functools.partial(
+        hf_hub_download, base.model, "config.json", revision=base.revision, cache_dir=hub_cache
+    )
+    try:
+        return Path(fetch(local_files_only=True))  # without asking for a newer one
+    except LocalEntryNotFoundError:
+        return Path(fetch())
+
+
+def _config_width(config: Any) -> int | None:
+    """`hidden_size`, which models of text and pictures have in a section of their own."""
+    if not isinstance(config, dict):
+        return None
+    sections = [config, config.get("text_config")]
+    found = [one.get("hidden_size") for one in sections if isinstance(one, dict)]
+    return next((width for width in found if isinstance(width, int) and width > 0), None)
+
+
+def _gguf_path(model: str) -> Path:
+    if not model.startswith("package:"):
+        return Path(model).expanduser()
+    package, _, name = model.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError(f"no package {package!r} is installed")
+    return Path(next(iter(found.submodule_search_locations))) / name
+
+
+def _gguf_width(file: BinaryIO) -> int | None:
+    """`<architecture>.embedding_length` of a GGUF header.
+
+    `gguf.GGUFReader` takes seconds, as it reads the vocabulary too, which comes after this.
+    """
+    magic, _version, _tensors, fields = struct.unpack("<4sIQQ", file.read(24))
+    if magic != b"GGUF":
+        raise ValueError("not a GGUF file")
+    for _ in range(fields):
+        key = _gguf_value(file, _STRING)
+        value = _gguf_value(file, _number(file, "I"))
+        if key.endswith(".embedding_length"):
+            return int(value)
+    return None
+
+
+def _gguf_value(file: BinaryIO, kind: int) -> Any:
+    if kind == _STRING:
+        return file.read(_number(file, "Q")).decode(errors="replace")
+    if kind == _ARRAY:
+        of, length = _number(file, "I"), _number(file, "Q")
+        return [_gguf_value(file, of) for _ in range(length)]
+    if kind not in _SCALARS:
+        raise ValueError(f"a GGUF field of unknown type {kind}")
+    return _number(file, _SCALARS[kind])
+
+
+def _number(file: BinaryIO, code: str) -> Any:
+    return struct.unpack(f"<{code}", file.read(struct.calcsize(f"<{code}")))[0]
