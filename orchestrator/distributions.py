@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, get_args
 
 from optuna.distributions import (
@@ -159,11 +160,16 @@ def parse_value(where: str, written: object, hint: Any) -> Any:
         "Give a number, or quote the word.",
     )
     try:
-        value = TypeAdapter(hint).validate_python(written)
+        value = _adapter(hint).validate_python(written)
     except ValidationError as error:
         raise translate(error, hint, where) from error
     # The order of layer names means nothing: one order makes equal choices equal.
     return sorted(set(value)) if isinstance(value, tuple) else value
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
 
 
 def encode_value(value: Any) -> Any:

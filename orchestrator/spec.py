@@ -260,7 +260,9 @@ class SweepSpec:
             knobs = self.search_space.settle(point, where)
             if set(self.search_space.active(knobs)) == knobs.keys():
                 refused = self.search_space.refuse(knobs)
-                require(not refused, where, point, f"no such point ({refused})", "Change a value.")
+                require(
+                    not refused, where, point, f"what may be tried ({refused})", "Change a value."
+                )
 
     def _check_grid(self) -> None:
         for name, knob in self.search_space.knobs.items():

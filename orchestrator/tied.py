@@ -103,7 +103,7 @@ def parse_tie(where: str, written: object, hint: Any, known: tuple[str, ...]) ->
             near = nearest(name, known)
             remedy = f"Did you mean {near}?" if near else "Correct the name."
             raise complaint(
-                where, written, f"names of {', '.join(known)}", f"There is no {name}. {remedy}"
+                where, written, f"the settings {', '.join(known)}", f"There is no {name}. {remedy}"
             )
     return Tie(
         where=where,
