@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import ray
@@ -28,21 +27,21 @@ IDLE_WAIT_S = 1.0
 T = TypeVar("T")
 
 
-def broker_name(storage: Path) -> str:
-    """Name of the broker actor of the sweep in this storage folder."""
-    return f"lorchestra-broker-{hashlib.sha256(str(storage).encode()).hexdigest()[:12]}"
+def broker_name(location: str) -> str:
+    """Name of the broker actor of the sweep in this storage, as `SweepStorage.location` has it."""
+    return f"lorchestra-broker-{hashlib.sha256(location.encode()).hexdigest()[:12]}"
 
 
-def start_broker(storage: Path, lease_s: float = 60.0) -> ActorHandle:
+def start_broker(location: str, lease_s: float = 60.0) -> ActorHandle:
     """The broker actor of a sweep, beside its driver.
 
     It ends with the last handle to it. One that an earlier run of the sweep in this process left
     is ended here: the folder's lock says that nobody else uses it.
     """
-    _end(broker_name(storage))
+    _end(broker_name(location))
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(num_cpus=0, max_concurrency=10_000)(Broker)
-    return actor.options(name=broker_name(storage), scheduling_strategy=node).remote(lease_s)
+    return actor.options(name=broker_name(location), scheduling_strategy=node).remote(lease_s)
 
 
 def _end(name: str) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.spec import SweepSpec
 
 DEFAULT_RUNS = Path("runs")
-EVENTS_FILE = "events.jsonl"
+_FOLDER_HELP = "the sweep's folder, such as runs/NAME or s3://bucket/NAME"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,24 +57,24 @@ def _build_parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run a sweep, or go on with it")
     run.add_argument("sweep", metavar="SWEEP.yaml", type=Path)
-    run.add_argument("--storage", type=Path, help="the sweep's folder (default: runs/NAME)")
+    run.add_argument("--storage", help=f"{_FOLDER_HELP} (default: runs/NAME)")
     run.set_defaults(command=_run)
 
     resume = commands.add_parser("resume", help="go on with the sweep in a folder")
-    resume.add_argument("storage", metavar="FOLDER", type=Path, help="such as runs/NAME")
+    resume.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
     resume.set_defaults(command=_resume)
 
     stop = commands.add_parser("stop", help="end one trial of a sweep, from another terminal")
-    stop.add_argument("storage", metavar="FOLDER", type=Path, help="such as runs/NAME")
+    stop.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
     stop.add_argument("trial", metavar="TRIAL", type=int, help="its number")
     stop.set_defaults(command=_stop)
 
     cancel = commands.add_parser("cancel", help="end a sweep, from another terminal")
-    cancel.add_argument("storage", metavar="FOLDER", type=Path, help="such as runs/NAME")
+    cancel.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
     cancel.set_defaults(command=_cancel)
 
     status = commands.add_parser("status", help="what a sweep's folder says of it")
-    status.add_argument("storage", metavar="FOLDER", type=Path, help="such as runs/NAME")
+    status.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
     status.set_defaults(command=_status)
 
     adapters = commands.add_parser("adapters", help="what the registry holds")
@@ -117,11 +117,11 @@ def _resume(options: argparse.Namespace) -> int:
     from orchestrator.spec import parse_sweep
 
     history = _read_history(options, "resume")
-    spec = parse_sweep(history.spec or {}, options.storage)
+    spec = parse_sweep(history.spec or {}, Path.cwd())
     return _run_to_end(spec, options.storage, ["lorchestra", "resume", str(options.storage)])
 
 
-def _run_to_end(spec: SweepSpec, storage: Path | None, again: list[str]) -> int:
+def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
     console = Console(file=sys.stdout)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -147,37 +147,42 @@ def _run_to_end(spec: SweepSpec, storage: Path | None, again: list[str]) -> int:
 def _status(options: argparse.Namespace) -> int:
     from orchestrator.report import build_report
     from orchestrator.spec import recorded_sweep
+    from orchestrator.storage import SweepStorage
     from orchestrator.summary import render_summary
 
     history = _read_history(options, "status")
     spec = recorded_sweep(history.spec or {})
-    Console().print(render_summary(build_report(spec, history, options.storage)))
+    Console().print(
+        render_summary(build_report(spec, history, SweepStorage(options.storage).folder))
+    )
     return 0
 
 
 def _stop(options: argparse.Namespace) -> int:
     from orchestrator.control import stop_trial
+    from orchestrator.storage import SweepStorage
 
     _read_history(options, "stop")
-    print(stop_trial(options.storage, options.storage / EVENTS_FILE, options.trial))
+    print(stop_trial(SweepStorage(options.storage), options.trial))
     return 0
 
 
 def _cancel(options: argparse.Namespace) -> int:
     from orchestrator.control import cancel_sweep
+    from orchestrator.storage import SweepStorage
 
     _read_history(options, "cancel")
-    print(cancel_sweep(options.storage, options.storage / EVENTS_FILE))
+    print(cancel_sweep(SweepStorage(options.storage)))
     return 0
 
 
 def _read_history(options: argparse.Namespace, command: str) -> SweepHistory:
-    from orchestrator.history import SweepHistory
+    from orchestrator.storage import read_history
 
-    history = SweepHistory.read(options.storage / EVENTS_FILE)
+    history = read_history(options.storage)
     if history.sweep_id is None:
         raise SweepSpecError(
-            f"{command}: got {str(options.storage)!r}, which holds no sweep; allowed: a sweep's "
+            f"{command}: got {options.storage!r}, which holds no sweep; allowed: a sweep's "
             "storage folder such as runs/NAME. Run a sweep first."
         )
     return history

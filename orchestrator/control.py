@@ -15,10 +15,10 @@ from typing import Literal
 
 from orchestrator.errors import SweepInUseError, SweepSpecError
 from orchestrator.events import EventLog
-from orchestrator.history import SweepHistory, TrialRecord
+from orchestrator.history import TrialRecord
+from orchestrator.layout import REQUESTS_FOLDER, bundle_folder
 from orchestrator.outcome import Outcome
-
-REQUESTS_FOLDER = "requests"
+from orchestrator.storage import SweepStorage, read_history
 
 STOPPED_BY_USER = "stopped by the user"
 CANCELLED_BY_USER = "the sweep was cancelled by the user"
@@ -65,17 +65,14 @@ class Wishes:
             return self._is_cancelled
 
 
-def post_request(folder: Path, request: Request) -> None:
-    """Leave a request for the driver of the sweep in a folder."""
-    requests = folder / REQUESTS_FOLDER
-    requests.mkdir(exist_ok=True)
-    writing = requests / f".{uuid.uuid4().hex}"
-    writing.write_text(json.dumps(asdict(request)))
-    writing.rename(requests / f"{writing.name[1:]}.json")
+def post_request(storage: SweepStorage, request: Request) -> None:
+    """Leave a request for the driver of a sweep, wherever it runs."""
+    name = f"{REQUESTS_FOLDER}/{uuid.uuid4().hex}.json"
+    storage.send(name, json.dumps(asdict(request)).encode())
 
 
 def take_requests(folder: Path) -> list[Request]:
-    """The requests that were left, each once."""
+    """The requests that were left in the driver's folder, each once."""
     taken = []
     for path in sorted((folder / REQUESTS_FOLDER).glob("*.json")):
         taken.append(Request(**json.loads(path.read_text())))
@@ -83,14 +80,15 @@ def take_requests(folder: Path) -> list[Request]:
     return taken
 
 
-def stop_trial(folder: Path, log: Path, trial: int) -> str:
+def stop_trial(storage: SweepStorage, trial: int) -> str:
     """End one trial of a sweep, whether its driver runs or not; says what was done.
 
     Raises:
         SweepSpecError: There is no such trial, or it has ended.
     """
-    record = SweepHistory.read(log).trials.get(trial)
-    running = [one.number for one in SweepHistory.read(log).unfinished()]
+    history = read_history(storage.location)
+    record = history.trials.get(trial)
+    running = [one.number for one in history.unfinished()]
     if record is None or record.outcome is not None:
         ended = "" if record is None else f" ({record.outcome})"
         raise SweepSpecError(
@@ -98,33 +96,33 @@ def stop_trial(folder: Path, log: Path, trial: int) -> str:
             f"{', '.join(map(str, running)) or 'there is none'}. See lorchestra status."
         )
     try:
-        with EventLog(log) as events:
+        with storage.open_log() as events:
             end_cancelled(events, record, STOPPED_BY_USER)
     except SweepInUseError:
-        post_request(folder, Request(kind="stop", trial=trial))
+        post_request(storage, Request(kind="stop", trial=trial))
         return f"trial {trial} is told to stop"
     return f"trial {trial} is stopped; no driver is running the sweep"
 
 
-def cancel_sweep(folder: Path, log: Path) -> str:
+def cancel_sweep(storage: SweepStorage) -> str:
     """End a sweep, whether its driver runs or not; says what was done.
 
     Raises:
         SweepSpecError: It has ended.
     """
-    history = SweepHistory.read(log)
+    history = read_history(storage.location)
     if history.status != "running":
         raise SweepSpecError(
-            f"cancel: got {str(folder)!r}, which is {history.status}; allowed: a sweep without an "
-            "end. There is nothing to cancel."
+            f"cancel: got {storage.location!r}, which is {history.status}; allowed: a sweep "
+            "without an end. There is nothing to cancel."
         )
     try:
-        with EventLog(log) as events:
+        with storage.open_log() as events:
             for record in history.unfinished():
                 end_cancelled(events, record, CANCELLED_BY_USER)
             events.append("sweep_ended", status="cancelled", reason=CANCELLED_BY_USER)
     except SweepInUseError:
-        post_request(folder, Request(kind="cancel"))
+        post_request(storage, Request(kind="cancel"))
         return "the sweep is told to end"
     return "the sweep is cancelled; no driver was running it"
 
@@ -137,6 +135,6 @@ def end_cancelled(events: EventLog, record: TrialRecord, reason: str) -> None:
         outcome=Outcome.CANCELLED.value,
         reason=reason,
         step=record.step,
-        bundle=f"trials/t{record.number:04d}/bundle" if record.reports else None,
+        bundle=bundle_folder(record.number) if record.reports else None,
         by="user",
     )

@@ -20,6 +20,7 @@ import yaml
 
 from orchestrator.events import Event, read_events
 from orchestrator.history import SweepHistory, TrialRecord
+from orchestrator.layout import CURSOR_FILE
 from orchestrator.members import group_key
 from orchestrator.space import describe
 from orchestrator.spec import SweepSpec
@@ -29,7 +30,6 @@ from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
 
-CURSOR = "delivered.json"
 _PAUSE_S = 0.5
 _MAX_PAUSE_S = 30.0
 
@@ -49,7 +49,7 @@ class Delivery:
     ) -> None:
         self._spec, self._log, self._connect = spec, log, connect
         self._report_folder = report_folder
-        self._cursor_file = log.with_name(CURSOR)
+        self._cursor_file = log.with_name(CURSOR_FILE)
         self._tracker: Tracker | None = None
         self._history = SweepHistory()
         self._seen = 0  # events folded into the history

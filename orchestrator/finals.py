@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 
 import ray
 from ray.actor import ActorHandle
@@ -24,7 +23,7 @@ from orchestrator.standings import (
     held_out_name,
     rank_finalists,
 )
-from orchestrator.trial import trial_dir
+from orchestrator.storage import SweepStorage
 from registry import promote, register
 from trainables.orders import Split, Task, TaskReport
 from trainables.spec import TrialSpec
@@ -49,7 +48,7 @@ def registrants(spec: SweepSpec, history: SweepHistory) -> list[Standing]:
 
 
 def evaluate_finalists(
-    spec: SweepSpec, record: SweepRecord, broker: ActorHandle, storage: Path
+    spec: SweepSpec, record: SweepRecord, broker: ActorHandle, storage: SweepStorage
 ) -> None:
     """Measure the finalists on the test rows, and the bare base on the rows of both splits.
 
@@ -80,14 +79,18 @@ def evaluate_finalists(
         _note_trial(record, trial, reports.get(f"trial-{trial.number}"))
 
 
-def are_measured(spec: SweepSpec, record: SweepRecord, storage: Path) -> bool:
+def are_measured(spec: SweepSpec, record: SweepRecord, storage: SweepStorage) -> bool:
     """Whether every finalist has all its measures and its bundle."""
     split = _splits(spec)[-1]
     return all(_is_measured(trial, split, storage) for trial in contenders(spec, record.history))
 
 
 def register_finalists(
-    spec: SweepSpec, record: SweepRecord, delivery: Delivery, storage: Path, tracking_uri: str
+    spec: SweepSpec,
+    record: SweepRecord,
+    delivery: Delivery,
+    storage: SweepStorage,
+    tracking_uri: str,
 ) -> None:
     """Make versions of the finalists and put the best before the promotion gate.
 
@@ -101,7 +104,7 @@ def register_finalists(
     for rank, standing in enumerate(registrants(spec, record.history), 1):
         trial = standing.adapter
         version = register(
-            storage / str(trial.bundle),
+            storage.fetch_bundle(trial.number),
             spec.register.name,
             tracking_uri=tracking_uri,
             run_id=delivery.trial_run(trial.number),
@@ -150,20 +153,19 @@ def _base_task_name(trial: TrialRecord, split: Split) -> str:
     return f"base-of-{trial.number}-{split}"
 
 
-def _trial_task(trial: TrialRecord, split: Split, storage: Path) -> Task:
-    folder = trial_dir(storage, trial.number)
+def _trial_task(trial: TrialRecord, split: Split, storage: SweepStorage) -> Task:
     return Task(
         spec=dict(trial.spec),
         split=split,
-        state_dir=str(folder / "state"),
-        bundle_dir=str(folder / "bundle"),
+        state_dir=storage.state_location(trial.number),
+        bundle_dir=storage.bundle_location(trial.number),
     )
 
 
-def _is_measured(trial: TrialRecord, split: Split, storage: Path) -> bool:
+def _is_measured(trial: TrialRecord, split: Split, storage: SweepStorage) -> bool:
     """Whether the trial has a bundle with all the metrics it should have."""
-    has_bundle = (trial_dir(storage, trial.number) / "bundle" / "manifest.json").is_file()
-    return has_bundle and (split == "validation" or trial.final_metrics is not None)
+    is_known = split == "validation" or trial.final_metrics is not None
+    return is_known and storage.has_bundle(trial.number)
 
 
 def _note_base(record: SweepRecord, base: str, split: Split, report: TaskReport | None) -> None:

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +21,7 @@ from orchestrator.broker import broker_name
 from orchestrator.budget import Usage
 from orchestrator.demand import HostLimits
 from orchestrator.members import HostStart
+from orchestrator.storage import SweepStorage
 from trainables.bench import Bench, Failure
 from trainables.spec import BaseSpec
 
@@ -61,13 +61,13 @@ class HostPool:
 
     Args:
         broker: The actor of `orchestrator.broker`.
-        storage: The sweep's folder; Train's own files go to `hosts/` in it.
+        storage: Where the sweep keeps things; Train's own files go to `hosts/` in its folder.
         limits: How many hosts there may be.
         shape: What one host is.
     """
 
     broker: ActorHandle
-    storage: Path
+    storage: SweepStorage
     limits: HostLimits
     shape: HostShape = field(default_factory=HostShape)
 
@@ -155,7 +155,7 @@ class HostPool:
 
     def _build_trainer(self, start: HostStart) -> TorchTrainer:
         config: dict[str, Any] = {
-            "broker": broker_name(self.storage),
+            "broker": broker_name(self.storage.location),
             "host_id": start.host_id,
             "base": start.base,
             "torch_threads": self.shape.torch_threads,
@@ -172,7 +172,7 @@ class HostPool:
             ),
             run_config=ray.train.RunConfig(
                 name=f"{start.host_id}-{self._session}",
-                storage_path=str(self.storage / "hosts"),
+                storage_path=str(self.storage.folder / "hosts"),
                 failure_config=ray.train.FailureConfig(
                     max_failures=self.shape.max_failures,
                     controller_failure_limit=MAX_CONTROLLER_FAILURES,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -13,8 +12,8 @@ from ray import tune
 from orchestrator.control import STOPPED_BY_USER, Wishes
 from orchestrator.events import EventLog
 from orchestrator.history import WITH_ADAPTER, SweepHistory
+from orchestrator.layout import bundle_folder
 from orchestrator.outcome import Outcome, TrialOutcome, infer_outcome
-from orchestrator.trial import trial_dir
 from trainables.orders import WORST_METRICS, ZERO_METRICS
 
 logger = logging.getLogger(__name__)
@@ -84,7 +83,6 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
 
     Args:
         record: Where they go.
-        storage: The sweep's folder.
         horizon: Steps of a trial that is never stopped.
         end_of: Why the scheduler stopped a trial, if it did.
         wishes: Which trials the user asked to stop.
@@ -93,12 +91,11 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
     def __init__(
         self,
         record: SweepRecord,
-        storage: Path,
         horizon: int,
         end_of: Callable[[int], TrialOutcome | None],
         wishes: Wishes,
     ) -> None:
-        self._record, self._storage, self._horizon = record, storage, horizon
+        self._record, self._horizon = record, horizon
         self._end_of, self._wishes = end_of, wishes
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,11 +145,10 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
             return  # it never ran
         end = self._describe_end(number, trial.last_result)
         has_bundle = end.outcome in WITH_ADAPTER and record.reports
-        bundle = trial_dir(self._storage, number) / "bundle" if has_bundle else None
         self._record.end_trial(
             number,
             end,
-            None if bundle is None else str(bundle.relative_to(self._storage)),
+            bundle_folder(number) if has_bundle else None,
             by="user" if end.reason == STOPPED_BY_USER else "",
         )
 

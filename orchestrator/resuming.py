@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.control import STOPPED_BY_USER, take_requests
 from orchestrator.errors import SweepStorageError
 from orchestrator.finals import are_measured, registrants
 from orchestrator.history import TrialRecord
+from orchestrator.layout import REQUESTS_FOLDER, bundle_folder
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.recording import SweepRecord
 from orchestrator.spec import RESUMABLE_CHANGES, SweepSpec
+from orchestrator.storage import SweepStorage
 
 StageName = Literal["search", "finals"]
 
@@ -30,12 +31,12 @@ class SweepProgress:
 
     Attributes:
         spec: The sweep.
-        storage: Its folder.
+        storage: Where it keeps things.
         record: Its log and history.
     """
 
     spec: SweepSpec
-    storage: Path
+    storage: SweepStorage
     record: SweepRecord
 
     def start_or_resume(self) -> None:
@@ -50,10 +51,11 @@ class SweepProgress:
                 "sweep_started", sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest
             )
         elif history.digest != spec.digest:
+            allowed = ", ".join(RESUMABLE_CHANGES)
             raise SweepStorageError(
-                f"{self.storage}: holds sweep {history.sweep_id} of another spec; allowed: the "
-                f"spec it was started with, in which only {', '.join(RESUMABLE_CHANGES)} may "
-                "change. Choose another --storage, or another name."
+                f"{self.storage.location}: holds sweep {history.sweep_id} of another spec; "
+                f"allowed: the spec it was started with, in which only {allowed} may change. "
+                "Choose another --storage, or another name."
             )
         elif not self.is_over() or not self.is_registered():
             self._resume()
@@ -98,10 +100,11 @@ class SweepProgress:
     def _hear_requests(self) -> None:
         """Stops that no driver heard; whoever cancelled and runs the sweep again wants it on."""
         end = TrialOutcome(Outcome.CANCELLED, STOPPED_BY_USER)
-        for request in take_requests(self.storage):
+        self.storage.collect(REQUESTS_FOLDER)
+        for request in take_requests(self.storage.folder):
             record = self.record.history.trials.get(-1 if request.trial is None else request.trial)
             if record is not None:
-                bundle = f"trials/t{record.number:04d}/bundle" if record.reports else None
+                bundle = bundle_folder(record.number) if record.reports else None
                 self.record.end_trial(record.number, end, bundle, by="user")
 
     def _settings_of(self, stage: StageName) -> dict[str, Any]:

@@ -34,10 +34,16 @@ from orchestrator.complaint import require
 from orchestrator.control import CANCELLED_BY_USER, Wishes
 from orchestrator.delivery import Delivery
 from orchestrator.errors import SweepFailedError
-from orchestrator.events import EventLog
 from orchestrator.finals import evaluate_finalists, register_finalists
-from orchestrator.history import SweepHistory
+from orchestrator.history import WITH_ADAPTER, SweepHistory
 from orchestrator.hosts import HostPool
+from orchestrator.layout import (
+    CURSOR_FILE,
+    DATA_FOLDER,
+    LOG_FILE,
+    REPORT_FOLDER,
+    bundle_folder,
+)
 from orchestrator.outcome import Outcome
 from orchestrator.progress import ProgressDisplay
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
@@ -49,8 +55,8 @@ from orchestrator.schedule import build_scheduler, replay_history
 from orchestrator.search import OptunaSearcher
 from orchestrator.spec import SweepSpec
 from orchestrator.startpoints import choose_start_points
+from orchestrator.storage import SweepStorage
 from orchestrator.supervision import Supervisor
-from orchestrator.trial import trial_dir
 from orchestrator.tuning import Stage
 from registry import RegistryError, Tracker, best_specs, tracking_uri_for
 from trainables.data import read_raw_splits
@@ -58,9 +64,7 @@ from trainables.data import read_raw_splits
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "lorchestra"
-EVENTS_FILE = "events.jsonl"
-LOG_FILE = "lorchestra.log"
-REPORT_FOLDER = "report"
+RUNS = Path("runs")
 _FLUSH_S = 120.0
 
 
@@ -69,7 +73,7 @@ class _Sweep:
     """What the parts of a run share."""
 
     spec: SweepSpec
-    storage: Path
+    storage: SweepStorage
     tracking_uri: str
     record: SweepRecord
     display: ProgressDisplay
@@ -95,8 +99,9 @@ def run_sweep(
 
     Args:
         spec: What to search, on what, for how long.
-        storage: The sweep's folder; `runs/<name>` when not given. Sweeps beside each other share
-            `mlflow.db` and `mlartifacts` there, unless `$MLFLOW_TRACKING_URI` names a server.
+        storage: The sweep's folder, or `s3://bucket/prefix`; `runs/<name>` when not given. Sweeps
+            in folders beside each other share `mlflow.db` and `mlartifacts` there, those in
+            buckets share the ones of `runs`, unless `$MLFLOW_TRACKING_URI` names a server.
         console: Where progress is shown; standard output when not given.
 
     Raises:
@@ -106,18 +111,20 @@ def run_sweep(
         SweepFailedError: No trial came to an adapter.
         KeyboardInterrupt: Interrupted; the same call goes on.
     """
-    folder = Path(storage or Path("runs") / spec.name).absolute()
-    spec = spec.with_saved_rows(folder / "data")
+    kept = SweepStorage(storage or RUNS / spec.name)
+    folder = kept.folder
+    spec = spec.with_saved_rows(folder / DATA_FOLDER)
     read_raw_splits(spec.data)
     console = console or Console(file=sys.stdout)
     with (
         library_chatter_to(folder / LOG_FILE),
-        EventLog(folder / EVENTS_FILE) as log,
+        kept.open_log() as log,
         ProgressDisplay(spec, console) as display,
     ):
         hush_noisy_loggers()
+        kept.pull(CURSOR_FILE)
         history = SweepHistory.read(log.path)
-        tracking_uri, artifacts = tracking_uri_for(folder.parent)
+        tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
         delivery = Delivery(
             spec,
             log.path,
@@ -131,11 +138,11 @@ def run_sweep(
 
         record = SweepRecord(log, history, on_change)
         sweep = _Sweep(
-            spec=spec, storage=folder, tracking_uri=tracking_uri, record=record, display=display
+            spec=spec, storage=kept, tracking_uri=tracking_uri, record=record, display=display
         )
         progress = sweep.progress
         progress.start_or_resume()
-        with delivery:
+        with delivery, _pushing(kept):
             is_cancelled = not progress.is_over() and _train(sweep)
             if not is_cancelled and not progress.is_registered():
                 _register(sweep, delivery)
@@ -150,6 +157,17 @@ def run_sweep(
     return report
 
 
+@contextmanager
+def _pushing(storage: SweepStorage) -> Iterator[None]:
+    """Bring the driver's own files to a remote storage, however the sweep ends."""
+    storage.push(DATA_FOLDER)
+    try:
+        yield
+    finally:
+        for name in (REPORT_FOLDER, CURSOR_FILE, LOG_FILE):
+            storage.push(name)
+
+
 def _train(sweep: _Sweep) -> bool:
     """Search, train the best again, measure them: all on the same warm hosts.
 
@@ -159,7 +177,7 @@ def _train(sweep: _Sweep) -> bool:
     with ExitStack() as stack:
         with sweep.phase("starting Ray"):
             placement = stack.enter_context(ray_cluster(sweep.spec))
-            broker = start_broker(sweep.storage)
+            broker = start_broker(sweep.storage.location)
             stack.callback(ray.kill, broker)
             pool = HostPool(broker, sweep.storage, placement.limits, placement.shape)
             stack.enter_context(pool)
@@ -222,8 +240,7 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
     spec, record = sweep.spec, sweep.record
     scheduler = build_scheduler(spec)
     for trial, end in replay_history(scheduler, record.history, spec.horizon).items():
-        bundle = trial_dir(sweep.storage, trial) / "bundle"
-        record.end_trial(trial, end, str(bundle.relative_to(sweep.storage)))
+        record.end_trial(trial, end, bundle_folder(trial) if end.outcome in WITH_ADAPTER else None)
     share = stage.budget.search_share
     may_stop = spec.schedule.algorithm != "none"
     must_reach = spec.schedule.grace_steps if may_stop else spec.horizon
@@ -234,11 +251,10 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
     searcher = OptunaSearcher(
         spec,
         record.history,
-        {"storage": str(sweep.storage)},
+        {"storage": sweep.storage.location},
         start_points=_start_points(sweep),
-        next_heir=scheduler.next_heir,
         may_start=may_start,
-        end_of=scheduler.end_of,
+        scheduler=scheduler,
     )
     reason = stage.run(searcher, scheduler, scheduler.end_of, share)
     # A search that found nothing has not ended: what was wrong may be mended before the next run.
@@ -249,7 +265,11 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
 def _start_points(sweep: _Sweep) -> list[Mapping[str, Any]]:
     """Where the search begins: chosen once, as the registry may hold more at a resume."""
     if sweep.record.history.start_points is None:
-        points = choose_start_points(sweep.spec, lambda name: best_specs(name, sweep.tracking_uri))
+        goal = sweep.spec.objective
+        points = choose_start_points(
+            sweep.spec,
+            lambda name: best_specs(name, sweep.tracking_uri, metric=goal.metric, mode=goal.mode),
+        )
         sweep.record.add("start_points", points=points)
     return sweep.record.history.start_points or []
 
@@ -262,7 +282,7 @@ def _repeat(sweep: _Sweep, stage: Stage) -> None:
         searcher = RepeatSearcher(
             spec,
             record.history,
-            {"storage": str(sweep.storage)},
+            {"storage": sweep.storage.location},
             lambda: stage.budget.forbids(spec.horizon, horizon=spec.horizon),
         )
         reason = stage.run(searcher, FIFOScheduler(), lambda trial: None, is_finals=True)
@@ -289,9 +309,9 @@ def _conclude(sweep: _Sweep, is_cancelled: bool) -> SweepReport:
     history = sweep.record.history
     cancelled = (Outcome.CANCELLED.value, CANCELLED_BY_USER)
     status, reason = cancelled if is_cancelled else _status(sweep)
-    report = build_report(sweep.spec, history, sweep.storage)
+    report = build_report(sweep.spec, history, sweep.storage.folder)
     report = replace(report, status=status, reason=reason)
-    write_report(report, sweep.spec, history, sweep.storage / REPORT_FOLDER)
+    write_report(report, sweep.spec, history, sweep.storage.folder / REPORT_FOLDER)
     if history.status != status:
         sweep.record.add("sweep_ended", status=status, reason=reason)
     return report

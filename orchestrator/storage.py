@@ -18,6 +18,13 @@ from pathlib import Path
 from orchestrator.errors import SweepInUseError, SweepStorageError
 from orchestrator.events import EventLog, decode_events
 from orchestrator.history import SweepHistory
+from orchestrator.layout import (
+    CURSOR_FILE,
+    EVENTS_FILE,
+    REPORT_FOLDER,
+    bundle_folder,
+    state_folder,
+)
 from orchestrator.lease import Lease
 from orchestrator.replica import LogReplica, read_remote_log
 from trainables.errors import StorageError
@@ -32,11 +39,7 @@ from trainables.objects import (
 from trainables.origin import cache_folder
 from trainables.storage import fetch_folder, has_folder, is_remote, join_location, path_below
 
-EVENTS_FILE = "events.jsonl"
-BUNDLE_FOLDER = "bundle"
-STATE_FOLDER = "state"
-
-_MADE_FROM_LOG = ("delivered.json", "report", "trials", "tune", "hosts")
+_MADE_FROM_LOG = (CURSOR_FILE, REPORT_FOLDER, "trials", "tune", "hosts")
 
 
 class SweepStorage:
@@ -83,17 +86,13 @@ class SweepStorage:
             self._forget()
         return log
 
-    def trial_location(self, trial: int) -> str:
-        """Where a trial keeps `state/` to go on from, and `bundle/` once it has left its seat."""
-        return join_location(self.location, "trials", f"t{trial:04d}")
-
     def state_location(self, trial: int) -> str:
-        """Where a trial's states are saved."""
-        return join_location(self.trial_location(trial), STATE_FOLDER)
+        """Where a trial's states are saved, to go on from."""
+        return join_location(self.location, state_folder(trial))
 
     def bundle_location(self, trial: int) -> str:
-        """Where a trial's adapter is exported to."""
-        return join_location(self.trial_location(trial), BUNDLE_FOLDER)
+        """Where a trial's adapter is exported to, once it has left its seat."""
+        return join_location(self.location, bundle_folder(trial))
 
     def has_bundle(self, trial: int) -> bool:
         """Whether a trial has left its adapter.

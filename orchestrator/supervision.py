@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,11 +15,16 @@ from ray.actor import ActorHandle
 
 from orchestrator.budget import Budget, Usage
 from orchestrator.control import Wishes, take_requests
+from orchestrator.errors import SweepStorageError
+from orchestrator.layout import REQUESTS_FOLDER
 from orchestrator.recording import SweepRecord
+from orchestrator.storage import SweepStorage
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.5
+POLL_S, REMOTE_POLL_S = 0.5, 5.0
+"""Between two looks for requests, in a folder and in a bucket."""
+
 USAGE_EVERY_S = 30.0
 
 
@@ -29,7 +33,7 @@ class Supervisor:
 
     Args:
         record: Where usage is written down.
-        folder: Where requests are left.
+        storage: Where requests are left.
         wishes: Where requests are put.
         broker: Told to let go of a trial that the user stops.
         usage: What hosts of this session have used so far.
@@ -38,12 +42,12 @@ class Supervisor:
     def __init__(
         self,
         record: SweepRecord,
-        folder: Path,
+        storage: SweepStorage,
         wishes: Wishes,
         broker: ActorHandle,
         usage: Callable[[], Usage],
     ) -> None:
-        self._record, self._folder, self._wishes = record, folder, wishes
+        self._record, self._storage, self._wishes = record, storage, wishes
         self._broker, self._usage = broker, usage
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
@@ -69,7 +73,8 @@ class Supervisor:
 
     def _run(self) -> None:
         written = time.monotonic()
-        while not self._closing.wait(POLL_S):
+        pause_s = REMOTE_POLL_S if self._storage.is_remote else POLL_S
+        while not self._closing.wait(pause_s):
             self._hear()
             if time.monotonic() - written >= USAGE_EVERY_S:
                 self.write_usage()
@@ -77,8 +82,9 @@ class Supervisor:
 
     def _hear(self) -> None:
         try:
-            requests = take_requests(self._folder)
-        except (OSError, ValueError, TypeError) as error:
+            self._storage.collect(REQUESTS_FOLDER)
+            requests = take_requests(self._storage.folder)
+        except (SweepStorageError, OSError, ValueError, TypeError) as error:
             logger.warning("a request cannot be read: %s", error)
             return
         for request in requests:

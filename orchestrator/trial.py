@@ -18,27 +18,24 @@ from ray.actor import ActorHandle
 
 from orchestrator.broker import MAX_WAIT_S, broker_name
 from orchestrator.errors import SweepError
+from orchestrator.layout import bundle_folder, state_folder
 from orchestrator.members import Phase, Standing, group_key
 from orchestrator.outcome import Outcome
 from trainables.orders import SeatReport, SeatRequest, fault_metrics
 from trainables.progress import copy_progress
 from trainables.spec import TrialSpec
+from trainables.storage import join_location
 
 logger = logging.getLogger(__name__)
 
 POINTER_FILE = "trial.json"
 
 
-def trial_dir(storage: Path, trial: int) -> Path:
-    """Folder of a trial: `state/` to go on from, `bundle/` once it has left its seat."""
-    return storage / "trials" / f"t{trial:04d}"
-
-
 class TrialProxy(tune.Trainable):  # type: ignore[misc]
     """A trial as Tune's unit.
 
     Its config holds `trial` (number), `spec` (`TrialSpec.to_dict()`) and `storage` (the sweep's
-    absolute folder); one that goes on from another's checkpoint has that trial's number in
+    location); one that goes on from another's checkpoint has that trial's number in
     `parent`. Other keys, such as `knobs`, are the searcher's. Results carry `trial`, `step` and
     the metrics of that step; the last one also `outcome` and `reason`.
     """
@@ -99,28 +96,27 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
 
     def _enter(self, config: dict[str, Any]) -> None:
         spec = TrialSpec.from_dict(config["spec"])
-        storage = Path(config["storage"])
-        folder = trial_dir(storage, config["trial"])
+        storage = config["storage"]
         self._trial = config["trial"]
         self._every, self._horizon = spec.eval.every, spec.optim.steps
         self._group = group_key(spec)
         self._request = SeatRequest(
             spec=config["spec"],
-            state_dir=str(folder / "state"),
-            bundle_dir=str(folder / "bundle"),
+            state_dir=join_location(storage, state_folder(config["trial"])),
+            bundle_dir=join_location(storage, bundle_folder(config["trial"])),
         )
         self._step = self._origin(storage, config.get("parent"))
         self._broker = ray.get_actor(broker_name(storage))
         self._join()
 
-    def _origin(self, storage: Path, parent: Mapping[str, int] | None) -> int:
+    def _origin(self, storage: str, parent: Mapping[str, int] | None) -> int:
         """The step this trial starts from: 0, or that of the state it copied from its parent.
 
         A parent that has no state, or is through by now, leaves nothing to go on from.
         """
         if parent is None:
             return 0
-        source = str(trial_dir(storage, parent["trial"]) / "state")
+        source = join_location(storage, state_folder(parent["trial"]))
         step = copy_progress(source, self._request.state_dir, below=self._horizon)
         logger.info("trial %d: from step %s of trial %d", self._trial, step, parent["trial"])
         return step or 0

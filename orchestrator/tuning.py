@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 from ray import tune
@@ -16,10 +15,12 @@ from ray.tune.search import Searcher
 from orchestrator.budget import Budget
 from orchestrator.cluster import PROXY_CPUS
 from orchestrator.control import CANCELLED_BY_USER, Wishes
+from orchestrator.layout import bundle_folder
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.recording import SweepRecord, TrialRecorder
+from orchestrator.storage import SweepStorage
 from orchestrator.supervision import SweepStopper
-from orchestrator.trial import SeatReleaser, TrialProxy, trial_dir
+from orchestrator.trial import SeatReleaser, TrialProxy
 
 _MAX_PROXY_FAILURES = 2
 
@@ -30,7 +31,7 @@ class Stage:
 
     Attributes:
         record: Where events go.
-        storage: The sweep's folder.
+        storage: Where the sweep keeps things.
         horizon: Steps of a trial that is never stopped.
         broker: The actor of `orchestrator.broker`.
         max_trials: Trials that can have a seat at once.
@@ -39,7 +40,7 @@ class Stage:
     """
 
     record: SweepRecord
-    storage: Path
+    storage: SweepStorage
     horizon: int
     broker: ActorHandle
     max_trials: int
@@ -67,7 +68,7 @@ class Stage:
             Why trials were cut short; empty when all came to an end of their own.
         """
         stopper = SweepStopper(self.wishes, self.budget, share)
-        recorder = TrialRecorder(self.record, self.storage, self.horizon, end_of, self.wishes)
+        recorder = TrialRecorder(self.record, self.horizon, end_of, self.wishes)
         tuner = tune.Tuner(
             tune.with_resources(TrialProxy, {"cpu": PROXY_CPUS}),
             tune_config=tune.TuneConfig(
@@ -79,7 +80,7 @@ class Stage:
             ),
             run_config=tune.RunConfig(
                 name=f"tune-{uuid.uuid4().hex[:8]}",
-                storage_path=str(self.storage / "tune"),
+                storage_path=str(self.storage.folder / "tune"),
                 callbacks=[recorder, SeatReleaser(self.broker)],
                 stop=stopper,
                 failure_config=tune.FailureConfig(max_failures=_MAX_PROXY_FAILURES),
@@ -98,11 +99,10 @@ class Stage:
             if (trial.repeat_of is not None) != is_finals:
                 continue
             ray.get(self.broker.leave.remote(trial.number, None, keep=True))
-            bundle = trial_dir(self.storage, trial.number) / "bundle"
             self.record.end_trial(
                 trial.number,
                 TrialOutcome(Outcome.CANCELLED, reason or "ended with Ray Tune"),
-                str(bundle.relative_to(self.storage)) if trial.reports else None,
+                bundle_folder(trial.number) if trial.reports else None,
                 by=by,
             )
         return reason

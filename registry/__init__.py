@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         RegistryError,
         TrackingError,
     )
+    from registry.history import best_specs
     from registry.loading import load, pull
     from registry.promotion import PromotionDecision, promote
     from registry.refs import AdapterRef
@@ -31,6 +32,7 @@ __all__ = [
     "RegistryError",
     "Tracker",
     "TrackingError",
+    "best_specs",
     "get",
     "list_adapters",
     "load",
@@ -50,6 +52,7 @@ _HOMES = {
         "RegistryError",
         "TrackingError",
     ),
+    "registry.history": ("best_specs",),
     "registry.loading": ("load", "pull"),
     "registry.promotion": ("PromotionDecision", "promote"),
     "registry.refs": ("AdapterRef",),

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import ray
 
-from orchestrator.trial import trial_dir
+from orchestrator.layout import bundle_folder
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 
@@ -74,7 +74,7 @@ class FakeBase:
         return max(int(w.split("@")[1]) for w in words if w.startswith(f"t{trial:04d}."))
 
     def bundle(self, trial):
-        return json.loads((trial_dir(self.storage, trial) / "bundle/manifest.json").read_text())
+        return json.loads((self.storage / bundle_folder(trial) / "manifest.json").read_text())
 
 
 @pytest.fixture

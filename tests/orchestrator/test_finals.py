@@ -12,11 +12,12 @@ from orchestrator.delivery import Delivery
 from orchestrator.events import EventLog, read_events
 from orchestrator.finals import contenders, evaluate_finalists, register_finalists
 from orchestrator.history import SweepHistory
+from orchestrator.layout import bundle_folder, state_folder
 from orchestrator.members import group_key
 from orchestrator.recording import SweepRecord
 from orchestrator.sections import FinalsSpec, RegisterSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
-from orchestrator.trial import trial_dir
+from orchestrator.storage import SweepStorage
 from registry import TrackingError, get
 from registry.connection import connect
 from trainables.orders import TaskReport
@@ -83,7 +84,7 @@ class Scene:
         for trial, loss in LOSSES.items():
             add("trial_started", trial=trial, knobs={}, spec=trial_spec(spec, FORMS[trial]))
             add("report", trial=trial, step=20, metrics={"eval_loss": loss})
-            folder = trial_dir(storage, trial) / "bundle"
+            folder = storage / bundle_folder(trial)
             folder.mkdir(parents=True)
             (folder / "manifest.json").write_text("{}")
             self.end(trial, "completed", str(folder.relative_to(storage)))
@@ -95,7 +96,7 @@ class Scene:
         spec = self.record.history.trials[of].spec
         self.record.add("trial_started", trial=trial, knobs={}, spec=spec, repeat_of=of)
         self.record.add("report", trial=trial, step=20, metrics={"eval_loss": 1.5})
-        folder = trial_dir(self.storage, trial) / "bundle"
+        folder = self.storage / bundle_folder(trial)
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text("{}")
         self.end(trial, outcome, str(folder.relative_to(self.storage)))
@@ -108,7 +109,7 @@ class Scene:
     def evaluate(self, failing=()):
         """Run the finals; gives the tasks that hosts were handed."""
         broker = ray.remote(num_cpus=0)(FakeBroker).remote(failing)
-        evaluate_finalists(self.spec, self.record, broker, self.storage)
+        evaluate_finalists(self.spec, self.record, broker, SweepStorage(self.storage))
         return ray.get(broker.submitted.remote())
 
 
@@ -147,8 +148,8 @@ def test_finalists_and_their_bare_bases_are_measured(local_ray, build_scene):
     assert tasks["trial-1"][0] == tasks["base-of-1-test"][0] != tasks["trial-2"][0]
     task = tasks["trial-1"][1]
     assert task.split == "test"
-    assert task.state_dir == str(trial_dir(scene.storage, 1) / "state")
-    assert task.bundle_dir == str(trial_dir(scene.storage, 1) / "bundle")
+    assert task.state_dir == str(scene.storage / state_folder(1))
+    assert task.bundle_dir == str(scene.storage / bundle_folder(1))
     assert tasks["base-of-2-test"][1].state_dir is None
     history = scene.record.history
     assert history.trials[1].final_metrics.keys() == {"test_loss"}
@@ -197,7 +198,7 @@ def test_repeats_are_measured_too(local_ray, build_scene):
 def test_a_lost_bundle_is_exported_again(local_ray, build_scene):
     scene = build_scene()
     scene.evaluate()
-    (trial_dir(scene.storage, 1) / "bundle" / "manifest.json").unlink()
+    (scene.storage / bundle_folder(1) / "manifest.json").unlink()
     assert sorted(scene.evaluate()) == ["trial-1"]
 
 
@@ -259,7 +260,8 @@ def register(scene, database):
         raise TrackingError("runs are not recorded here")
 
     delivery = Delivery(scene.spec, scene.log.path, away, scene.storage / "report")
-    register_finalists(scene.spec, scene.record, delivery, scene.storage, database)
+    storage = SweepStorage(scene.storage)
+    register_finalists(scene.spec, scene.record, delivery, storage, database)
     return [event for event in read_events(scene.log.path) if event.kind == "registered"]
 
 
@@ -271,7 +273,7 @@ def evaluated(build_scene, write_bundle, request):
     scene.spec = replace(scene.spec, register=RegisterSpec(top=2, name=name))
     for trial, loss in LOSSES.items():
         metrics = {"eval_loss": loss, "test_loss": 2 * loss}
-        write_bundle(trial_dir(scene.storage, trial) / "bundle", trial, metrics)
+        write_bundle(scene.storage / bundle_folder(trial), trial, metrics)
         scene.record.add("final_evaluated", trial=trial, metrics={"test_loss": 2 * loss})
     return scene
 
@@ -295,7 +297,7 @@ def test_the_version_is_the_run_that_stands_for_the_best_configuration(
     for number, of, loss in ((4, 1, 0.9), (5, 2, 0.1)):
         evaluated.repeat(number, of=of, outcome="completed")
         metrics = {"eval_loss": 1.5, "test_loss": loss}
-        write_bundle(trial_dir(evaluated.storage, number) / "bundle", number, metrics)
+        write_bundle(evaluated.storage / bundle_folder(number), number, metrics)
         evaluated.record.add("final_evaluated", trial=number, metrics={"test_loss": loss})
     # trial 1: mean of 2.0 and 0.9; trial 2: mean of 4.0 and 0.1, its repeat better on validation
     register(evaluated, database)
@@ -316,9 +318,7 @@ def test_registering_again_makes_nothing_twice(evaluated, database):
 def test_the_gate_compares_what_was_measured_on_test_rows(evaluated, database, write_bundle):
     register(evaluated, database)
     # better on validation rows and worse on test rows than the champion
-    write_bundle(
-        trial_dir(evaluated.storage, 0) / "bundle", 9, {"eval_loss": 0.5, "test_loss": 8.0}
-    )
+    write_bundle(evaluated.storage / bundle_folder(0), 9, {"eval_loss": 0.5, "test_loss": 8.0})
     evaluated.record.add("report", trial=0, step=30, metrics={"eval_loss": 0.5})
     register(evaluated, database)
     verdict = evaluated.record.history.promotions[-1]
@@ -340,7 +340,7 @@ def test_a_sweep_that_registers_nothing_needs_no_mlflow(build_scene):
 
 
 def test_a_changed_bundle_is_not_registered(evaluated, database):
-    manifest = trial_dir(evaluated.storage, 1) / "bundle" / "manifest.json"
+    manifest = evaluated.storage / bundle_folder(1) / "manifest.json"
     changed = json.loads(manifest.read_text()) | {"seed": 99}
     manifest.write_text(json.dumps(changed))
     with pytest.raises(Exception, match="digest") as failure:

@@ -9,8 +9,10 @@ from orchestrator.broker import start_broker
 from orchestrator.demand import HostLimits
 from orchestrator.errors import SweepError
 from orchestrator.hosts import HostPool, HostShape, last_line
+from orchestrator.layout import trial_folder
 from orchestrator.members import group_key
-from orchestrator.trial import TrialProxy, trial_dir
+from orchestrator.storage import SweepStorage
+from orchestrator.trial import TrialProxy
 from trainables.orders import SeatRequest, Task
 
 pytestmark = [
@@ -27,10 +29,10 @@ class Caller:
 
     def __init__(self, base, lease_s=60.0):
         self.base = base
-        self.broker = start_broker(base.storage, lease_s)
+        self.broker = start_broker(str(base.storage), lease_s)
 
     def join(self, trial, spec):
-        folder = trial_dir(self.base.storage, trial)
+        folder = self.base.storage / trial_folder(trial)
         request = SeatRequest(
             spec=spec.to_dict(), state_dir=str(folder / "state"), bundle_dir=str(folder / "bundle")
         )
@@ -54,7 +56,9 @@ class Caller:
 def pool_of(local_ray, fake_engine, fake_base):
     def build(caller, max_failures=5, **limits):
         shape = HostShape(max_failures=max_failures, build_bench=fake_engine.build_bench)
-        return HostPool(caller.broker, fake_base.storage, HostLimits(**limits), shape)
+        return HostPool(
+            caller.broker, SweepStorage(fake_base.storage), HostLimits(**limits), shape
+        )
 
     return build
 

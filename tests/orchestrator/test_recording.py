@@ -27,9 +27,7 @@ class Scene:
             self.log, SweepHistory(), lambda history: self.changes.append(len(history.trials))
         )
         self.wishes, self.verdicts = Wishes(), {}
-        self.recorder = TrialRecorder(
-            self.record, storage, HORIZON, self.verdicts.get, self.wishes
-        )
+        self.recorder = TrialRecorder(self.record, HORIZON, self.verdicts.get, self.wishes)
 
     def trial(self, number=0, last=None, error=None):
         config = {"trial": number, "knobs": {"lora.rank": 4}, "spec": {"seed": 7}}

@@ -12,12 +12,12 @@ from orchestrator.control import (
     take_requests,
 )
 from orchestrator.errors import SweepStorageError
-from orchestrator.events import EventLog
 from orchestrator.history import SweepHistory
 from orchestrator.recording import SweepRecord
 from orchestrator.resuming import SweepProgress
 from orchestrator.sections import FinalsSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
+from orchestrator.storage import SweepStorage
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
 
 SPEC = SweepSpec(
@@ -37,8 +37,8 @@ class Scene:
     """A sweep's folder, opened again and again."""
 
     def __init__(self, storage):
-        self.storage = storage
-        self.log = EventLog(storage / "events.jsonl")
+        self.storage = SweepStorage(storage)
+        self.log = self.storage.open_log()
         self.record = SweepRecord(self.log, SweepHistory(), lambda history: None)
         self.run()
 
@@ -55,7 +55,7 @@ class Scene:
             end = {"outcome": outcome, "reason": reason, "step": 10}
             bundle = f"trials/t{number:04d}/bundle"
             self.record.add("trial_ended", trial=number, bundle=bundle, **end)
-            folder = self.storage / bundle
+            folder = self.storage.folder / bundle
             folder.mkdir(parents=True)
             (folder / "manifest.json").write_text("{}")
 
@@ -154,4 +154,4 @@ def test_a_stop_that_no_driver_heard_is_heard_now(scene):
     scene.run()
     assert scene.going_on() == [0]
     assert scene.record.history.trials[1].reason == STOPPED_BY_USER
-    assert take_requests(scene.storage) == []
+    assert take_requests(scene.storage.folder) == []
