@@ -20,7 +20,7 @@ from orchestrator.exits import find_exit, is_fault
 from orchestrator.history import SweepHistory
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.pbt import Heir, Pbt, check_pbt, population, said_better
-from orchestrator.sections import EarlyStop, ExitSpec, Metric, Mode, ScheduleSpec
+from orchestrator.sections import EarlyStop, ExitSpec, Metric, Mode, ObjectiveSpec, ScheduleSpec
 from orchestrator.spec import SweepSpec
 
 logger = logging.getLogger(__name__)
@@ -65,9 +65,10 @@ class Ladders:
     """
 
     def __init__(
-        self, objective: tuple[Metric, Mode], schedule: ScheduleSpec, horizon: int, brackets: int
+        self, objective: ObjectiveSpec, schedule: ScheduleSpec, horizon: int, brackets: int
     ) -> None:
-        (self._metric, self._mode), factor = objective, schedule.reduction_factor
+        self._metric, self._mode = objective.metric, objective.mode
+        factor = schedule.reduction_factor
         firsts = [schedule.grace_steps * factor**skipped for skipped in range(brackets)]
         self._ladders = [
             AsyncHyperBandScheduler(
@@ -245,13 +246,11 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
 
 
 def _build_asha(spec: SweepSpec) -> Rule:
-    goal = (spec.objective.metric, spec.objective.mode)
-    return Ladders(goal, spec.schedule, spec.horizon, brackets=1)
+    return Ladders(spec.objective, spec.schedule, spec.horizon, brackets=1)
 
 
 def _build_hyperband(spec: SweepSpec) -> Rule:
-    goal = (spec.objective.metric, spec.objective.mode)
-    return Ladders(goal, spec.schedule, spec.horizon, spec.schedule.brackets)
+    return Ladders(spec.objective, spec.schedule, spec.horizon, spec.schedule.brackets)
 
 
 def _build_median(spec: SweepSpec) -> Rule:

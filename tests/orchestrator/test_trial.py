@@ -164,22 +164,23 @@ def test_a_proxy_imports_no_torch(local_ray):
 # ------------------------------------------------------------------------------- going on
 
 
-@pytest.fixture
-def hosted(local_ray, fake_engine, build_fake_base, tmp_path):
+@pytest.fixture(scope="module")
+def hosted(local_ray, fake_engine, build_fake_base, tmp_path_factory):
     """Proxies in this process, on a real host with a fake engine."""
-    broker = start_broker(str(tmp_path))
-    base = build_fake_base(tmp_path)
+    storage = tmp_path_factory.mktemp("hosted")
+    broker = start_broker(str(storage))
+    base = build_fake_base(storage)
     opened = []
 
     def open_proxy(trial, lr, parent=None):
         spec = base.build_spec(trial, lr=lr).to_dict()
-        config = {"trial": trial, "spec": spec, "storage": str(tmp_path)}
+        config = {"trial": trial, "spec": spec, "storage": str(storage)}
         opened.append(TrialProxy(config=config | ({"parent": parent} if parent else {})))
         return opened[-1]
 
     limits = HostLimits(max_hosts=1, seats=3)
     shape = HostShape(build_bench=fake_engine.build_bench)
-    with HostPool(broker, SweepStorage(tmp_path), limits, shape):
+    with HostPool(broker, SweepStorage(storage), limits, shape):
         yield SimpleNamespace(base=base, open_proxy=open_proxy)
         for proxy in opened:
             proxy.stop()
@@ -223,8 +224,8 @@ def test_a_child_goes_on_from_its_parents_step_with_its_own_settings(
 
 
 def test_a_child_of_a_parent_without_a_state_starts_from_nothing(hosted, expected_weight):
-    child = hosted.open_proxy(1, lr=3e-3, parent={"trial": 0, "step": 20, "replaces": 5})
-    expected = expected_weight(hosted.base.build_spec(1, lr=3e-3), 10)
+    child = hosted.open_proxy(2, lr=3e-3, parent={"trial": 9, "step": 20, "replaces": 5})
+    expected = expected_weight(hosted.base.build_spec(2, lr=3e-3), 10)
     assert train(child, 1) == [(10, expected)]
 
 
