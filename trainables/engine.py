@@ -150,29 +150,16 @@ class Engine:
         answers = {
             seat: sum(batch.block.answers for batch in batches) for seat, batches in passes.items()
         }
-        # float16 rounds a mean's gradients to zero where those of the sum are of natural size.
-        is_half = self.base.compute_dtype == torch.float16
-        scales = {seat: float(answers[seat]) if is_half else 1.0 for seat in seats}
         losses = dict.fromkeys(seats, 0.0)
         for number in range(max(len(batches) for batches in passes.values())):
             batches = [own[number] for own in passes.values() if number < len(own)]
-            seat_losses = [
-                F.cross_entropy(logits.float(), batch.targets, reduction="sum")
-                / answers[str(batch.block.seat)]
-                for batch, logits in zip(batches, self._forward(batches), strict=True)
-            ]
-            scaled = [
-                loss * scales[str(batch.block.seat)]
-                for batch, loss in zip(batches, seat_losses, strict=True)
-            ]
-            torch.stack(scaled).sum().backward()
-            for batch, loss in zip(batches, seat_losses, strict=True):
-                losses[str(batch.block.seat)] += loss.item()
+            for batch, loss in zip(batches, self._backward(batches, answers), strict=True):
+                losses[str(batch.block.seat)] += loss
         tokens = {
             seat: sum(batch.real_tokens for batch in batches) for seat, batches in passes.items()
         }
         return {
-            seat: self._update(seat, losses[seat], tokens[seat], scales[seat]) for seat in seats
+            seat: self._update(seat, losses[seat], tokens[seat], answers[seat]) for seat in seats
         }
 
     def evaluate(self, seat: str, split: SplitName = "validation") -> dict[str, float]:
@@ -236,12 +223,35 @@ class Engine:
             )
         return batches
 
-    def _update(self, seat: str, loss: float, tokens: int, scale: float) -> StepResult:
+    def _backward(self, batches: Sequence[Batch], answers: Mapping[str, int]) -> list[float]:
+        """Add the gradients of one pass; gives each batch's part of its seat's mean loss.
+
+        Args:
+            batches: At most one of each seat.
+            answers: What each seat's mean is over: all scored positions of its step.
+        """
+        totals = [answers[str(batch.block.seat)] for batch in batches]
+        losses = [
+            F.cross_entropy(logits.float(), batch.targets, reduction="sum") / total
+            for batch, total, logits in zip(batches, totals, self._forward(batches), strict=True)
+        ]
+        scaled = [
+            loss * self._gradient_scale(total) for loss, total in zip(losses, totals, strict=True)
+        ]
+        torch.stack(scaled).sum().backward()
+        return [loss.item() for loss in losses]
+
+    def _gradient_scale(self, answers: int) -> float:
+        """float16 rounds a mean's gradients to zero where those of the sum are of natural size."""
+        return float(answers) if self.base.compute_dtype == torch.float16 else 1.0
+
+    def _update(self, seat: str, loss: float, tokens: int, answers: int) -> StepResult:
         taken = self._seats[seat]
         optim = taken.spec.optim
         if not math.isfinite(loss):
             taken.optimizer.zero_grad(set_to_none=True)
             return StepResult(step=taken.step, loss=loss, tokens=taken.tokens, is_finite=False)
+        scale = self._gradient_scale(answers)
         is_finite = apply_gradients(taken.optimizer, taken.parameters, optim, taken.step, scale)
         if is_finite:
             taken.tokens += tokens
