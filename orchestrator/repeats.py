@@ -90,6 +90,10 @@ class RepeatSearcher(Searcher):  # type: ignore[misc]
         self._next = max(history.trials, default=-1) + 1
         self._configs: dict[str, dict[str, Any]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune pickles its searchers; a copy suggests nothing.
+        return {}
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The config of the next repeat, or `Searcher.FINISHED`."""
         if trial_id in self._configs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Mapping
@@ -14,14 +15,12 @@ import pandas as pd
 from orchestrator.history import SweepHistory, TrialRecord
 from orchestrator.leaderboard import build_leaderboard, describe_trial, find_pareto
 from orchestrator.measurements import Comparison, compare_with_base
-from orchestrator.members import group_key
+from orchestrator.members import base_key
 from orchestrator.page import build_page
 from orchestrator.plots import draw_learning_curves
 from orchestrator.sections import Metric, Mode
-from orchestrator.space import build_trial
 from orchestrator.spec import SweepSpec
 from orchestrator.standings import Standing, compare_first_two, rank_finalists
-from trainables.spec import TrialSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +107,7 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
     best = None if record is None else _describe_best(record, history)
     finals = tuple(standing for standing in standings if standing.values)
     verdict = compare_first_two(finals, spec.finals.confidence)
-    trained = build_trial(spec, {}) if record is None else TrialSpec.from_dict(record.spec)
+    base = dataclasses.asdict(spec.base) if record is None else record.spec["base"]
     return SweepReport(
         name=spec.name,
         sweep_id=history.sweep_id,
@@ -117,7 +116,7 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
         reason=history.reason,
         leaderboard=build_leaderboard(spec, history),
         best=best,
-        base_metrics=dict(history.base_metrics.get(group_key(trained), {})),
+        base_metrics=dict(history.base_metrics.get(base_key(base), {})),
         phases=dict(history.phases),
         metric=spec.objective.metric,
         mode=spec.objective.mode,

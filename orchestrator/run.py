@@ -259,7 +259,8 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
     reason = stage.run(searcher, scheduler, scheduler.end_of, share)
     # A search that found nothing has not ended: what was wrong may be mended before the next run.
     if not stage.wishes.is_cancelled and record.history.best(spec.objective) is not None:
-        sweep.progress.end("search", reason or searcher.finish_reason)
+        is_short = len(record.history.searched()) < spec.budget.trials
+        sweep.progress.end("search", reason or (searcher.finish_reason if is_short else ""))
 
 
 def _start_points(sweep: _Sweep) -> list[Mapping[str, Any]]:

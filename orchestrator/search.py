@@ -211,6 +211,10 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._configs: dict[str, dict[str, Any]] = {}
         """What was suggested, by Ray Tune's trial ids."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune pickles its searchers; a copy suggests nothing.
+        return {}
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A configuration for this trial, `Searcher.FINISHED`, or `None` to be asked later."""
         if trial_id in self._configs:
