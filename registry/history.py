@@ -80,7 +80,7 @@ def _read_manifest(
                 artifact_uri=uri, dst_path=work, tracking_uri=tracking_uri
             )
             manifest = json.loads(Path(arrived).read_text())
-    except (OSError, ValueError) as error:
+    except (MlflowException, OSError, ValueError) as error:
         logger.warning("adapter %s: its manifest cannot be read (%s)", version.ref, error)
         return None
     return manifest if isinstance(manifest, dict) else None

@@ -2,26 +2,23 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.events import EventLog
 from orchestrator.history import SweepHistory
-from orchestrator.outcome import Outcome
-from orchestrator.search import (
-    Observation,
-    OptunaSearcher,
-    build_study,
-    observe,
-    suggest_knobs,
-)
+from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.pbt import Heir
+from orchestrator.search import OptunaSearcher, suggest_knobs
 from orchestrator.sections import SearchSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
+from orchestrator.study import Observation, observe
+from trainables.orders import fault_metrics
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
 
 CHOICES = {
@@ -183,46 +180,13 @@ def test_trial_started_but_never_logged_is_suggested_again(tmp_path: Path) -> No
     assert [searcher.suggest(f"id{i}")["trial"] for i in range(4)] == [0, 2, 1, 3]
 
 
-def test_ends_are_told_as_what_they_are(tmp_path: Path) -> None:
+def test_what_was_heard_is_what_the_log_says(tmp_path: Path) -> None:
     spec = build_sweep()
     sweep = Sweep(spec, tmp_path / "events.jsonl")
     sweep.run_eight()
     sweep.log.close()
-    live = sweep.searcher._observations
-    logged = observe(SweepHistory.read(tmp_path / "events.jsonl"), "eval_loss")
-    assert live == logged
-    trials = build_study(spec.search_space, "min", logged).trials
-    assert [trial.state for trial in trials] == [
-        TrialState.COMPLETE,
-        TrialState.PRUNED,
-        TrialState.COMPLETE,
-        TrialState.COMPLETE,
-        TrialState.FAIL,
-        TrialState.COMPLETE,
-        TrialState.RUNNING,
-        TrialState.RUNNING,
-    ]
-    completed = trials[0]
-    assert completed.value == completed.intermediate_values[40] == loss_of(dict(live[0].knobs))
-    assert sorted(trials[1].intermediate_values) == [10, 20]
-    assert trials[7].intermediate_values == {10: 50.0}
-
-
-@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
-@pytest.mark.parametrize("outcome", [Outcome.DIVERGED, Outcome.INFEASIBLE])
-def test_configuration_that_cannot_work_is_worse_than_every_value(
-    mode: Any, sign: int, outcome: Outcome
-) -> None:
-    space = build_sweep(space={"lora.rank": {"int": [1, 64]}}).search_space
-    seen = {
-        0: Observation(knobs={"lora.rank": 1}, values={10: 90.0, 40: 2.0}),
-        1: Observation(knobs={"lora.rank": 2}, values={10: -90.0}, outcome=Outcome.STOPPED),
-        # Results of such trials carry a very bad value in place of a measured one.
-        2: Observation(knobs={"lora.rank": 3}, values={20: sign * 1e9}, outcome=outcome),
-    }
-    value = build_study(space, mode, seen).trials[2].value
-    assert value is not None
-    assert 90.0 < sign * value < 1e3
+    logged = observe(SweepHistory.read(tmp_path / "events.jsonl"), spec.objective)
+    assert sweep.searcher._observations == logged
 
 
 def test_divergence_steers_the_search_away() -> None:
@@ -286,13 +250,6 @@ def test_sweep_without_space_is_one_trial() -> None:
     assert searcher.suggest("b") == Searcher.FINISHED
 
 
-def test_history_of_another_space_is_refused() -> None:
-    seen = {0: Observation(knobs={"lora.rank": 5})}
-    space = build_sweep(space=CHOICES).search_space
-    with pytest.raises(SweepStorageError, match=r"trial 0: its knobs .*another storage folder"):
-        build_study(space, "min", seen)
-
-
 def test_tune_files_hold_no_search(tmp_path: Path) -> None:
     searcher = OptunaSearcher(build_sweep())
     searcher.save_to_dir(str(tmp_path))
@@ -301,20 +258,168 @@ def test_tune_files_hold_no_search(tmp_path: Path) -> None:
         searcher.restore(str(tmp_path / "x.pkl"))
 
 
-def test_search_ends_when_the_first_trials_all_fail() -> None:
+def fail(searcher: OptunaSearcher, number: int, reason: str, outcome: str = "failed") -> None:
+    assert isinstance(searcher.suggest(f"t{number}"), dict)
+    result = fault_metrics({"step": 0}) | {"outcome": outcome, "reason": reason}
+    searcher.on_trial_complete(f"t{number}", result)
+
+
+@pytest.mark.parametrize("outcome", ["failed", "infeasible"])
+def test_search_ends_when_the_first_trials_fail_alike(outcome: str) -> None:
     searcher = OptunaSearcher(build_sweep())
     for number in range(3):
-        assert isinstance(searcher.suggest(f"t{number}"), dict)
-        searcher.on_trial_complete(f"t{number}", {"step": 0, "outcome": "failed"})
+        fail(searcher, number, f"process {number * 977} lost", outcome)
     assert searcher.suggest("t3") == Searcher.FINISHED
-    assert "all failed" in searcher.finish_reason
+    assert searcher.finish_reason.startswith(
+        "the first 3 trials all failed the same way: process 0 lost"
+    )
+
+
+def test_search_waits_longer_when_the_first_trials_fail_in_different_ways() -> None:
+    searcher = OptunaSearcher(build_sweep())
+    for number in range(6):
+        fail(searcher, number, "no memory" if number % 2 else "no data")
+    assert searcher.suggest("t6") == Searcher.FINISHED
+    assert "the first 6 trials all failed" in searcher.finish_reason
 
 
 def test_search_goes_on_after_failures_once_something_was_measured() -> None:
     searcher = OptunaSearcher(build_sweep())
     searcher.suggest("t0")
     searcher.on_trial_result("t0", {"step": 10, "eval_loss": 1.0})
-    for number in range(1, 4):
-        searcher.suggest(f"t{number}")
-        searcher.on_trial_complete(f"t{number}", {"step": 0, "outcome": "failed"})
-    assert isinstance(searcher.suggest("t4"), dict)
+    for number in range(1, 5):
+        fail(searcher, number, "the same")
+    assert isinstance(searcher.suggest("t5"), dict)
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "grid", "nsga2"])
+def test_refused_and_repeated_combinations_are_never_suggested(
+    algorithm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "orchestrator.search")
+    spec = replace(build_sweep(algorithm, CHOICES), forbid=({"lora.rank": [4, 8]},))
+    searcher = OptunaSearcher(spec)
+    tried = [searcher.suggest(f"id{i}") for i in range(3)]
+    assert tried[2] == Searcher.FINISHED
+    assert [one["knobs"]["lora.rank"] for one in tried[:2]] == [16, 16]
+    assert searcher.finish_reason == "nothing new to try: 2 configurations were tried"
+    if algorithm != "grid":
+        assert "suggestions were refused, at last: forbid[0]" in caplog.text
+
+
+START = [{"lora.rank": 8, "optim.learning_rate": 2e-3}, {"lora.targets": "attention"}]
+
+
+def test_start_points_come_first_and_what_they_lack_is_drawn() -> None:
+    searcher = OptunaSearcher(build_sweep(), start_points=START)
+    knobs = [searcher.suggest(f"id{i}")["knobs"] for i in range(3)]
+    assert START[0].items() <= knobs[0].items()
+    assert START[1].items() <= knobs[1].items()
+    assert knobs[0].keys() == knobs[1].keys() == knobs[2].keys()
+
+
+def test_resumed_search_goes_on_with_the_next_start_point(tmp_path: Path) -> None:
+    spec, path = build_sweep(), tmp_path / "events.jsonl"
+    fresh = [OptunaSearcher(spec, start_points=START).suggest("a") for _ in range(2)]
+    assert fresh[0] == fresh[1]
+    with EventLog(path) as log:
+        log.append("trial_started", **{key: fresh[0][key] for key in ("trial", "knobs", "spec")})
+    searcher = OptunaSearcher(spec, SweepHistory.read(path), start_points=START)
+    resumed, following = searcher.suggest("a"), searcher.suggest("b")
+    assert (resumed["trial"], resumed["resume"]) == (0, True)
+    assert START[1].items() <= following["knobs"].items()
+
+
+def test_start_point_that_is_refused_or_was_tried_gives_way() -> None:
+    spec = replace(build_sweep(space=CHOICES), forbid=({"lora.rank": 8},))
+    whole = {"lora.rank": 4, "lora.targets": "attention"}
+    searcher = OptunaSearcher(spec, start_points=[{"lora.rank": 8}, whole, whole])
+    knobs = [searcher.suggest(f"id{i}")["knobs"] for i in range(3)]
+    assert knobs[0]["lora.rank"] != 8
+    assert len({json.dumps(each) for each in knobs}) == 3
+
+
+def test_random_trials_of_the_start_come_after_start_points() -> None:
+    spec = build_sweep()
+    seen = {
+        number: Observation(
+            knobs={"lora.rank": 4, "lora.targets": "attention", "optim.learning_rate": rate},
+            values={40: rate},
+            outcome=Outcome.COMPLETED,
+        )
+        for number, rate in enumerate((1e-4, 2e-4, 3e-4))
+    }
+    drawn = suggest_knobs(replace(spec, search=SearchSpec(algorithm="random")), 3, seen)
+    assert suggest_knobs(spec, 3, seen, START[:1]) == drawn
+    assert suggest_knobs(spec, 3, seen) != drawn
+
+
+def test_budget_may_end_the_search_before_a_new_trial() -> None:
+    asked = []
+
+    def may_start(trials: int) -> str:
+        asked.append(trials)
+        return "the money is spent" if trials == 2 else ""
+
+    searcher = OptunaSearcher(build_sweep(), may_start=may_start)
+    found = [searcher.suggest(name) for name in "abc"]
+    assert found[2] == Searcher.FINISHED
+    assert asked == [0, 1, 2]
+    assert searcher.finish_reason == "the money is spent"
+
+
+class FakeScheduler:
+    """Lets two trials start from nothing, and has the heirs it is given."""
+
+    def __init__(self) -> None:
+        self.heirs: list[Heir] = []
+        self.ends: dict[int, TrialOutcome] = {}
+
+    def next_heir(self) -> Heir | None:
+        return self.heirs.pop() if self.heirs else None
+
+    def may_start_fresh(self, fresh_started: int) -> bool:
+        return fresh_started < 2
+
+    def end_of(self, trial: int) -> TrialOutcome | None:
+        return self.ends.get(trial)
+
+
+def test_heir_is_a_changed_copy_and_a_full_population_waits_for_one() -> None:
+    scheduler = FakeScheduler()
+    searcher = OptunaSearcher(build_sweep(), scheduler=scheduler)
+    parent, _other = searcher.suggest("a"), searcher.suggest("b")
+    assert searcher.suggest("c") is None
+    scheduler.heirs = [Heir(replaces=1, parent=0, step=20)]
+    heir = searcher.suggest("c")
+    assert heir["parent"] == {"trial": 0, "step": 20, "replaces": 1}
+    assert heir["trial"] == 2
+    assert heir["knobs"] != parent["knobs"]
+    assert heir["knobs"]["lora.rank"] == parent["knobs"]["lora.rank"]
+    for name in "abc":
+        searcher.on_trial_complete(name, {"step": 40, "eval_loss": 1.0})
+    assert searcher.suggest("d") == Searcher.FINISHED
+
+
+def test_resumed_heir_has_its_parent_and_repeats_are_not_the_searchs(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    knobs = {"lora.rank": 4, "lora.targets": "attention", "optim.learning_rate": 1e-3}
+    parent = {"trial": 0, "step": 20, "replaces": 1}
+    with EventLog(path) as log:
+        log.append("trial_started", trial=0, knobs=knobs, spec={}, parent=parent)
+        log.append("trial_started", trial=1, knobs=knobs, spec={}, repeat_of=0)
+    searcher = OptunaSearcher(build_sweep(trials=2), SweepHistory.read(path))
+    resumed, new = searcher.suggest("a"), searcher.suggest("b")
+    assert (resumed["trial"], resumed["resume"], resumed["parent"]) == (0, True, parent)
+    assert new["trial"] == 2
+    assert searcher.suggest("c") == Searcher.FINISHED
+
+
+def test_end_is_what_the_scheduler_says_it_was() -> None:
+    scheduler = FakeScheduler()
+    searcher = OptunaSearcher(build_sweep(), scheduler=scheduler)
+    searcher.suggest("a")
+    scheduler.ends[0] = TrialOutcome(Outcome.DIVERGED, "it ran away")
+    searcher.on_trial_complete("a", {"step": 10, "eval_loss": 9.0})
+    seen = searcher._observations[0]
+    assert (seen.outcome, seen.reason) == (Outcome.DIVERGED, "it ran away")

