@@ -112,7 +112,7 @@ class Ladders:
                 best = 0.0 if cutoff is None else float(cutoff) * ladder._metric_op
                 shown = said_better(best, value, self._mode)
                 return f"others were better at step {step} ({rung}: {shown})"
-        return ""
+        return f"others were better at step {step}"
 
 
 class MedianStop:

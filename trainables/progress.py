@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,17 +145,20 @@ def copy_progress(source: str, target: str, below: int) -> int | None:
             steps = [int(report["step"]) for report in load_reports(own) if INHERITED in report]
             return max(steps, default=None)
     for _ in range(_COPY_RETRIES):
-        try:
+        # What is read may be removed meanwhile: there is a newer one by then.
+        with suppress(OSError, ValueError, StorageError):
             return _copy_newest(source, target, below)
-        except (OSError, ValueError, StorageError):  # replaced by a newer one meanwhile
-            time.sleep(0.1)
+        time.sleep(0.1)
+    with find_progress(source) as kept:
+        if kept is None:
+            return None
     return _copy_newest(source, target, below)
 
 
 def _copy_newest(source: str, target: str, below: int) -> int | None:
     with find_progress(source) as kept:
         if kept is None:
-            return None
+            raise FileNotFoundError(f"{source}: no whole state is there")
         reports = load_reports(kept)
         step = int(reports[-1]["step"])
         if step >= below:

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from trainables.progress import copy_progress, find_progress, load_reports, save_progress
+from trainables.storage import join_location
 
 HORIZON = 100
 
@@ -24,8 +25,8 @@ def newest(state_dir):
 
 
 @pytest.fixture
-def folders(tmp_path):
-    return str(tmp_path / "parent"), str(tmp_path / "child")
+def folders(location):
+    return join_location(location, "parent"), join_location(location, "child")
 
 
 def test_a_child_has_the_newest_state_of_its_parent_and_no_time_of_its_own(folders):
@@ -66,8 +67,8 @@ def test_a_parent_that_is_through_gives_nothing_to_go_on_with(folders):
     assert copy_progress(parent, child, HORIZON) is None
 
 
-def test_a_copy_is_whole_while_the_parent_replaces_its_states(folders, tmp_path):
-    parent, _ = folders
+def test_a_copy_is_whole_while_the_parent_replaces_its_states(tmp_path):
+    parent = str(tmp_path / "parent")
     save_progress(parent, 10, reports_to(10), save_weight(10))
     is_over = threading.Event()
 
