@@ -167,7 +167,7 @@ BOUNDED = ObjectiveSpec(constraints=("peak_memory_gib <= 10",))
 @pytest.mark.parametrize(
     ("algorithm", "objective"),
     [(name, objective) for name in ("tpe", "nsga2") for objective in (None, TWO, BOUNDED)]
-    + [("cmaes", None), ("cmaes", BOUNDED), ("gp", None), ("gp", BOUNDED), ("random", TWO)],
+    + [("cmaes", None), ("cmaes", BOUNDED), ("gp", BOUNDED), ("random", TWO)],
 )
 def test_suggestion_follows_from_the_observations_alone(
     algorithm: str, objective: ObjectiveSpec | None
