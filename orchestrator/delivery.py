@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import Any, Self
 
 import yaml
 
-from orchestrator.events import Event, read_events
+from orchestrator.events import Event, decode_events, read_events
 from orchestrator.history import SweepHistory, TrialRecord
 from orchestrator.layout import CURSOR_FILE
 from orchestrator.members import group_key
@@ -52,6 +53,9 @@ class Delivery:
         self._cursor_file = log.with_name(CURSOR_FILE)
         self._tracker: Tracker | None = None
         self._history = SweepHistory()
+        self._tail = LogTail(log)
+        self._waiting: deque[Event] = deque()  # read, not yet told
+        self._told = 0  # events that were told, now or by an earlier driver
         self._seen = 0  # events folded into the history
         self._wake, self._closing = threading.Event(), threading.Event()
         self._delivered = 0  # events that MLflow has been told of
@@ -150,19 +154,22 @@ class Delivery:
             self._progress.notify_all()
 
     def _deliver_pending(self) -> None:
-        events = list(read_events(self._log))
+        self._waiting.extend(self._tail.read_on())
         if self._tracker is None:
             self._tracker = self._connect()
         delivered = self._read_cursor()
-        for number, event in enumerate(events, 1):
+        while self._waiting:
+            number, event = self._told + 1, self._waiting[0]
             if number > self._seen:
                 self._history.apply(event)
                 self._seen = number
             if number > delivered:
                 self._deliver(self._tracker, event)
                 self._write_cursor(number)
+            self._waiting.popleft()
+            self._told = number
         with self._progress:
-            self._delivered = len(events)
+            self._delivered = self._told
             self._progress.notify_all()
 
     def _deliver(self, tracker: Tracker, event: Event) -> None:
@@ -264,6 +271,35 @@ class Delivery:
             record.started_at,
             _kinship(record),
         )
+
+
+class LogTail:
+    """Reads on in a log that grows: each event once, however long the log is by now.
+
+    Args:
+        log: Path of the event log.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._read = 0  # bytes up to the end of the last event that was read
+
+    def read_on(self) -> list[Event]:
+        """Events since the last call, in order; a line that is still being written waits.
+
+        Raises:
+            SweepStorageError: A line before the last one is no event.
+        """
+        try:
+            with self._log.open("rb") as file:
+                file.seek(self._read)
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        events = list(decode_events(content, f"{self._log}, from byte {self._read}"))
+        lines = content.split(b"\n")[: len(events)]
+        self._read += sum(len(line) + 1 for line in lines)
+        return events
 
 
 def _kinship(record: TrialRecord) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,9 @@ POLL_S, REMOTE_POLL_S = 0.5, 5.0
 """Between two looks for requests, in a folder and in a bucket."""
 
 USAGE_EVERY_S = 30.0
+
+LOOK_EVERY_S = 0.25
+"""Between two looks at the budget: Ray Tune asks many times a second."""
 
 
 class Supervisor:
@@ -107,9 +111,16 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]
         reason: Why all trials were told to end; empty before that.
     """
 
-    def __init__(self, wishes: Wishes, budget: Budget, share: float) -> None:
+    def __init__(
+        self,
+        wishes: Wishes,
+        budget: Budget,
+        share: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Ends all trials when this part of the budget is spent."""
         self._wishes, self._budget, self._share = wishes, budget, share
+        self._clock, self._looked_at = clock, -math.inf
         self.reason = ""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,6 +133,8 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Whether all trials end."""
-        if not self._wishes.is_cancelled:
+        now = self._clock()
+        if not self._wishes.is_cancelled and now - self._looked_at >= LOOK_EVERY_S:
+            self._looked_at = now
             self.reason = self._budget.exhausted(self._share)
         return self._wishes.is_cancelled or bool(self.reason)

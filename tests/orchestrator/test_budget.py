@@ -3,9 +3,11 @@
 import pytest
 
 from orchestrator.budget import Budget, Usage
+from orchestrator.control import Wishes
 from orchestrator.events import Event
 from orchestrator.history import SweepHistory
 from orchestrator.sections import BudgetSpec
+from orchestrator.supervision import LOOK_EVERY_S, SweepStopper
 
 
 class Sweep:
@@ -139,3 +141,21 @@ def test_what_was_spent_reads_like_a_bill():
     sweep = Sweep(wall_clock_s=600, money=10, price_per_gpu_hour=3.6)
     sweep.now, sweep.usage = 125.0, Usage(gpu_s=1000.0)
     assert sweep.budget(gpus=1).describe() == "2:05 of 10:00, 1.00 of 10.00"
+
+
+def test_however_often_ray_tune_asks_the_budget_is_looked_at_a_few_times_a_second():
+    sweep, looks = Sweep(wall_clock_s=10), []
+
+    def used():
+        looks.append(sweep.now)
+        return Usage()
+
+    budget = Budget(sweep.spec, sweep.history, usage=used, clock=lambda: sweep.now)
+    stopper = SweepStopper(Wishes(), budget, 1.0, clock=lambda: sweep.now)
+    asked = 0
+    while not stopper.stop_all():
+        sweep.now += LOOK_EVERY_S / 10
+        asked += 1
+    assert sweep.now == pytest.approx(10, abs=LOOK_EVERY_S)
+    assert len(looks) == pytest.approx(asked / 10, abs=2)
+    assert stopper.stop_all()

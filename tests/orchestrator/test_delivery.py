@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.delivery import CURSOR, Delivery
+from orchestrator.delivery import Delivery, LogTail
 from orchestrator.events import EventLog
+from orchestrator.layout import CURSOR_FILE
 from orchestrator.members import group_key
 from orchestrator.sections import RegisterSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
@@ -228,7 +229,7 @@ def test_events_delivered_again_change_nothing(sweep, kept):
         assert delivery.flush(30.0)
     before = sweep.tracked()
     # the driver was lost before it noted how far it had come
-    (sweep.log.path.with_name(CURSOR)).write_text(json.dumps({"events": kept}))
+    (sweep.log.path.with_name(CURSOR_FILE)).write_text(json.dumps({"events": kept}))
     with sweep.delivery() as delivery:
         assert delivery.flush(30.0)
     after = sweep.tracked()
@@ -317,3 +318,40 @@ def test_a_file_that_cannot_be_stored_is_a_delay(sweep, tmp_path):
         in_the_way.unlink()
         assert delivery.flush(30.0)
     assert sweep.tracked().runs["tiny"].info.status == "FINISHED"
+
+
+def test_the_log_is_read_once_however_often_it_is_looked_at(tmp_path):
+    with EventLog(tmp_path / "events.jsonl") as log:
+        tail = LogTail(log.path)
+        for number in range(3):
+            log.append("phase", name=str(number), seconds=1.0)
+            assert [event.fields["name"] for event in tail.read_on()] == [str(number)]
+            assert tail.read_on() == []
+        known = log.path.read_bytes()
+        log.path.write_bytes(b"#" * len(known))  # what was read is not looked at again
+        log.append("phase", name="last", seconds=1.0)
+        assert [event.fields["name"] for event in tail.read_on()] == ["last"]
+
+
+def test_a_line_that_is_being_written_waits_until_it_is_whole(tmp_path):
+    path = tmp_path / "events.jsonl"
+    tail = LogTail(path)
+    assert tail.read_on() == []
+    line = b'{"event": "phase", "at": 1.0, "name": "searching", "seconds": 2.0}\n'
+    for written in (line[:5], line[:-1]):
+        path.write_bytes(written)
+        assert tail.read_on() == []
+    path.write_bytes(line + line[:9])
+    assert [event.kind for event in tail.read_on()] == ["phase"]
+
+
+def test_what_could_not_be_told_waits_in_its_order(sweep):
+    connect_late, _ = fail_first(sweep.connect, 1)
+    sweep.start()
+    sweep.run_trial(0)
+    with sweep.delivery(connect_late) as delivery:
+        assert not delivery.flush(30.0)
+        sweep.run_trial(1)
+        assert any(delivery.flush(30.0) for _ in range(3))
+    found = sweep.tracked().losses
+    assert found["trial-0000"] == found["trial-0001"] == [(10, 2.0), (20, 1.0)]
