@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -107,11 +108,18 @@ def _keep_local(state_dir: str, name: str, write: Callable[[Path], None]) -> Non
     write(writing)
     kept = folder / name
     if kept.exists():  # a seat that trained the same steps again, to the same weights
-        shutil.rmtree(kept)
+        _remove_whole(kept)
     writing.rename(kept)
     for other in folder.iterdir():
         if other != kept:
-            shutil.rmtree(other, ignore_errors=True)
+            _remove_whole(other)
+
+
+def _remove_whole(folder: Path) -> None:
+    """Remove a folder, first of all its name: nobody finds half of it there."""
+    gone = folder.with_name(f".gone-{uuid.uuid4().hex}")
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _keep_remote(state_dir: str, name: str, write: Callable[[Path], None]) -> None:
@@ -171,11 +179,7 @@ def _copy_newest(source: str, target: str, below: int) -> int | None:
 
 def _copy_whole(kept: Path, into: Path) -> None:
     """Copy a folder that another process may replace or remove, or raise that it did."""
-    before = _listing(kept)
+    inode = kept.stat().st_ino
     shutil.copytree(kept, into, dirs_exist_ok=True)
-    if _listing(kept) != before:
+    if kept.stat().st_ino != inode:
         raise FileNotFoundError(f"{kept}: it was replaced while it was copied")
-
-
-def _listing(folder: Path) -> tuple[int, list[str]]:
-    return folder.stat().st_ino, sorted(path.name for path in folder.iterdir())

@@ -74,8 +74,8 @@ def test_a_copy_is_whole_while_the_parent_replaces_its_states(tmp_path):
 
     def train():
         step = 10
-        while not is_over.is_set():
-            step = step + 10 if step < 3000 else 10
+        while not is_over.wait(0.003):  # a pause, for the copies to find a state that stays
+            step += 10
             save_progress(parent, step, [{"step": step}], save_weight(step))
 
     training = threading.Thread(target=train)
@@ -83,7 +83,7 @@ def test_a_copy_is_whole_while_the_parent_replaces_its_states(tmp_path):
     try:
         for number in range(60):
             child = str(tmp_path / f"child-{number}")
-            step = copy_progress(parent, child, 10_000)
+            step = copy_progress(parent, child, below=10**6)
             assert newest(child)[0] == step
     finally:
         is_over.set()
