@@ -1,0 +1,210 @@
+"""What a sweep that was killed at and resumed must still be: once over, and as if undisturbed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.events import Event, read_events
+from registry import list_adapters
+from registry.connection import connect
+
+TIMED = ("tokens_per_s", "peak_memory_gib", "host_s")
+"""Metrics that tell how fast the machine was."""
+
+Saves = Mapping[tuple[str, int], int]
+"""How often a trial's state of a step was seen to be written, by the trial's folder and step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracked:
+    """What MLflow holds of one sweep.
+
+    Attributes:
+        sweeps: Runs of the sweep itself.
+        steps: Of each run of a trial, its number with the steps of `eval_loss` in order.
+        versions: Digests of the registered versions, by number.
+        champion: Version that the alias points at.
+    """
+
+    sweeps: int
+    steps: Sequence[tuple[int, tuple[int, ...]]]
+    versions: Mapping[int, str]
+    champion: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traces:
+    """All that a sweep leaves.
+
+    Attributes:
+        events: Its log.
+        adapters: SHA-256 of each trial's adapter, by the trial's folder.
+        tracked: What MLflow holds of it.
+    """
+
+    events: Sequence[Event]
+    adapters: Mapping[str, str]
+    tracked: Tracked
+
+
+def read_traces(storage: Path, tracking_uri: str, model: str) -> Traces:
+    """What lies in a storage folder and in MLflow."""
+    events = list(read_events(storage / "events.jsonl"))
+    files = sorted(storage.glob("trials/*/bundle/adapter_model.safetensors"))
+    return Traces(
+        events=events,
+        adapters={f.parts[-3]: hashlib.sha256(f.read_bytes()).hexdigest() for f in files},
+        tracked=read_tracked(tracking_uri, events[0].fields["sweep_id"], model),
+    )
+
+
+def read_tracked(tracking_uri: str, sweep_id: str, model: str) -> Tracked:
+    """What MLflow holds of the sweep and of the adapter it registers."""
+    client = connect(tracking_uri)
+    experiment = client.get_experiment_by_name("lorchestra")
+    wanted = f"tags.`lorchestra.sweep` = '{sweep_id}'"
+    runs = client.search_runs([experiment.experiment_id], wanted, max_results=1000)
+    trials = [run for run in runs if run.data.tags["lorchestra.kind"] == "trial"]
+    versions = list_adapters(tracking_uri=tracking_uri, name=model)
+    champions = [version.version for version in versions if "champion" in version.aliases]
+    return Tracked(
+        sweeps=len(runs) - len(trials),
+        steps=sorted(
+            (int(run.data.tags["lorchestra.trial"]), _steps_of(client, run)) for run in trials
+        ),
+        versions={version.version: version.digest for version in versions},
+        champion=next(iter(champions), None),
+    )
+
+
+def _steps_of(client: Any, run: Any) -> tuple[int, ...]:
+    points = client.get_metric_history(run.info.run_id, "eval_loss")
+    return tuple(sorted(point.step for point in points))
+
+
+def find_faults(traces: Traces, saves: Saves, every: int) -> list[str]:
+    """What is there twice, or missing, or trained twice; judged by the sweep alone.
+
+    Args:
+        traces: What the sweep left.
+        saves: What was seen of its states while it ran.
+        every: Steps between reports.
+    """
+    return [
+        *_find_repeated_events(traces.events),
+        *_find_step_faults(traces.events, every),
+        *_find_tracking_faults(traces),
+        *(
+            f"{trial}: the state of step {step} was written {count} times"
+            for (trial, step), count in sorted(saves.items())
+            if count > 1
+        ),
+    ]
+
+
+_IDENTITY: Mapping[str, tuple[str, ...]] = {
+    "sweep_started": (),
+    "start_points": (),
+    "stage_ended": ("stage",),
+    "trial_started": ("trial",),
+    "trial_ended": ("trial",),
+    "base_evaluated": ("base", "split"),
+    "final_evaluated": ("trial",),
+    "registered": ("ref",),
+    "promoted": ("ref",),
+}
+"""Events that a sweep has once for each value of these fields."""
+
+
+def _find_repeated_events(events: Sequence[Event]) -> Iterator[str]:
+    counts = Counter(
+        (event.kind, *(event.fields[name] for name in _IDENTITY[event.kind]))
+        for event in events
+        if event.kind in _IDENTITY
+    )
+    yield from (
+        f"{count} events {' '.join(map(str, what))}" for what, count in counts.items() if count > 1
+    )
+    yield from (f"no event {kind}" for kind in _IDENTITY if kind not in {w[0] for w in counts})
+    ends = [event.fields["status"] for event in events if event.kind == "sweep_ended"]
+    if ends[-1:] != ["completed"]:
+        yield f"the sweep ended as {ends[-1:]}"
+
+
+def _find_step_faults(events: Sequence[Event], every: int) -> Iterator[str]:
+    for trial, steps in reported_steps(events).items():
+        if list(steps) != list(range(every, steps[-1] + 1, every)):
+            yield f"trial {trial}: reported steps {list(steps)}"
+
+
+def reported_steps(events: Sequence[Event]) -> dict[int, tuple[int, ...]]:
+    """Steps of each trial's reports, as they came."""
+    steps: dict[int, tuple[int, ...]] = {}
+    for event in events:
+        if event.kind == "report":
+            trial = event.fields["trial"]
+            steps[trial] = (*steps.get(trial, ()), event.fields["step"])
+    return steps
+
+
+def _find_tracking_faults(traces: Traces) -> Iterator[str]:
+    tracked = traces.tracked
+    if tracked.sweeps != 1:
+        yield f"MLflow: {tracked.sweeps} runs of the sweep"
+    wanted = sorted(reported_steps(traces.events).items())
+    if list(tracked.steps) != wanted:
+        yield f"MLflow: trials with steps {list(tracked.steps)}, not {wanted}"
+    registered = {
+        int(event.fields["ref"].rpartition("/")[2]): event.fields["digest"]
+        for event in traces.events
+        if event.kind == "registered"
+    }
+    if tracked.versions != registered:
+        yield f"MLflow: versions {dict(tracked.versions)}, not {registered}"
+
+
+def find_differences(traces: Traces, reference: Traces) -> list[str]:
+    """Where a sweep came out otherwise than an undisturbed one of the same spec."""
+    return [
+        *_differ("", _results(traces.events), _results(reference.events)),
+        *_differ("adapter of ", traces.adapters, reference.adapters),
+        *_differ("version ", traces.tracked.versions, reference.tracked.versions),
+        *_differ(
+            "alias ",
+            {"champion": traces.tracked.champion},
+            {"champion": reference.tracked.champion},
+        ),
+    ]
+
+
+def _differ(what: str, found: Mapping[Any, Any], wanted: Mapping[Any, Any]) -> Iterator[str]:
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            yield f"{what}{key}: {found.get(key)}, undisturbed {wanted.get(key)}"
+
+
+def _results(events: Sequence[Event]) -> dict[str, Any]:
+    """What trials were, measured and came to: all of it follows from the spec.
+
+    `train_loss` is the mean over the steps since the report before it, so equal ones say that each
+    stretch was trained from there, and not from further back.
+    """
+    results: dict[str, Any] = {}
+    for event in events:
+        fields = event.fields
+        if event.kind == "trial_started":
+            results[f"trial {fields['trial']}"] = fields["spec"], fields.get("repeat_of")
+        elif event.kind == "report":
+            metrics = {k: v for k, v in fields["metrics"].items() if k not in TIMED}
+            results[f"report of trial {fields['trial']} at {fields['step']}"] = metrics
+        elif event.kind == "trial_ended":
+            end = fields["outcome"], fields["reason"], fields["step"], fields["bundle"]
+            results[f"end of trial {fields['trial']}"] = end
+        elif event.kind == "final_evaluated":
+            results[f"finals of trial {fields['trial']}"] = fields["metrics"]
+    return results
