@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Mapping
 
@@ -30,6 +31,8 @@ from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
 
+_LEAVING_S = 60.0
+
 
 def contenders(spec: SweepSpec, history: SweepHistory) -> list[TrialRecord]:
     """The adapters worth a last look: each finalist and its repeats, best finalist first."""
@@ -52,8 +55,10 @@ def evaluate_finalists(
 ) -> None:
     """Measure the finalists on the test rows, and the bare base on the rows of both splits.
 
-    What the record holds already, from before a resume, is not measured again.
+    What the record holds already, from before a resume, is not measured again. Other adapters that
+    should be there, and are not as a driver or host was lost before it was written, are exported.
     """
+    _await_leaving(broker)
     chosen = contenders(spec, record.history)
     splits = _splits(spec)
     measured = record.history.base_metrics
@@ -71,7 +76,15 @@ def evaluate_finalists(
         for trial in chosen
         if not _is_measured(trial, splits[-1], storage)
     }
-    reports = _run_tasks(broker, tasks)
+    exports = {
+        f"bundle-of-{trial.number}": _trial_task(trial, "validation", storage)
+        for trial in _without_bundle(record.history, storage)
+        if f"trial-{trial.number}" not in tasks
+    }
+    reports = _run_tasks(broker, tasks | exports)
+    for name in exports:
+        if reports[name].error:
+            logger.warning("%s: %s", name, reports[name].error)
     for base, trial in bases.items():
         for split in splits:
             _note_base(record, base, split, reports.get(_base_task_name(trial, split)))
@@ -168,6 +181,15 @@ def _is_measured(trial: TrialRecord, split: Split, storage: SweepStorage) -> boo
     return is_known and storage.has_bundle(trial.number)
 
 
+def _without_bundle(history: SweepHistory, storage: SweepStorage) -> list[TrialRecord]:
+    """Trials that left an adapter, as the record has it, of which there is none."""
+    return [
+        trial
+        for trial in history.ended()
+        if trial.bundle is not None and not storage.has_bundle(trial.number)
+    ]
+
+
 def _note_base(record: SweepRecord, base: str, split: Split, report: TaskReport | None) -> None:
     if report is not None and report.error:
         logger.warning("bare base %s on %s rows: %s", base, split, report.error)
@@ -180,6 +202,13 @@ def _note_trial(record: SweepRecord, trial: TrialRecord, report: TaskReport | No
         logger.warning("trial %d in the finals: %s", trial.number, report.error)
     elif report is not None:
         record.add("final_evaluated", trial=trial.number, metrics=report.metrics)
+
+
+def _await_leaving(broker: ActorHandle) -> None:
+    """Let those who are leaving write their bundles, so that nobody else writes them meanwhile."""
+    deadline = time.monotonic() + _LEAVING_S
+    while not ray.get(broker.settle.remote(MAX_WAIT_S)) and time.monotonic() < deadline:
+        pass
 
 
 def _run_tasks(broker: ActorHandle, tasks: Mapping[str, Task]) -> dict[str, TaskReport]:

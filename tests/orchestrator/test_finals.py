@@ -43,6 +43,9 @@ class FakeBroker:
         prefix = "eval" if self.tasks[task_id][1].split == "validation" else "test"
         return TaskReport(task_id=task_id, metrics={f"{prefix}_loss": float(len(self.tasks))})
 
+    def settle(self, wait_s):
+        return True
+
     def submitted(self):
         return {
             task_id.partition("-")[2]: (group, task)
@@ -200,6 +203,21 @@ def test_a_lost_bundle_is_exported_again(local_ray, build_scene):
     scene.evaluate()
     (scene.storage / bundle_folder(1) / "manifest.json").unlink()
     assert sorted(scene.evaluate()) == ["trial-1"]
+
+
+@pytest.mark.ray
+def test_a_bundle_that_a_killed_driver_did_not_wait_for_is_exported_after_all(
+    local_ray, build_scene
+):
+    scene = build_scene()
+    (scene.storage / bundle_folder(0) / "manifest.json").unlink()
+    task = scene.evaluate()["bundle-of-0"][1]
+    assert (task.split, task.state_dir, task.bundle_dir) == (
+        "validation",
+        str(scene.storage / state_folder(0)),
+        str(scene.storage / bundle_folder(0)),
+    )
+    assert scene.record.history.trials[0].final_metrics is None
 
 
 @pytest.mark.ray
