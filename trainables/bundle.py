@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from safetensors.torch import save_file
 from trainables.base import BaseRecord
 from trainables.errors import BundleError
 from trainables.spec import LoraSpec, TrialSpec
+from trainables.storage import remove_folder
 
 FORMAT = "lorchestra.bundle/1"
 MANIFEST = "manifest.json"
@@ -78,8 +78,7 @@ def write_bundle(
     manifest["digest"] = identity_digest(manifest)
     (writing / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     writing.chmod(0o755)
-    if folder.exists():
-        shutil.rmtree(folder)
+    remove_folder(str(folder))
     writing.rename(folder)
     return manifest
 

@@ -13,7 +13,6 @@ import json
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -107,19 +106,11 @@ def _keep_local(state_dir: str, name: str, write: Callable[[Path], None]) -> Non
     writing = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     write(writing)
     kept = folder / name
-    if kept.exists():  # a seat that trained the same steps again, to the same weights
-        _remove_whole(kept)
+    remove_folder(str(kept))  # of a seat that trained the same steps again, to the same weights
     writing.rename(kept)
     for other in folder.iterdir():
         if other != kept:
-            _remove_whole(other)
-
-
-def _remove_whole(folder: Path) -> None:
-    """Remove a folder, first of all its name: nobody finds half of it there."""
-    gone = folder.with_name(f".gone-{uuid.uuid4().hex}")
-    folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+            remove_folder(str(other))
 
 
 def _keep_remote(state_dir: str, name: str, write: Callable[[Path], None]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,7 +132,7 @@ def remove_folder(location: str) -> None:
         StorageError: The location cannot be written.
     """
     if not is_remote(location):
-        shutil.rmtree(location, ignore_errors=True)
+        _remove_local(Path(location))
         return
     names = list_objects(location)
     if MARKER in names:  # first of all: what is half removed is not whole
@@ -161,11 +162,20 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+def _remove_local(folder: Path) -> None:
+    """Take the name away first: killed at it, nobody finds half of the folder there."""
+    gone = folder.with_name(f".gone-{uuid.uuid4().hex}")
+    try:
+        folder.rename(gone)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def _copy_folder(folder: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     writing = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     shutil.copytree(folder, writing, dirs_exist_ok=True)
     writing.chmod(0o755)
-    if target.exists():
-        shutil.rmtree(target)
+    _remove_local(target)
     writing.rename(target)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -75,6 +76,21 @@ def test_folders_are_listed_in_order_until_they_are_removed(location, folder):
     remove_folder(join_location(location, "step-00000020"))
     remove_folder(join_location(location, "never-there"))
     assert list_folders(location) == ["step-00000040"]
+
+
+def test_a_local_folder_whose_removal_was_killed_is_not_half_there(tmp_path):
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    for number in range(10_000):
+        (folder / str(number)).touch()
+    filled = folder.stat().st_mtime_ns
+    code = "import sys, trainables.storage as s; s.remove_folder(sys.argv[1])"
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)]) as removing:
+        with suppress(FileNotFoundError):  # its name is gone
+            while folder.stat().st_mtime_ns == filled:  # until something in it is
+                assert removing.poll() in (None, 0)
+        removing.kill()
+    assert not folder.exists()
 
 
 def test_a_torn_upload_is_no_folder(s3_location, folder, tmp_path):
