@@ -7,6 +7,7 @@ is started later. Without a driver the log itself is written, under its lock.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import uuid
 from dataclasses import asdict, dataclass
@@ -19,6 +20,8 @@ from orchestrator.history import TrialRecord
 from orchestrator.layout import REQUESTS_FOLDER, bundle_folder
 from orchestrator.outcome import Outcome
 from orchestrator.storage import SweepStorage, read_history
+
+logger = logging.getLogger(__name__)
 
 STOPPED_BY_USER = "stopped by the user"
 CANCELLED_BY_USER = "the sweep was cancelled by the user"
@@ -72,10 +75,13 @@ def post_request(storage: SweepStorage, request: Request) -> None:
 
 
 def take_requests(folder: Path) -> list[Request]:
-    """The requests that were left in the driver's folder, each once."""
+    """The requests that were left in the driver's folder, each once; others are dropped."""
     taken = []
     for path in sorted((folder / REQUESTS_FOLDER).glob("*.json")):
-        taken.append(Request(**json.loads(path.read_text())))
+        try:
+            taken.append(Request(**json.loads(path.read_text())))
+        except (ValueError, TypeError) as error:
+            logger.warning("%s is no request: %s", path, error)
         path.unlink()
     return taken
 

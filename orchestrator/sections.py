@@ -135,9 +135,9 @@ class SearchSpec:
 
     Attributes:
         algorithm: `tpe` (multivariate, with a constant liar), `gp` (Gaussian process), `cmaes` and
-            `nsga2` learn from the trials so far; `random` does not; `grid` tries every combination
-            of a space without float ranges in a shuffled order. Only `gp`, `nsga2`, `tpe`, `random` and
-            `grid` take more than one objective.
+            `nsga2` learn from the trials so far; `random` does not; `grid` tries every
+            combination of a space without float ranges in a shuffled order. All but `cmaes` take
+            more than one objective.
         startup_trials: Random trials before an algorithm starts to learn.
         prior: Begin with the learning rate that a base of this size usually wants
             (arXiv:2602.04998), if the space holds it.

@@ -32,6 +32,7 @@ from orchestrator.inputs import (
     save_rows,
     with_located_sources,
 )
+from orchestrator.pbt import check_pbt
 from orchestrator.sections import (
     BudgetSpec,
     ExitSpec,
@@ -114,6 +115,8 @@ class SweepSpec:
         self._check_register()
         self._check_space()
         self._check_search()
+        if self.schedule.algorithm == "pbt":
+            check_pbt(self)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> SweepSpec:

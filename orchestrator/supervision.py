@@ -88,8 +88,8 @@ class Supervisor:
         try:
             self._storage.collect(REQUESTS_FOLDER)
             requests = take_requests(self._storage.folder)
-        except (SweepStorageError, OSError, ValueError, TypeError) as error:
-            logger.warning("a request cannot be read: %s", error)
+        except (SweepStorageError, OSError) as error:
+            logger.warning("requests cannot be read: %s", error)
             return
         for request in requests:
             self._wishes.add(request)

@@ -23,12 +23,15 @@ COVERED_BY = {
     "trainables.errors": "tests/trainables/test_data.py",
     "registry.errors": "tests/registry/test_refs.py",
     "orchestrator.broker": "tests/orchestrator/test_hosts.py",
+    "orchestrator.layout": "tests/orchestrator/test_finals.py",
     "orchestrator.leaderboard": "tests/orchestrator/test_report.py",
     "orchestrator.measurements": "tests/orchestrator/test_report.py",
     "orchestrator.members": "tests/orchestrator/test_seats.py",
     "orchestrator.page": "tests/orchestrator/test_report.py",
     "orchestrator.plots": "tests/orchestrator/test_report.py",
     "orchestrator.replica": "tests/orchestrator/test_storage.py",
+    "orchestrator.summary": "tests/orchestrator/test_report.py",
+    "orchestrator.supervision": "tests/orchestrator/test_tuning.py",
     "orchestrator.wording": "tests/orchestrator/test_progress.py",
     "trainables.__init__": "tests/trainables/test_engine.py",
     "trainables.bench": "tests/trainables/test_host.py",
@@ -109,8 +112,9 @@ def test_the_public_surface_is_what_it_was():
     ]  # fmt: skip
     assert registry.__all__ == [
         "AdapterNotFoundError", "AdapterRef", "AdapterVersion", "IntegrityError",
-        "PromotionDecision", "RefError", "RegistryError", "Tracker", "TrackingError", "get",
-        "list_adapters", "load", "promote", "pull", "register", "set_alias", "tracking_uri_for",
+        "PromotionDecision", "RefError", "RegistryError", "Tracker", "TrackingError",
+        "best_specs", "get", "list_adapters", "load", "promote", "pull", "register", "set_alias",
+        "tracking_uri_for",
     ]  # fmt: skip
 
 

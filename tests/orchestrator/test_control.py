@@ -49,6 +49,14 @@ def test_a_folder_without_requests_has_none(tmp_path):
     assert take_requests(tmp_path) == []
 
 
+def test_what_is_no_request_is_dropped(storage):
+    storage.send("requests/torn.json", b"{")
+    storage.send("requests/other.json", b'{"kind": "stop", "what": 1}')
+    post_request(storage, Request(kind="cancel"))
+    assert requests_of(storage) == [Request(kind="cancel")]
+    assert requests_of(storage) == []
+
+
 def test_wishes_add_up():
     wishes = Wishes()
     assert (wishes.is_cancelled, wishes.is_stopped(3)) == (False, False)

@@ -267,7 +267,8 @@ def test_knobs_that_the_parent_does_not_have_stay_out() -> None:
 
 
 def test_nothing_changes_where_nothing_can() -> None:
-    space = space_of({"lora.rank": {"choice": [4, 8]}})
+    written = {"lora.rank": {"choice": [4, 8]}}
+    space = build_sweep(written, schedule=ScheduleSpec(algorithm="none")).search_space
     assert explore(space, {"lora.rank": 4}, 0) == {"lora.rank": 4}
 
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from orchestrator.plots import (
     plot_learning_curves,
     plot_parallel_coordinates,
 )
-from orchestrator.report import SweepReport, build_report, render_summary, write_report
-from orchestrator.sections import ObjectiveSpec, RegisterSpec
+from orchestrator.report import SweepReport, build_report, write_report
+from orchestrator.sections import FinalsSpec, ObjectiveSpec, RegisterSpec
 from orchestrator.space import build_trial
 from orchestrator.spec import BudgetSpec, SweepSpec
+from orchestrator.summary import render_summary
 from trainables.spec import BaseSpec, DataSpec, OptimSpec, TrialSpec
 
 HOSTILE = '<script>alert("x")</script> & [red]no\x1b[31m\nsecond line'
@@ -147,7 +149,7 @@ def test_leaderboard_names_what_varied_and_what_it_cost(report: SweepReport) -> 
         "rank", "trial", "outcome", "step", "eval_loss", "eval_accuracy", "train_loss",
         "lora.rank", "lora.alpha", "lora.targets", "optim.learning_rate",
         "optim.micro_batch_size", "tokens_per_s", "peak_memory_gib", "trainable_params",
-        "seconds", "reason",
+        "host_s", "seconds", "reason",
     ]  # fmt: skip
     first = report.leaderboard.iloc[0]
     assert (first["lora.rank"], first["lora.alpha"], first["step"]) == (16, 32.0, 80)
@@ -207,6 +209,7 @@ def test_the_base_beside_the_best_is_the_one_it_sits_on() -> None:
 
 
 def test_best_that_came_after_the_champion_is_not_the_champion(spec: SweepSpec) -> None:
+    spec = replace(spec, finals=FinalsSpec(seeds=0))
     story = Story(spec)
     story.trial(0, [0.9], "completed")
     story.finals(0, "wordnet-classes/1")
@@ -353,3 +356,85 @@ def test_parallel_coordinates_hold_ranked_trials_only(report: SweepReport) -> No
     assert list(dimensions["learning_rate"].ticktext) == ["0.0001", "0.0004", "0.0036", "0.0064"]
     one = report.leaderboard.head(1)
     assert plot_parallel_coordinates(one, metric="eval_loss", mode="min") is None
+
+
+# ------------------------------------------------------- several objectives, seeds, what it cost
+
+
+def test_the_pareto_front_holds_what_nothing_else_betters(spec: SweepSpec) -> None:
+    objective = ObjectiveSpec(also={"trainable_params": "min", "tokens_per_s": "max"})
+    spec = replace(spec, objective=objective)
+    story = Story(spec)
+    for number, (loss, size) in enumerate([(0.5, 100), (0.6, 50), (0.7, 60), (0.5, 200)]):
+        story.trial(number, [loss])
+        metrics = {"eval_loss": loss, "trainable_params": size, "tokens_per_s": 1.0}
+        story.tell("report", trial=number, step=40, metrics=metrics)
+        end = {"outcome": "completed", "reason": "", "step": 40, "bundle": "b"}
+        story.tell("trial_ended", trial=number, **end)
+    report = build_report(spec, story.history, Path("/storage"))
+    assert report.pareto == (0, 1)
+    assert "Pareto front: trials 0, 1" in show(report, 80)
+
+
+def test_one_objective_has_no_front(report: SweepReport) -> None:
+    assert report.pareto == ()
+    assert "Pareto" not in show(report, 80)
+
+
+def test_a_trial_beyond_a_constraint_is_not_ranked_and_says_why(spec: SweepSpec) -> None:
+    spec = replace(spec, objective=ObjectiveSpec(constraints=("peak_memory_gib <= 1",)))
+    story = Story(spec)
+    story.trial(0, [0.5], "completed", "trained 20 steps")
+    board = build_report(spec, story.history, Path("/storage")).leaderboard
+    assert board["rank"].isna().all()
+    assert board["reason"].iloc[0] == "trained 20 steps; not peak_memory_gib <= 1"
+
+
+def tell_finals(spec: SweepSpec) -> SweepHistory:
+    """Two finalists with a repeat each; the second on validation rows is the first on test rows."""
+    story = Story(spec)
+    story.trial(0, [0.5], "completed")
+    story.trial(1, [0.4], "completed")
+    for number, of in ((2, 0), (3, 1)):
+        kin = story.history.trials[of]
+        seeded = {**kin.spec, "seed": kin.spec["seed"] + 1}
+        story.tell("trial_started", trial=number, knobs=kin.knobs, spec=seeded, repeat_of=of)
+        story.tell("report", trial=number, step=20, metrics={"eval_loss": 0.45})
+        end = {"outcome": "completed", "reason": "", "step": 20, "bundle": f"b{number}"}
+        story.tell("trial_ended", trial=number, **end)
+    for number, loss in ((0, 0.30), (2, 0.32), (1, 0.60), (3, 0.66)):
+        story.tell("final_evaluated", trial=number, metrics={"test_loss": loss})
+    story.tell("stage_ended", stage="finals", reason="no money was left", under={})
+    story.tell("usage", cpu_s=3700.0, gpu_s=1800.0)
+    return story.history
+
+
+def test_finals_are_told_with_their_intervals_and_what_they_prove(spec: SweepSpec) -> None:
+    report = build_report(spec, tell_finals(spec), Path("/storage"))
+    assert [one.trial.number for one in report.finals] == [0, 1]
+    assert report.best is not None
+    assert (report.best.trial, report.best.repeat_of) == (2, 0)
+    text = show(report, 100)
+    assert "mean test_loss" in text
+    assert "0.3100 ± 0.1271" in text  # 12.706 * 0.01: Student's t with one degree of freedom
+    assert "trial 0 and trial 1" in text
+    assert "trial 2 (trial 0 with another seed)" in text
+    assert sorted(report.leaderboard["trial"]) == [0, 1]
+
+
+def test_the_page_has_the_finals_too(spec: SweepSpec, tmp_path: Path) -> None:
+    history = tell_finals(spec)
+    report = build_report(spec, history, tmp_path)
+    write_report(report, spec, history, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "0.3100 ± 0.1271" in page
+    assert "no money was left" in page
+
+
+def test_what_was_spent_is_in_the_summary(spec: SweepSpec) -> None:
+    priced = BudgetSpec(trials=9, price_per_gpu_hour=3.0)
+    report = build_report(replace(spec, budget=priced), tell_finals(spec), Path("/storage"))
+    assert report.spent["money"] == 1.5
+    text = show(report, 100)
+    assert "1:01:40 of CPU, 30:00 of GPU, 1.50 in money" in text
+    assert "Ended early: no money was left" in text

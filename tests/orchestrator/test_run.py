@@ -27,7 +27,7 @@ from rich.console import Console
 import registry
 from orchestrator import SweepFailedError, SweepSpec, SweepStorageError, run_sweep
 from orchestrator.events import read_events
-from orchestrator.sections import BudgetSpec
+from orchestrator.sections import BudgetSpec, FinalsSpec
 from orchestrator.spec import parse_sweep
 from registry.connection import connect
 from trainables.base import load_base
@@ -58,6 +58,7 @@ def sweep_of(base, data, **changes):
         "schedule": {"algorithm": "none"},
         "budget": {"trials": TRIALS},
         "hosts": {"seats": 2},
+        "finals": {"top": 1, "seeds": 0},
         "register": {"name": "tiny-adapter"},
         **changes,
     }  # fmt: skip
@@ -163,7 +164,7 @@ def test_the_leaderboard_ranks_every_trial_by_the_objective(swept):
     assert list(board.columns) == [
         "rank", "trial", "outcome", "step", "eval_loss", "eval_accuracy", "train_loss",
         "quantization", "lora.rank", "optim.learning_rate",
-        "tokens_per_s", "peak_memory_gib", "trainable_params", "seconds", "reason",
+        "tokens_per_s", "peak_memory_gib", "trainable_params", "host_s", "seconds", "reason",
     ]  # fmt: skip
     assert list(board["rank"]) == [1, 2, 3, 4]
     assert sorted(board["trial"]) == list(range(TRIALS))
@@ -335,6 +336,7 @@ def test_rows_may_be_given_in_code(local_ray, tiny_base, tiny_data, tmp_path):
         optim=OptimSpec(steps=4, learning_rate=1e-2, batch_size=4),
         eval=EvalSpec(every=4),
         budget=BudgetSpec(trials=1),
+        finals=FinalsSpec(seeds=0),
     )
     report, _ = run_quietly(spec, tmp_path / "runs" / "in-code")
     assert (report.best.trial, report.best.ref) == (0, None)
@@ -389,10 +391,10 @@ class Command:
         )  # fmt: skip
         (folder / "sweep.yaml").write_text(yaml.safe_dump(values))
 
-    def start(self):
+    def start(self, *words):
         ours = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
         return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", "run", "sweep.yaml"],
+            [sys.executable, "-m", "orchestrator.cli", *(words or ("run", "sweep.yaml"))],
             cwd=self.folder, env=ours | {"OMP_NUM_THREADS": "1"}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -400,9 +402,19 @@ class Command:
     def events(self):
         return list(read_events(self.storage / "events.jsonl"))
 
-    def wait_for_reports(self, process, count, timeout_s=400.0):
+    def say(self, *words):
+        """What another `lorchestra` says meanwhile."""
+        process = self.start(*words)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        return said
+
+    def wait_for_reports(self, process, count):
+        self.wait_for(process, lambda event: event.kind == "report", count)
+
+    def wait_for(self, process, is_it, count=1, timeout_s=400.0):
         deadline = time.monotonic() + timeout_s
-        while sum(event.kind == "report" for event in self.events()) < count:
+        while sum(map(is_it, self.events())) < count:
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -469,6 +481,34 @@ def test_a_killed_driver_loses_and_repeats_nothing(command):
     assert_finished_once(command)
 
 
+@pytest.mark.timeout(900)
+def test_a_second_terminal_stops_a_trial_and_cancels_the_sweep(command):
+    process = command.start()
+    command.wait_for_reports(process, 2)
+    assert "trial 0 is told to stop" in command.say("stop", "runs/tiny", "0")
+    command.wait_for(process, lambda event: event.kind == "trial_ended")
+    (end,) = [event.fields for event in command.events() if event.kind == "trial_ended"]
+    assert (end["trial"], end["outcome"], end["by"]) == (0, "cancelled", "user")
+    assert command.say("cancel", "runs/tiny").strip() == "the sweep is told to end"
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+    assert "cancelled by the user" in said
+    assert "cancelled" in command.say("status", "runs/tiny").splitlines()[0]
+    assert tracked(command.storage).versions == []
+
+    process = command.start("resume", "runs/tiny")
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    ends = {
+        event.fields["trial"]: (event.fields["outcome"], event.fields["step"])
+        for event in command.events()
+        if event.kind == "trial_ended"
+    }
+    assert ends[1] == ends[2] == ("completed", 240)
+    assert ends[0][0] == "cancelled"
+    assert tracked(command.storage).versions == [1]
+
+
 def test_ctrl_c_while_starting_is_an_interrupt(command):
     process = command.start()
     process.stdout.readline()
@@ -512,7 +552,10 @@ def test_a_spent_wall_clock_keeps_what_was_measured_and_goes_on(
     assert {run.info.status for run in tracked(storage).trials.values()} == {"KILLED"}
     before = dict(zip(report.leaderboard["trial"], report.leaderboard["step"], strict=True))
 
-    report, _ = run_quietly(parse_sweep(values, tmp_path), storage)
+    report, said = run_quietly(parse_sweep(values, tmp_path), storage)
+    assert "searching" not in said  # it is spent for good: over all sessions
+    more = values | {"budget": {"trials": 2, "wall_clock_s": 260}}
+    report, _ = run_quietly(parse_sweep(more, tmp_path), storage)
     after = dict(zip(report.leaderboard["trial"], report.leaderboard["step"], strict=True))
     assert after.keys() == before.keys()
     assert all(after[trial] > before[trial] for trial in before)

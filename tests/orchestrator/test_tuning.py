@@ -1,0 +1,186 @@
+"""Runs of Ray Tune on a fake engine: trials that end by themselves, by the budget, by the user."""
+
+import threading
+import time
+
+import pytest
+import ray
+from ray.tune.search import Searcher
+
+from orchestrator.broker import start_broker
+from orchestrator.budget import Budget, Usage
+from orchestrator.control import (
+    CANCELLED_BY_USER,
+    STOPPED_BY_USER,
+    Request,
+    Wishes,
+    post_request,
+)
+from orchestrator.demand import HostLimits
+from orchestrator.events import read_events
+from orchestrator.history import SweepHistory
+from orchestrator.hosts import HostPool, HostShape
+from orchestrator.outcome import Outcome
+from orchestrator.recording import SweepRecord
+from orchestrator.schedule import EarlyStopping, NoRule
+from orchestrator.sections import BudgetSpec, ExitSpec
+from orchestrator.storage import SweepStorage
+from orchestrator.supervision import Supervisor
+from orchestrator.tuning import Stage
+
+pytestmark = pytest.mark.ray
+
+
+class Listed(Searcher):
+    """Gives the trials it was given."""
+
+    def __init__(self, configs):
+        super().__init__(metric="eval_loss", mode="min")
+        self.configs = list(configs)
+
+    def suggest(self, trial_id):
+        return self.configs.pop(0) if self.configs else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id, result=None, error=False):
+        pass
+
+
+class Scene:
+    """A storage with a broker, a host of two seats and a stage on them."""
+
+    def __init__(self, storage, base, build_bench, budget=None):
+        self.storage, self.base = SweepStorage(storage), base
+        self.log = self.storage.open_log()
+        self.record = SweepRecord(self.log, SweepHistory(), self.on_change)
+        self.record.add("sweep_started", sweep_id="s", spec={}, digest="d")
+        self.broker = start_broker(self.storage.location)
+        self.pool = HostPool(
+            self.broker,
+            self.storage,
+            HostLimits(max_hosts=1, seats=2),
+            HostShape(build_bench=build_bench),
+        )
+        self.horizon = 40
+        self.wishes, self.usage, self.listeners = Wishes(), Usage(), []
+        self.budget = Budget(
+            budget or BudgetSpec(trials=9), self.record.history, usage=lambda: self.usage
+        )
+
+    def on_change(self, history):
+        for listener in getattr(self, "listeners", ()):
+            listener(history)
+
+    def stage(self):
+        return Stage(
+            record=self.record, storage=self.storage, horizon=self.horizon, broker=self.broker,
+            max_trials=2, budget=self.budget, wishes=self.wishes,
+        )  # fmt: skip
+
+    def run(self, *specs, numbers=None, **options):
+        numbers = range(len(specs)) if numbers is None else numbers
+        configs = [
+            {
+                "trial": number, "knobs": {}, "spec": spec.to_dict(),
+                "storage": self.storage.location, **options.pop("kin", {}),
+            }
+            for number, spec in zip(numbers, specs, strict=True)
+        ]  # fmt: skip
+        scheduler = EarlyStopping("eval_loss", ExitSpec(divergence=0), NoRule())
+        with self.pool:
+            return self.stage().run(Listed(configs), scheduler, scheduler.end_of, **options)
+
+    def ends(self):
+        return {
+            trial.number: (trial.outcome, trial.step, trial.ended_by)
+            for trial in self.record.history.ended()
+        }
+
+
+@pytest.fixture
+def build_scene(local_ray, fake_engine, build_fake_base, tmp_path):
+    scenes = []
+
+    def build(**options):
+        scenes.append(
+            Scene(tmp_path, build_fake_base(tmp_path), fake_engine.build_bench, **options)
+        )
+        return scenes[-1]
+
+    yield build
+    for scene in scenes:
+        ray.kill(scene.broker)
+        scene.log.close()
+
+
+def reports_of(history, trial):
+    return len(history.trials[trial].reports) if trial in history.trials else 0
+
+
+def test_the_user_and_the_budget_end_trials_and_keep_what_they_measured(build_scene):
+    """One host serves all scenes: a stop of one trial, then a spent budget for the other."""
+    scene = build_scene(budget=BudgetSpec(trials=9, cpu_seconds=100))
+    long = [scene.base.build_spec(trial, steps=100_000, every=10) for trial in range(2)]
+
+    def listen(history):
+        if reports_of(history, 0) == 2:
+            post_request(scene.storage, Request(kind="stop", trial=0))
+        stopped = history.trials[0].outcome is not None if 0 in history.trials else False
+        if stopped and reports_of(history, 1) >= 3:
+            scene.usage = Usage(cpu_s=90.0)
+
+    scene.listeners.append(listen)
+    scene.horizon = 100_000
+    supervisor = Supervisor(
+        scene.record, scene.storage, scene.wishes, scene.broker, lambda: scene.usage
+    )
+    with supervisor:
+        reason = scene.run(*long, share=0.8)
+    assert reason == ("the budget of 1:40 of CPU (cpu_seconds) is spent, less 20% for the finals")
+    trials = scene.record.history.trials
+    assert (trials[0].outcome, trials[0].reason) == (Outcome.CANCELLED, STOPPED_BY_USER)
+    assert (trials[0].ended_by, trials[1].ended_by) == ("user", "budget")
+    assert (trials[1].outcome, trials[1].reason) == (Outcome.CANCELLED, reason)
+    assert trials[0].bundle == "trials/t0000/bundle"
+    assert scene.base.bundle(0)["step"] == trials[0].step
+    usage = [event.fields for event in read_events(scene.log.path) if event.kind == "usage"]
+    assert usage[-1]["cpu_s"] == scene.record.history.meter.cpu_s == 90.0
+
+
+def test_trials_that_end_by_themselves_leave_nothing_cut_short(build_scene):
+    scene = build_scene()
+    specs = [scene.base.build_spec(0), scene.base.build_spec(1, "nan:15")]
+    assert scene.run(*specs) == ""
+    assert scene.ends() == {0: (Outcome.COMPLETED, 40, ""), 1: (Outcome.DIVERGED, 14, "")}
+
+
+def test_a_cancelled_sweep_ends_its_trials_and_leaves_repeats_alone(build_scene):
+    scene = build_scene()
+    waiting = scene.base.build_spec(7).to_dict()
+    scene.record.add("trial_started", trial=7, knobs={}, spec=waiting, repeat_of=0)
+
+    def listen(history):
+        if reports_of(history, 0) == 2:
+            scene.wishes.add(Request(kind="cancel"))
+
+    scene.listeners.append(listen)
+    scene.horizon = 100_000
+    assert scene.run(scene.base.build_spec(0, steps=100_000)) == CANCELLED_BY_USER
+    (end,) = scene.ends().items()
+    assert (end[0], end[1][0], end[1][2]) == (0, Outcome.CANCELLED, "user")
+    assert [trial.number for trial in scene.record.history.unfinished()] == [7]
+
+
+def test_a_supervisor_hears_requests_and_writes_usage_once_more_when_it_leaves(build_scene):
+    scene = build_scene()
+    heard = threading.Event()
+    with Supervisor(
+        scene.record, scene.storage, scene.wishes, scene.broker, lambda: Usage(3.0, 1.0)
+    ):
+        post_request(scene.storage, Request(kind="stop", trial=4))
+        deadline = time.monotonic() + 30
+        while not scene.wishes.is_stopped(4) and time.monotonic() < deadline:
+            heard.wait(0.1)
+    assert scene.wishes.is_stopped(4)
+    assert not scene.wishes.is_cancelled
+    meter = scene.record.history.meter
+    assert (meter.cpu_s, meter.gpu_s) == (3.0, 1.0)
