@@ -391,7 +391,7 @@ def test_a_trial_beyond_a_constraint_is_not_ranked_and_says_why(spec: SweepSpec)
 
 
 def tell_finals(spec: SweepSpec) -> SweepHistory:
-    """Two finalists with a repeat each; the second on validation rows is the first on test rows."""
+    """Two finalists with a repeat each; the second on validation rows leads on test rows."""
     story = Story(spec)
     story.trial(0, [0.5], "completed")
     story.trial(1, [0.4], "completed")
