@@ -69,7 +69,7 @@ class ProgressDisplay:
         self._began = time.monotonic()
         self._phase = ""
         self._note = ""
-        self._trials: list[TrialLine] = []
+        self._history = SweepHistory()
         self._diary = Diary(spec)
         self._live: Live | None = None
         self.budget: Callable[[], str] = str
@@ -118,7 +118,7 @@ class ProgressDisplay:
         """
         with self._guard:
             if self._live is not None:
-                self._trials = _read_trials(history, self._spec)
+                self._history = history  # read with the next frame, however much happens till then
             else:
                 for line in self._diary.read_on(history):
                     self._say(line)
@@ -134,7 +134,7 @@ class ProgressDisplay:
 
     def _render(self) -> RenderableType:
         with self._guard:
-            trials = self._trials
+            trials = _read_trials(self._history, self._spec)
             elapsed = time.monotonic() - self._began
             head = _render_head(self._spec, self._phase, elapsed, trials, self.budget())
             best = _find_best(trials, self._spec)
@@ -155,9 +155,9 @@ class Diary:
 
     def __init__(self, spec: SweepSpec) -> None:
         self._spec = spec
-        self._started: set[int] = set()
-        self._ended: set[int] = set()
-        self._reports = 0
+        self._started, self._reports = 0, 0  # how many of each were told
+        self._going: set[int] = set()  # trials whose end was not told
+        self._best: int | None = None
         self._is_new = True
 
     def read_on(self, history: SweepHistory) -> list[str]:
@@ -165,7 +165,7 @@ class Diary:
         entries = sorted(self._entries(history), key=lambda entry: entry[:2])
         lines = [line for *_, line in entries]
         if self._is_new and history.resumes:
-            done, begun = len(self._ended), len(self._started)
+            begun, done = self._started, self._started - len(self._going)
             lines = [f"resumed: {begun} trials started before, {done} of them ended"]
         self._is_new = False
         return lines
@@ -175,28 +175,36 @@ class Diary:
         # Reports before trials: a trial is known by the time it reports.
         reports = history.reports[self._reports :]
         self._reports += len(reports)
-        records = {record.number: record for record in list(history.trials.values())}
-        for number in sorted(records.keys() - self._started):
-            self._started.add(number)
-            line = f"trial {number}  started  {_about(records[number])}".rstrip()
-            yield records[number].started_at, 0, line
+        news = list(history.trials.values())[self._started :]
+        self._started += len(news)
+        self._going |= {record.number for record in news}
+        for record in sorted(news, key=lambda record: record.number):
+            line = f"trial {record.number}  started  {_about(record)}".rstrip()
+            yield record.started_at, 0, line
         for number, report in reports:
             if is_measured(report):
                 line = f"trial {number}  step {report.step}/{self._spec.horizon}"
                 yield report.at, 1, line + "".join(self._measures(report))
-        for number in sorted(records.keys() - self._ended):
-            record = records[number]
+        for number in sorted(self._going):
+            record = history.trials[number]
             if record.outcome is not None:
-                self._ended.add(number)
+                self._going.discard(number)
                 yield record.ended_at or record.started_at, 2, self._end(record, history)
 
     def _end(self, record: TrialRecord, history: SweepHistory) -> str:
         parts = [f"trial {record.number}", record.outcome or ""]
         goal = self._spec.objective
-        best = history.best(goal)
-        if best is not None and best.number == record.number:
+        if self._is_best(record, history):
             parts.append(f"best so far: {goal.metric} {format_metric(record.last(goal.metric))}")
         return "  ".join([*parts, one_line(record.reason)]).rstrip()
+
+    def _is_best(self, record: TrialRecord, history: SweepHistory) -> bool:
+        """Whether it beats the best so far, which alone it is compared with."""
+        numbers = {record.number} if self._best is None else {record.number, self._best}
+        two = SweepHistory(trials={number: history.trials[number] for number in numbers})
+        best = two.best(self._spec.objective)
+        self._best = None if best is None else best.number
+        return self._best == record.number
 
     def _measures(self, report: Report) -> Iterator[str]:
         names = dict.fromkeys((self._spec.objective.metric, "eval_loss", "eval_accuracy"))

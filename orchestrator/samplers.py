@@ -104,7 +104,8 @@ def _population(request: SamplerRequest) -> int:
 
 
 LEARNERS: Mapping[Algorithm, Learner] = {
-    "tpe": Learner(build=_build_tpe, most=1000, ranks_pruned=True),
+    # Beyond 250 the number of trials that TPE takes for good ones, 25, does not grow any more.
+    "tpe": Learner(build=_build_tpe, most=250, ranks_pruned=True),
     "gp": Learner(build=_build_gp, most=150),
     "cmaes": Learner(build=_build_cmaes, most=1000),
     "nsga2": Learner(build=_build_nsga2, most=500, generation_attr="NSGAIISampler:generation"),

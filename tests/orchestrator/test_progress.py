@@ -159,6 +159,42 @@ def test_dumb_terminal_gets_plain_lines(spec: SweepSpec, monkeypatch: pytest.Mon
     assert plain_lines(console) == ["searching"]
 
 
+def test_only_a_trial_that_beats_the_best_is_called_so(spec: SweepSpec, sweep: Sweep) -> None:
+    console = open_console(terminal=False)
+    with ProgressDisplay(spec, console) as display:
+        for trial, loss in enumerate([0.9, 0.4, 0.7, 0.3]):
+            sweep.start(trial)
+            sweep.report(trial, 80, loss)
+            sweep.end(trial, "failed" if trial == 3 else "completed")
+            display.update(sweep.history)
+    ends = [line for line in plain_lines(console) if "completed" in line or "failed" in line]
+    assert [line.split("  ")[2:] for line in ends] == [
+        ["best so far: eval_loss 0.9000"], ["best so far: eval_loss 0.4000"], [], [],
+    ]  # fmt: skip
+
+
+def test_an_event_late_in_a_long_sweep_is_told_as_fast_as_an_early_one(
+    spec: SweepSpec, sweep: Sweep
+) -> None:
+    def tell(trials: range) -> float:
+        began = time.thread_time()
+        for trial in trials:
+            sweep.start(trial)
+            display.update(sweep.history)
+            sweep.end(trial)
+            display.update(sweep.history)
+        return time.thread_time() - began
+
+    with ProgressDisplay(spec, open_console(terminal=False)) as display:
+        early = tell(range(100))
+        for trial in range(100, 5000):
+            sweep.start(trial)
+            sweep.end(trial)
+        display.update(sweep.history)
+        # Looking at all trials each time took 20 times as long as an early event.
+        assert tell(range(5000, 5100)) < 4 * early
+
+
 # --------------------------------------------------------------------------------- a terminal
 
 
@@ -172,12 +208,13 @@ def test_terminal_shows_running_trials_then_the_best(spec: SweepSpec, sweep: Swe
     sweep.end(1, "stopped", "others were better")
     sweep.end(4, "failed", "[red]host lost")
     with ProgressDisplay(spec, console) as display:
+        display.budget = lambda: "2:05 of 10:00"
         display.phase("searching")
         display.update(sweep.history, "2 hosts are up")
     frame = last_frame(console)
     assert max(map(len, frame)) <= 100
     assert frame[0].split() == ["wordnet-classes", "searching"]
-    assert "3/40 trials done  budget left: 34 trials, 10:00" in frame[1]
+    assert "3/40 trials done  budget left: 34 trials  spent: 2:05 of 10:00" in frame[1]
     assert frame[2].rstrip() == "2 hosts are up"
     rows = [line.split() for line in frame[5:11]]
     assert [row[:3] for row in rows] == [
