@@ -18,6 +18,9 @@ from orchestrator.wording import format_duration
 
 _HOUR_S = 3600.0
 
+_PACE_OF = 100
+"""Trials whose pace counts, the newest: more say no more of the next, and take longer to ask."""
+
 
 class Usage(NamedTuple):
     """Seconds that hosts of this session were up, times their devices."""
@@ -160,7 +163,7 @@ def _host_s_per_step(history: SweepHistory) -> float:
     """Median seconds of its host that a trial took for a step, its evaluations included."""
     taken = [
         seconds / trial.step
-        for trial in list(history.trials.values())
+        for trial in _newest(history)
         if (seconds := trial.last("host_s")) and trial.step
     ]
     return statistics.median(taken) if taken else 0.0
@@ -168,9 +171,12 @@ def _host_s_per_step(history: SweepHistory) -> float:
 
 def _wall_s_per_step(history: SweepHistory) -> float:
     """Median seconds that passed per step of a trial, those of its neighbours included."""
-    trials = list(history.trials.values())
-    taken = [pace for trial in trials if (pace := _pace(trial)) is not None]
+    taken = [pace for trial in _newest(history) if (pace := _pace(trial)) is not None]
     return statistics.median(taken) if taken else 0.0
+
+
+def _newest(history: SweepHistory) -> list[TrialRecord]:
+    return list(history.trials.values())[-_PACE_OF:]
 
 
 def _pace(trial: TrialRecord) -> float | None:

@@ -126,6 +126,16 @@ def test_device_time_is_judged_by_what_a_trial_takes_of_its_host():
     assert "gpu_seconds" in sweep.budget(gpus=4).forbids(100)
 
 
+def test_the_newest_trials_say_what_the_next_one_takes():
+    sweep = Sweep(cpu_seconds=1000)
+    for trial in range(150):
+        sweep.train(trial, 20, 1.0)
+    assert sweep.budget().forbids(20) == ""
+    for trial in range(150, 250):
+        sweep.train(trial, 20, 2000.0)
+    assert "a trial takes about" in sweep.budget().forbids(20)
+
+
 def test_what_running_trials_will_still_take_is_set_aside():
     sweep = Sweep(cpu_seconds=200)
     sweep.train(0, steps=100, seconds=60.0)
