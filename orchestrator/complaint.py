@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import SweepSpecError
+from trainables.spec import remedy_for_init
 
 _SHOWN_CHARS = 120
 _MISSING = ("missing", "missing_argument")
@@ -109,6 +110,8 @@ def _sentence(found: Sequence[ErrorDetails], root: type, prefix: str) -> str:
         _ALLOWED.get(each["type"], each["msg"].removeprefix("Input should be ")) for each in found
     )
     remedy = _REMEDY.get(kind, "Correct the value.")
+    if where.endswith("lora.init") and kind == "literal_error":
+        remedy = remedy_for_init(detail["input"])
     return str(complaint(where or "sweep", detail["input"], " or ".join(allowed), remedy))
 
 

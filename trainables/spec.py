@@ -37,6 +37,12 @@ _REFUSED_INITS = {
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
+def remedy_for_init(init: str) -> str:
+    """What to do about an impossible `lora.init`, with the reason for one that PEFT has."""
+    why = _REFUSED_INITS.get(re.sub(r"_niter_\d+$", "_niter", init))
+    return f"{init}: {why}. Choose one of these." if why else "Choose one of these."
+
+
 def _require(claim: bool, where: str, value: object, allowed: str, remedy: str) -> None:
     if not claim:
         raise SpecError(f"{where}: got {value!r}; allowed: {allowed}. {remedy}")
@@ -140,9 +146,7 @@ class LoraSpec:
             "0 <= p < 1",
             "Use 0 to switch dropout off.",
         )
-        why = _REFUSED_INITS.get(re.sub(r"_niter_\d+$", "_niter", str(self.init)))
-        remedy = f"{self.init}: {why}." if why else "Choose one of these."
-        _require_choice(self.init, LoraInit, "lora.init", remedy)
+        _require_choice(self.init, LoraInit, "lora.init", remedy_for_init(str(self.init)))
         _require(
             self.init != "orthogonal" or self.rank % 2 == 0,
             "lora.rank",

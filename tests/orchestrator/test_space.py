@@ -17,7 +17,7 @@ from orchestrator.space import (
     describe,
     searched_names,
 )
-from orchestrator.spec import BudgetSpec, SweepSpec
+from orchestrator.spec import BudgetSpec, SweepSpec, parse_sweep
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
 
 
@@ -527,3 +527,20 @@ def test_alpha_is_searched_in_one_way() -> None:
     both = {"lora.alpha": {"choice": [8]}, "lora.alpha_per_rank": {"choice": [1]}}
     with pytest.raises(SweepSpecError, match="Remove one of the two knobs"):
         build_sweep(both)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"lora": {"init": "pissa"}, "space": {"lora.rank": {"choice": [2, 4]}}},
+        {"space": {"lora.init": {"choice": ["kaiming", "pissa"]}}},
+    ],
+    ids=["fixed", "searched"],
+)
+def test_an_initialisation_that_rewrites_the_base_is_refused_with_the_reason(extra, tmp_path):
+    written = {
+        "name": "tiny", "base": {"model": "owner/name"}, "data": {"train": "owner/rows"},
+        "optim": {"steps": 40}, "eval": {"every": 10}, "budget": {"trials": 4}, **extra,
+    }  # fmt: skip
+    with pytest.raises(SweepSpecError, match=r"lora\.init: got 'pissa'.*changes the base's weights"):
+        parse_sweep(written, tmp_path)
