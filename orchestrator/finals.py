@@ -25,7 +25,7 @@ from orchestrator.standings import (
     rank_finalists,
 )
 from orchestrator.storage import SweepStorage
-from registry import promote, register
+from registry import TrackingError, promote, register
 from trainables.orders import Split, Task, TaskReport
 from trainables.spec import TrialSpec
 
@@ -120,7 +120,7 @@ def register_finalists(
             storage.fetch_bundle(trial.number),
             spec.register.name,
             tracking_uri=tracking_uri,
-            run_id=delivery.trial_run(trial.number),
+            run_id=_run_of(trial, delivery),
             tags={
                 "lorchestra.sweep": str(record.history.sweep_id),
                 "lorchestra.trial": str(trial.number),
@@ -143,6 +143,22 @@ def register_finalists(
                 promoted=decision.promoted,
                 reason=decision.reason,
             )
+
+
+def _run_of(trial: TrialRecord, delivery: Delivery) -> str:
+    """MLflow's id of the trial's run: what is registered without it can never be traced back.
+
+    Raises:
+        TrackingError: MLflow has not been told of the trial yet.
+    """
+    run_id = delivery.trial_run(trial.number)
+    if run_id is None:
+        problem = delivery.problem or "it is slow"
+        raise TrackingError(
+            f"trial {trial.number}: MLflow has no run of it yet ({problem}); allowed: adapters of "
+            "recorded trials. Run the sweep again when MLflow is back."
+        )
+    return run_id
 
 
 def _standing_tags(standing: Standing) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from orchestrator.recording import SweepRecord
 from orchestrator.sections import FinalsSpec, RegisterSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
 from orchestrator.storage import SweepStorage
-from registry import TrackingError, get
+from registry import Tracker, TrackingError, get, list_adapters
 from registry.connection import connect
 from trainables.orders import TaskReport
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
@@ -83,7 +84,7 @@ class Scene:
         self.log = EventLog(storage / "events.jsonl")
         self.record = SweepRecord(self.log, SweepHistory(), lambda history: None)
         add = self.record.add
-        add("sweep_started", sweep_id="s1", spec=spec.to_dict(), digest=spec.digest)
+        add("sweep_started", sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest)
         for trial, loss in LOSSES.items():
             add("trial_started", trial=trial, knobs={}, spec=trial_spec(spec, FORMS[trial]))
             add("report", trial=trial, step=20, metrics={"eval_loss": loss})
@@ -273,13 +274,12 @@ def write_bundle():
     return write
 
 
-def register(scene, database):
-    def away():
-        raise TrackingError("runs are not recorded here")
-
-    delivery = Delivery(scene.spec, scene.log.path, away, scene.storage / "report")
+def register(scene, database, connect=None):
+    connect = connect or (lambda: Tracker(database, "lorchestra"))
     storage = SweepStorage(scene.storage)
-    register_finalists(scene.spec, scene.record, delivery, storage, database)
+    with Delivery(scene.spec, scene.log.path, connect, scene.storage / "report") as delivery:
+        delivery.flush(60)
+        register_finalists(scene.spec, scene.record, delivery, storage, database)
     return [event for event in read_events(scene.log.path) if event.kind == "registered"]
 
 
@@ -305,7 +305,21 @@ def test_finalists_become_versions_and_the_best_one_champion(evaluated, database
     assert champion.tags["lorchestra.trial"] == "1"
     assert champion.tags["lorchestra.rank"] == "1"
     assert champion.metrics["test_loss"] == 2.0
+    assert connect(database).get_run(champion.run_id).data.tags["lorchestra.trial"] == "1"
     assert evaluated.record.history.trials[2].ref == f"{name}/2"
+
+
+def test_while_mlflow_lacks_its_run_an_adapter_is_not_registered(evaluated, database):
+    """MLflow can be back just when delivery has given up: the version would be nobody's."""
+
+    def away():
+        raise TrackingError("MLflow is away")
+
+    with pytest.raises(TrackingError, match=r"trial 1: .* no run of it .*MLflow is away"):
+        register(evaluated, database, away)
+    name = evaluated.spec.register.name
+    assert list_adapters(tracking_uri=database, name=name) == []
+    assert len(register(evaluated, database)) == 2
 
 
 def test_the_version_is_the_run_that_stands_for_the_best_configuration(
