@@ -27,13 +27,13 @@ class Tracked:
     Attributes:
         sweeps: Runs of the sweep itself.
         steps: Of each run of a trial, its number with the steps of `eval_loss` in order.
-        versions: Digests of the registered versions, by number.
+        versions: Trial (by its run) and digest of each registered version, by number.
         champion: Version that the alias points at.
     """
 
     sweeps: int
     steps: Sequence[tuple[int, tuple[int, ...]]]
-    versions: Mapping[int, str]
+    versions: Mapping[int, tuple[int | None, str]]
     champion: int | None
 
 
@@ -71,13 +71,15 @@ def read_tracked(tracking_uri: str, sweep_id: str, model: str) -> Tracked:
     runs = client.search_runs([experiment.experiment_id], wanted, max_results=1000)
     trials = [run for run in runs if run.data.tags["lorchestra.kind"] == "trial"]
     versions = list_adapters(tracking_uri=tracking_uri, name=model)
+    numbers = {run.info.run_id: int(run.data.tags["lorchestra.trial"]) for run in trials}
     champions = [version.version for version in versions if "champion" in version.aliases]
     return Tracked(
         sweeps=len(runs) - len(trials),
-        steps=sorted(
-            (int(run.data.tags["lorchestra.trial"]), _steps_of(client, run)) for run in trials
-        ),
-        versions={version.version: version.digest for version in versions},
+        steps=sorted((numbers[run.info.run_id], _steps_of(client, run)) for run in trials),
+        versions={
+            version.version: (numbers.get(version.run_id or ""), version.digest)
+            for version in versions
+        },
         champion=next(iter(champions), None),
     )
 
@@ -160,7 +162,10 @@ def _find_tracking_faults(traces: Traces) -> Iterator[str]:
     if list(tracked.steps) != wanted:
         yield f"MLflow: trials with steps {list(tracked.steps)}, not {wanted}"
     registered = {
-        int(event.fields["ref"].rpartition("/")[2]): event.fields["digest"]
+        int(event.fields["ref"].rpartition("/")[2]): (
+            event.fields["trial"],
+            event.fields["digest"],
+        )
         for event in traces.events
         if event.kind == "registered"
     }

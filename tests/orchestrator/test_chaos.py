@@ -60,7 +60,9 @@ SOUND = checks.Traces(
         event("sweep_ended", status="completed", reason=""),
     ],
     adapters={"t0000": "abc"},
-    tracked=checks.Tracked(sweeps=1, steps=[(0, (8, 16))], versions={1: "sha256:1"}, champion=1),
+    tracked=checks.Tracked(
+        sweeps=1, steps=[(0, (8, 16))], versions={1: (0, "sha256:1")}, champion=1
+    ),
 )
 SAVES = {("t0000", 8): 1, ("t0000", 16): 1}
 
@@ -101,12 +103,13 @@ def test_a_sound_sweep_has_no_faults_and_no_differences():
         (with_tracked(sweeps=2), "MLflow: 2 runs of the sweep"),
         (with_tracked(steps=[(0, (8, 8, 16))]), "MLflow: trials with steps [(0, (8, 8, 16))]"),
         (with_tracked(steps=[(0, (8, 16))] * 2), "MLflow: trials with steps"),
-        (with_tracked(versions={1: "sha256:1", 2: "sha256:1"}), "MLflow: versions {1:"),
+        (with_tracked(versions=dict.fromkeys((1, 2), (0, "sha256:1"))), "MLflow: versions {1:"),
+        (with_tracked(versions={1: (None, "sha256:1")}), "MLflow: versions {1: (None"),
     ],
     ids=[
         "trial-twice", "end-twice", "version-twice", "step-twice", "step-missing",
         "stage-without-end", "sweep-without-end", "two-sweep-runs", "point-twice",
-        "two-trial-runs", "version-without-event",
+        "two-trial-runs", "version-without-event", "version-without-run",
     ],
 )  # fmt: skip
 def test_what_is_there_twice_or_missing_is_a_fault(traces, fault):
@@ -127,7 +130,7 @@ def test_a_state_that_was_written_twice_is_a_fault():
         (with_events(event("trial_started", trial=1, knobs={}, spec={})), "trial 1: "),
         (with_events(report(16, loss=1.1)), "report of trial 0 at 16: "),
         (without("trial_ended"), "end of trial 0: None"),
-        (with_tracked(versions={1: "sha256:2"}), "version 1: sha256:2"),
+        (with_tracked(versions={1: (0, "sha256:2")}), "version 1: (0, 'sha256:2')"),
         (with_tracked(champion=None), "alias champion: None"),
     ],
     ids=["other-bits", "no-adapter", "one-more-trial", "other-loss", "no-end", "digest", "alias"],
