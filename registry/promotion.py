@@ -46,10 +46,10 @@ def promote(
     champion = _find_champion(candidate.name, tracking_uri)
     decision = decide(candidate, champion, metric, mode)
     logger.info("promotion of %s: %s", candidate.ref, decision.reason)
-    if champion is not None and champion.version == candidate.version:
-        return decision
-    alias = CHAMPION if decision.promoted else CHALLENGER
-    now = set_alias(candidate.ref, alias, tracking_uri=tracking_uri)
+    now = candidate
+    if champion is None or champion.version != candidate.version:
+        alias = CHAMPION if decision.promoted else CHALLENGER
+        now = set_alias(candidate.ref, alias, tracking_uri=tracking_uri)
     if decision.promoted and CHALLENGER in now.aliases:
         drop_alias(candidate.name, CHALLENGER, tracking_uri=tracking_uri)
     return decision

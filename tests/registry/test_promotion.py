@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.adapters import AdapterVersion, get, list_adapters, register
+from registry.adapters import AdapterVersion, get, list_adapters, register, set_alias
 from registry.promotion import promote
 
 Build = Callable[..., Path]
@@ -144,3 +144,13 @@ def test_promoted_challenger_is_no_challenger_any_more(
     measured_again = add(2, 1.0)
     promote(measured_again, metric="test_loss", mode="min", tracking_uri=tracking_uri)
     assert aliases(tracking_uri, name) == {1: (), 2: ("champion",)}
+
+
+def test_a_promotion_that_was_cut_short_is_finished_by_the_next(
+    add: Callable[..., AdapterVersion], tracking_uri: str, name: str
+) -> None:
+    version = add(1, 1.5)
+    for alias in ("challenger", "champion"):  # killed before the first of them was dropped
+        version = set_alias(version.ref, alias, tracking_uri=tracking_uri)
+    promote(version, metric="test_loss", mode="min", tracking_uri=tracking_uri)
+    assert aliases(tracking_uri, name) == {1: ("champion",)}
