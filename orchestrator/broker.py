@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.demand import HostLimits, start_hosts
 from orchestrator.members import HostStart, Phase, Standing
-from orchestrator.seats import Seats
+from orchestrator.seats import MAX_LONE_CRASHES, Seats
 from trainables.bench import Failure
 from trainables.orders import HostReport, Orders, SeatRequest, Task, TaskReport
 
@@ -32,7 +32,9 @@ def broker_name(location: str) -> str:
     return f"lorchestra-broker-{hashlib.sha256(location.encode()).hexdigest()[:12]}"
 
 
-def start_broker(location: str, lease_s: float = 60.0) -> ActorHandle:
+def start_broker(
+    location: str, lease_s: float = 60.0, max_crashes: int = MAX_LONE_CRASHES
+) -> ActorHandle:
     """The broker actor of a sweep, beside its driver.
 
     It ends with the last handle to it. One that an earlier run of the sweep in this process left
@@ -41,7 +43,9 @@ def start_broker(location: str, lease_s: float = 60.0) -> ActorHandle:
     _end(broker_name(location))
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(num_cpus=0, max_concurrency=10_000)(Broker)
-    return actor.options(name=broker_name(location), scheduling_strategy=node).remote(lease_s)
+    return actor.options(name=broker_name(location), scheduling_strategy=node).remote(
+        lease_s, max_crashes
+    )
 
 
 def _end(name: str) -> None:
@@ -56,8 +60,8 @@ def _end(name: str) -> None:
 class Broker:
     """Body of the actor; every method can be called again with the same arguments."""
 
-    def __init__(self, lease_s: float) -> None:
-        self._seats = Seats(lease_s)
+    def __init__(self, lease_s: float, max_crashes: int = MAX_LONE_CRASHES) -> None:
+        self._seats = Seats(lease_s, max_crashes)
         self._changed = asyncio.Event()
 
     # -------------------------------------------------------------------------------- proxies

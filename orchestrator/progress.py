@@ -164,7 +164,7 @@ class Diary:
         """What happened since the last reading, in order."""
         entries = sorted(self._entries(history), key=lambda entry: entry[:2])
         lines = [line for *_, line in entries]
-        if self._is_new and history.resumes:
+        if self._is_new and (history.resumes or history.status not in (None, "running")):
             begun, done = self._started, self._started - len(self._going)
             lines = [f"resumed: {begun} trials started before, {done} of them ended"]
         self._is_new = False

@@ -56,7 +56,7 @@ from orchestrator.search import OptunaSearcher
 from orchestrator.spec import SweepSpec
 from orchestrator.startpoints import choose_start_points
 from orchestrator.storage import SweepStorage
-from orchestrator.supervision import Supervisor
+from orchestrator.supervision import Supervisor, Verdicts
 from orchestrator.tuning import Stage
 from registry import RegistryError, Tracker, best_specs, tracking_uri_for
 from trainables.data import read_raw_splits
@@ -177,7 +177,7 @@ def _train(sweep: _Sweep) -> bool:
     with ExitStack() as stack:
         with sweep.phase("starting Ray"):
             placement = stack.enter_context(ray_cluster(sweep.spec))
-            broker = start_broker(sweep.storage.location)
+            broker = start_broker(sweep.storage.location, max_crashes=sweep.spec.hosts.max_crashes)
             stack.callback(ray.kill, broker)
             pool = HostPool(broker, sweep.storage, placement.limits, placement.shape)
             stack.enter_context(pool)
@@ -254,7 +254,7 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
         {"storage": sweep.storage.location},
         start_points=_start_points(sweep),
         may_start=may_start,
-        scheduler=scheduler,
+        scheduler=Verdicts(scheduler, stage.wishes),
     )
     reason = stage.run(searcher, scheduler, scheduler.end_of, share)
     # A search that found nothing has not ended: what was wrong may be mended before the next run.

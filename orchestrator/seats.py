@@ -33,7 +33,7 @@ from trainables.orders import (
 )
 
 MAX_LONE_CRASHES = 2
-"""A trial whose host dies twice while nobody else was training is taken to be the cause."""
+"""Deaths of its host, while nobody else was training, that convict a trial by default."""
 
 MAX_DEAD_HOSTS = 3
 """Hosts of a group that may be given up in a row, with no news of any trial in between."""
@@ -46,10 +46,12 @@ class Seats:
 
     Args:
         lease_s: A trial whose proxy is silent for longer loses its seat, unexported.
+        max_crashes: A trial or task whose host dies so often while nobody else was training is
+            taken to be the cause, and fails.
     """
 
-    def __init__(self, lease_s: float) -> None:
-        self.lease_s = lease_s
+    def __init__(self, lease_s: float, max_crashes: int = MAX_LONE_CRASHES) -> None:
+        self.lease_s, self.max_crashes = lease_s, max_crashes
         self.members: dict[str, Member] = {}  # in the order they joined: the waiting line
         self.hosts: dict[str, Host] = {}
         self.errands: dict[str, Errand] = {}
@@ -233,14 +235,16 @@ class Seats:
             member.is_suspect = True
         for name, errand in self._busy(host.host_id):
             errand.crashes += name in host.offered
-            if errand.crashes >= MAX_LONE_CRASHES:
+            if errand.crashes >= self.max_crashes:
                 self._dead.pop(errand.group, None)
-                errand.report = TaskReport(task_id=name, error="its host died at it, twice")
+                errand.report = TaskReport(
+                    task_id=name, error=f"its host died at it {self.max_crashes} times"
+                )
         if len(active) == 1 and host.offered == {active[0].key}:
             active[0].lone_crashes += 1
-            if active[0].lone_crashes >= MAX_LONE_CRASHES:
+            if active[0].lone_crashes >= self.max_crashes:
                 self._dead.pop(host.group, None)  # the cause is found
-                reason = f"its host died {MAX_LONE_CRASHES} times while training it alone"
+                reason = f"its host died {self.max_crashes} times while training it alone"
                 self._fail(active[0], Failure(fault="failed", reason=reason))
 
     def refuse(self, host_id: str, failure: Failure) -> None:

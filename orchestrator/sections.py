@@ -338,6 +338,8 @@ class HostsSpec:
         fresh: Start a new host for every trial instead of keeping warm ones.
         max_failures: Times a host's worker is started anew before the host is given up. It takes
             three to tell a trial that kills its host from the neighbours that only die with it.
+        max_crashes: Times a host may die while it trains one trial alone before that trial fails;
+            until then it goes on from its checkpoint.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -345,8 +347,12 @@ class HostsSpec:
     seats: int = 1
     fresh: bool = False
     max_failures: int = 5
+    max_crashes: int = 2
 
     def __post_init__(self) -> None:
+        require(
+            self.max_crashes >= 1, "hosts.max_crashes", self.max_crashes, ">= 1", "Use 1 or more."
+        )
         require(1 <= self.seats <= 256, "hosts.seats", self.seats, "1 to 256", "Use 1 or more.")
         require(
             self.max_failures >= 0,

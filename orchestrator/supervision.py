@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,10 +16,13 @@ from ray import tune
 from ray.actor import ActorHandle
 
 from orchestrator.budget import Budget, Usage
-from orchestrator.control import Wishes, take_requests
+from orchestrator.control import STOPPED_BY_USER, Wishes, take_requests
 from orchestrator.errors import SweepStorageError
 from orchestrator.layout import REQUESTS_FOLDER
+from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.pbt import Heir
 from orchestrator.recording import SweepRecord
+from orchestrator.schedule import EarlyStopping
 from orchestrator.storage import SweepStorage
 
 logger = logging.getLogger(__name__)
@@ -102,6 +106,31 @@ class Supervisor:
             ray.get(self._broker.leave.remote(trial, None, keep=True))
         except ray.exceptions.RayError as error:
             logger.warning("trial %d was not told to stop: %s", trial, error)
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What a searcher is told of the scheduler, with the user's word before the scheduler's.
+
+    So a search learns of a trial that the user stopped what the log will say of it.
+    """
+
+    scheduler: EarlyStopping
+    wishes: Wishes
+
+    def next_heir(self) -> Heir | None:
+        """See `EarlyStopping.next_heir`."""
+        return self.scheduler.next_heir()
+
+    def may_start_fresh(self, fresh_started: int) -> bool:
+        """See `EarlyStopping.may_start_fresh`."""
+        return self.scheduler.may_start_fresh(fresh_started)
+
+    def end_of(self, trial: int) -> TrialOutcome | None:
+        """How and why a trial was stopped."""
+        if self.wishes.is_stopped(trial):
+            return TrialOutcome(Outcome.CANCELLED, STOPPED_BY_USER)
+        return self.scheduler.end_of(trial)
 
 
 class SweepStopper(tune.Stopper):  # type: ignore[misc]

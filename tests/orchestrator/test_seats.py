@@ -17,9 +17,9 @@ SPEC = TrialSpec(
 REQUEST = SeatRequest(spec=SPEC, state_dir="s", bundle_dir="b")
 
 
-def build_seats(hosts=1, seats=2, group="g", serves=None):
+def build_seats(hosts=1, seats=2, group="g", serves=None, **options):
     """Seats with hosts h0, h1, … up, each in its first incarnation `one`."""
-    state = Seats(lease_s=30)
+    state = Seats(lease_s=30, **options)
     for number in range(hosts):
         start = HostStart(host_id=f"h{number}", group=group, base={})
         state.open_host(start, seats, serves)
@@ -291,6 +291,19 @@ def test_after_a_crash_suspects_train_alone_one_after_the_other():
     assert credit(state, incarnation="two") == {0: 20, 1: 0, 2: 0}
 
 
+@pytest.mark.parametrize("limit", [1, 4])
+def test_how_many_crashes_convict_a_trial_is_the_users_choice(limit):
+    state = build_seats(seats=1, max_crashes=limit)
+    join(state, 0)
+    state.advance(0, "a", 20, 0.0)
+    for crash in range(1, limit + 1):
+        state.orders("h0", "one" if crash == 1 else f"i{crash - 1}")
+        state.hello("h0", f"i{crash}")
+        fault = state.advance(0, "a", 20, 0.0).report
+        assert (fault is not None) == (crash == limit)
+    assert fault.fault == "failed"
+
+
 def test_a_trial_that_kills_its_host_alone_fails_and_its_neighbour_goes_on():
     state = build_seats()
     join(state, 0, 1)
@@ -526,7 +539,7 @@ def test_a_task_that_its_host_dies_of_twice_is_given_up():
     for now, then in (("one", "two"), ("two", "three")):
         state.orders("h0", now)
         state.hello("h0", then)
-    assert "twice" in state.errands["base"].report.error
+    assert "died at it 2 times" in state.errands["base"].report.error
 
 
 def test_closing_drops_seats_but_lets_those_who_are_leaving_leave():

@@ -542,5 +542,7 @@ def test_an_initialisation_that_rewrites_the_base_is_refused_with_the_reason(ext
         "name": "tiny", "base": {"model": "owner/name"}, "data": {"train": "owner/rows"},
         "optim": {"steps": 40}, "eval": {"every": 10}, "budget": {"trials": 4}, **extra,
     }  # fmt: skip
-    with pytest.raises(SweepSpecError, match=r"lora\.init: got 'pissa'.*changes the base's weights"):
+    with pytest.raises(
+        SweepSpecError, match=r"lora\.init: got 'pissa'.*changes the base's weights"
+    ):
         parse_sweep(written, tmp_path)

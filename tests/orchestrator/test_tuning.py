@@ -96,6 +96,14 @@ class Scene:
         }
 
 
+@pytest.fixture(autouse=True)
+def without_ray_tunes_own_files():
+    """As `orchestrator.cluster` has it; Ray Tune leaves those of a trial that it ends open."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        yield
+
+
 @pytest.fixture
 def build_scene(local_ray, fake_engine, build_fake_base, tmp_path):
     scenes = []
