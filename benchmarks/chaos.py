@@ -507,7 +507,7 @@ def describe(results: Sequence[Disturbed], command: str, events: int) -> str:
         f"{len(kills)} kills in {len(results)} sweeps of {events} events each when undisturbed; "
         f"{len(results) - len(bad)} sweeps ended as the undisturbed one did: the same trials, "
         "reports, adapters (bit for bit), test metrics, version and champion, each once in the "
-        "log and in MLflow, and no state written twice.",
+        "log and in MLflow, and no state seen to be written twice.",
         "",
         "| sweep | moment | victim | killed | at event | phase | seconds to the end | verdict |",
         "|---|---|---|---|---|---|---|---|",
