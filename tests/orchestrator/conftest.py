@@ -17,18 +17,24 @@ from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, T
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """A quiet Ray of four logical CPUs, with whatever dashboard is installed, on loopback."""
+def local_ray(s3_server: dict[str, str]) -> Iterator[None]:
+    """A quiet Ray of four logical CPUs, with whatever dashboard is installed, on loopback.
+
+    Its workers know the way to the S3 server, as every node of a cluster must.
+    """
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "1"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # the coming default; else a warning
-    ray.init(
-        num_cpus=4,
-        dashboard_host="127.0.0.1",
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.items():
+            patch.setenv(name, value)
+        ray.init(
+            num_cpus=4,
+            dashboard_host="127.0.0.1",
+            object_store_memory=100 * 2**20,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     yield
     ray.shutdown()
 
