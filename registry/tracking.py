@@ -255,7 +255,7 @@ def tracking_uri_for(runs_dir: Path) -> tuple[str, str | None]:
     """
     named = os.environ.get("MLFLOW_TRACKING_URI")
     if named:
-        return named, None
+        return named, artifact_location_for(named)
     folder = runs_dir.expanduser().resolve()
     tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
     return tracking_uri, artifact_location_for(tracking_uri)

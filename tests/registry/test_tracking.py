@@ -165,6 +165,9 @@ def test_runs_go_to_a_file_unless_a_server_is_named(
     assert artifacts == f"file://{tmp_path}/mlartifacts"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert tracking_uri_for(tmp_path) == ("http://mlflow:5000", None)
+    # MLflow itself would put artifacts below whatever folder the sweep is started in.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////srv/mlflow.db")
+    assert tracking_uri_for(tmp_path) == ("sqlite:////srv/mlflow.db", "file:///srv/mlartifacts")
 
 
 def test_new_database_is_laid_out_silently(
