@@ -6,6 +6,7 @@ search leaves `budget.finals_fraction` of every limit but `trials` to the finals
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from orchestrator.history import SweepHistory, TrialRecord
+from orchestrator.meter import Meter
 from orchestrator.sections import BudgetSpec
 from orchestrator.wording import format_duration
 
@@ -123,7 +125,14 @@ class Budget:
                 return f"the budget of {limit.show(limit.limit)} ({limit.name}) is spent{whole}"
         return ""
 
-    def forbids(self, steps: int, share: float = 1.0, horizon: int | None = None) -> str:
+    def forbids(
+        self,
+        steps: int,
+        share: float = 1.0,
+        horizon: int | None = None,
+        *,
+        is_finals: bool = False,
+    ) -> str:
         """Why another trial of so many steps does not fit any more; empty when it does.
 
         What trials that run already will still take is set aside. Before anything was measured
@@ -133,11 +142,16 @@ class Budget:
             steps: Steps the trial must come to.
             share: Part of the limits that counts.
             horizon: Steps that running trials will come to; `None` sets nothing aside for them.
+            is_finals: It is a repeat, which competes with repeats; else with trials of the search.
         """
         spent = self.exhausted(share)
         if spent:
             return spent
-        running = self._history.unfinished()
+        running = [
+            trial
+            for trial in self._history.unfinished()
+            if (trial.repeat_of is not None) == is_finals
+        ]
         ahead = sum(max(0, horizon - trial.step) for trial in running) if horizon else 0
         for limit in self.limits():
             if limit.rate:
@@ -171,7 +185,8 @@ def _host_s_per_step(history: SweepHistory) -> float:
 
 def _wall_s_per_step(history: SweepHistory) -> float:
     """Median seconds that passed per step of a trial, those of its neighbours included."""
-    taken = [pace for trial in _newest(history) if (pace := _pace(trial)) is not None]
+    paces = (_pace(trial, history.meter) for trial in _newest(history))
+    taken = [pace for pace in paces if pace is not None]
     return statistics.median(taken) if taken else 0.0
 
 
@@ -179,10 +194,18 @@ def _newest(history: SweepHistory) -> list[TrialRecord]:
     return list(history.trials.values())[-_PACE_OF:]
 
 
-def _pace(trial: TrialRecord) -> float | None:
-    """Seconds per step between reports; from the start on while there is only one."""
-    reports = list(trial.reports)
-    if len(reports) > 1:
-        first, last = reports[0], reports[-1]
-        return (last.at - first.at) / max(1, last.step - first.step)
-    return (reports[0].at - trial.started_at) / max(1, reports[0].step) if reports else None
+def _pace(trial: TrialRecord, meter: Meter) -> float | None:
+    """Seconds per step between reports; from the start on while there is only one.
+
+    What passed between two sessions is nobody's pace.
+    """
+    points = [(report.step, report.at) for report in list(trial.reports)]
+    if len(points) == 1:
+        points = [(0, trial.started_at), *points]
+    gaps = [
+        (end - start, later - step)
+        for (step, start), (later, end) in itertools.pairwise(points)
+        if meter.are_together(start, end)
+    ]
+    steps = sum(gap for _, gap in gaps)
+    return sum(seconds for seconds, _ in gaps) / steps if steps else None

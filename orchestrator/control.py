@@ -103,6 +103,7 @@ def stop_trial(storage: SweepStorage, trial: int) -> str:
         )
     try:
         with storage.open_log() as events:
+            events.append("session_lost")
             end_cancelled(events, record, STOPPED_BY_USER)
     except SweepInUseError:
         post_request(storage, Request(kind="stop", trial=trial))
@@ -124,6 +125,7 @@ def cancel_sweep(storage: SweepStorage) -> str:
         )
     try:
         with storage.open_log() as events:
+            events.append("session_lost")
             for record in history.unfinished():
                 end_cancelled(events, record, CANCELLED_BY_USER)
             events.append("sweep_ended", status="cancelled", reason=CANCELLED_BY_USER)

@@ -41,6 +41,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "registered": "trial ref digest",
         "promoted": "ref promoted reason",
         "phase": "name seconds",
+        "session_lost": "",
         "usage": "cpu_s gpu_s",
         "start_points": "points",
         "stage_ended": "stage reason under",

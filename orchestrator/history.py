@@ -184,8 +184,10 @@ WITH_ADAPTER = (Outcome.COMPLETED, Outcome.STOPPED, Outcome.CANCELLED)
 
 
 def _resume_trial(record: TrialRecord, event: Event) -> None:
-    # A trial that the budget cut short, or that failed with its whole sweep, goes on.
+    # A trial that the budget cut short, or that failed with its whole sweep, goes on: what was
+    # made of it and measured is of an adapter that will be another one.
     record.outcome, record.reason, record.ended_at, record.ended_by = None, "", None, ""
+    record.bundle, record.final_metrics, record.ref = None, None, None
 
 
 def _report(record: TrialRecord, event: Event) -> None:
@@ -230,6 +232,10 @@ def _end(history: SweepHistory, event: Event) -> None:
     history.meter.end(event.at)
 
 
+def _lose_session(history: SweepHistory, event: Event) -> None:
+    history.meter.lose()
+
+
 def _use(history: SweepHistory, event: Event) -> None:
     history.meter.use(event.fields["cpu_s"], event.fields["gpu_s"])
 
@@ -259,7 +265,10 @@ def _keep_order(history: SweepHistory, event: Event) -> None:
 
 
 def _end_stage(history: SweepHistory, event: Event) -> None:
-    history.stages[event.fields["stage"]] = event.fields
+    stage = event.fields["stage"]
+    if stage == "search":
+        history.stages.pop("finals", None)  # those were of what was found before
+    history.stages[stage] = event.fields
 
 
 def _evaluate_base(history: SweepHistory, event: Event) -> None:
@@ -297,6 +306,7 @@ _ON_SWEEP: dict[str, Callable[[SweepHistory, Event], None]] = {
     "base_evaluated": _evaluate_base,
     "phase": _add_phase,
     "promoted": _promote,
+    "session_lost": _lose_session,
     "usage": _use,
     "start_points": _start_points,
     "stage_ended": _end_stage,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(kw_only=True)
@@ -13,12 +13,14 @@ class Meter:
 
     Attributes:
         began: When the session under way began, in seconds since the epoch; `None` between two.
+        begins: When each session began.
         seconds: Of the sessions before it.
         cpu_s: CPU-seconds of hosts, those of the session under way included.
         gpu_s: GPU-seconds of hosts.
     """
 
     began: float | None = None
+    begins: list[float] = field(default_factory=list)
     seconds: float = 0.0
     cpu_s: float = 0.0
     gpu_s: float = 0.0
@@ -27,8 +29,17 @@ class Meter:
 
     def begin(self, at: float) -> None:
         """A session begins; one that has no end ended with its last event."""
-        self.end(self._last)
+        self.lose()
         self.began = self._last = at
+        self.begins.append(at)
+
+    def lose(self) -> None:
+        """The session under way, if any, was killed after its last event."""
+        self.end(self._last)
+
+    def are_together(self, start: float, end: float) -> bool:
+        """Whether no session began between two moments."""
+        return not any(start < began <= end for began in self.begins)
 
     def end(self, at: float) -> None:
         """The session is over."""

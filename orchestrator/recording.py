@@ -169,10 +169,12 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
 
     def _describe_end(self, number: int, result: Mapping[str, Any]) -> TrialOutcome:
         outcome = infer_outcome(result, self._horizon)
+        verdict = self._end_of(number)
+        if outcome is Outcome.COMPLETED and verdict and verdict.outcome is Outcome.DIVERGED:
+            return verdict  # it ran away with its last steps
         if outcome in (Outcome.STOPPED, Outcome.CANCELLED):
             if self._wishes.is_stopped(number):
                 return TrialOutcome(Outcome.CANCELLED, STOPPED_BY_USER)
-            verdict = self._end_of(number)
             if verdict is not None:
                 return verdict
         if "step" not in result:  # Ray Tune's own keys are there from the start

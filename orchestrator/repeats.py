@@ -19,6 +19,8 @@ from trainables.spec import TrialSpec
 logger = logging.getLogger(__name__)
 
 _SEEDS = 2**32
+_APART = 1_000_003
+"""Between the new seeds of two finalists that may differ by nothing but their seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +48,36 @@ def plan_repeats(spec: SweepSpec, history: SweepHistory) -> list[Repeat]:
     planned = []
     for turn in range(1, spec.finals.seeds + 1):
         for trial in finalists(spec, history)[: spec.finals.top]:
-            seed = (int(trial.spec["seed"]) + turn) % _SEEDS
+            seed = _new_seed(spec, trial, turn)
             started = {run.spec["seed"] for run in history.repeats_of(trial.number)}
             if seed not in started:
                 planned.append(Repeat(trial=trial, seed=seed))
     return planned
 
 
+def unwanted_repeats(spec: SweepSpec, history: SweepHistory) -> list[TrialRecord]:
+    """Unfinished repeats of trials that are no finalists any more."""
+    wanted = {trial.number for trial in finalists(spec, history)[: spec.finals.top]}
+    return [
+        trial
+        for trial in history.unfinished()
+        if trial.repeat_of is not None and trial.repeat_of not in wanted
+    ]
+
+
 def are_repeated(spec: SweepSpec, history: SweepHistory) -> bool:
     """Whether no repeat is left to start or to end."""
-    wanted = {trial.number for trial in finalists(spec, history)[: spec.finals.top]}
     return not plan_repeats(spec, history) and not any(
-        trial.repeat_of in wanted for trial in history.unfinished()
+        trial.repeat_of is not None for trial in history.unfinished()
     )
+
+
+def _new_seed(spec: SweepSpec, trial: TrialRecord, turn: int) -> int:
+    """A seed that neither the search nor another finalist has had with these settings."""
+    seed = int(trial.spec["seed"]) + turn
+    if "seed" in spec.search_space.knobs:
+        seed += _APART * (trial.number + 1)
+    return seed % _SEEDS
 
 
 class RepeatSearcher(Searcher):  # type: ignore[misc]

@@ -11,6 +11,7 @@ from orchestrator.errors import SweepStorageError
 from orchestrator.finals import are_measured, registrants
 from orchestrator.history import TrialRecord
 from orchestrator.layout import REQUESTS_FOLDER, bundle_folder
+from orchestrator.measurements import measured_reports
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.recording import SweepRecord
 from orchestrator.spec import RESUMABLE_CHANGES, SweepSpec
@@ -95,6 +96,7 @@ class SweepProgress:
         for trial in self.record.history.ended():
             stage: StageName = "search" if trial.repeat_of is None else "finals"
             if stage in stages and _goes_on(trial, is_failed):
+                self.storage.remove_bundle(trial.number)  # it is not of the end it will have
                 self.record.add("trial_resumed", trial=trial.number, step=trial.step)
 
     def _hear_requests(self) -> None:
@@ -122,4 +124,5 @@ def _goes_on(trial: TrialRecord, is_failed: bool) -> bool:
     """
     if trial.outcome is Outcome.CANCELLED:
         return trial.reason != STOPPED_BY_USER
-    return is_failed and trial.outcome is Outcome.FAILED and not trial.reports
+    is_fault = trial.outcome in (Outcome.FAILED, Outcome.INFEASIBLE)
+    return is_failed and is_fault and not measured_reports(trial)

@@ -35,7 +35,7 @@ from orchestrator.control import CANCELLED_BY_USER, Wishes
 from orchestrator.delivery import Delivery
 from orchestrator.errors import SweepFailedError
 from orchestrator.finals import evaluate_finalists, register_finalists
-from orchestrator.history import WITH_ADAPTER, SweepHistory
+from orchestrator.history import WITH_ADAPTER, SweepHistory, exceeded
 from orchestrator.hosts import HostPool
 from orchestrator.layout import (
     CURSOR_FILE,
@@ -44,11 +44,11 @@ from orchestrator.layout import (
     REPORT_FOLDER,
     bundle_folder,
 )
-from orchestrator.outcome import Outcome
+from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.progress import ProgressDisplay
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
 from orchestrator.recording import SweepRecord
-from orchestrator.repeats import RepeatSearcher, are_repeated
+from orchestrator.repeats import RepeatSearcher, are_repeated, unwanted_repeats
 from orchestrator.report import SweepReport, build_report, write_report
 from orchestrator.resuming import SweepProgress
 from orchestrator.schedule import build_scheduler, replay_history
@@ -198,7 +198,8 @@ def _train(sweep: _Sweep) -> bool:
         if not sweep.progress.has_ended("search"):
             with sweep.phase("searching"):
                 _search(sweep, stage)
-        if not wishes.is_cancelled and not sweep.progress.has_ended("finals"):
+        is_searched = sweep.progress.has_ended("search")
+        if is_searched and not wishes.is_cancelled and not sweep.progress.has_ended("finals"):
             with sweep.phase("training the best again"):
                 _repeat(sweep, stage)
         if not wishes.is_cancelled:
@@ -258,7 +259,8 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
     )
     reason = stage.run(searcher, scheduler, scheduler.end_of, share)
     # A search that found nothing has not ended: what was wrong may be mended before the next run.
-    if not stage.wishes.is_cancelled and record.history.best(spec.objective) is not None:
+    has_found = any(trial.outcome in WITH_ADAPTER for trial in record.history.searched())
+    if not stage.wishes.is_cancelled and has_found:
         is_short = len(record.history.searched()) < spec.budget.trials
         sweep.progress.end("search", reason or (searcher.finish_reason if is_short else ""))
 
@@ -278,13 +280,16 @@ def _start_points(sweep: _Sweep) -> list[Mapping[str, Any]]:
 def _repeat(sweep: _Sweep, stage: Stage) -> None:
     """Train the finalists again with new seeds, to the full horizon."""
     spec, record = sweep.spec, sweep.record
+    for trial in unwanted_repeats(spec, record.history):
+        end = TrialOutcome(Outcome.CANCELLED, "what it repeats is no finalist any more")
+        record.end_trial(trial.number, end, by="budget")
     reason = ""
     if not are_repeated(spec, record.history):
         searcher = RepeatSearcher(
             spec,
             record.history,
             {"storage": sweep.storage.location},
-            lambda: stage.budget.forbids(spec.horizon, horizon=spec.horizon),
+            lambda: stage.budget.forbids(spec.horizon, horizon=spec.horizon, is_finals=True),
         )
         reason = stage.run(searcher, FIFOScheduler(), lambda trial: None, is_finals=True)
         reason = reason or searcher.finish_reason
@@ -324,5 +329,9 @@ def _status(sweep: _Sweep) -> tuple[str, str]:
     trials = [trial for trial in history.searched() if trial.outcome is not None]
     if history.best(sweep.spec.objective) is not None:
         return Outcome.COMPLETED.value, f"{len(trials)} trials"
+    broken = [exceeded(one, sweep.spec.objective) for one in trials if one.outcome in WITH_ADAPTER]
+    if any(broken):
+        common = max(broken, key=broken.count)
+        return Outcome.FAILED.value, f"none of {len(broken)} adapters keeps {common}"
     reasons = [trial.reason for trial in trials]
     return Outcome.FAILED.value, max(reasons, key=reasons.count, default="no trial was started")

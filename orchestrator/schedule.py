@@ -227,9 +227,16 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         reports = self._reports.setdefault(number, [])
         if is_through or is_fault(report):
             self._rule.drop(number)
+            self._judge_last(number, [*reports, report])
         elif not reports or report["step"] > reports[-1]["step"]:
             reports.append(report)
             self._judge(number, report)
+
+    def _judge_last(self, number: int, reports: list[Mapping[str, float]]) -> None:
+        """At the horizon nothing is stopped any more, but what ran away did not complete."""
+        end = None if is_fault(reports[-1]) else find_exit(self._exits, reports)
+        if end is not None and end.outcome is Outcome.DIVERGED:
+            self._ends[number] = end
 
     def _judge(self, number: int, report: Mapping[str, Any]) -> None:
         step, value = report["step"], report.get(self._metric, math.nan)

@@ -43,6 +43,9 @@ _MAX_FIRST_FAILURES = 3
 """Trials that may fail alike before any has measured anything; then the sweep is at fault. Twice
 as many when each has reasons of its own."""
 
+_JUDGED = (Outcome.STOPPED, Outcome.CANCELLED)
+"""Ends of which the scheduler, or the user, knows better than the trial."""
+
 Draw = Callable[[str, BaseDistribution], Any]
 
 
@@ -261,7 +264,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             seen.reason = (result or {}).get("reason", "")
             number = self._configs[trial_id]["trial"]
             verdict = self._scheduler.end_of(number) if self._scheduler else None
-            if verdict is not None and seen.outcome in (Outcome.STOPPED, Outcome.CANCELLED):
+            if verdict is not None and (
+                seen.outcome in _JUDGED or verdict.outcome is Outcome.DIVERGED
+            ):
                 seen.outcome, seen.reason = verdict.outcome, verdict.reason
 
     def save(self, checkpoint_path: str) -> None:

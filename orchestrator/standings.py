@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.history import SweepHistory, TrialRecord
+from orchestrator.history import SweepHistory, TrialRecord, exceeded
 from orchestrator.outcome import Outcome
 from orchestrator.sections import ObjectiveSpec
 from orchestrator.spec import SweepSpec
@@ -24,8 +24,8 @@ class Standing:
 
     Attributes:
         trial: The trial of the search.
-        runs: It, if it was trained to the horizon, and its repeats that were; those that were
-            measured.
+        runs: It, if it was trained from the start to the horizon, and its repeats that were;
+            those that were measured and keep the constraints.
         metric: What `values` are of.
         values: The metric of each run.
         mean: Of the values; `None` without any.
@@ -43,6 +43,11 @@ class Standing:
     def adapter(self) -> TrialRecord:
         """The run whose adapter stands for the configuration; see `choose_adapter`."""
         return self.trial if not self.runs else self.runs[0]
+
+    @property
+    def is_repeated(self) -> bool:
+        """It was trained again with another seed."""
+        return any(run.repeat_of is not None for run in self.runs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +72,18 @@ def finalists(spec: SweepSpec, history: SweepHistory) -> list[TrialRecord]:
 def rank_finalists(spec: SweepSpec, history: SweepHistory) -> list[Standing]:
     """The finalists, best first.
 
-    By their mean on test rows when they were trained again; else in the order of the search, as
-    test rows are no place to choose from single runs.
+    Those that were trained again by their mean on test rows; the others after them in the order of
+    the search, as test rows are no place to choose from single runs.
     """
     standings = [_stand(spec, history, trial) for trial in finalists(spec, history)]
-    if not spec.finals.seeds or not any(standing.values for standing in standings):
-        return standings
     sign = 1.0 if spec.objective.mode == "min" else -1.0
 
     def place(standing: Standing) -> tuple[bool, float]:
-        return standing.mean is None, 0.0 if standing.mean is None else sign * standing.mean
+        if standing.mean is None or not standing.is_repeated:
+            return True, 0.0
+        return False, sign * standing.mean
 
-    return sorted(standings, key=place)  # stable: of equals the better on validation rows
+    return sorted(standings, key=place)  # stable: the rest in the order of the search
 
 
 def compare_first_two(standings: Sequence[Standing], confidence: float) -> Verdict | None:
@@ -119,8 +124,12 @@ def _stand(spec: SweepSpec, history: SweepHistory, trial: TrialRecord) -> Standi
     runs = [
         run
         for run in (trial, *history.repeats_of(trial.number))
-        if run.outcome is Outcome.COMPLETED and _value(run, spec) is not None
+        if run.outcome is Outcome.COMPLETED
+        and _value(run, spec) is not None
+        and not exceeded(run, spec.objective)
     ]
+    if len(runs) > 1:  # one that went on from another's checkpoint is no run of these settings
+        runs = [run for run in runs if run.parent is None]
     if not runs and _value(trial, spec) is not None:
         runs = [trial]  # stopped or cut short, and nothing that went further
     metric = held_out_name(spec.objective, runs[0].final_metrics or {}) if runs else ""

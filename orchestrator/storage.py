@@ -37,7 +37,14 @@ from trainables.objects import (
     write_object,
 )
 from trainables.origin import cache_folder
-from trainables.storage import fetch_folder, has_folder, is_remote, join_location, path_below
+from trainables.storage import (
+    fetch_folder,
+    has_folder,
+    is_remote,
+    join_location,
+    path_below,
+    remove_folder,
+)
 
 _MADE_FROM_LOG = (CURSOR_FILE, REPORT_FOLDER, "trials", "tune", "hosts")
 
@@ -104,6 +111,15 @@ class SweepStorage:
             return (Path(self.bundle_location(trial)) / "manifest.json").is_file()
         with _sweep_errors():
             return has_folder(self.bundle_location(trial))
+
+    def remove_bundle(self, trial: int) -> None:
+        """Forget the adapter of a trial that goes on.
+
+        Raises:
+            SweepStorageError: The storage cannot be written.
+        """
+        with _sweep_errors():
+            remove_folder(self.bundle_location(trial))
 
     def fetch_bundle(self, trial: int) -> Path:
         """The local folder of a trial's adapter; copied into the mirror for a remote sweep.

@@ -85,8 +85,11 @@ class Supervisor:
         while not self._closing.wait(pause_s):
             self._hear()
             if time.monotonic() - written >= USAGE_EVERY_S:
-                self.write_usage()
                 written = time.monotonic()
+                try:
+                    self.write_usage()
+                except SweepStorageError as error:  # the next one holds it, too
+                    logger.warning("usage was not recorded: %s", error)
 
     def _hear(self) -> None:
         try:

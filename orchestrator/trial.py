@@ -158,7 +158,8 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
     def _result(
         self, report: SeatReport | None, outcome: Outcome | None = None, reason: str = ""
     ) -> dict[str, Any]:
-        metrics = fault_metrics({"step": self._step}) if report is None else report.metrics
+        # Without a report there is nothing to tell: step 0 is no report.
+        metrics = fault_metrics({"step": 0}) if report is None else report.metrics
         result: dict[str, Any] = {**metrics, "trial": self._trial, "done": outcome is not None}
         if outcome is not None:
             result |= {"outcome": outcome.value, "reason": reason}

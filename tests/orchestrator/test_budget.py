@@ -169,3 +169,27 @@ def test_however_often_ray_tune_asks_the_budget_is_looked_at_a_few_times_a_secon
     assert sweep.now == pytest.approx(10, abs=LOOK_EVERY_S)
     assert len(looks) == pytest.approx(asked / 10, abs=2)
     assert stopper.stop_all()
+
+
+def test_the_night_between_two_sessions_is_nobodys_pace():
+    sweep = Sweep(wall_clock_s=600)
+    sweep.begin(0)
+    for step, pause in ((10, 10.0), (20, 10.0)):
+        sweep.now += pause
+        sweep.apply("report", trial=0, step=step, metrics={"eval_loss": 1.0})
+    sweep.now += 8 * 3600
+    sweep.apply("sweep_resumed")
+    sweep.now += 30
+    sweep.apply("report", trial=0, step=30, metrics={"eval_loss": 1.0})
+    assert sweep.budget().forbids(100) == ""
+    assert "takes about 16:40" in sweep.budget().forbids(1000)
+
+
+def test_repeats_and_trials_of_the_search_set_nothing_aside_for_each_other():
+    sweep = Sweep(cpu_seconds=200)
+    sweep.train(0, steps=100, seconds=60.0)
+    sweep.usage = Usage(cpu_s=60.0)
+    for trial in (1, 2):
+        sweep.apply("trial_started", trial=trial, knobs={}, spec={}, repeat_of=0)
+    assert sweep.budget().forbids(100, horizon=100) == ""
+    assert sweep.budget().forbids(100, horizon=100, is_finals=True) != ""

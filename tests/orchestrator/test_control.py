@@ -1,5 +1,7 @@
 """Requests from a second terminal: to a driver that runs, and to a sweep without one."""
 
+import time
+
 import pytest
 
 from orchestrator.control import (
@@ -110,3 +112,11 @@ def test_a_cancel_with_a_driver_is_left_for_it(storage):
         assert cancel_sweep(storage) == "the sweep is told to end"
     assert read_history(storage.location).status == "running"
     assert requests_of(storage) == [Request(kind="cancel")]
+
+
+def test_ending_a_sweep_that_lies_there_takes_none_of_its_time(storage):
+    began = read_history(storage.location).meter.wall_clock_s()
+    time.sleep(0.3)
+    stop_trial(storage, 1)
+    cancel_sweep(storage)
+    assert read_history(storage.location).meter.wall_clock_s() == began

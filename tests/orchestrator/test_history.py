@@ -167,3 +167,21 @@ def test_a_trial_keeps_its_parent_and_who_cancelled_it() -> None:
     )
     assert history.trials[3].parent == parent
     assert history.trials[3].ended_by == "user"
+
+
+def test_what_was_measured_of_a_trial_is_forgotten_when_it_goes_on() -> None:
+    history = fold(
+        *(started(0), report(0, 10, 2.0), ended(0, "cancelled")),
+        ("final_evaluated", {"trial": 0, "metrics": {"test_loss": 1.0}}),
+        ("registered", {"trial": 0, "ref": "x/1", "digest": "d"}),
+        ("trial_resumed", {"trial": 0, "step": 10}),
+    )
+    record = history.trials[0]
+    assert (record.final_metrics, record.ref, record.bundle) == (None, None, None)
+    assert record.step == 10
+
+
+def test_finals_of_an_earlier_search_are_not_those_of_this_one() -> None:
+    ends = [("stage_ended", {"stage": s, "reason": "", "under": {}}) for s in ("search", "finals")]
+    assert fold(*ends).stages.keys() == {"search", "finals"}
+    assert fold(*ends, ends[0]).stages.keys() == {"search"}

@@ -251,3 +251,11 @@ def test_a_record_on_a_closed_log_raises(tmp_path):
     log.close()
     with pytest.raises((SweepStorageError, ValueError)):
         record.add("phase", name="searching", seconds=1.0)
+
+
+def test_a_trial_that_ran_away_with_its_last_steps_did_not_complete(scene):
+    scene.start()
+    scene.report(40)
+    scene.verdicts[0] = TrialOutcome(Outcome.DIVERGED, "ran away")
+    scene.complete({"step": 40, "outcome": "completed", "reason": "trained 40 steps"})
+    assert scene.end() == (Outcome.DIVERGED, "ran away", None)

@@ -5,7 +5,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.events import Event
 from orchestrator.history import SweepHistory
-from orchestrator.repeats import RepeatSearcher, are_repeated, plan_repeats
+from orchestrator.repeats import RepeatSearcher, are_repeated, plan_repeats, unwanted_repeats
 from orchestrator.sections import FinalsSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
@@ -133,3 +133,18 @@ def test_a_spent_budget_leaves_repeats_out_and_says_why(search):
     assert searcher.suggest("id-1") == Searcher.FINISHED
     assert searcher.suggest("id-2") == Searcher.FINISHED
     assert searcher.finish_reason == "no money left"
+
+
+def test_repeats_of_what_is_no_finalist_any_more_are_unwanted(search):
+    search.begin(3, trial_spec(rank=2, seed=8), repeat_of=0)
+    search.begin(4, trial_spec(rank=4, seed=8), repeat_of=1)
+    assert [one.number for one in unwanted_repeats(build_spec(), search.history)] == [3]
+
+
+def test_finalists_that_differ_by_their_seed_alone_share_no_new_one(search):
+    space = {"lora.rank": {"choice": [2, 4, 8, 16]}, "seed": {"int": [0, 99]}}
+    spec = build_spec(space=space)
+    for number in range(3):
+        search.history.trials[number].spec["seed"] = number
+    seeds = [seed for _, seed in planned(spec, search.history)]
+    assert len({*seeds, 0, 1, 2}) == 3 + len(seeds)

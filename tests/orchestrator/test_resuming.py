@@ -155,3 +155,23 @@ def test_a_stop_that_no_driver_heard_is_heard_now(scene):
     assert scene.going_on() == [0]
     assert scene.record.history.trials[1].reason == STOPPED_BY_USER
     assert take_requests(scene.storage.folder) == []
+
+
+def test_a_failed_sweep_retries_what_only_a_fault_was_reported_of(scene):
+    for number, outcome in enumerate(("failed", "infeasible")):
+        scene.trial(number, None, reports=False)
+        metrics = {"eval_loss": 1e9}
+        scene.record.add("report", trial=number, step=10, metrics=metrics, is_fault=True)
+        end = {"outcome": outcome, "reason": "", "step": 10, "bundle": None}
+        scene.record.add("trial_ended", trial=number, **end)
+    scene.conclude("failed")
+    scene.run()
+    assert scene.going_on() == [0, 1]
+
+
+def test_a_trial_that_goes_on_leaves_no_old_adapter_behind(scene):
+    scene.trial(0, "cancelled", "the budget is spent")
+    scene.end()
+    assert scene.storage.has_bundle(0)
+    scene.run(replace(SPEC, budget=BudgetSpec(trials=4)))
+    assert not scene.storage.has_bundle(0)

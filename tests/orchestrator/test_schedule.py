@@ -14,7 +14,14 @@ from orchestrator.events import Event
 from orchestrator.history import SweepHistory
 from orchestrator.outcome import Outcome
 from orchestrator.pbt import Heir
-from orchestrator.schedule import SCHEDULERS, build_scheduler, ladder_turns, replay_history
+from orchestrator.schedule import (
+    SCHEDULERS,
+    EarlyStopping,
+    NoRule,
+    build_scheduler,
+    ladder_turns,
+    replay_history,
+)
 from orchestrator.sections import ExitSpec, ObjectiveSpec, ScheduleSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
 from trainables.orders import fault_metrics
@@ -367,3 +374,12 @@ def test_heirs_that_were_started_are_not_started_again(open_tune) -> None:
     again = open_tune(tune.spec, life="second")
     assert [heir.replaces for heir in again.start_heirs()] == [7, 8]
     assert open_tune(tune.spec, life="third").start_heirs() == []
+
+
+@pytest.mark.parametrize(("last", "outcome"), [(9.5, Outcome.DIVERGED), (1.0, None)])
+def test_a_trial_can_run_away_with_its_last_steps(last, outcome):
+    scheduler = EarlyStopping("eval_loss", ExitSpec(divergence=3.0), NoRule())
+    scheduler.take(0, {"step": 10, "eval_loss": 3.0})
+    scheduler.take(0, {"step": 20, "eval_loss": last, "outcome": "completed"}, is_through=True)
+    end = scheduler.end_of(0)
+    assert (end.outcome if end else None) == outcome

@@ -82,6 +82,7 @@ def test_the_mean_over_seeds_on_test_rows_decides():
 
 def test_more_is_better_for_an_accuracy():
     finals = Finals().run(0, 0.1, 0.5).run(1, 0.2, 0.3)
+    finals.run(2, 0.1, 0.5, repeat_of=0).run(3, 0.2, 0.3, repeat_of=1)
     spec = build_spec(objective=ObjectiveSpec(metric="eval_accuracy"))
     first, _ = rank_finalists(spec, finals.history)
     assert (first.trial.number, first.metric, first.mean) == (1, "test_accuracy", 0.7)
@@ -163,3 +164,27 @@ def test_one_finalist_is_compared_with_nobody():
         compare_first_two(rank_finalists(build_spec(), Finals().run(0, 0.1, 0.2).history), 0.95)
         is None
     )
+
+
+def test_single_runs_are_not_chosen_among_by_test_rows_though_repeats_were_wanted():
+    finals = Finals().run(0, 0.1, 0.5).run(1, 0.2, 0.3)
+    assert [one.trial.number for one in rank_finalists(build_spec(), finals.history)] == [0, 1]
+
+
+def test_one_that_was_not_repeated_stands_behind_those_that_were():
+    finals = Finals().run(0, 0.1, 0.1).run(1, 0.2, 0.6).run(2, 0.2, 0.7, repeat_of=1)
+    assert [one.trial.number for one in rank_finalists(build_spec(), finals.history)] == [1, 0]
+
+
+def test_a_repeat_beyond_a_constraint_stands_for_nobody():
+    spec = build_spec(objective=ObjectiveSpec(constraints=("eval_accuracy >= 0.5",)))
+    finals = Finals().run(0, 0.3, 0.4).run(1, 0.2, 0.1, repeat_of=0).run(2, 0.9, 0.1, repeat_of=0)
+    (standing,) = rank_finalists(spec, finals.history)
+    assert [run.number for run in standing.runs] == [1, 0]
+
+
+def test_a_copy_of_another_trial_is_judged_by_its_repeats_from_the_start():
+    finals = Finals().run(0, 0.1, 0.9).run(1, 0.2, 0.4, repeat_of=0).run(2, 0.2, 0.5, repeat_of=0)
+    finals.history.trials[0].parent = {"trial": 9, "step": 10, "replaces": 8}
+    (standing,) = rank_finalists(build_spec(), finals.history)
+    assert sorted(standing.values) == [0.4, 0.5]
