@@ -481,6 +481,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(command):
     assert_finished_once(command)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_second_terminal_stops_a_trial_and_cancels_the_sweep(command):
     process = command.start()

@@ -22,6 +22,7 @@ def load(name):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_overhead_is_counted_for_each_trial_and_report(local_ray, tmp_path):
     overhead = load("search_overhead")
     readings = overhead.run_trials(4, "random", "none", tmp_path, seats=1)

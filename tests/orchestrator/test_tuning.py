@@ -154,13 +154,6 @@ def test_the_user_and_the_budget_end_trials_and_keep_what_they_measured(build_sc
     assert usage[-1]["cpu_s"] == scene.record.history.meter.cpu_s == 90.0
 
 
-def test_trials_that_end_by_themselves_leave_nothing_cut_short(build_scene):
-    scene = build_scene()
-    specs = [scene.base.build_spec(0), scene.base.build_spec(1, "nan:15")]
-    assert scene.run(*specs) == ""
-    assert scene.ends() == {0: (Outcome.COMPLETED, 40, ""), 1: (Outcome.DIVERGED, 14, "")}
-
-
 def test_a_cancelled_sweep_ends_its_trials_and_leaves_repeats_alone(build_scene):
     scene = build_scene()
     waiting = scene.base.build_spec(7).to_dict()
