@@ -21,6 +21,7 @@ from orchestrator.spec import BudgetSpec, SweepSpec
 from orchestrator.storage import SweepStorage
 from registry import Tracker, TrackingError, get, list_adapters
 from registry.connection import connect
+from registry.tracking import artifact_location_for
 from trainables.orders import TaskReport
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
@@ -275,7 +276,7 @@ def write_bundle():
 
 
 def register(scene, database, connect=None):
-    connect = connect or (lambda: Tracker(database, "lorchestra"))
+    connect = connect or (lambda: Tracker(database, "lorchestra", artifact_location_for(database)))
     storage = SweepStorage(scene.storage)
     with Delivery(scene.spec, scene.log.path, connect, scene.storage / "report") as delivery:
         delivery.flush(60)
