@@ -18,12 +18,12 @@ from orchestrator.errors import SweepInUseError, SweepSpecError
 from orchestrator.events import EventLog
 from orchestrator.history import TrialRecord
 from orchestrator.layout import REQUESTS_FOLDER, bundle_folder
-from orchestrator.outcome import Outcome
+from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.storage import SweepStorage, read_history
 
 logger = logging.getLogger(__name__)
 
-STOPPED_BY_USER = "stopped by the user"
+STOPPED_BY_USER = TrialOutcome(Outcome.CANCELLED, "stopped by the user")
 CANCELLED_BY_USER = "the sweep was cancelled by the user"
 
 
@@ -60,6 +60,10 @@ class Wishes:
         """The user asked for an end of this trial."""
         with self._guard:
             return trial in self._stopped
+
+    def end_of(self, trial: int) -> TrialOutcome | None:
+        """How a trial ends that the user stopped; `None` for another."""
+        return STOPPED_BY_USER if self.is_stopped(trial) else None
 
     @property
     def is_cancelled(self) -> bool:
@@ -104,7 +108,7 @@ def stop_trial(storage: SweepStorage, trial: int) -> str:
     try:
         with storage.open_log() as events:
             events.append("session_lost")
-            end_cancelled(events, record, STOPPED_BY_USER)
+            end_cancelled(events, record, STOPPED_BY_USER.reason)
     except SweepInUseError:
         post_request(storage, Request(kind="stop", trial=trial))
         return f"trial {trial} is told to stop"

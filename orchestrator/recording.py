@@ -149,7 +149,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
             number,
             end,
             bundle_folder(number) if has_bundle else None,
-            by="user" if end.reason == STOPPED_BY_USER else "",
+            by="user" if end == STOPPED_BY_USER else "",
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -173,8 +173,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         if outcome is Outcome.COMPLETED and verdict and verdict.outcome is Outcome.DIVERGED:
             return verdict  # it ran away with its last steps
         if outcome in (Outcome.STOPPED, Outcome.CANCELLED):
-            if self._wishes.is_stopped(number):
-                return TrialOutcome(Outcome.CANCELLED, STOPPED_BY_USER)
+            verdict = self._wishes.end_of(number) or verdict
             if verdict is not None:
                 return verdict
         if "step" not in result:  # Ray Tune's own keys are there from the start

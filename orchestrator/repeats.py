@@ -12,13 +12,13 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from orchestrator.history import SweepHistory, TrialRecord
+from orchestrator.settings import MAX_SEED
 from orchestrator.spec import SweepSpec
 from orchestrator.standings import finalists
 from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
 
-_SEEDS = 2**32
 _APART = 1_000_003
 """Between the new seeds of two finalists that may differ by nothing but their seeds."""
 
@@ -77,7 +77,7 @@ def _new_seed(spec: SweepSpec, trial: TrialRecord, turn: int) -> int:
     seed = int(trial.spec["seed"]) + turn
     if "seed" in spec.search_space.knobs:
         seed += _APART * (trial.number + 1)
-    return seed % _SEEDS
+    return seed % (MAX_SEED + 1)
 
 
 class RepeatSearcher(Searcher):  # type: ignore[misc]

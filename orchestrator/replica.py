@@ -9,10 +9,9 @@ successor never changes again.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
+from orchestrator.files import replace_file
 from orchestrator.lease import Lease
 from trainables.errors import StorageError
 from trainables.objects import check_bucket, list_objects, read_object, write_object
@@ -48,7 +47,7 @@ class LogReplica:
         if segments:
             self._number = len(segments) - 1
             self._lines = segments[-1].splitlines(keepends=True)
-        _replace(path, b"".join(segments))
+        replace_file(path, b"".join(segments))
 
     def append(self, line: bytes) -> None:
         """Put one line into the bucket; it is there when this returns.
@@ -97,11 +96,3 @@ def _read_segments(location: str) -> list[bytes]:
 
 def _segment(location: str, number: int) -> str:
     return f"{location}/{_FOLDER}/{number:08d}.jsonl"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    Path(temporary).chmod(0o644)  # mkstemp makes files that only the owner may read
-    Path(temporary).replace(path)

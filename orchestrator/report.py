@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from orchestrator.files import replace_file
 from orchestrator.history import SweepHistory, TrialRecord
 from orchestrator.leaderboard import build_leaderboard, describe_trial, find_pareto
 from orchestrator.measurements import Comparison, compare_with_base
@@ -195,18 +194,5 @@ def write_report(
         ),
     }
     for name, content in contents.items():
-        _replace(folder / name, content)
+        replace_file(folder / name, content)
     return [folder / name for name in contents]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Readers see the old file or the new one, never half of it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)  # mkstemp makes files that only the owner may read
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

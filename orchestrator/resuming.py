@@ -12,7 +12,7 @@ from orchestrator.finals import are_measured, registrants
 from orchestrator.history import TrialRecord
 from orchestrator.layout import REQUESTS_FOLDER, bundle_folder
 from orchestrator.measurements import measured_reports
-from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.outcome import Outcome
 from orchestrator.recording import SweepRecord
 from orchestrator.spec import RESUMABLE_CHANGES, SweepSpec
 from orchestrator.storage import SweepStorage
@@ -101,13 +101,12 @@ class SweepProgress:
 
     def _hear_requests(self) -> None:
         """Stops that no driver heard; whoever cancelled and runs the sweep again wants it on."""
-        end = TrialOutcome(Outcome.CANCELLED, STOPPED_BY_USER)
         self.storage.collect(REQUESTS_FOLDER)
         for request in take_requests(self.storage.folder):
             record = self.record.history.trials.get(-1 if request.trial is None else request.trial)
             if record is not None:
                 bundle = bundle_folder(record.number) if record.reports else None
-                self.record.end_trial(record.number, end, bundle, by="user")
+                self.record.end_trial(record.number, STOPPED_BY_USER, bundle, by="user")
 
     def _settings_of(self, stage: StageName) -> dict[str, Any]:
         """What decides how far a stage goes."""
@@ -123,6 +122,6 @@ def _goes_on(trial: TrialRecord, is_failed: bool) -> bool:
     mended what was wrong.
     """
     if trial.outcome is Outcome.CANCELLED:
-        return trial.reason != STOPPED_BY_USER
+        return trial.reason != STOPPED_BY_USER.reason
     is_fault = trial.outcome in (Outcome.FAILED, Outcome.INFEASIBLE)
     return is_failed and is_fault and not measured_reports(trial)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from orchestrator.errors import SweepInUseError, SweepStorageError
 from orchestrator.events import EventLog, decode_events
+from orchestrator.files import replace_file
 from orchestrator.history import SweepHistory
 from orchestrator.layout import (
     CURSOR_FILE,
@@ -217,9 +218,7 @@ class SweepStorage:
         target = self.folder / name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            writing = target.with_name(f".{uuid.uuid4().hex}")
-            writing.write_bytes(content)
-            writing.replace(target)
+            replace_file(target, content)
         except OSError as error:
             raise SweepStorageError(
                 f"{target}: cannot be written ({error}); allowed: a writable storage folder. "

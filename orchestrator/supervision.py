@@ -16,10 +16,10 @@ from ray import tune
 from ray.actor import ActorHandle
 
 from orchestrator.budget import Budget, Usage
-from orchestrator.control import STOPPED_BY_USER, Wishes, take_requests
+from orchestrator.control import Wishes, take_requests
 from orchestrator.errors import SweepStorageError
 from orchestrator.layout import REQUESTS_FOLDER
-from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.outcome import TrialOutcome
 from orchestrator.pbt import Heir
 from orchestrator.recording import SweepRecord
 from orchestrator.schedule import EarlyStopping
@@ -131,9 +131,7 @@ class Verdicts:
 
     def end_of(self, trial: int) -> TrialOutcome | None:
         """How and why a trial was stopped."""
-        if self.wishes.is_stopped(trial):
-            return TrialOutcome(Outcome.CANCELLED, STOPPED_BY_USER)
-        return self.scheduler.end_of(trial)
+        return self.wishes.end_of(trial) or self.scheduler.end_of(trial)
 
 
 class SweepStopper(tune.Stopper):  # type: ignore[misc]

@@ -23,6 +23,7 @@ COVERED_BY = {
     "trainables.errors": "tests/trainables/test_data.py",
     "registry.errors": "tests/registry/test_refs.py",
     "orchestrator.broker": "tests/orchestrator/test_hosts.py",
+    "orchestrator.files": "tests/orchestrator/test_report.py",
     "orchestrator.layout": "tests/orchestrator/test_finals.py",
     "orchestrator.leaderboard": "tests/orchestrator/test_report.py",
     "orchestrator.measurements": "tests/orchestrator/test_report.py",

@@ -73,7 +73,7 @@ def test_wishes_add_up():
 def test_a_stop_without_a_driver_ends_the_trial_and_keeps_its_adapter(storage):
     assert "no driver" in stop_trial(storage, 1)
     record = read_history(storage.location).trials[1]
-    assert (record.outcome, record.reason) == (Outcome.CANCELLED, STOPPED_BY_USER)
+    assert (record.outcome, record.reason) == (Outcome.CANCELLED, STOPPED_BY_USER.reason)
     assert (record.ended_by, record.bundle) == ("user", "trials/t0001/bundle")
     assert requests_of(storage) == []
 

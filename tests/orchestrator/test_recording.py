@@ -198,7 +198,7 @@ def test_a_trial_that_the_user_stopped_keeps_its_adapter(scene, last):
     scene.report(20)
     scene.wishes.add(Request(kind="stop", trial=0))
     scene.complete(last)
-    assert scene.end() == (Outcome.CANCELLED, STOPPED_BY_USER, "trials/t0000/bundle")
+    assert scene.end() == (Outcome.CANCELLED, STOPPED_BY_USER.reason, "trials/t0000/bundle")
     assert scene.record.history.trials[0].ended_by == "user"
 
 
@@ -209,7 +209,7 @@ def test_a_trial_stopped_before_its_first_report_reports_nothing(scene):
     scene.recorder.on_trial_result(0, [], scene.trial(), result)
     scene.complete(result)
     assert scene.kinds() == ["trial_started", "trial_ended"]
-    assert scene.end() == (Outcome.CANCELLED, STOPPED_BY_USER, None)
+    assert scene.end() == (Outcome.CANCELLED, STOPPED_BY_USER.reason, None)
 
 
 def test_a_trial_remembers_where_it_comes_from(scene):

@@ -122,7 +122,7 @@ def test_other_finals_leave_the_search_alone(scene):
 
 
 def test_a_trial_that_the_user_stopped_stays_stopped(scene):
-    scene.trial(0, "cancelled", STOPPED_BY_USER)
+    scene.trial(0, "cancelled", STOPPED_BY_USER.reason)
     scene.trial(1, None)
     scene.run()
     assert scene.going_on() == [1]
@@ -153,7 +153,7 @@ def test_a_stop_that_no_driver_heard_is_heard_now(scene):
     post_request(scene.storage, Request(kind="cancel"))
     scene.run()
     assert scene.going_on() == [0]
-    assert scene.record.history.trials[1].reason == STOPPED_BY_USER
+    assert scene.record.history.trials[1].reason == STOPPED_BY_USER.reason
     assert take_requests(scene.storage.folder) == []
 
 

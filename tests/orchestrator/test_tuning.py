@@ -145,7 +145,7 @@ def test_the_user_and_the_budget_end_trials_and_keep_what_they_measured(build_sc
         reason = scene.run(*long, share=0.8)
     assert reason == ("the budget of 1:40 of CPU (cpu_seconds) is spent, less 20% for the finals")
     trials = scene.record.history.trials
-    assert (trials[0].outcome, trials[0].reason) == (Outcome.CANCELLED, STOPPED_BY_USER)
+    assert (trials[0].outcome, trials[0].reason) == (Outcome.CANCELLED, STOPPED_BY_USER.reason)
     assert (trials[0].ended_by, trials[1].ended_by) == ("user", "budget")
     assert (trials[1].outcome, trials[1].reason) == (Outcome.CANCELLED, reason)
     assert trials[0].bundle == "trials/t0000/bundle"
