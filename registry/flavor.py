@@ -5,6 +5,13 @@ lorchestra is not installed: it imports nothing of it. It runs too when a versio
 a driver that has no use for torch: torch, transformers and peft are imported where needed.
 
     source (hub | folder | .gguf)  --check digest-->  plain folder  --quantize-->  stored form
+
+A version is meant for one serving form, which `model_config={"form": ...}` can change:
+
+    trained      the stored form that the adapter was trained on, the adapter beside it
+    unquantized  the plain weights in the compute dtype, the adapter beside them
+    merged       the adapter added into the plain weights
+    requantized  merged, and then quantized as the stored form was
 """
 
 from __future__ import annotations
@@ -22,14 +29,19 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc import PythonModel
 
+_FORMS = ("trained", "unquantized", "merged", "requantized")
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+class RecordMismatchError(RuntimeError):
+    """Files are not those that the bundle's manifest records."""
 
 
 class AdapterModel(PythonModel):  # type: ignore[misc]
     """A base with one adapter on it that completes prompts.
 
     Attributes:
-        model: The PEFT model.
+        model: The PEFT model; the bare one in a form that the adapter is merged into.
         tokenizer: The base's.
     """
 
@@ -40,17 +52,18 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
         """Load the base that the bundle's manifest names, and the adapter on it.
 
         Raises:
-            RuntimeError: A file of the adapter, or the base, is not the one that was trained.
+            RecordMismatchError: A file of the adapter, or the base, is not the one that was trained.
             FileNotFoundError: The base is not where the bundle or `base_model` says.
+            ValueError: There is no such form.
         """
-        from peft import PeftModel
-
         folder = Path(context.artifacts["adapter"])
+        options = context.model_config
+        _require_form(options["form"])
         manifest = _read_manifest(folder)
-        base, self.tokenizer = _load_base(
-            manifest["base"], context.model_config["base_model"], context.model_config["device"]
-        )
-        self.model = PeftModel.from_pretrained(base, str(folder)).eval()
+        with tempfile.TemporaryDirectory() as work:
+            self.model, self.tokenizer = _load(
+                folder, manifest["base"], options["form"], options, Path(work)
+            )
         self._prompt_style: str = manifest["data"]["prompt_style"]
         self._batch_size: int = context.model_config["batch_size"]
 
@@ -124,26 +137,52 @@ class _Source(NamedTuple):
     gguf: str | None
 
 
-def _load_base(record: Mapping[str, Any], base_model: str, device: str) -> tuple[Any, Any]:
-    """The base in its recorded stored form, and its tokenizer."""
+def _load(
+    adapter: Path,
+    record: Mapping[str, Any],
+    form: str,
+    options: Mapping[str, Any],
+    work: Path,
+) -> tuple[Any, Any]:
+    """The model in a serving form, and the base's tokenizer."""
     import torch
+    from peft import PeftModel
     from transformers import AutoTokenizer
 
-    source = _locate(base_model, record["revision"])
-    _require_recorded(source, record, base_model)
-    dtype = {
-        "float32": torch.float32,
-        "float16": torch.float16,
-        "bfloat16": torch.bfloat16,
-    }[record["compute_dtype"]]
+    source = _locate(options["base_model"], record["revision"])
+    _require_recorded(source, record, options["base_model"])
+    device = options["device"]
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    with tempfile.TemporaryDirectory() as work:
-        plain = _plain_form(source, record, Path(work))
-        stored = _stored_form(plain, record, device, Path(work))
-        # A stored form carries its own quantization config.
-        model = _from_pretrained(stored, dtype, device, quantization=None)
-        tokenizer = AutoTokenizer.from_pretrained(str(plain), local_files_only=True)
+    dtype = getattr(torch, record["compute_dtype"])
+    plain = _plain_form(source, record, work)
+    tokenizer = AutoTokenizer.from_pretrained(str(plain), local_files_only=True)
+    stored = _stored_form(plain, record, device, work) if form == "trained" else plain
+    # A stored form carries its own quantization config.
+    model = _from_pretrained(stored, dtype, device, quantization=None)
+    _settle(model, dtype)
+    model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    if form in ("merged", "requantized"):
+        model = model.merge_and_unload()
+    if form == "requantized" and record["quantization"] != "none":
+        model.save_pretrained(str(work / "merged"))
+        del model
+        folder = _quantized(work / "merged", record, device, work / "requantized")
+        model = _from_pretrained(folder, dtype, device, quantization=None)
+        _settle(model, dtype)
+    return model.eval(), tokenizer
+
+
+def _require_form(form: str) -> None:
+    if form not in _FORMS:
+        raise ValueError(
+            f"form: got {form!r}; allowed: {', '.join(_FORMS)}. Choose one: "
+            "load_model(uri, model_config={'form': 'merged'})"
+        )
+
+
+def _settle(model: Any, dtype: Any) -> None:
+    """Make 4-bit layers compute as they did in training."""
     for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:
@@ -152,7 +191,6 @@ def _load_base(record: Mapping[str, Any], base_model: str, device: str) -> tuple
             module.support_avx512bf16_for_cpu = False
             module.compute_dtype, module.compute_type_is_set = dtype, True
             state.dtype = dtype
-    return model.eval(), tokenizer
 
 
 def _locate(base_model: str, revision: str | None) -> _Source:
@@ -195,7 +233,7 @@ def _require_recorded(source: _Source, record: Mapping[str, Any], base_model: st
     lines = sorted(f"{file.name} {_digest_file(file)}\n" for file in files if file.is_file())
     found = "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
     if found != record["digest"]:
-        raise RuntimeError(
+        raise RecordMismatchError(
             f"base model {base_model!r} at {source.folder}: found {found}, expected "
             f"{record['digest']}, which the adapter was trained on ({record['model']!r}, revision "
             f"{record['revision']}). Say where that base lies: "
@@ -231,20 +269,22 @@ def _unpack_gguf(source: _Source, folder: Path) -> Path:
 
 def _stored_form(plain: Path, record: Mapping[str, Any], device: str, work: Path) -> Path:
     """A folder with the weights as the adapter saw them."""
+    if record["quantization"] == "none":
+        return plain
+    return _cached_base(record) or _quantized(plain, record, device, work / "quantized")
+
+
+def _quantized(plain: Path, record: Mapping[str, Any], device: str, folder: Path) -> Path:
+    """Plain weights quantized as the base was."""
     import torch
     from transformers import BitsAndBytesConfig
 
-    if record["quantization"] == "none":
-        return plain
-    ready = _cached_base(record)
-    if ready is not None:
-        return ready
     # Quantized from the numbers as stored and read back in the compute type, as in training.
     config = {**record["quantization_config"], "bnb_4bit_compute_dtype": torch.float32}
     config.pop("quant_method", None)
     model = _from_pretrained(plain, "auto", device, BitsAndBytesConfig(**config))
-    model.save_pretrained(str(work / "quantized"))
-    return work / "quantized"
+    model.save_pretrained(str(folder))
+    return folder
 
 
 def _cached_base(record: Mapping[str, Any]) -> Path | None:
@@ -283,7 +323,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         found = _digest_file(folder / name)
         if found != expected["sha256"]:
-            raise RuntimeError(
+            raise RecordMismatchError(
                 f"{folder / name}: found sha256 {found}, expected {expected['sha256']}; the "
                 "version's files were changed: register the adapter again"
             )

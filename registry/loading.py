@@ -13,12 +13,14 @@ from registry.adapters import MODEL_DIGEST_TAG, AdapterVersion, get
 from registry.bundle import read_bundle
 from registry.connection import connect, plain_errors
 from registry.errors import IntegrityError
-from registry.packaging import ADAPTER_IN_MODEL, digest_model, pyfunc
+from registry.packaging import ADAPTER_IN_MODEL, checkpoint_folder, digest_model, pyfunc
 from registry.refs import AdapterRef
 
 
 def pull(ref: AdapterRef | str, destination: str | Path, *, tracking_uri: str) -> Path:
     """Copy a version's bundle to a folder that appears whole and checked, or not at all.
+
+    `name/7@step-400` gives the bundle of an earlier step, where that was kept.
 
     Returns:
         `destination`, a plain PEFT adapter folder. One that holds the same bundle already is left
@@ -31,23 +33,31 @@ def pull(ref: AdapterRef | str, destination: str | Path, *, tracking_uri: str) -
         RefError: The reference cannot be read.
         TrackingError: The server cannot be used.
     """
+    ref = AdapterRef.parse(ref)
     version = get(ref, tracking_uri=tracking_uri)
+    digest = version.digest_at(ref.step)
     destination = Path(destination)
     if destination.exists() or destination.is_symlink():
-        _require_same_bundle(destination, version)
+        _require_same_bundle(destination, ref, digest)
         return destination
     destination.parent.mkdir(parents=True, exist_ok=True)
     arriving = tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent)
     try:
-        bundle = _download(version, ADAPTER_IN_MODEL, Path(arriving), tracking_uri)
-        _require_registered(bundle, version)
+        bundle = _download(version, _bundle_folder(ref), Path(arriving), tracking_uri)
+        _require_registered(bundle, ref, digest)
         bundle.rename(destination)
     finally:
         shutil.rmtree(arriving)
     return destination
 
 
-def load(ref: AdapterRef | str, *, tracking_uri: str, base_model: str | None = None) -> Any:
+def load(
+    ref: AdapterRef | str,
+    *,
+    tracking_uri: str,
+    base_model: str | None = None,
+    form: str | None = None,
+) -> Any:
     """A version as an MLflow model: `.predict({"prompt": ["..."]})` gives the completions.
 
     A version carries the code that loads it: load versions only from a registry you trust. Code
@@ -57,13 +67,17 @@ def load(ref: AdapterRef | str, *, tracking_uri: str, base_model: str | None = N
         ref: Which version.
         tracking_uri: MLflow server or database.
         base_model: Where the base lies on this machine, if not where the bundle says.
+        form: `trained`, `unquantized`, `merged` or `requantized`; left out, the one that the
+            version is meant for.
 
     Raises:
         AdapterNotFoundError: There is no such version.
-        IntegrityError: The files are not those that were registered.
+        IntegrityError: The files, or the base, are not those that were registered.
         RefError: The reference cannot be read.
         TrackingError: The server cannot be used.
+        ValueError: There is no such form.
     """
+    ref = AdapterRef.parse(ref)
     version = get(ref, tracking_uri=tracking_uri)
     with tempfile.TemporaryDirectory() as work:
         model = _download(version, "", Path(work), tracking_uri)
@@ -74,9 +88,27 @@ def load(ref: AdapterRef | str, *, tracking_uri: str, base_model: str | None = N
                 f"{expected}, as registered. Restore the artifact store, or register it again "
                 "under another name."
             )
-        _require_registered(model / ADAPTER_IN_MODEL, version)
-        options = None if base_model is None else {"base_model": base_model}
-        return pyfunc().load_model(str(model), model_config=options)
+        bundle = model / _bundle_folder(ref)
+        _require_registered(bundle, ref, version.digest_at(ref.step))
+        if ref.step is not None:
+            shutil.rmtree(model / ADAPTER_IN_MODEL)
+            bundle.rename(model / ADAPTER_IN_MODEL)
+        options = {"base_model": base_model, "form": form}
+        return _load_model(model, {key: value for key, value in options.items() if value})
+
+
+def _load_model(model: Path, options: dict[str, str]) -> Any:
+    try:
+        return pyfunc().load_model(str(model), model_config=options or None)
+    except RuntimeError as error:
+        # The class is of the code that the version carries, not of ours.
+        if type(error).__name__ == "RecordMismatchError":
+            raise IntegrityError(str(error)) from error
+        raise
+
+
+def _bundle_folder(ref: AdapterRef) -> str:
+    return ADAPTER_IN_MODEL if ref.step is None else checkpoint_folder(ref.step)
 
 
 def _download(version: AdapterVersion, part: str, folder: Path, tracking_uri: str) -> Path:
@@ -96,22 +128,22 @@ def _download(version: AdapterVersion, part: str, folder: Path, tracking_uri: st
     return Path(arrived)
 
 
-def _require_registered(bundle: Path, version: AdapterVersion) -> None:
+def _require_registered(bundle: Path, ref: AdapterRef, digest: str) -> None:
     found = read_bundle(bundle)["digest"]
-    if found != version.digest:
+    if found != digest:
         raise IntegrityError(
-            f"adapter {version.ref}: its stored bundle has digest {found}; allowed: "
-            f"{version.digest}, as registered. Restore the artifact store."
+            f"adapter {ref}: its stored bundle has digest {found}; allowed: {digest}, as "
+            "registered. Restore the artifact store."
         )
 
 
-def _require_same_bundle(destination: Path, version: AdapterVersion) -> None:
+def _require_same_bundle(destination: Path, ref: AdapterRef, digest: str) -> None:
     try:
         found = read_bundle(destination)["digest"]
     except IntegrityError as error:
         found = str(error)
-    if found != version.digest:
+    if found != digest:
         raise IntegrityError(
-            f"{destination}: it exists and is not {version.ref} ({found}); allowed: a new folder. "
+            f"{destination}: it exists and is not {ref} ({found}); allowed: a new folder. "
             "Remove it or pull to another."
         )

@@ -19,12 +19,23 @@ from registry.bundle import digest_file
 ADAPTER_IN_MODEL = "artifacts/adapter"
 """Where the bundle lies in a version's files."""
 
+CHECKPOINTS_IN_MODEL = "checkpoints"
+"""Where bundles of earlier steps lie in a version's files, each in `step-N`."""
+
 _CODE = Path(__file__).with_name("flavor.py")
 _PARAMS = {"max_new_tokens": 64}
 
 
 def write_model(
-    bundle: Path, manifest: Mapping[str, Any], folder: Path, model_id: str, run_id: str | None
+    bundle: Path,
+    manifest: Mapping[str, Any],
+    folder: Path,
+    model_id: str,
+    run_id: str | None,
+    *,
+    form: str = "trained",
+    checkpoints: Mapping[int, Path] | None = None,
+    card: str = "",
 ) -> None:
     """Write the MLflow model that carries a bundle.
 
@@ -34,23 +45,35 @@ def write_model(
         folder: Where the model goes; must not exist.
         model_id: Of the logged model that the folder will be uploaded to.
         run_id: Of the run that trained the adapter.
+        form: Serving form that it loads in unless told otherwise.
+        checkpoints: Checked bundles of the same training at earlier steps.
+        card: Becomes the bundle's `card.md`, in place of one that it has.
     """
     with tempfile.TemporaryDirectory() as stage:
         adapter, code = Path(stage) / "adapter", Path(stage) / _CODE.name
         shutil.copytree(bundle, adapter)
+        if card:
+            (adapter / "card.md").write_text(card, encoding="utf-8")
         shutil.copyfile(_CODE, code)
         _save_model(
             path=str(folder),
             mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
             python_model=str(code),
             artifacts={"adapter": str(adapter)},
-            model_config=_load_options(manifest),
+            model_config=_load_options(manifest, form),
             signature=_signature(),
             pip_requirements=pip_requirements(manifest),
         )
     for cache in folder.rglob("__pycache__"):
         shutil.rmtree(cache)
+    for step, checkpoint in (checkpoints or {}).items():
+        shutil.copytree(checkpoint, folder / checkpoint_folder(step))
     _forget_local_paths(folder)
+
+
+def checkpoint_folder(step: int) -> str:
+    """Where the bundle of an earlier step lies in a version's files."""
+    return f"{CHECKPOINTS_IN_MODEL}/step-{step}"
 
 
 def pyfunc() -> Any:
@@ -91,9 +114,14 @@ def _save_model(**options: Any) -> None:
         pyfunc().save_model(**options)
 
 
-def _load_options(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    # Only what may differ from machine to machine: the rest is read from the bundle itself.
-    return {"base_model": manifest["base"]["model"], "device": "auto", "batch_size": 8}
+def _load_options(manifest: Mapping[str, Any], form: str) -> dict[str, Any]:
+    # Only what may differ from one use to the next: the rest is read from the bundle itself.
+    return {
+        "base_model": manifest["base"]["model"],
+        "device": "auto",
+        "batch_size": 8,
+        "form": form,
+    }
 
 
 def _signature() -> ModelSignature:
