@@ -60,6 +60,10 @@ class AdapterVersion:
         """The reference that will always mean this version."""
         return AdapterRef(name=self.name, version=self.version)
 
+    def digest_at(self, step: int | None) -> str:
+        """Digest of the version's bundle, or of the one that was kept at an earlier step."""
+        return self.digest if step is None else self.tags[f"checkpoint.{step}"]
+
 
 def register(
     bundle: Path,

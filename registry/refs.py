@@ -22,11 +22,13 @@ class AdapterRef:
         name: Registered model name.
         alias: A movable name of a version, such as `champion`.
         version: A number from 1.
+        step: An earlier step of that version's training whose adapter was kept.
     """
 
     name: str
     alias: str | None = None
     version: int | None = None
+    step: int | None = None
 
     def __post_init__(self) -> None:
         require_name(self.name)
