@@ -59,12 +59,6 @@ def write_bundle(
     Returns:
         The manifest.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    writing = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    config = adapter_config(spec.lora, base, targets)
-    (writing / ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, writing / ADAPTER_FILES[1], metadata={"format": "pt"})
     manifest = {
         "format": FORMAT,
         "base": base.to_dict(),
@@ -73,14 +67,42 @@ def write_bundle(
         "seed": spec.seed,
         **facts,
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "files": {name: _file_record(writing / name) for name in ADAPTER_FILES},
     }
-    manifest["digest"] = identity_digest(manifest)
-    (writing / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    config = adapter_config(spec.lora, base, targets)
+    return write_files(folder, config=config, tensors=tensors, manifest=manifest)
+
+
+def write_files(
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    manifest: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write a bundle's three files; the folder appears whole or not at all.
+
+    Args:
+        folder: Where it goes; an older one is replaced.
+        config: PEFT's.
+        tensors: Adapter weights under PEFT's names.
+        manifest: What the adapter is; `files` and `digest` are made here.
+
+    Returns:
+        The manifest, whole.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    writing = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    (writing / ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, writing / ADAPTER_FILES[1], metadata={"format": "pt"})
+    files = {name: _file_record(writing / name) for name in ADAPTER_FILES}
+    whole: dict[str, Any] = {**manifest, "files": files}
+    whole["digest"] = identity_digest(whole)
+    (writing / MANIFEST).write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
     writing.chmod(0o755)
     remove_folder(str(folder))
     writing.rename(folder)
-    return manifest
+    return whole
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
