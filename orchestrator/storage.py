@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from trainables.objects import (
     upload_file,
     write_object,
 )
+from trainables.orders import kept_bundle
 from trainables.origin import cache_folder
 from trainables.storage import (
     fetch_folder,
@@ -128,7 +129,20 @@ class SweepStorage:
         Raises:
             SweepStorageError: There is none, or the bucket cannot be read.
         """
-        location = self.bundle_location(trial)
+        return self._fetch(self.bundle_location(trial))
+
+    def fetch_kept(self, trial: int, steps: Iterable[int]) -> dict[int, Path]:
+        """Local folders of the adapters that a trial kept at some of these steps.
+
+        Raises:
+            SweepStorageError: The bucket cannot be read.
+        """
+        places = {step: kept_bundle(self.bundle_location(trial), step) for step in steps}
+        with _sweep_errors():
+            there = {step: place for step, place in places.items() if has_folder(place)}
+        return {step: self._fetch(place) for step, place in there.items()}
+
+    def _fetch(self, location: str) -> Path:
         found = self._download(location) if self.is_remote else Path(location)
         if found is None or not found.is_dir():
             raise SweepStorageError(

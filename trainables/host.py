@@ -26,6 +26,7 @@ from trainables.orders import (
     TaskOrder,
     TaskReport,
     fault_metrics,
+    kept_bundle,
 )
 from trainables.progress import find_progress, load_reports, save_progress
 from trainables.spec import TrialSpec
@@ -270,9 +271,17 @@ class HostLoop:
         }
 
     def _save(self, seat: _Seat, reports: Sequence[Mapping[str, Any]]) -> None:
+        self._keep(seat, reports[-1])  # first: who goes on from this state does not come by again
         state = self._engine.snapshot(seat.key)
         folder = seat.request.state_dir
         save_progress(folder, seat.step, reports, lambda into: self._bench.save_state(state, into))
+
+    def _keep(self, seat: _Seat, report: Mapping[str, Any]) -> None:
+        """Keep the adapter of this step too, where the spec asks for it."""
+        every = seat.spec.eval.keep_every
+        if every and seat.step % every == 0 and seat.step < seat.spec.optim.steps:
+            with writing_folder(kept_bundle(seat.request.bundle_dir, seat.step)) as folder:
+                self._engine.export(seat.key, folder, report)
 
     def _tell(self, seat: _Seat, report: dict[str, Any]) -> None:
         self._reports.append(SeatReport(key=seat.key, step=report["step"], metrics=report))

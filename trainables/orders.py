@@ -48,6 +48,11 @@ class SeatRequest:
     bundle_dir: str
 
 
+def kept_bundle(bundle_dir: str, step: int) -> str:
+    """Where the adapter of an earlier step is kept, beside the one that the trial leaves."""
+    return f"{bundle_dir}-step-{step}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SeatOrder:
     """One seat a host should hold.

@@ -342,6 +342,8 @@ class EvalSpec:
         batch_size: Rows per forward pass.
         max_rows: Validation rows used during the search, from the first; `None` is all.
             Finals always use every test row.
+        keep_every: Steps between two adapters that are kept besides the last, a multiple of
+            `every`; 0 keeps the last alone.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -349,6 +351,7 @@ class EvalSpec:
     every: int = 20
     batch_size: int = 32
     max_rows: int | None = None
+    keep_every: int = 0
 
     def __post_init__(self) -> None:
         _require(self.every >= 1, "eval.every", self.every, ">= 1", "Evaluate now and then.")
@@ -359,6 +362,13 @@ class EvalSpec:
             self.max_rows,
             ">= 1",
             "Leave it out to use every row.",
+        )
+        _require(
+            self.keep_every >= 0 and self.keep_every % self.every == 0,
+            "eval.keep_every",
+            self.keep_every,
+            f"0, or a multiple of eval.every ({self.every})",
+            "An adapter is kept where it is measured.",
         )
 
 

@@ -273,3 +273,13 @@ def test_local_storage_needs_no_s3_client(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_kept_adapters_are_fetched_where_they_are(location, tmp_path):
+    sweep = SweepStorage(location)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "manifest.json").write_text("{}")
+    put_folder(tmp_path / "kept", f"{sweep.bundle_location(2)}-step-400")
+    fetched = sweep.fetch_kept(2, [200, 400])
+    assert list(fetched) == [400]
+    assert (fetched[400] / "manifest.json").read_text() == "{}"

@@ -49,13 +49,13 @@ class Sweep:
         self.build_bench = fake_engine.build_bench
         self.clock = time.monotonic
 
-    def add(self, trial, *faults, steps=20, every=10, lr=1e-3, batch_size=8):
+    def add(self, trial, *faults, steps=20, every=10, lr=1e-3, batch_size=8, keep_every=0):
         spec = TrialSpec(
             base=BaseSpec(model=str(self.folder)),
             lora=LoraSpec(targets=("q_proj", *faults)),
             optim=OptimSpec(steps=steps, learning_rate=lr, batch_size=batch_size),
             data=DataSpec(train="rows.jsonl"),
-            eval=EvalSpec(every=every),
+            eval=EvalSpec(every=every, keep_every=keep_every),
             seed=trial,
         )
         request = SeatRequest(
@@ -159,6 +159,16 @@ def test_only_the_newest_state_is_kept(sweep):
     sweep.add(0, steps=30).run()
     (kept,) = (sweep.folder / "t0" / "state").iterdir()
     assert kept.name == "step-00000030"
+
+
+def test_adapters_of_earlier_steps_are_kept_where_the_spec_asks_for_them(sweep):
+    sweep.add(0, steps=50, keep_every=20).add(1, steps=20).run()
+    kept = {path.name: path for path in (sweep.folder / "t0").iterdir() if "bundle" in path.name}
+    assert set(kept) == {"bundle", "bundle-step-20", "bundle-step-40"}
+    manifests = [json.loads((kept[name] / "manifest.json").read_text()) for name in sorted(kept)]
+    assert [manifest["step"] for manifest in manifests] == [50, 20, 40]
+    assert len({manifest["weight"] for manifest in manifests}) == 3
+    assert not list((sweep.folder / "t1").glob("bundle-*"))
 
 
 def test_a_trial_called_away_between_reports_leaves_a_bundle_of_its_last_report(sweep):

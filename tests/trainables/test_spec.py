@@ -5,15 +5,16 @@ import dataclasses
 import pytest
 
 from trainables.errors import SpecError
-from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
+from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 
-def build_trial(base=None, lora=None, optim=None, data=None) -> TrialSpec:
+def build_trial(base=None, lora=None, optim=None, data=None, **others) -> TrialSpec:
     return TrialSpec(
         base=BaseSpec(model="owner/name", **(base or {})),
         lora=LoraSpec(**(lora or {})),
         optim=OptimSpec(steps=10, **(optim or {})),
         data=DataSpec(train="rows.jsonl", **(data or {})),
+        eval=EvalSpec(**others.get("eval", {})),
     )
 
 
@@ -22,7 +23,12 @@ NEW = {
     "optim": {"loraplus_ratio": 16},
     "data": {"train_max_tokens": 64},
 }
-ADDED = [("lora", "dora"), ("optim", "loraplus_ratio"), ("data", "train_max_tokens")]
+ADDED = [
+    ("lora", "dora"),
+    ("optim", "loraplus_ratio"),
+    ("data", "train_max_tokens"),
+    ("eval", "keep_every"),
+]
 """Settings that specs recorded by version 0.1 lack."""
 
 
@@ -78,6 +84,11 @@ def test_a_setting_that_no_spec_has_is_refused():
             {"data": {"train_max_tokens": 1}},
             r"data\.train_max_tokens: got 1",
             id="train-tokens-1",
+        ),
+        pytest.param(
+            {"eval": {"every": 10, "keep_every": 25}},
+            r"eval\.keep_every: got 25; allowed: 0, or a multiple of eval\.every \(10\)\.",
+            id="kept-between-evaluations",
         ),
     ],
 )
