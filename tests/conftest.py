@@ -1,13 +1,18 @@
 """Parts that many tests share: a tiny random base model with its tokenizer, and tiny data."""
 
+import importlib.util
 import json
+import os
 import re
 import subprocess
+import sys
 import sysconfig
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -136,3 +141,62 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "location")
     remote: str = request.getfixturevalue("s3_location")
     return remote
+
+
+def _module_beside(name: str) -> ModuleType:
+    """A module of this folder, which is not on the path lest `registry` here hides the package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def servers() -> ModuleType:
+    """`servers.py`: how PostgreSQL, MLflow and a failing proxy are started."""
+    return _module_beside("servers")
+
+
+@pytest.fixture(scope="session")
+def shared_postgres(servers: ModuleType) -> Iterator[Any]:
+    """A real PostgreSQL (`servers.Postgres`); `create(name)` makes a database in it."""
+    programs = servers.find_postgres()
+    if programs is None:
+        if os.environ.get("CI"):
+            pytest.fail(servers.POSTGRES_MISSING)
+        pytest.skip(servers.POSTGRES_MISSING)
+    with servers.postgres(programs) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_server(
+    servers: ModuleType,
+    shared_postgres: Any,
+    s3_server: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Any]:
+    """A real MLflow server (`servers.MlflowServer`) for all tests marked `server`.
+
+    Its runs, models and users are in PostgreSQL, its artifacts go through it to S3; whoever comes
+    needs a name and a password. It starts in 20 to 90 seconds, so there is one.
+
+        `shared_server.address`, `.admin.environment`
+        `shared_server.add_user("eve", {("experiment", "3"): "EDIT"}).environment`
+    """
+    databases = (shared_postgres.create("mlflow"), shared_postgres.create("users"))
+    folder = tmp_path_factory.mktemp("mlflow-server")
+    with servers.mlflow_server(folder, databases, "s3://bucket/mlflow", extra=s3_server) as server:
+        yield server
+
+
+@pytest.fixture
+def as_admin(shared_server: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of the shared server, for a client that is its admin during this test."""
+    for name, value in shared_server.admin.environment.items():
+        monkeypatch.setenv(name, value)
+    address: str = shared_server.address
+    return address
