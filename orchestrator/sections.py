@@ -1,6 +1,7 @@
-"""The sections of a sweep file that are the sweep's own: how it searches, stops, spends and keeps.
+"""The sections of a sweep file that say how it searches, stops and spends.
 
-Those that describe a trial (`base`, `lora`, `optim`, `data`, `eval`) are in `trainables.spec`.
+Those that say what happens to the best are in `orchestrator.closing`, those that describe a trial
+(`base`, `lora`, `optim`, `data`, `eval`) in `trainables.spec`.
 """
 
 from __future__ import annotations
@@ -301,35 +302,6 @@ _LIMITS = ("wall_clock_s", "gpu_seconds", "cpu_seconds", "money", "price_per_gpu
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinalsSpec:
-    """How the best configurations are looked at once more.
-
-    Attributes:
-        top: Configurations that go into the finals.
-        seeds: Times that each is trained again, to the full horizon, with new seeds; 0 measures
-            the search's own adapters on test rows, without a confidence interval.
-        confidence: Level of the interval of a mean over seeds.
-    """
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-
-    top: int = 3
-    seeds: int = 2
-    confidence: float = 0.95
-
-    def __post_init__(self) -> None:
-        require(self.top >= 1, "finals.top", self.top, ">= 1", "Look at the best at least.")
-        require(self.seeds >= 0, "finals.seeds", self.seeds, ">= 0", "Use 0 for none.")
-        require(
-            0.5 <= self.confidence < 1,
-            "finals.confidence",
-            self.confidence,
-            "0.5 <= level < 1",
-            "Use 0.95.",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class HostsSpec:
     """Where trials are trained.
 
@@ -361,28 +333,6 @@ class HostsSpec:
             ">= 0",
             "Use 0 to give up at the first loss.",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegisterSpec:
-    """What happens to the best adapters; without it nothing is registered.
-
-    Attributes:
-        name: Registered model that the versions belong to; left out, the sweep's name.
-        top: How many of the finalists are registered, one adapter of each.
-        promote: Put the best one before the promotion gate.
-    """
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-
-    name: str = ""
-    top: int = 1
-    promote: bool = True
-
-    def __post_init__(self) -> None:
-        require(self.top >= 1, "register.top", self.top, ">= 1", "Register at least the best.")
-        if self.name:
-            require_slug("register.name", self.name)
 
 
 def require_slug(where: str, name: str) -> None:

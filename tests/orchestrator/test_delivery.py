@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from orchestrator.closing import RegisterSpec
 from orchestrator.delivery import Delivery, LogTail
 from orchestrator.events import EventLog
 from orchestrator.layout import CURSOR_FILE
 from orchestrator.members import group_key
-from orchestrator.sections import RegisterSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
 from registry import TrackingError
 from registry.connection import connect

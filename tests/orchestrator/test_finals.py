@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from orchestrator.closing import FinalsSpec, RegisterSpec
 from orchestrator.delivery import Delivery
 from orchestrator.events import EventLog, read_events
 from orchestrator.finals import contenders, evaluate_finalists, register_finalists
@@ -16,7 +17,6 @@ from orchestrator.history import SweepHistory
 from orchestrator.layout import bundle_folder, state_folder
 from orchestrator.members import group_key
 from orchestrator.recording import SweepRecord
-from orchestrator.sections import FinalsSpec, RegisterSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
 from orchestrator.storage import SweepStorage
 from registry import Tracker, TrackingError, get, list_adapters

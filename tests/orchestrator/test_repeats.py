@@ -3,10 +3,10 @@
 import pytest
 from ray.tune.search import Searcher
 
+from orchestrator.closing import FinalsSpec
 from orchestrator.events import Event
 from orchestrator.history import SweepHistory
 from orchestrator.repeats import RepeatSearcher, are_repeated, plan_repeats, unwanted_repeats
-from orchestrator.sections import FinalsSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 

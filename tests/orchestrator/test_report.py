@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from orchestrator.closing import FinalsSpec, RegisterSpec
 from orchestrator.events import Event
 from orchestrator.history import SweepHistory
 from orchestrator.leaderboard import UNFINISHED, UNRANKED_ORDER, setting_columns
@@ -22,7 +23,7 @@ from orchestrator.plots import (
     plot_parallel_coordinates,
 )
 from orchestrator.report import SweepReport, build_report, write_report
-from orchestrator.sections import FinalsSpec, ObjectiveSpec, RegisterSpec
+from orchestrator.sections import ObjectiveSpec
 from orchestrator.space import build_trial
 from orchestrator.spec import BudgetSpec, SweepSpec
 from orchestrator.summary import render_summary

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.closing import FinalsSpec
 from orchestrator.control import (
     CANCELLED_BY_USER,
     STOPPED_BY_USER,
@@ -15,7 +16,6 @@ from orchestrator.errors import SweepStorageError
 from orchestrator.history import SweepHistory
 from orchestrator.recording import SweepRecord
 from orchestrator.resuming import SweepProgress
-from orchestrator.sections import FinalsSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
 from orchestrator.storage import SweepStorage
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec

@@ -26,8 +26,9 @@ from rich.console import Console
 
 import registry
 from orchestrator import SweepFailedError, SweepSpec, SweepStorageError, run_sweep
+from orchestrator.closing import FinalsSpec
 from orchestrator.events import read_events
-from orchestrator.sections import BudgetSpec, FinalsSpec
+from orchestrator.sections import BudgetSpec
 from orchestrator.spec import parse_sweep
 from registry.connection import connect
 from trainables.base import load_base

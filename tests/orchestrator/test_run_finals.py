@@ -10,8 +10,9 @@ from rich.console import Console
 
 import registry
 from orchestrator import run_sweep
+from orchestrator.closing import FinalsSpec
 from orchestrator.events import read_events
-from orchestrator.sections import BudgetSpec, FinalsSpec
+from orchestrator.sections import BudgetSpec
 from orchestrator.spec import parse_sweep
 from orchestrator.storage import SweepStorage, read_history
 from registry.connection import connect

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import SweepSpecError
-from orchestrator.sections import ObjectiveSpec, RegisterSpec
+from orchestrator.sections import ObjectiveSpec
 
 
 @pytest.mark.parametrize(
@@ -20,9 +20,3 @@ def test_direction_against_the_metric_is_refused() -> None:
         SweepSpecError, match=r"^objective\.mode: got 'min'.*max for eval_accuracy"
     ):
         ObjectiveSpec(metric="eval_accuracy", mode="min")
-
-
-@pytest.mark.parametrize("name", ["a/b", "A", "-a", "a:b", "x" * 64, ".hidden"])
-def test_name_that_is_no_folder_or_model_is_refused(name: str) -> None:
-    with pytest.raises(SweepSpecError, match=r"^register\.name: got"):
-        RegisterSpec(name=name)

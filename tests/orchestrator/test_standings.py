@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
+from orchestrator.closing import FinalsSpec, RegisterSpec
 from orchestrator.events import Event
 from orchestrator.history import SweepHistory
-from orchestrator.sections import FinalsSpec, ObjectiveSpec, RegisterSpec
+from orchestrator.sections import ObjectiveSpec
 from orchestrator.spec import BudgetSpec, SweepSpec
 from orchestrator.standings import compare_first_two, finalists, rank_finalists
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
