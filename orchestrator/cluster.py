@@ -15,6 +15,7 @@ import ray
 from orchestrator.demand import HostLimits
 from orchestrator.errors import SweepError
 from orchestrator.hosts import HostShape
+from orchestrator.scoring import WorkerShape
 from orchestrator.spec import SweepSpec
 
 PROXY_CPUS = 0.1
@@ -82,34 +83,60 @@ def ray_cluster(spec: SweepSpec) -> Iterator[Placement]:
 
     Joins `$RAY_ADDRESS`, or whatever Ray the process is connected to already.
     """
+    # Logical: room for a proxy per seat beside a core per host.
+    seats = place(spec, _cores(), 0).max_trials
+    with _session(_cores() + math.ceil(PROXY_CPUS * (seats + 1))):
+        yield _placement_on_cluster(spec)
+
+
+@contextmanager
+def ray_for_scoring() -> Iterator[WorkerShape]:
+    """A running Ray, as for a sweep, and the workers that measure adapters on it."""
+    with _session(_cores()):
+        yield shape_of_workers()
+
+
+def shape_of_workers() -> WorkerShape:
+    """One worker for each GPU of the cluster; without any, one that has this machine's cores."""
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    cpus = max(1, min(int(resources.get("CPU", 0.0)), _cores()))
+    return WorkerShape(
+        workers=max(1, gpus),
+        cpus=PROXY_CPUS if gpus else 1.0,
+        gpus=1.0 if gpus else 0.0,
+        torch_threads=max(1, cpus // max(1, gpus)),
+    )
+
+
+@contextmanager
+def _session(cpus: int) -> Iterator[None]:
+    """Ray, for the block: the caller's, the one that is named, or a local one of its own."""
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
-        yield _placement_on_cluster(spec)
+        yield
         return
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        _start_local(spec)
+        _start_local(cpus)
     try:
-        yield _placement_on_cluster(spec)
+        yield
     finally:
         ray.shutdown()
 
 
-def _start_local(spec: SweepSpec) -> None:
+def _start_local(cpus: int) -> None:
     # Other users of this machine must not be able to run code as this one. Where the mode is not
     # set, ray.init() itself turns token authentication on for a new cluster (set by us it would
     # come too late: Ray reads it on import). The token is our own, so that no file holds it.
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    cores = _cores()
-    seats = place(spec, cores, 0).max_trials
     ray.init(
         address="local",
-        # Logical: room for a proxy per seat beside a core per host.
-        num_cpus=cores + math.ceil(PROXY_CPUS * (seats + 1)),
+        num_cpus=cpus,
         # Saves a port, a process and seconds. Train's cleaner of groups whose controller died asks
         # its API in vain, but a group does not outlive this cluster.
         include_dashboard=False,

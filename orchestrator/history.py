@@ -40,11 +40,13 @@ class TrialRecord:
         started_at: Seconds since the epoch.
         ended_at: Seconds since the epoch.
         final_metrics: Metrics on test rows, for finalists.
+        scores: Of a finalist, by serving form, the fields of its `form_scored` event.
         ref: The adapter version it became.
         parent: The trial whose checkpoint it went on from (`trial`), the step of that (`step`)
             and the trial in whose place it came (`replaces`); `None` for one that started fresh.
         repeat_of: The trial it repeats with another seed, in the finals.
         ended_by: `user` or `budget` for one that was cancelled.
+        pruned: What of it was removed from the storage since: its `state`, its `bundle`.
     """
 
     number: int
@@ -57,15 +59,22 @@ class TrialRecord:
     bundle: str | None = None
     ended_at: float | None = None
     final_metrics: Mapping[str, float] | None = None
+    scores: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     ref: str | None = None
     parent: Mapping[str, int] | None = None
     repeat_of: int | None = None
     ended_by: str = ""
+    pruned: frozenset[str] = frozenset()
 
     @property
     def step(self) -> int:
         """Steps trained, as last reported."""
         return self.reports[-1].step if self.reports else 0
+
+    @property
+    def forms(self) -> dict[str, Mapping[str, float]]:
+        """What was measured in each serving form that could be."""
+        return {form: each["metrics"] for form, each in self.scores.items() if each["metrics"]}
 
     def last(self, metric: str) -> float | None:
         """The metric as last reported, when it is there and finite."""
@@ -188,6 +197,8 @@ def _resume_trial(record: TrialRecord, event: Event) -> None:
     # made of it and measured is of an adapter that will be another one.
     record.outcome, record.reason, record.ended_at, record.ended_by = None, "", None, ""
     record.bundle, record.final_metrics, record.ref = None, None, None
+    record.scores = {}
+    record.pruned = frozenset()
 
 
 def _report(record: TrialRecord, event: Event) -> None:
@@ -207,6 +218,10 @@ def _end_trial(record: TrialRecord, event: Event) -> None:
 
 def _evaluate_final(record: TrialRecord, event: Event) -> None:
     record.final_metrics = event.fields["metrics"]
+
+
+def _score_form(record: TrialRecord, event: Event) -> None:
+    record.scores[event.fields["form"]] = event.fields
 
 
 def _register(record: TrialRecord, event: Event) -> None:
@@ -285,6 +300,14 @@ def _promote(history: SweepHistory, event: Event) -> None:
     history.promotions.append(event.fields)
 
 
+def _prune(history: SweepHistory, event: Event) -> None:
+    for number in event.fields["trials"]:
+        record = history.trials[number]
+        record.pruned |= {event.fields["what"]}
+        if event.fields["what"] == "bundle":
+            record.bundle = None
+
+
 def _parse_report(event: Event) -> Report:
     return Report(step=event.fields["step"], metrics=event.fields["metrics"], at=event.at)
 
@@ -294,6 +317,7 @@ _ON_TRIAL: dict[str, Callable[[TrialRecord, Event], None]] = {
     "report": _report,
     "trial_ended": _end_trial,
     "final_evaluated": _evaluate_final,
+    "form_scored": _score_form,
     "registered": _register,
 }
 
@@ -310,4 +334,5 @@ _ON_SWEEP: dict[str, Callable[[SweepHistory, Event], None]] = {
     "usage": _use,
     "start_points": _start_points,
     "stage_ended": _end_stage,
+    "pruned": _prune,
 }

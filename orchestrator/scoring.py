@@ -1,0 +1,141 @@
+"""Adapters measured in their serving forms, row by row, by workers of their own.
+
+A worker is a Ray actor that loads base and adapter as a server would, through PEFT. One that dies
+(an unquantized base can be too large for the device) costs the form that it was loading, and the
+next form has a new worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray.actor import ActorHandle
+
+from trainables.evaluation_spec import EvaluationSpec
+from trainables.spec import DataSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOrder:
+    """One adapter to measure.
+
+    Attributes:
+        files: Names and contents of its bundle's files: a worker can be on another machine.
+        forms: Serving forms to measure it in.
+        data: Where the rows come from.
+        split: `validation` or `test` as in training; `all` takes every row of `data.train`.
+        how: What to measure.
+        base_model: Where the base lies, if not where the bundle says.
+    """
+
+    files: Mapping[str, bytes]
+    forms: tuple[str, ...]
+    data: DataSpec
+    split: str
+    how: EvaluationSpec
+    base_model: str | None = None
+
+
+class Scored(NamedTuple):
+    """What came of one adapter in one form: a document, or an error."""
+
+    key: str
+    form: str
+    document: dict[str, Any] | None
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerShape:
+    """How many workers there are, and what one is made of."""
+
+    workers: int
+    cpus: float
+    gpus: float
+    torch_threads: int
+
+
+def read_files(bundle: Path) -> dict[str, bytes]:
+    """A bundle's files, for an order."""
+    return {path.name: path.read_bytes() for path in sorted(bundle.iterdir())}
+
+
+def score(orders: Mapping[str, ScoringOrder], shape: WorkerShape) -> Iterator[Scored]:
+    """Measure every adapter in each of its forms; results come as they are done.
+
+    Args:
+        orders: By a key that names them in the results.
+        shape: Of the workers.
+    """
+    waiting = deque((key, form) for key, order in orders.items() for form in order.forms)
+    shared = {key: ray.put(order) for key, order in orders.items()}
+    idle = [_start(shape) for _ in range(min(shape.workers, len(waiting)))]
+    running: dict[ray.ObjectRef, tuple[ActorHandle, str, str]] = {}
+    while waiting or running:
+        while waiting and idle:
+            worker, (key, form) = idle.pop(), waiting.popleft()
+            running[worker.assess.remote(shared[key], form)] = (worker, key, form)
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        worker, key, form = running.pop(ready)
+        scored, is_alive = _take(ready, key, form)
+        if not is_alive and waiting:
+            worker = _start(shape)
+        if waiting:
+            idle.append(worker)
+        elif is_alive:
+            ray.kill(worker)
+        yield scored
+    for worker in idle:
+        ray.kill(worker)
+
+
+def _take(ready: Any, key: str, form: str) -> tuple[Scored, bool]:
+    """What a worker said, and whether it lives."""
+    try:
+        return Scored(key, form, ray.get(ready), ""), True
+    except ray.exceptions.RayTaskError as error:
+        return Scored(key, form, None, _one_line(error.cause)), True
+    except ray.exceptions.RayError as error:
+        reason = f"its worker died, perhaps out of memory ({_one_line(error)})"
+        return Scored(key, form, None, reason), False
+
+
+class _Assessor:
+    """Loads adapters and measures them, in a process of its own."""
+
+    def __init__(self, torch_threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(torch_threads)
+
+    def assess(self, order: ScoringOrder, form: str) -> dict[str, Any]:
+        """The evaluation document of an adapter in one form."""
+        from trainables.assessment import assess_bundle
+
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in order.files.items():
+                (Path(folder) / name).write_bytes(content)
+            source = order.data if order.split == "all" else (order.data, order.split)
+            (document,) = assess_bundle(
+                Path(folder), (form,), source, order.how, base_model=order.base_model
+            )
+        return document
+
+
+def _start(shape: WorkerShape) -> ActorHandle:
+    kind = ray.remote(_Assessor).options(num_cpus=shape.cpus, num_gpus=shape.gpus)
+    return kind.remote(shape.torch_threads)
+
+
+def _one_line(error: BaseException) -> str:
+    said = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {said[0]}"
