@@ -25,9 +25,10 @@ logger = logging.getLogger(__name__)
 
 DIGEST_TAG = "lorchestra.digest"
 MODEL_DIGEST_TAG = "lorchestra.model_digest"
+MODEL_TAG = "lorchestra.model"
 _METRIC_PREFIX = "metric."
-# Experiment of adapters that were trained outside a recorded sweep.
-_NO_RUN_EXPERIMENT = "lorchestra-adapters"
+NO_RUN_EXPERIMENT = "lorchestra-adapters"
+"""Experiment of adapters that were trained outside a recorded sweep."""
 _PAGE = 1000
 
 
@@ -59,6 +60,11 @@ class AdapterVersion:
     def ref(self) -> AdapterRef:
         """The reference that will always mean this version."""
         return AdapterRef(name=self.name, version=self.version)
+
+    @property
+    def model_id(self) -> str | None:
+        """Id of the MLflow model that holds its files."""
+        return self.tags.get(MODEL_TAG)
 
     def digest_at(self, step: int | None) -> str:
         """Digest of the version's bundle, or of the one that was kept at an earlier step."""
@@ -189,7 +195,7 @@ def _create(
     # and run. A crash on the way leaves a logged model that no version points at.
     if run_id is None:
         location = artifact_location_for(client.tracking_uri)
-        experiment_id = find_experiment(client, _NO_RUN_EXPERIMENT, location)
+        experiment_id = find_experiment(client, NO_RUN_EXPERIMENT, location)
     else:
         experiment_id = client.get_run(run_id).info.experiment_id
     params = {key: value for key, value in tags.items() if not key.startswith(_METRIC_PREFIX)}
@@ -211,7 +217,7 @@ def _create(
         name,
         source=logged.artifact_location,
         run_id=run_id,
-        tags={**tags, MODEL_DIGEST_TAG: model_digest},
+        tags={**tags, MODEL_DIGEST_TAG: model_digest, MODEL_TAG: logged.model_id},
         model_id=logged.model_id if is_known else None,
         await_creation_for=0,  # the version is there at once, as its files are
     )

@@ -4,6 +4,8 @@ RegistryError
 ├── RefError (ValueError)          an adapter reference cannot be read
 ├── AdapterNotFoundError (LookupError)  no such adapter, version or alias
 ├── IntegrityError (RuntimeError)  files differ from what was registered
+├── NotComparableError (ValueError)  two evaluations were measured in different ways
+├── ConflictError (RuntimeError)   another process moved an alias at the same time
 └── TrackingError (RuntimeError)   the tracking server cannot be used
 """
 
@@ -22,6 +24,14 @@ class AdapterNotFoundError(RegistryError, LookupError):
 
 class IntegrityError(RegistryError, RuntimeError):
     """Files differ from what was registered, or are unsafe to load."""
+
+
+class NotComparableError(RegistryError, ValueError):
+    """Two evaluations were not measured on the same rows in the same way."""
+
+
+class ConflictError(RegistryError, RuntimeError):
+    """Another process moved an alias at the same time."""
 
 
 class TrackingError(RegistryError, RuntimeError):

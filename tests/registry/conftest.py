@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +117,64 @@ def new_bundle(tmp_path: Path) -> Callable[..., Path]:
 def name(request: pytest.FixtureRequest) -> str:
     """An adapter name of the test's own."""
     return re.sub(r"\W", "-", request.node.name)
+
+
+@pytest.fixture
+def new_document() -> Callable[..., dict[str, Any]]:
+    """Makes the document of an evaluation from the losses of its rows."""
+    return _new_document
+
+
+def _new_document(
+    losses: Sequence[float] | np.ndarray = (1.0, 2.0, 0.5),
+    *,
+    adapter: str = "sha256:a1",
+    form: str = "trained",
+    tokens: Sequence[int] | np.ndarray | None = None,
+    data: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    rows = len(losses)
+    counts = [2] * rows if tokens is None else [int(count) for count in tokens]
+    examples: dict[str, list[Any]] = {
+        "loss_sum": [float(loss) for loss in losses],
+        "answer_tokens": counts,
+        "answer_bytes": [3 * count for count in counts],
+        "correct_tokens": [row % 3 % 2 for row in range(rows)],
+        "accuracy": [row % 2 for row in range(rows)],
+        "exact_match": [row % 2 for row in range(rows)],
+        "prediction": [f"text {row}" for row in range(rows)],
+        "reference": [f"answer {row}" for row in range(rows)],
+    }
+
+    def measure(of: str, per: str | None, scale: str, mode: str) -> dict[str, Any]:
+        ratio = sum(examples[of]) / (rows if per is None else sum(examples[per]))
+        scales = {"identity": lambda x: x, "exp": np.exp, "bits": lambda x: x / np.log(2)}
+        value = float(scales[scale](ratio))
+        return {"value": value, "of": of, "per": per, "scale": scale, "mode": mode}
+
+    return {
+        "format": "lorchestra.evaluation/1",
+        "adapter": adapter,
+        "form": form,
+        "data": {
+            "digest": "sha256:cc", "name": "test", "rows": rows,
+            "tokenizer_digest": "sha256:dd", "template_digest": None, "prompt_style": "plain",
+            "max_tokens": 64, **(data or {}),
+        },
+        "generation": {
+            "max_new_tokens": 64, "pattern": None, "choices": None, **(generation or {}),
+        },
+        "measures": {
+            "loss": measure("loss_sum", "answer_tokens", "identity", "min"),
+            "perplexity": measure("loss_sum", "answer_tokens", "exp", "min"),
+            "bits_per_byte": measure("loss_sum", "answer_bytes", "bits", "min"),
+            "token_accuracy": measure("correct_tokens", "answer_tokens", "identity", "max"),
+            "accuracy": measure("accuracy", None, "identity", "max"),
+            "exact_match": measure("exact_match", None, "identity", "max"),
+            "mean_loss": measure("loss_sum", None, "identity", "min"),
+        },
+        "examples": examples,
+        "seconds": 1.5, "rows_per_s": rows / 1.5, "tokens_per_s": 40.0, "peak_memory_gib": 0.5,
+        "model_bytes": 123456, "adapter_bytes": 1234, "packages": {"torch": "2.13.0"},
+    }  # fmt: skip

@@ -1,0 +1,270 @@
+"""Evaluations of registered adapters, kept as MLflow runs and found again."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run
+from mlflow.exceptions import MlflowException
+
+from registry.adapters import NO_RUN_EXPERIMENT, AdapterVersion, get
+from registry.connection import connect, is_missing, plain_errors
+from registry.errors import IntegrityError, RegistryError
+from registry.measures import COSTS, read_evaluation
+from registry.measures import Evaluation as Evaluation
+from registry.measures import Measure as Measure
+from registry.refs import AdapterRef
+from registry.tracking import artifact_location_for, find_experiment
+
+logger = logging.getLogger(__name__)
+
+_FILE = "evaluation.json.gz"
+_TABLE = "examples.json"
+_TABLE_ROWS = 200
+_TABLES_TAG = "mlflow.loggedArtifacts"
+_SUMMARY_TAG = "lorchestra.summary"
+_MAX_TAG_CHARS = 8000  # mlflow/utils/validation.py
+_PAGE = 1000
+
+
+def record_evaluation(
+    ref: AdapterRef | str, document: Mapping[str, Any], *, tracking_uri: str
+) -> str:
+    """Keep an evaluation of a version as an MLflow run, below the run that trained it.
+
+    The same measurement recorded again is the same run, with what was recorded first; one that was
+    cut short is completed.
+
+    Args:
+        ref: The version, or one of its earlier steps.
+        document: As training wrote it.
+        tracking_uri: MLflow server or database.
+
+    Returns:
+        Id of the run.
+
+    Raises:
+        AdapterNotFoundError: There is no such version.
+        IntegrityError: The document is broken, or of another adapter.
+        TrackingError: The server cannot be used.
+    """
+    ref = AdapterRef.parse(ref)
+    version = get(ref, tracking_uri=tracking_uri)
+    evaluation = Evaluation.from_document(document)
+    if evaluation.adapter != version.digest_at(ref.step):
+        raise IntegrityError(
+            f"evaluation of {ref}: it is of the adapter {evaluation.adapter}; allowed: "
+            f"{version.digest_at(ref.step)}, which is {ref}. Record it for the adapter it is of."
+        )
+    client = connect(tracking_uri)
+    with plain_errors(tracking_uri):
+        homes = _experiments(client, version)
+        tags = {**_tags(version, ref.step), "lorchestra.evaluation": evaluation.digest}
+        known = _search(client, homes, tags, oldest_first=True)
+        if known:
+            run = known[0]
+        else:
+            tags |= {"lorchestra.form": evaluation.form, "lorchestra.data": evaluation.data.digest}
+            if version.run_id is not None:
+                tags["mlflow.parentRunId"] = version.run_id
+            title = f"evaluate {version.ref} {evaluation.form} {evaluation.data.name}"
+            run = client.create_run(homes[0], tags=tags, run_name=title)
+        if run.info.status != "FINISHED":
+            _fill(client, run, document, evaluation, version)
+            logger.info("recorded %s evaluation of %s", evaluation.form, ref)
+        return str(run.info.run_id)
+
+
+def list_evaluations(
+    ref: AdapterRef | str,
+    *,
+    tracking_uri: str,
+    form: str | None = None,
+    data: str | None = None,
+    with_examples: bool = True,
+) -> list[Evaluation]:
+    """What was measured of a version, the newest first.
+
+    Args:
+        ref: The version, or one of its earlier steps.
+        tracking_uri: MLflow server or database.
+        form: Of this serving form only.
+        data: On rows of this digest only.
+        with_examples: Whether to fetch the columns too: a file for each evaluation.
+
+    Raises:
+        AdapterNotFoundError: There is no such version.
+        IntegrityError: A kept evaluation was changed or lost.
+        TrackingError: The server cannot be used.
+    """
+    ref = AdapterRef.parse(ref)
+    version = get(ref, tracking_uri=tracking_uri)
+    tags = _tags(version, ref.step)
+    wanted = {"lorchestra.form": form, "lorchestra.data": data}
+    tags |= {key: value for key, value in wanted.items() if value is not None}
+    client = connect(tracking_uri)
+    with plain_errors(tracking_uri):
+        runs = [
+            run
+            for run in _search(client, _experiments(client, version), tags)
+            if run.info.status == "FINISHED"
+            and run.data.tags.get("lorchestra.step") == tags.get("lorchestra.step")
+        ]
+        found = [_read(client, run, with_examples) for run in runs]
+    # Two processes that recorded the same at the same time: one of them will do.
+    return list({one.digest: one for one in reversed(found)}.values())[::-1]
+
+
+def _tags(version: AdapterVersion, step: int | None) -> dict[str, str]:
+    tags = {
+        "lorchestra.kind": "evaluation",
+        "lorchestra.adapter": version.name,
+        "lorchestra.version": str(version.version),
+    }
+    return tags if step is None else {**tags, "lorchestra.step": str(step)}
+
+
+def _experiments(client: MlflowClient, version: AdapterVersion) -> list[str]:
+    """Where a version's evaluations are: beside the run that trained it, or with those of none."""
+    alone = client.get_experiment_by_name(NO_RUN_EXPERIMENT)
+    homes = [] if alone is None else [str(alone.experiment_id)]
+    if version.run_id is not None:
+        try:
+            return [str(client.get_run(version.run_id).info.experiment_id), *homes]
+        except MlflowException as error:
+            if not is_missing(error):
+                raise
+            logger.info("adapter %s: its run is gone (%s)", version.ref, error)
+    location = artifact_location_for(client.tracking_uri)
+    return homes or [find_experiment(client, NO_RUN_EXPERIMENT, location)]
+
+
+def _search(
+    client: MlflowClient,
+    experiments: list[str],
+    tags: Mapping[str, str],
+    *,
+    oldest_first: bool = False,
+) -> list[Run]:
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    order = [f"attributes.start_time {'ASC' if oldest_first else 'DESC'}"]
+    found: list[Run] = []
+    token: str | None = ""
+    while token is not None:
+        page = client.search_runs(
+            experiments, wanted, max_results=_PAGE, order_by=order, page_token=token or None
+        )
+        found += page
+        token = page.token or None
+    return found
+
+
+def _fill(
+    client: MlflowClient,
+    run: Run,
+    document: Mapping[str, Any],
+    evaluation: Evaluation,
+    version: AdapterVersion,
+) -> None:
+    run_id = run.info.run_id
+    plain = _without_infinities(document)
+    with tempfile.TemporaryDirectory() as work:
+        file = Path(work) / _FILE
+        # Without a time in it, so that the same document is the same file.
+        file.write_bytes(gzip.compress(json.dumps(plain).encode(), mtime=0))
+        client.log_artifact(run_id, str(file))
+    client.log_text(run_id, json.dumps(_table(plain["examples"])), _TABLE)
+    client.set_tag(run_id, _TABLES_TAG, json.dumps([{"path": _TABLE, "type": "table"}]))
+    summary = json.dumps({key: value for key, value in plain.items() if key != "examples"})
+    if len(summary) <= _MAX_TAG_CHARS:
+        client.set_tag(run_id, _SUMMARY_TAG, summary)
+    params = {
+        "adapter": version.name,
+        "version": version.version,
+        "form": evaluation.form,
+        "data": evaluation.data.name,
+        "data.digest": evaluation.data.digest,
+        "rows": evaluation.data.rows,
+        **evaluation.data.tokens_record,
+        **{f"generation.{key}": value for key, value in (evaluation.generation or {}).items()},
+    }
+    metrics = _metrics(evaluation, run.info.start_time, version.model_id)
+    client.log_batch(
+        run_id,
+        metrics=metrics,
+        params=[Param(key, str(value)) for key, value in params.items() if value is not None],
+    )
+    client.set_terminated(run_id, "FINISHED")
+
+
+def _table(examples: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """The first rows as MLflow's pages show tables: pandas' split orientation."""
+    rows = zip(*(column[:_TABLE_ROWS] for column in examples.values()), strict=True)
+    return {
+        "columns": ["row", *examples],
+        "data": [[number, *row] for number, row in enumerate(rows)],
+    }
+
+
+def _metrics(evaluation: Evaluation, at_ms: int, model_id: str | None) -> list[Metric]:
+    """The run's numbers; the time is the run's, so that the same point sent again stays one."""
+    values = {name: measure.value for name, measure in evaluation.measures.items()}
+    values |= {name: getattr(evaluation, name) for name in COSTS}
+    # MLflow keeps up to 36 characters of a digest, and turns a model's NaN into 0.
+    data = evaluation.data
+    place = {
+        "model_id": model_id,
+        "dataset_name": data.name,
+        "dataset_digest": data.digest.removeprefix("sha256:")[:36],
+    }
+    return [
+        Metric(name, value, at_ms, 0, **(place if math.isfinite(value) else {}))
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def _read(client: MlflowClient, run: Run, with_examples: bool) -> Evaluation:
+    run_id, tags = run.info.run_id, run.data.tags
+    if not with_examples and _SUMMARY_TAG in tags:
+        document = {**json.loads(tags[_SUMMARY_TAG]), "examples": {}}
+        evaluation = read_evaluation(document)
+    else:
+        try:
+            with tempfile.TemporaryDirectory() as work:
+                arrived = Path(client.download_artifacts(run_id, _FILE, work))
+                document = json.loads(gzip.decompress(arrived.read_bytes()))
+                evaluation = Evaluation.from_document(document)
+        except (MlflowException, OSError, ValueError, EOFError, RegistryError) as error:
+            raise IntegrityError(
+                f"evaluation run {run_id}: its {_FILE} cannot be used ({error}); allowed: the "
+                "file as it was recorded. Restore the artifact store, or delete the run and "
+                "measure again."
+            ) from error
+    if evaluation.digest != tags["lorchestra.evaluation"]:
+        raise IntegrityError(
+            f"evaluation run {run_id}: what it keeps has digest {evaluation.digest}; allowed: "
+            f"{tags['lorchestra.evaluation']}, as recorded. Delete the run and measure again."
+        )
+    at = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+    examples = evaluation.examples if with_examples else {}
+    return replace(evaluation, run_id=run_id, at=at, examples=examples)
+
+
+def _without_infinities(value: Any) -> Any:
+    """The same with null for what JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: _without_infinities(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

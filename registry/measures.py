@@ -1,0 +1,297 @@
+"""What was measured of an adapter, row by row, and how numbers follow from it.
+
+An evaluation is a document that training writes: which adapter, in which serving form, on which
+rows, and for every measure a column with one number per row, so that it can be compared, resampled
+and tabled without the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from registry.errors import IntegrityError
+
+FORMAT = "lorchestra.evaluation/1"
+FORMS = ("trained", "unquantized", "merged", "requantized")
+"""How an adapter can be served: beside the base it was trained on, or added into it, and so on."""
+
+Scale = Literal["identity", "exp", "bits"]
+Numbers = npt.NDArray[np.float64]
+
+COSTS = (
+    "seconds",
+    "rows_per_s",
+    "tokens_per_s",
+    "peak_memory_gib",
+    "model_bytes",
+    "adapter_bytes",
+)
+"""What a measurement took, beside its measures; `None` where that was not noted."""
+
+# What MLflow takes in a metric's name: mlflow/utils/validation.py
+_MEASURE_NAME = re.compile(r"[\w./ -]{1,250}", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """How a number follows from the rows: `scale(sum of column / sum of column or rows)`.
+
+    Attributes:
+        value: The number over all rows; NaN when it could not be had.
+        of: Column that is summed up.
+        per: Column that it is divided by the sum of; the number of rows if `None`.
+        scale: `identity`; `exp`, as perplexity is the exponential of a loss; `bits`, from nats.
+        mode: Whether less or more of it is better.
+    """
+
+    value: float
+    of: str
+    per: str | None
+    scale: Scale
+    mode: Literal["min", "max"]
+
+    def scaled(self, ratios: npt.ArrayLike) -> Numbers:
+        """The measure for ratios of sums, of any shape."""
+        values = np.asarray(ratios, dtype=np.float64)
+        if self.scale == "exp":
+            with np.errstate(over="ignore"):
+                return cast(Numbers, np.exp(values))
+        return values / math.log(2) if self.scale == "bits" else values
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """The rows that were measured on, and how they became tokens.
+
+    Attributes:
+        digest: Over the rows in their order, before they are tokens.
+        name: `test`, `validation` or a file's name.
+        rows: How many.
+        tokenizer_digest: Of the base's tokenizer.
+        template_digest: Of its chat template, if the prompts went through one.
+        prompt_style: `plain` or `chat`.
+        max_tokens: Where rows were cut.
+    """
+
+    digest: str
+    name: str
+    rows: int
+    tokenizer_digest: str | None
+    template_digest: str | None
+    prompt_style: str | None
+    max_tokens: int | None
+
+    @property
+    def tokens_record(self) -> dict[str, Any]:
+        """What numbers per token depend on besides the rows."""
+        return {
+            "tokenizer_digest": self.tokenizer_digest,
+            "template_digest": self.template_digest,
+            "prompt_style": self.prompt_style,
+            "max_tokens": self.max_tokens,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One adapter in one serving form, measured on some rows.
+
+    Attributes:
+        adapter: Digest of its bundle.
+        form: Serving form.
+        data: The rows.
+        generation: How texts were generated, if they were.
+        measures: By name.
+        examples: Columns with one entry per row: numbers or texts; none when it was read without.
+        seconds: How long it took.
+        rows_per_s: Rows per second.
+        tokens_per_s: Tokens per second.
+        peak_memory_gib: Largest memory in use.
+        model_bytes: Size of the base in this form.
+        adapter_bytes: Size of the adapter beside it.
+        packages: Versions it was measured with.
+        run_id: MLflow run that keeps it; empty when none does.
+        at: When that run was started.
+    """
+
+    adapter: str
+    form: str
+    data: EvaluationData
+    generation: Mapping[str, Any] | None
+    measures: Mapping[str, Measure]
+    examples: Mapping[str, tuple[Any, ...]] = field(repr=False)
+    seconds: float | None
+    rows_per_s: float | None
+    tokens_per_s: float | None
+    peak_memory_gib: float | None
+    model_bytes: float | None
+    adapter_bytes: float | None
+    packages: Mapping[str, str]
+    run_id: str = ""
+    at: datetime | None = None
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Evaluation:
+        """Read a document and check it, the measures against their columns too.
+
+        Raises:
+            IntegrityError: It is of another format, or does not agree with itself.
+        """
+        evaluation = read_evaluation(document)
+        for name, measure in evaluation.measures.items():
+            _require_value(name, measure, evaluation)
+        return evaluation
+
+    @property
+    def digest(self) -> str:
+        """`sha256:` over what was measured and how, but not over what came of it."""
+        identity = {
+            "adapter": self.adapter,
+            "form": self.form,
+            "data": self.data.digest,
+            "tokens": self.data.tokens_record,
+            "generation": self.generation,
+            "measures": sorted(self.measures),
+        }
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    def columns(self, measure: str) -> tuple[Numbers, Numbers]:
+        """What the measure sums up and what it divides by, each (rows,).
+
+        Raises:
+            IntegrityError: There is no such measure, or the evaluation was read without examples.
+        """
+        known = self.measures.get(measure)
+        if known is None:
+            raise IntegrityError(
+                f"evaluation of {self.adapter}: got measure {measure!r}; allowed: "
+                f"{', '.join(sorted(self.measures))}. Choose one of these."
+            )
+        per = np.ones(self.data.rows) if known.per is None else self._numbers(known.per)
+        return self._numbers(known.of), per
+
+    def _numbers(self, column: str) -> Numbers:
+        if column not in self.examples:
+            raise IntegrityError(
+                f"evaluation of {self.adapter}: it has no column {column!r}; allowed: "
+                f"{', '.join(sorted(self.examples)) or '(none were read)'}. "
+                "Read it with its examples, or measure again."
+            )
+        numbers = self.examples[column]
+        return np.array([math.nan if n is None else n for n in numbers], dtype=np.float64)
+
+
+def read_evaluation(document: Mapping[str, Any]) -> Evaluation:
+    """Read a document whose columns may have been left out; measures are taken at their word.
+
+    Raises:
+        IntegrityError: It is of another format.
+    """
+    if document.get("format") != FORMAT:
+        raise IntegrityError(
+            f"evaluation: got format {document.get('format')!r}; allowed: {FORMAT!r}. "
+            "Measure again with this version."
+        )
+    try:
+        records = {one.name: document["data"].get(one.name) for one in fields(EvaluationData)}
+        costs: dict[str, Any] = {name: _number_or_none(document.get(name)) for name in COSTS}
+        evaluation = Evaluation(
+            adapter=document["adapter"],
+            form=document["form"],
+            data=EvaluationData(**records),
+            generation=document["generation"],
+            measures={name: _measure(one) for name, one in document["measures"].items()},
+            examples={name: tuple(column) for name, column in document["examples"].items()},
+            packages=dict(document.get("packages") or {}),
+            **costs,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IntegrityError(
+            f"evaluation: a record is missing or of another kind ({type(error).__name__}: "
+            f"{error}); allowed: the document that an evaluation writes. Measure again."
+        ) from error
+    _require_known(evaluation)
+    return evaluation
+
+
+def _measure(record: Mapping[str, Any]) -> Measure:
+    value = _number_or_none(record["value"])
+    return Measure(
+        value=math.nan if value is None else value,
+        of=record["of"],
+        per=record["per"],
+        scale=record["scale"],
+        mode=record["mode"],
+    )
+
+
+def _number_or_none(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"got {value!r} where a number belongs")
+    return float(value)
+
+
+def _require_known(evaluation: Evaluation) -> None:
+    """Refuse what later steps could not use: other forms, columns and names."""
+    data = evaluation.data
+    checks = {
+        "adapter and data have digests": isinstance(evaluation.adapter, str)
+        and isinstance(data.digest, str),
+        f"form {evaluation.form!r} is one of {', '.join(FORMS)}": evaluation.form in FORMS,
+        f"data has a name, not {data.name!r}": isinstance(data.name, str),
+        f"data has rows, not {data.rows!r}": isinstance(data.rows, int) and data.rows > 0,
+    }
+    for name, column in evaluation.examples.items():
+        checks[f"column {name} has {data.rows!r} entries, not {len(column)}"] = (
+            len(column) == data.rows
+        )
+    for name, measure in evaluation.measures.items():
+        checks[f"measure {name!r} has a name for a metric"] = bool(_MEASURE_NAME.fullmatch(name))
+        scales = get_args(Scale)
+        checks[f"measure {name} has a scale of {', '.join(scales)}, not {measure.scale!r}"] = (
+            measure.scale in scales
+        )
+        checks[f"measure {name} has mode min or max, not {measure.mode!r}"] = measure.mode in (
+            "min",
+            "max",
+        )
+    broken = [claim for claim, holds in checks.items() if not holds]
+    if broken:
+        raise IntegrityError(
+            f"evaluation of {evaluation.adapter}: it does not hold that {'; '.join(broken)}; "
+            "allowed: the document that an evaluation writes. Measure again."
+        )
+
+
+def _require_value(name: str, measure: Measure, evaluation: Evaluation) -> None:
+    """Its columns are there, are numbers, and give its value."""
+    columns = [measure.of] if measure.per is None else [measure.of, measure.per]
+    for column in columns:
+        for entry in evaluation.examples.get(column, ()):
+            if entry is not None and not isinstance(entry, int | float):
+                raise IntegrityError(
+                    f"evaluation of {evaluation.adapter}: column {column} of measure {name} has "
+                    f"the entry {entry!r}; allowed: numbers. Measure again."
+                )
+    of, per = evaluation.columns(name)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = float(measure.scaled(of.sum() / per.sum()))
+    is_same = math.isclose(measure.value, expected, rel_tol=1e-3, abs_tol=1e-6)
+    if not is_same and (math.isfinite(measure.value) or math.isfinite(expected)):
+        raise IntegrityError(
+            f"evaluation of {evaluation.adapter}: measure {name} has the value {measure.value:g}; "
+            f"allowed: {expected:g}, as its rows give. Measure again."
+        )

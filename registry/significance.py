@@ -1,0 +1,167 @@
+"""How sure a difference between two evaluations is: the paired bootstrap over rows.
+
+Rows are drawn with replacement and both adapters are measured on the same draw, so that what
+makes a row hard for both cancels out (Koehn 2004, "Statistical significance tests for machine
+translation evaluation", EMNLP). The interval is cut from the draws' percentiles (Efron &
+Tibshirani 1993, "An introduction to the bootstrap", chapter 13).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from registry.errors import NotComparableError
+from registry.measures import Evaluation, Measure, Numbers
+
+_DRAWS = 10_000
+_CELLS = 1 << 22
+"""Counts in memory at once: 32 MiB, however many rows there are."""
+
+_OF_GIVEN_ANSWERS = ("loss_sum", "correct_tokens", "accuracy")
+"""Columns that come of reading the given answers; others come of generated ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Where a number lies with some confidence.
+
+    Attributes:
+        estimate: The number on the rows as they are.
+        low: Lower end.
+        high: Upper end; all three are NaN when a row has no number.
+        confidence: Share of such intervals that hold the true number.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    confidence: float
+
+
+def paired_bootstrap(
+    candidate: Evaluation,
+    champion: Evaluation,
+    measure: str,
+    *,
+    confidence: float = 0.95,
+    draws: int = _DRAWS,
+    seed: int = 0,
+) -> Interval:
+    """The difference candidate − champion of a measure, in the measure's own unit.
+
+    The same evaluations and seed give the same interval. 100,000 rows take about 10 seconds.
+
+    Raises:
+        NotComparableError: They were not measured on the same rows in the same way.
+        IntegrityError: One of them was read without its examples.
+    """
+    why_not = obstacle(candidate, champion, measure)
+    if why_not:
+        raise NotComparableError(
+            f"measure {measure}: {why_not}; allowed: evaluations on the same rows, measured in "
+            "the same way. Measure both again."
+        )
+    columns = np.stack([*candidate.columns(measure), *champion.columns(measure)], axis=1)
+
+    def difference(sums: Numbers) -> Numbers:
+        new = _value(candidate.measures[measure], sums[:, 0], sums[:, 1])
+        return new - _value(champion.measures[measure], sums[:, 2], sums[:, 3])
+
+    sums = _resampled_sums(columns, draws, seed)
+    return _interval(difference(columns.sum(axis=0, keepdims=True)), difference(sums), confidence)
+
+
+def interval(
+    evaluation: Evaluation,
+    measure: str,
+    confidence: float = 0.95,
+    *,
+    draws: int = _DRAWS,
+    seed: int = 0,
+) -> Interval:
+    """Where a measure of one evaluation would lie on other rows of the same kind.
+
+    Raises:
+        IntegrityError: There is no such measure, or it was read without its examples.
+    """
+    columns = np.stack(evaluation.columns(measure), axis=1)
+    kind = evaluation.measures[measure]
+    sums = _resampled_sums(columns, draws, seed)
+    whole = columns.sum(axis=0, keepdims=True)
+    return _interval(
+        _value(kind, whole[:, 0], whole[:, 1]), _value(kind, sums[:, 0], sums[:, 1]), confidence
+    )
+
+
+def obstacle(candidate: Evaluation, champion: Evaluation, measure: str) -> str:
+    """Why a measure of two evaluations cannot be compared; empty when it can.
+
+    Numbers per token need the same tokens; numbers per byte or per row need the same rows only;
+    numbers of generated texts need the same way of generating.
+    """
+    both = (candidate, champion)
+    for side, one in zip(("candidate", "champion"), both, strict=True):
+        if measure not in one.measures:
+            return f"the {side} was not measured by it but by {', '.join(sorted(one.measures))}"
+    new, old = (one.measures[measure] for one in both)
+    if (new.of, new.per, new.scale, new.mode) != (old.of, old.per, old.scale, old.mode):
+        return "it is defined in two ways"
+    rows = [f"{one.data.digest} ({one.data.rows} rows)" for one in both]
+    if rows[0] != rows[1]:
+        return f"the candidate has data {rows[0]}, the champion has {rows[1]}"
+    ways = [_way_of(one, new) for one in both]
+    for key in ways[0]:
+        if ways[0][key] != ways[1][key]:
+            return f"the candidate has {key} {ways[0][key]}, the champion has {ways[1][key]}"
+    return ""
+
+
+def _way_of(evaluation: Evaluation, measure: Measure) -> dict[str, object]:
+    """What a measure depends on besides the rows."""
+    way = evaluation.data.tokens_record if measure.per == "answer_tokens" else {}
+    if measure.of not in _OF_GIVEN_ANSWERS:
+        way["generation"] = evaluation.generation
+    return way
+
+
+def _value(measure: Measure, of: Numbers, per: Numbers) -> Numbers:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return measure.scaled(of / per)
+
+
+def _interval(whole: Numbers, drawn: Numbers, confidence: float) -> Interval:
+    if not np.isfinite(whole).all():
+        return Interval(estimate=math.nan, low=math.nan, high=math.nan, confidence=confidence)
+    # A draw of rows without any answer token measures nothing.
+    drawn = drawn[np.isfinite(drawn)]
+    tail = (1 - confidence) / 2
+    # One of the draws and no mean of two, so that a monotone scale carries over to the ends.
+    low, high = np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf")
+    return Interval(
+        estimate=float(whole[0]), low=float(low), high=float(high), confidence=confidence
+    )
+
+
+def _resampled_sums(columns: Numbers, draws: int, seed: int) -> Numbers:
+    """Sums of columns (rows, k) over rows drawn with replacement: (draws, k)."""
+    # Column by column, so that equal columns have equal sums to the last bit.
+    parts = [
+        np.stack([counts @ column for column in columns.T.copy()], axis=1)
+        for counts in _counts(len(columns), draws, seed)
+    ]
+    return np.concatenate(parts)
+
+
+def _counts(rows: int, draws: int, seed: int) -> Iterator[Numbers]:
+    """How often each row is in each draw, (some draws, rows) at a time."""
+    rng = np.random.default_rng(seed)
+    at_once = max(1, _CELLS // rows)
+    for start in range(0, draws, at_once):
+        some = min(at_once, draws - start)
+        cells = rng.integers(rows, size=(some, rows)) + rows * np.arange(some)[:, None]
+        counts = np.bincount(cells.ravel(), minlength=some * rows)
+        yield counts.reshape(some, rows).astype(np.float64)

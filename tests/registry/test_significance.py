@@ -1,0 +1,141 @@
+"""Intervals hold what they should, as often as they say, and only for what can be compared."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from registry.errors import NotComparableError
+from registry.measures import Evaluation
+from registry.significance import interval, obstacle, paired_bootstrap
+
+NewDocument = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def evaluation(new_document: NewDocument) -> Callable[..., Evaluation]:
+    def build(losses: Any, **more: Any) -> Evaluation:
+        return Evaluation.from_document(new_document(losses=losses, **more))
+
+    return build
+
+
+def test_a_95_percent_interval_holds_the_true_difference_95_times_in_100(
+    evaluation: Callable[..., Evaluation],
+) -> None:
+    rng, sets, rows, truth = np.random.default_rng(1), 400, 60, -0.2
+    held = 0
+    for seed in range(sets):
+        hardness = rng.gamma(2.0, 1.0, rows)
+        old = evaluation(hardness + rng.normal(0.0, 0.3, rows))
+        new = evaluation(hardness + truth + rng.normal(0.0, 0.3, rows))
+        found = paired_bootstrap(new, old, "mean_loss", draws=400, seed=seed)
+        held += found.low <= truth <= found.high
+    assert 0.92 <= held / sets <= 0.98
+
+
+def test_rows_are_paired(evaluation: Callable[..., Evaluation]) -> None:
+    hardness = np.random.default_rng(2).gamma(2.0, 1.0, 200)
+    found = paired_bootstrap(evaluation(hardness - 0.01), evaluation(hardness), "mean_loss")
+    assert found.low == pytest.approx(-0.01)
+    assert found.high == pytest.approx(-0.01)
+    alone = interval(evaluation(hardness), "mean_loss")
+    assert alone.high - alone.low > 0.2
+
+
+@pytest.mark.parametrize("measure", ["loss", "perplexity", "bits_per_byte", "token_accuracy"])
+def test_the_same_twice_has_no_difference(
+    evaluation: Callable[..., Evaluation], measure: str
+) -> None:
+    one = evaluation(np.random.default_rng(3).gamma(2.0, 1.0, 97))
+    found = paired_bootstrap(one, one, measure)
+    assert (found.estimate, found.low, found.high) == (0.0, 0.0, 0.0)
+
+
+def test_ratios_of_sums_are_drawn_as_ratios(evaluation: Callable[..., Evaluation]) -> None:
+    """Rows of one loss per token: whatever is drawn, the loss per token stays."""
+    tokens = np.arange(1, 51)
+    found = interval(evaluation(tokens * 0.5, tokens=tokens), "loss")
+    assert (found.low, found.high) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert found.estimate == pytest.approx(0.5)
+    per_row = interval(evaluation(tokens * 0.5, tokens=tokens), "mean_loss")
+    assert per_row.high - per_row.low > 1.0
+
+
+def test_perplexity_is_the_exponential_of_the_loss_at_both_ends(
+    evaluation: Callable[..., Evaluation],
+) -> None:
+    one = evaluation(np.random.default_rng(4).gamma(2.0, 1.0, 30))
+    loss, perplexity = interval(one, "loss"), interval(one, "perplexity")
+    assert (perplexity.low, perplexity.high) == (math.exp(loss.low), math.exp(loss.high))
+
+
+def test_more_confidence_is_a_wider_interval_and_the_seed_decides(
+    evaluation: Callable[..., Evaluation],
+) -> None:
+    rng = np.random.default_rng(5)
+    new, old = evaluation(rng.gamma(2.0, 1.0, 40)), evaluation(rng.gamma(2.0, 1.0, 40))
+    narrow = paired_bootstrap(new, old, "loss", confidence=0.8)
+    wide = paired_bootstrap(new, old, "loss", confidence=0.99)
+    assert wide.low < narrow.low < narrow.estimate < narrow.high < wide.high
+    assert paired_bootstrap(new, old, "loss") == paired_bootstrap(new, old, "loss")
+    assert paired_bootstrap(new, old, "loss", seed=1) != paired_bootstrap(new, old, "loss")
+
+
+def test_rows_without_a_number_have_no_interval(evaluation: Callable[..., Evaluation]) -> None:
+    whole, broken = evaluation([1.0, 2.0, 3.0]), evaluation([1.0, math.nan, 3.0])
+    found = paired_bootstrap(broken, whole, "loss")
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_many_rows_do_not_need_memory_for_all_draws_at_once(
+    evaluation: Callable[..., Evaluation],
+) -> None:
+    rows = 100_000
+    one = evaluation(np.random.default_rng(6).gamma(2.0, 1.0, rows))
+    began = time.monotonic()
+    found = interval(one, "mean_loss", draws=100)
+    assert time.monotonic() - began < 20
+    # Of a mean: 1.96 standard errors to either side.
+    expected = 2 * 1.96 * math.sqrt(2.0 / rows)
+    assert found.high - found.low == pytest.approx(expected, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("measure", "change", "why"),
+    [
+        ("loss", {"data": {"digest": "sha256:other"}}, "data sha256:other"),
+        ("bits_per_byte", {"data": {"digest": "sha256:other"}}, "data sha256:other"),
+        ("loss", {"data": {"max_tokens": 128}}, "max_tokens 128"),
+        ("token_accuracy", {"data": {"tokenizer_digest": "sha256:t2"}}, "tokenizer_digest"),
+        ("perplexity", {"data": {"template_digest": "sha256:t2"}}, "template_digest"),
+        ("exact_match", {"generation": {"max_new_tokens": 8}}, "generation"),
+        ("nothing", {}, "was not measured by it"),
+    ],
+)
+def test_what_was_measured_in_another_way_is_refused(
+    evaluation: Callable[..., Evaluation], measure: str, change: dict[str, Any], why: str
+) -> None:
+    champion, candidate = evaluation([1.0, 2.0]), evaluation([0.5, 1.0], **change)
+    assert why in obstacle(candidate, champion, measure)
+    with pytest.raises(NotComparableError, match=why):
+        paired_bootstrap(candidate, champion, measure)
+
+
+@pytest.mark.parametrize("measure", ["bits_per_byte", "exact_match", "accuracy"])
+def test_numbers_that_do_not_count_tokens_compare_between_tokenizers(
+    evaluation: Callable[..., Evaluation], measure: str
+) -> None:
+    other = {"tokenizer_digest": "sha256:t2", "max_tokens": 128}
+    assert obstacle(evaluation([1.0, 2.0]), evaluation([1.0, 2.0], data=other), measure) == ""
+
+
+def test_the_same_rows_in_another_order_are_other_data(new_document: NewDocument) -> None:
+    """The digest is over the rows in order; a shorter file is other data too."""
+    one = Evaluation.from_document(new_document(losses=[1.0, 2.0]))
+    two = Evaluation.from_document(new_document(losses=[1.0, 2.0, 3.0]))
+    assert "3 rows" in obstacle(two, one, "loss")
