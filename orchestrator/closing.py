@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from orchestrator.complaint import require
+from orchestrator.errors import SweepSpecError
 from orchestrator.sections import require_slug
+from trainables.errors import SpecError
+from trainables.evaluation_spec import EvaluationSpec
 
 Form = Literal["trained", "unquantized", "merged", "requantized"]
 """How an adapter is served; `trainables.serving` says what each means."""
@@ -66,13 +69,24 @@ class FinalsSpec:
             "each form once",
             "Leave the second out.",
         )
-        require(
-            self.max_new_tokens >= 0,
-            "finals.max_new_tokens",
-            self.max_new_tokens,
-            ">= 0",
-            "Use 0 to generate nothing.",
-        )
+        _ = self.evaluation
+
+    @property
+    def evaluation(self) -> EvaluationSpec:
+        """How each form is measured.
+
+        Raises:
+            SweepSpecError: A value of it cannot work.
+        """
+        try:
+            return EvaluationSpec(
+                max_new_tokens=self.max_new_tokens,
+                pattern=self.pattern,
+                choices=self.choices,
+                metrics=self.metrics,
+            )
+        except SpecError as error:
+            raise SweepSpecError(str(error).replace("evaluation.", "finals.")) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import ray
 from ray.actor import ActorHandle
 
 from trainables.evaluation_spec import EvaluationSpec
-from trainables.spec import DataSpec
+from trainables.rows import RowSource
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +31,14 @@ class ScoringOrder:
     Attributes:
         files: Names and contents of its bundle's files: a worker can be on another machine.
         forms: Serving forms to measure it in.
-        data: Where the rows come from.
-        split: `validation` or `test` as in training; `all` takes every row of `data.train`.
+        source: A split of the data it was trained with, or rows.
         how: What to measure.
         base_model: Where the base lies, if not where the bundle says.
     """
 
     files: Mapping[str, bytes]
     forms: tuple[str, ...]
-    data: DataSpec
-    split: str
+    source: RowSource
     how: EvaluationSpec
     base_model: str | None = None
 
@@ -124,9 +122,8 @@ class _Assessor:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in order.files.items():
                 (Path(folder) / name).write_bytes(content)
-            source = order.data if order.split == "all" else (order.data, order.split)
             (document,) = assess_bundle(
-                Path(folder), (form,), source, order.how, base_model=order.base_model
+                Path(folder), (form,), order.source, order.how, base_model=order.base_model
             )
         return document
 

@@ -19,6 +19,11 @@ def test_name_that_is_no_folder_or_model_is_refused(name: str) -> None:
     [
         (FinalsSpec, {"forms": ("merged", "merged")}, r"^finals\.forms: got .*each form once"),
         (FinalsSpec, {"max_new_tokens": -1}, r"^finals\.max_new_tokens: got -1"),
+        (
+            FinalsSpec,
+            {"choices": ("a", "b")},
+            r"^finals\.choices: got .*finals\.max_new_tokens > 0",
+        ),
         (FinalsSpec, {"confidence": 1.0}, r"^finals\.confidence: got 1\.0"),
         (RegisterSpec, {"min_improvement": -0.1}, r"^register\.min_improvement: got -0\.1"),
         (RegisterSpec, {"confidence": 0.3}, r"^register\.confidence: got 0\.3"),
