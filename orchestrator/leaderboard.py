@@ -80,6 +80,11 @@ def find_pareto(objective: ObjectiveSpec, history: SweepHistory) -> tuple[int, .
                 sign * float(value or 0.0)
                 for sign, value in zip(signs.values(), values, strict=True)
             ]
+    return find_front(costs)
+
+
+def find_front(costs: Mapping[int, Sequence[float]]) -> tuple[int, ...]:
+    """Those that no other undercuts in one cost without being dearer in another."""
     return tuple(
         number
         for number, cost in costs.items()

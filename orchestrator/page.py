@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from plotly.offline import get_plotlyjs
 
+from orchestrator.form_scores import TRAINED, FormScore, list_form_scores
 from orchestrator.history import SweepHistory
-from orchestrator.leaderboard import UNRANKED_ORDER, outcome_of
-from orchestrator.plots import plot_learning_curves, plot_parallel_coordinates
+from orchestrator.importance import Importance, plot_importance
+from orchestrator.leaderboard import UNRANKED_ORDER, outcome_of, setting_columns
+from orchestrator.markup import cell, document, embed, folded, note, number, table
+from orchestrator.plots import is_number, plot_learning_curves, plot_parallel_coordinates
+from orchestrator.tradeoffs import find_tradeoffs, plot_tradeoffs
 from orchestrator.wording import (
+    format_bounds,
     format_difference,
     format_duration,
     format_interval,
@@ -25,129 +28,168 @@ from orchestrator.wording import (
 if TYPE_CHECKING:
     from orchestrator.report import SweepReport
 
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1200px;
-       margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; }
-th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #ddd;
-         vertical-align: top; }
-th { background: #f5f5f5; white-space: nowrap; }
-td.number { text-align: right; white-space: nowrap; } td.reason { min-width: 18rem; }
-tr.best { background: #e6f5ef; } tr.unranked { color: #777; } .note { color: #555; }
-"""
-
 _MEASURED = ("eval_loss", "eval_accuracy", "eval_token_accuracy", "train_loss")
 
 
-def build_page(report: SweepReport, history: SweepHistory) -> str:
+def build_page(report: SweepReport, history: SweepHistory, importance: Importance) -> str:
     """The page whole; every text in it that is not its own is escaped."""
-    title = escape(report.name)
-    body = "\n".join(
-        f"<section>\n<h2>{escape(heading)}</h2>\n{content}\n</section>"
-        for heading, content in _sections(report, history)
-        if content
-    )
-    reason = f": {escape(report.reason)}" if report.reason else ""
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{title} – sweep report</title>\n<style>{_STYLE}</style>\n"
-        f"<script>{get_plotlyjs()}</script>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f'<p class="note">Sweep {escape(str(report.sweep_id))}, {escape(report.status)}{reason}'
-        f"</p>\n{body}\n</body>\n</html>\n"
+    reason = f": {one_line(report.reason)}" if report.reason else ""
+    return document(
+        f"{report.name} – sweep report",
+        f"Sweep {report.sweep_id}, {report.status}{reason}",
+        _sections(report, history, importance),
     )
 
 
-def _sections(report: SweepReport, history: SweepHistory) -> Iterator[tuple[str, str]]:
+def _sections(
+    report: SweepReport, history: SweepHistory, importance: Importance
+) -> Iterator[tuple[str, str]]:
     best = None if report.best is None else report.best.trial
     base = report.base_metrics.get("validation", {}).get(report.metric)
     curves = plot_learning_curves(history, metric=report.metric, best=best, base=base)
-    coordinates = plot_parallel_coordinates(
-        report.leaderboard, metric=report.metric, mode=report.mode
-    )
+    coordinates = plot_parallel_coordinates(report.leaderboard, metric=report.metric)
     yield "Best adapter", _best(report)
     yield "Base and best adapter on held-out data", _comparison(report)
     yield "Finals", _finals(report)
+    yield "Serving forms", _forms(report, history)
     if curves.data:
-        yield f"{report.metric} by step", _embed(curves, "learning-curves")
+        yield f"{report.metric} by step", embed(curves, "learning-curves")
     else:
-        yield "Learning curves", '<p class="note">Nothing was measured yet.</p>'
+        yield "Learning curves", note("Nothing was measured yet.")
+    yield "Quality and cost", _tradeoffs(report)
+    yield "Which settings mattered", _importance(importance)
     if coordinates is not None:
-        yield "Settings and objective of ranked trials", _embed(coordinates, "coordinates")
+        yield (
+            "Settings and objective of ranked trials, the best darkest",
+            embed(coordinates, "coordinates"),
+        )
     yield "Leaderboard", _leaderboard(report)
     yield "Outcomes and reasons", _outcomes(history)
     yield "Time", _phases(report.phases)
     yield "Spent", _spending(report)
 
 
-def _embed(figure: Any, name: str) -> str:
-    return str(
-        figure.to_html(
-            full_html=False,
-            include_plotlyjs=False,
-            div_id=name,
-            config={"displaylogo": False, "responsive": True},
-        )
-    )
-
-
 def _best(report: SweepReport) -> str:
     best = report.best
     if best is None:
-        return (
-            '<p class="note">None: no trial ended with a finite objective. '
-            f"Promotion: {escape(report.promotion)}.</p>"
+        return note(
+            "None: no trial ended with a finite objective. "
+            f"Promotion: {one_line(report.promotion)}."
         )
     facts = {
         "adapter version": best.ref or "not registered",
         "champion": "yes" if best.is_champion else "no",
-        "promotion": report.promotion,
-        "trial": str(best.trial),
+        "promotion": one_line(report.promotion),
+        "trial": str(best.trial)
+        if best.repeat_of is None
+        else f"{best.trial} (trial {best.repeat_of} with another seed)",
         "bundle": "none" if best.bundle is None else str(report.storage / best.bundle),
     }
+    searched = setting_columns(report.leaderboard) if not report.leaderboard.empty else []
     settings = {name: format_setting(value) for name, value in best.hyperparameters.items()}
-    rows = [[_cell(name), _cell(value)] for name, value in (facts | settings).items()]
-    return _table(["", ""], rows)
+    facts |= {name: settings.pop(name) for name in searched if name in settings}
+    return _facts(facts) + folded("All other settings", _facts(settings))
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return table(["", ""], [[cell(name), cell(value)] for name, value in facts.items()])
 
 
 def _comparison(report: SweepReport) -> str:
     compared = report.comparisons()
     rows = [
-        [_cell(each.split), _cell(each.measure)]
-        + [_number(format_metric(value)) for value in (each.base, each.adapter)]
-        + [_number("-" if each.difference is None else format_difference(each.difference))]
+        [cell(each.split), cell(each.measure)]
+        + [number(format_metric(value)) for value in (each.base, each.adapter)]
+        + [number("-" if each.difference is None else format_difference(each.difference))]
         for each in compared
     ]
-    return _table(["rows", "measure", "base", "adapter", "difference"], rows) if rows else ""
+    return table(["rows", "measure", "base", "adapter", "difference"], rows)
+
+
+def _forms(report: SweepReport, history: SweepHistory) -> str:
+    """What the adapters score as they may be served; nothing when only one form was looked at."""
+    scores = list_form_scores(report.forms)
+    failed = [
+        note(f"Trial {number} could not be served {form}: {one_line(score['error'])}")
+        for number, trial in sorted(history.trials.items())
+        for form, score in trial.scores.items()
+        if score.get("error")
+    ]
+    if not any(score.form != TRAINED for score in scores):
+        return "".join(failed)
+    best = None if report.best is None else report.best.trial
+    rows = [_form_row(score) for score in scores]
+    styles = ["best" if score.trial == best else "" for score in scores]
+    heads = ["trial", "measure", "form", "score", "interval", "from trained form", "interval"]
+    return table(heads, rows, styles) + note(_FORMS_NOTE) + "".join(failed)
+
+
+_FORMS_NOTE = (
+    "One adapter on the same held-out rows: beside the stored base that it was trained on "
+    "(trained), beside the base in its compute type (unquantized), merged into that, and merged "
+    "and quantized again. An interval of a difference that holds 0 says that these rows do not "
+    "tell the form from the trained one."
+)
+
+
+def _form_row(score: FormScore) -> list[str]:
+    change = score.difference
+    return [
+        number(str(score.trial)),
+        cell(score.measure),
+        cell(score.form),
+        number(format_metric(score.score.value)),
+        number(format_bounds(score.score.low, score.score.high)),
+        number("" if change is None else format_difference(change.value)),
+        number("" if change is None else format_bounds(change.low, change.high)),
+    ]
+
+
+def _tradeoffs(report: SweepReport) -> str:
+    tradeoffs = find_tradeoffs(report.leaderboard, metric=report.metric, mode=report.mode)
+    if not tradeoffs:
+        return ""
+    best = None if report.best is None else report.best.trial
+    figure = embed(plot_tradeoffs(tradeoffs, metric=report.metric, best=best), "quality-and-cost")
+    if not report.pareto:
+        return figure
+    trials = ", ".join(map(str, report.pareto))
+    return figure + note(f"Not bettered in all objectives of the sweep at once: trials {trials}.")
+
+
+def _importance(importance: Importance) -> str:
+    constant = f" The same in all of them: {', '.join(importance.constant)}."
+    text = note(importance.note + (constant if importance.constant else ""))
+    if not importance.parts:
+        return text if importance.trials else ""
+    return embed(plot_importance(importance), "importance") + text
 
 
 def _leaderboard(report: SweepReport) -> str:
     board = report.leaderboard
     if board.empty:
-        return '<p class="note">No trial was started.</p>'
+        return note("No trial was started.")
     best = None if report.best is None else report.best.trial
     rows, styles = [], []
     for row in board.to_dict("records"):
         rows.append([_board_cell(str(name), value) for name, value in row.items()])
         unranked = "unranked" if pd.isna(row["rank"]) else ""
         styles.append("best" if row["trial"] == best else unranked)
-    return _table([str(name) for name in board.columns], rows, styles)
+    return table([str(name) for name in board.columns], rows, styles, is_dense=True)
 
 
 def _board_cell(name: str, value: Any) -> str:
     if name == "reason":
-        return f'<td class="reason">{escape(str(value))}</td>'
+        return cell(str(value), "reason")
     if pd.api.types.is_scalar(value) and pd.isna(value):
-        return _number("")
+        return number("")
     if name in _MEASURED:
-        return _number(format_metric(value))
+        return number(format_metric(value))
     if name in ("tokens_per_s", "trainable_params"):
-        return _number(f"{value:,.0f}")
-    if name in ("seconds", "peak_memory_gib"):
-        return _number(f"{value:.2f}")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (_number if is_number else _cell)(format_setting(value))
+        return number(f"{value:,.0f}")
+    if name in ("seconds", "host_s", "peak_memory_gib"):
+        return number(f"{value:.2f}")
+    return (number if is_number(value) else cell)(format_setting(value))
 
 
 def _outcomes(history: SweepHistory) -> str:
@@ -159,9 +201,9 @@ def _outcomes(history: SweepHistory) -> str:
         trials, key=lambda key: (UNRANKED_ORDER.index(key[0]), min(trials[key]))
     ):
         numbers = sorted(trials[outcome, reason])
-        texts = [_cell(", ".join(map(str, numbers))), _cell(reason)]
-        rows.append([_cell(outcome), _number(str(len(numbers))), *texts])
-    return _table(["outcome", "count", "trials", "reason"], rows) if rows else ""
+        texts = [cell(", ".join(map(str, numbers))), cell(reason)]
+        rows.append([cell(outcome), number(str(len(numbers))), *texts])
+    return table(["outcome", "count", "trials", "reason"], rows)
 
 
 def _finals(report: SweepReport) -> str:
@@ -170,52 +212,47 @@ def _finals(report: SweepReport) -> str:
         return ""
     rows = [
         [
-            _number(str(place)),
-            _number(str(standing.trial.number)),
-            _number(str(len(standing.values))),
-            _number(format_interval(standing.mean, standing.half_width)),
-            _cell(", ".join(map(format_metric, standing.values))),
+            number(str(place)),
+            number(str(standing.trial.number)),
+            number(str(len(standing.values))),
+            number(format_interval(standing.mean, standing.half_width)),
+            cell(", ".join(map(format_metric, standing.values))),
         ]
         for place, standing in enumerate(report.finals, 1)
     ]
     metric = report.finals[0].metric
     heads = ["#", "trial", "runs", f"mean {metric}", f"{metric} of each run"]
-    return f'{_table(heads, rows)}\n<p class="note">{escape(report.verdict)}</p>'
+    return f"{table(heads, rows)}\n{note(report.verdict)}"
 
 
 def _spending(report: SweepReport) -> str:
-    rows = [
-        [_cell(name), _number(f"{amount:.2f}" if name == "money" else format_duration(amount))]
-        for name, amount in report.spent.items()
-        if amount
-    ]
-    note = f'<p class="note">{escape(report.ended_early)}</p>' if report.ended_early else ""
-    return (_table(["limit", "spent"], rows) if rows else "") + note
+    """What is gone of each limit, and what there was no limit of."""
+    spent = {"trials": float(len(report.leaderboard)), **report.spent}
+    rows = []
+    for name, amount in spent.items():
+        limit = report.limits.get(name)
+        if amount or limit is not None:
+            part = "" if limit is None else f"{amount / limit:.0%}"
+            allowed = "no limit" if limit is None else _amount(name, limit)
+            texts = (_amount(name, amount), allowed, part)
+            rows.append([cell(_BUDGET.get(name, name)), *map(number, texts)])
+    early = note(one_line(report.ended_early)) if report.ended_early else ""
+    return table(["budget", "spent", "allowed", "part"], rows) + early
+
+
+_BUDGET = {
+    "wall_clock_s": "wall clock",
+    "cpu_seconds": "CPU time of hosts",
+    "gpu_seconds": "GPU time of hosts",
+}
+
+
+def _amount(name: str, amount: float) -> str:
+    if name == "trials":
+        return f"{amount:.0f}"
+    return f"{amount:.2f}" if name == "money" else format_duration(amount)
 
 
 def _phases(phases: Mapping[str, float]) -> str:
-    rows = [[_cell(name), _number(format_duration(s))] for name, s in phases.items()]
-    return _table(["phase", "time"], rows) if rows else ""
-
-
-def _table(
-    heads: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] | None = None
-) -> str:
-    rows = list(rows)
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    lines = [
-        f'<tr class="{style}">{"".join(cells)}</tr>' if style else f"<tr>{''.join(cells)}</tr>"
-        for cells, style in zip(rows, styles or [""] * len(rows), strict=True)
-    ]
-    top = f"<thead><tr>{head}</tr></thead>\n" if any(heads) else ""
-    return (
-        f'<div class="wide"><table>\n{top}<tbody>\n{chr(10).join(lines)}\n</tbody></table></div>'
-    )
-
-
-def _cell(text: str) -> str:
-    return f"<td>{escape(text)}</td>"
-
-
-def _number(text: str) -> str:
-    return f'<td class="number">{escape(text)}</td>'
+    rows = [[cell(name), number(format_duration(s))] for name, s in phases.items()]
+    return table(["phase", "time"], rows)

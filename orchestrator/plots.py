@@ -1,21 +1,21 @@
-"""Pictures of a sweep: learning curves for a page and for a file, parallel coordinates."""
+"""Pictures of a sweep: learning curves and parallel coordinates, and what all pictures share."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from orchestrator.history import SweepHistory
 from orchestrator.leaderboard import UNFINISHED, UNRANKED_ORDER, outcome_of, setting_columns
 from orchestrator.measurements import measured_reports
-from orchestrator.sections import Mode
 from orchestrator.wording import format_setting
 
 OUTCOME_COLORS: Mapping[str, str] = {
@@ -29,13 +29,17 @@ OUTCOME_COLORS: Mapping[str, str] = {
 }
 """Okabe and Ito's palette, which readers with any colour vision can tell apart."""
 
-_BEST_COLOR = "#009e73"
+BEST_COLOR = "#009e73"
 _LOG_RATIO = 20
 """Values that span more than this are drawn on a logarithmic axis."""
 
-_DPI = 150
+DPI = 150
+"""Of pictures in files."""
+
 _HEIGHT_PX = 460
 _MAX_TICKS = 8
+_FEW = 5
+_SHADES = [[0.0, "#08306b"], [0.5, "#4292c6"], [1.0, "#c6dbef"]]
 
 Curve = tuple[int, str, list[int], list[float]]
 """Trial, outcome, steps, finite values."""
@@ -69,7 +73,7 @@ def draw_learning_curves(
         base: The metric of the base alone, drawn as a line.
     """
     # No pyplot: it keeps global state and chooses a backend; a bare figure draws with Agg.
-    figure = Figure(figsize=(8, 5), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(8, 5), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     curves = collect_curves(history, metric)
     named: set[str] = set()
@@ -79,7 +83,7 @@ def draw_learning_curves(
         axes.plot(
             steps,
             values,
-            color=_BEST_COLOR if is_best else OUTCOME_COLORS[outcome],
+            color=BEST_COLOR if is_best else OUTCOME_COLORS[outcome],
             linewidth=2.5 if is_best else 1.2,
             alpha=1.0 if is_best else 0.7,
             marker="o",
@@ -90,20 +94,31 @@ def draw_learning_curves(
         named.add(label)
     if base is not None and math.isfinite(base):
         axes.axhline(base, color="#666666", linestyle="--", linewidth=1, label="base alone")
-    if _is_wide([value for *_, values in curves for value in values]):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    if is_wide([value for *_, values in curves for value in values]):
+        make_log(axes, "y")
     axes.set(title=title, xlabel="step", ylabel=metric)
     axes.grid(alpha=0.25)
     if curves:
         axes.legend(frameon=False, fontsize="small")
     else:
         axes.text(0.5, 0.5, "no measurements", ha="center", transform=axes.transAxes)
+    return to_png(figure)
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as it would be on disk."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def make_log(axes: Axes, side: Literal["x", "y"]) -> None:
+    """Make one axis logarithmic, with plain numbers at 1, 2 and 5."""
+    axes.set(**{f"{side}scale": "log"})
+    axis = axes.xaxis if side == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def plot_learning_curves(
@@ -117,7 +132,7 @@ def plot_learning_curves(
         is_best = trial == best
         label = f"best: trial {trial}" if is_best else outcome
         line = {
-            "color": _BEST_COLOR if is_best else OUTCOME_COLORS[outcome],
+            "color": BEST_COLOR if is_best else OUTCOME_COLORS[outcome],
             "width": 4 if is_best else 1.5,
         }
         figure.add_scatter(
@@ -135,42 +150,39 @@ def plot_learning_curves(
         last = max(steps[-1] for _, _, steps, _ in curves)
         line = {"dash": "dash", "color": "#666666", "width": 1}
         figure.add_scatter(x=[0, last], y=[base, base], mode="lines", name="base alone", line=line)
-    if _is_wide([value for *_, values in curves for value in values]):
+    if is_wide([value for *_, values in curves for value in values]):
         figure.update_yaxes(type="log")
     figure.update_layout(xaxis_title="step", yaxis_title=metric, height=_HEIGHT_PX)
-    figure.update_layout(margin={"t": 30, "r": 20})
+    figure.update_layout(template="plotly_white", margin={"t": 30, "r": 20})
     return figure
 
 
-def plot_parallel_coordinates(board: pd.DataFrame, *, metric: str, mode: Mode) -> Any | None:
+def plot_parallel_coordinates(board: pd.DataFrame, *, metric: str) -> Any | None:
     """Settings and objective of the ranked trials; `None` for fewer than two of them."""
     ranked = board[board["rank"].notna()]
     if len(ranked) < 2:
         return None
-    values = [float(value) for value in ranked[metric]]
-    dimensions = [_dimension(name, list(ranked[name])) for name in setting_columns(board)]
-    line = {
-        "color": values,
-        "colorscale": "Viridis",
-        "reversescale": mode == "min",
-        "showscale": True,
-        "colorbar": {"title": {"text": metric}},
-    }
-    figure = go.Figure(
-        go.Parcoords(line=line, dimensions=[*dimensions, {"label": metric, "values": values}])
-    )
-    figure.update_layout(height=_HEIGHT_PX, margin={"l": 90, "r": 40, "t": 60, "b": 30})
+    names = [*setting_columns(board), metric]
+    dimensions = [_dimension(name, list(ranked[name])) for name in names]
+    dimensions[-1]["label"] = metric
+    # Dark lines are the good ones. By place and not by value, of which most can be alike.
+    line = {"color": list(ranked["rank"]), "colorscale": _SHADES}
+    figure = go.Figure(go.Parcoords(line=line, dimensions=dimensions))
+    figure.update_layout(height=_HEIGHT_PX, margin={"l": 90, "r": 60, "t": 80, "b": 30})
     return figure
 
 
 def _dimension(name: str, values: Sequence[Any]) -> dict[str, Any]:
     """One axis: numbers as they are or by their logarithm, everything else by its place."""
     label = name.rpartition(".")[2]
-    if all(map(_is_number, values)):
-        if not _is_wide(values):
-            return {"label": label, "values": [float(value) for value in values]}
+    if all(map(is_number, values)):
         distinct = sorted(set(values))
-        ticks = distinct[:: math.ceil(len(distinct) / _MAX_TICKS)]
+        if not is_wide(values):
+            axis = {"label": label, "values": [float(value) for value in values]}
+            # Between few values there are none that a tick could stand for.
+            few = {"tickvals": distinct, "ticktext": [format_setting(one) for one in distinct]}
+            return axis | (few if len(distinct) <= _FEW else {})
+        ticks = _spread_ticks([float(value) for value in distinct])
         return {
             "label": label,
             "values": [math.log10(value) for value in values],
@@ -186,9 +198,21 @@ def _dimension(name: str, values: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _is_number(value: object) -> bool:
+def _spread_ticks(distinct: Sequence[float]) -> list[float]:
+    """Some of these ascending values, far enough apart to be read on a logarithmic axis."""
+    apart = math.log(distinct[-1] / distinct[0]) / _MAX_TICKS
+    ticks = [distinct[0]]
+    for value in distinct[1:]:
+        if math.log(value / ticks[-1]) >= apart:
+            ticks.append(value)
+    return ticks
+
+
+def is_number(value: object) -> bool:
+    """An integer or a float, and no yes or no."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_wide(values: Sequence[float]) -> bool:
+def is_wide(values: Sequence[float]) -> bool:
+    """The values are better seen on a logarithmic axis."""
     return bool(values) and min(values) > 0 and max(values) / min(values) > _LOG_RATIO

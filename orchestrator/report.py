@@ -12,6 +12,7 @@ import pandas as pd
 
 from orchestrator.files import replace_file
 from orchestrator.history import SweepHistory, TrialRecord
+from orchestrator.importance import draw_importance, find_importance
 from orchestrator.leaderboard import build_leaderboard, describe_trial, find_pareto
 from orchestrator.measurements import Comparison, compare_with_base
 from orchestrator.members import base_key
@@ -20,6 +21,7 @@ from orchestrator.plots import draw_learning_curves
 from orchestrator.sections import Metric, Mode
 from orchestrator.spec import SweepSpec
 from orchestrator.standings import Standing, compare_first_two, rank_finalists
+from orchestrator.tradeoffs import draw_tradeoffs, find_tradeoffs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,10 @@ class SweepReport:
         pareto: Trials that none betters in all objectives at once; empty with one objective.
         spent: What the sweep has taken: `wall_clock_s`, `cpu_seconds`, `gpu_seconds`, and `money`
             where the budget has a price.
+        limits: What the budget allows, under the names of `spent` and for `trials`; those without
+            a limit are left out.
         ended_early: Why the search or the finals left something out.
+        forms: Metrics by trial and serving form, of the trials that were measured in any.
     """
 
     name: str
@@ -83,7 +88,9 @@ class SweepReport:
     verdict: str = ""
     pareto: tuple[int, ...] = ()
     spent: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
     ended_early: str = ""
+    forms: Mapping[int, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     def comparisons(self) -> list[Comparison]:
         """Base and best adapter side by side, on validation and on test rows."""
@@ -127,6 +134,8 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
         ended_early="; ".join(
             reason for stage in history.stages.values() if (reason := str(stage["reason"]))
         ),
+        limits=_limits(spec),
+        forms=_measured_forms(history),
     )
 
 
@@ -138,6 +147,16 @@ def _sum_up(spec: SweepSpec, history: SweepHistory) -> dict[str, float]:
         "gpu_seconds": meter.gpu_s,
     }
     return spent if price is None else spent | {"money": meter.gpu_s * price / 3600}
+
+
+def _limits(spec: SweepSpec) -> dict[str, float]:
+    names = ("trials", "wall_clock_s", "cpu_seconds", "gpu_seconds", "money")
+    limits = {name: getattr(spec.budget, name) for name in names}
+    return {name: float(limit) for name, limit in limits.items() if limit is not None}
+
+
+def _measured_forms(history: SweepHistory) -> dict[int, dict[str, Mapping[str, float]]]:
+    return {number: trial.forms for number, trial in history.trials.items() if trial.forms}
 
 
 def _describe_best(record: TrialRecord, history: SweepHistory) -> BestAdapter:
@@ -176,23 +195,42 @@ def _explain_promotion(spec: SweepSpec, history: SweepHistory, best: BestAdapter
 def write_report(
     report: SweepReport, spec: SweepSpec, history: SweepHistory, folder: Path
 ) -> list[Path]:
-    """Write `leaderboard.csv`, `report.html` and `learning_curves.png`, each whole or not at all.
+    """Write the files of a report, each whole or not at all.
+
+    Those are `leaderboard.csv`, `report.html`, `learning_curves.png`, and where trials can be
+    compared by these `pareto.png` and `importance.png`. Pictures of an earlier report that there
+    is nothing to show on any more are removed.
+
+    Returns:
+        The files, the table first, then the page, then pictures.
 
     Raises:
         OSError: The folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {
+    best = None if report.best is None else report.best.trial
+    importance = find_importance(spec, history)
+    tradeoffs = find_tradeoffs(report.leaderboard, metric=report.metric, mode=report.mode)
+    contents: dict[str, bytes | None] = {
         "leaderboard.csv": report.leaderboard.to_csv(index=False).encode(),
-        "report.html": build_page(report, history).encode(),
+        "report.html": build_page(report, history, importance).encode(),
         "learning_curves.png": draw_learning_curves(
             history,
             title=spec.name,
             metric=report.metric,
-            best=None if report.best is None else report.best.trial,
+            best=best,
             base=report.base_metrics.get("validation", {}).get(report.metric),
         ),
+        "pareto.png": draw_tradeoffs(tradeoffs, title=spec.name, metric=report.metric, best=best)
+        if tradeoffs
+        else None,
+        "importance.png": draw_importance(importance, title=spec.name)
+        if importance.parts
+        else None,
     }
     for name, content in contents.items():
-        replace_file(folder / name, content)
-    return [folder / name for name in contents]
+        if content is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            replace_file(folder / name, content)
+    return [folder / name for name, content in contents.items() if content is not None]

@@ -28,6 +28,13 @@ def format_interval(mean: float | None, half_width: float | None) -> str:
     return format_metric(mean) + margin
 
 
+def format_bounds(low: float | None, high: float | None) -> str:
+    """`0.2281 … 0.2701`; nothing where there is no interval."""
+    if low is None or high is None:
+        return ""
+    return f"{format_metric(low)} … {format_metric(high)}"
+
+
 def format_setting(value: object) -> str:
     """A hyperparameter's value in a few characters; at most four digits of a float."""
     if value is None:

@@ -1,6 +1,8 @@
 """The report of a sweep, from the events of one that had every kind of trial."""
 
 import io
+import itertools
+import re
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +81,7 @@ class Story:
         for place, loss in enumerate(losses, 1):
             metrics = {
                 "eval_loss": loss, "eval_accuracy": max(0.0, 1 - loss / 3), "train_loss": loss,
-                "eval_token_accuracy": 0.5, "tokens_per_s": 1234.5, "peak_memory_gib": 1.25,
+                "eval_token_accuracy": 0.5, "tokens_per_s": 1234.5, "peak_memory_gib": 1.25 + number / 16,
                 "trainable_params": 123456,
             }  # fmt: skip
             self.tell("report", trial=number, step=20 * place, metrics=metrics)
@@ -278,7 +280,7 @@ def test_files_are_written_whole(spec: SweepSpec, report: SweepReport, tmp_path:
     for _ in range(2):
         paths = write_report(report, spec, tell_whole_sweep(spec), tmp_path / "report")
     assert sorted(paths) == sorted((tmp_path / "report").iterdir())
-    csv, html, png = paths
+    csv, html, png, pareto = paths
     table = pd.read_csv(csv)
     assert table["trial"].tolist() == report.leaderboard["trial"].tolist()
     assert "nan" not in csv.read_text().lower().replace("loss nan", "")
@@ -287,12 +289,31 @@ def test_files_are_written_whole(spec: SweepSpec, report: SweepReport, tmp_path:
     assert header[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", header[16:24]) == (1200, 750)
     assert 20_000 < png.stat().st_size < 500_000
+    assert pareto.name == "pareto.png"
+
+
+def test_a_picture_that_there_is_nothing_for_any_more_is_removed(
+    spec: SweepSpec, tmp_path: Path
+) -> None:
+    history = tell_whole_sweep(spec)
+    names = {one.name for one in write_report(tell_report(spec, history), spec, history, tmp_path)}
+    assert "pareto.png" in names
+    story = Story(spec)
+    story.trial(0, [0.5], "completed")
+    write_report(tell_report(spec, story.history), spec, story.history, tmp_path)
+    assert {one.name for one in tmp_path.iterdir()} == {
+        "leaderboard.csv", "report.html", "learning_curves.png",
+    }  # fmt: skip
+
+
+def tell_report(spec: SweepSpec, history: SweepHistory) -> SweepReport:
+    return build_report(spec, history, Path("/storage"))
 
 
 def test_page_is_self_contained_and_escaped(
     spec: SweepSpec, report: SweepReport, tmp_path: Path
 ) -> None:
-    _, path, _ = write_report(report, spec, tell_whole_sweep(spec), tmp_path)
+    _, path, *_ = write_report(report, spec, tell_whole_sweep(spec), tmp_path)
     html = path.read_text()
     assert "<title>wordnet-classes – sweep report</title>" in html
     assert html.count("* plotly.js v") == 1
@@ -300,7 +321,10 @@ def test_page_is_self_contained_and_escaped(
     assert html.count("&lt;script&gt;alert(&quot;x&quot;)") == 2  # leaderboard and outcomes
     for tag in ("<script src", "<link", "<img", "@import"):
         assert tag not in html.replace("<script>/**", "")[-200_000:]
-    for part in ("not among the best 10 of 20", '"learning-curves"', '"coordinates"', "-1.9800"):
+    for part in (
+        "not among the best 10 of 20", '"learning-curves"', '"coordinates"', "-1.9800",
+        '"quality-and-cost"', "5 trials with results are too few", "<summary>All other settings",
+    ):  # fmt: skip
         assert part in html
 
 
@@ -350,13 +374,32 @@ def test_curves_are_those_of_trials_that_measured(spec: SweepSpec) -> None:
 
 
 def test_parallel_coordinates_hold_ranked_trials_only(report: SweepReport) -> None:
-    figure = plot_parallel_coordinates(report.leaderboard, metric="eval_loss", mode="min")
+    figure = plot_parallel_coordinates(report.leaderboard, metric="eval_loss")
     dimensions = {each.label: each for each in figure.data[0].dimensions}
     assert list(dimensions["eval_loss"].values) == [0.5, 0.75, 2.4, 3.0]
     assert list(dimensions["targets"].ticktext) == ["attention", "q_proj+v_proj"]
     assert list(dimensions["learning_rate"].ticktext) == ["0.0001", "0.0004", "0.0036", "0.0064"]
     one = report.leaderboard.head(1)
-    assert plot_parallel_coordinates(one, metric="eval_loss", mode="min") is None
+    assert plot_parallel_coordinates(one, metric="eval_loss") is None
+
+
+def test_parallel_coordinates_have_readable_ticks_and_dark_lines_for_the_best(
+    spec: SweepSpec,
+) -> None:
+    story = Story(spec)
+    for number in range(12):
+        story.trial(number, [0.01 * 2**number], "completed")
+    board = tell_report(spec, story.history).leaderboard
+    line, dimensions = (
+        (trace := plot_parallel_coordinates(board, metric="eval_loss").data[0]).line,
+        {each.label: each for each in trace.dimensions},
+    )
+    assert list(line.color) == list(range(1, 13))
+    rates = list(dimensions["learning_rate"].tickvals)
+    assert len(rates) < 12  # those of 1e-4 * n**2 would lie upon each other at the end
+    assert min(later - one for one, later in itertools.pairwise(rates)) > 0.2
+    assert list(dimensions["rank"].tickvals) == [4, 8, 16]
+    assert dimensions["eval_loss"]["values"][0] == pytest.approx(-2)  # log10, as it is wide
 
 
 # ------------------------------------------------------- several objectives, seeds, what it cost
@@ -439,3 +482,43 @@ def test_what_was_spent_is_in_the_summary(spec: SweepSpec) -> None:
     text = show(report, 100)
     assert "1:01:40 of CPU, 30:00 of GPU, 1.50 in money" in text
     assert "Ended early: no money was left" in text
+
+
+def test_the_page_says_what_was_spent_of_what_was_allowed(spec: SweepSpec, tmp_path: Path) -> None:
+    budget = BudgetSpec(trials=4, price_per_gpu_hour=3.0, money=6.0, cpu_seconds=7400.0)
+    spec = replace(spec, budget=budget)
+    history = tell_finals(spec)
+    report = build_report(spec, history, tmp_path)
+    assert report.limits == {"trials": 4.0, "money": 6.0, "cpu_seconds": 7400.0}
+    write_report(report, spec, history, tmp_path)
+    spent = (tmp_path / "report.html").read_text().partition("<h2>Spent</h2>")[2]
+    rows = [
+        re.findall("<td[^>]*>(.*?)</td>", line) for line in spent.splitlines() if "<td" in line
+    ]
+    assert ["trials", "2", "4", "50%"] in rows
+    assert ["CPU time of hosts", "1:01:40", "2:03:20", "50%"] in rows
+    assert ["money", "1.50", "6.00", "25%"] in rows
+    assert ["GPU time of hosts", "30:00", "no limit", ""] in rows
+
+
+def test_the_page_shows_serving_forms_and_those_that_could_not_be(
+    spec: SweepSpec, tmp_path: Path
+) -> None:
+    story = Story(spec)
+    story.trial(0, [0.5], "completed")
+    write_report(tell_report(spec, story.history), spec, story.history, tmp_path)
+    assert "Serving forms" not in (tmp_path / "report.html").read_text()
+    trained = {"loss": 0.5, "loss.low": 0.4, "loss.high": 0.6}
+    merged = {"loss": 0.53, "loss.difference": 0.03, "loss.difference.low": 0.0123,
+              "loss.difference.high": 0.0456}  # fmt: skip
+    story.tell("form_scored", trial=0, form="trained", metrics=trained, error="", way="w")
+    story.tell("form_scored", trial=0, form="merged", metrics=merged, error="", way="w")
+    story.tell("form_scored", trial=0, form="requantized", metrics={}, error=HOSTILE, way="w")
+    report = tell_report(spec, story.history)
+    assert report.forms == {0: {"trained": trained, "merged": merged}}
+    write_report(report, spec, story.history, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    for part in ("0.4000 … 0.6000", "+0.0300", "0.0123 … 0.0456"):
+        assert part in page
+    assert "Trial 0 could not be served requantized: &lt;script&gt;" in page
+    assert PAYLOAD not in page

@@ -1,0 +1,91 @@
+"""What an adapter scores in each serving form, and how far that is from the trained one.
+
+A trial's metrics of a form are its measures (`loss`, `accuracy`, …). Where rows were scored one by
+one, `loss.low` and `loss.high` are the interval of `loss`, `loss.difference` is the form's
+difference from the trained one on the same rows, and `loss.difference.low` and
+`loss.difference.high` are the interval of that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+TRAINED = "trained"
+"""The stored base that the adapter was trained on, with the adapter beside it."""
+
+_ORDER = (TRAINED, "unquantized", "merged", "requantized")
+_DIFFERENCE = ".difference"
+
+
+class Estimate(NamedTuple):
+    """A value with its interval, where that is known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class FormScore(NamedTuple):
+    """One measure of one trial's adapter in one serving form.
+
+    Attributes:
+        trial: Its number.
+        form: A serving form.
+        measure: Such as `loss`.
+        score: The measure.
+        difference: From the trained form; `None` for that one, and where it was not measured.
+    """
+
+    trial: int
+    form: str
+    measure: str
+    score: Estimate
+    difference: Estimate | None
+
+
+def list_form_scores(
+    forms: Mapping[int, Mapping[str, Mapping[str, float]]],
+) -> list[FormScore]:
+    """All that was measured in serving forms: by trial, measure and form.
+
+    Args:
+        forms: Metrics by trial and form.
+    """
+    return [
+        FormScore(trial, form, measure, score, _difference(by_form, form, measure))
+        for trial, by_form in sorted(forms.items())
+        for measure in _measures(by_form)
+        for form in sorted(by_form, key=_place)
+        if (score := _estimate(by_form[form], measure)) is not None
+    ]
+
+
+def _measures(by_form: Mapping[str, Mapping[str, float]]) -> list[str]:
+    names = (name for form in sorted(by_form, key=_place) for name in by_form[form])
+    return list(dict.fromkeys(name for name in names if "." not in name))
+
+
+def _place(form: str) -> tuple[int, str]:
+    return (_ORDER.index(form) if form in _ORDER else len(_ORDER)), form
+
+
+def _difference(
+    by_form: Mapping[str, Mapping[str, float]], form: str, measure: str
+) -> Estimate | None:
+    if form == TRAINED:
+        return None
+    measured = _estimate(by_form[form], measure + _DIFFERENCE)
+    if measured is not None:
+        return measured
+    here = _estimate(by_form[form], measure)
+    there = _estimate(by_form.get(TRAINED, {}), measure)
+    return None if here is None or there is None else Estimate(here.value - there.value)
+
+
+def _estimate(metrics: Mapping[str, float], name: str) -> Estimate | None:
+    value = metrics.get(name)
+    if value is None or not math.isfinite(value):
+        return None
+    return Estimate(value, metrics.get(f"{name}.low"), metrics.get(f"{name}.high"))
