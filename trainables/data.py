@@ -139,10 +139,10 @@ def read_raw_splits(spec: DataSpec) -> RawSplits:
         "data.validation": 0.0 if "data.validation" in given else spec.validation_fraction,
         "data.test": 0.0 if "data.test" in given else spec.test_fraction,
     }
-    raw = {field: _raw_split(rows, field) for field, rows in given.items()}
+    raw = {field: raw_split(rows, field) for field, rows in given.items()}
     if any(fractions.values()):
         raw |= {
-            field: _raw_split(rows, "data.train")
+            field: raw_split(rows, "data.train")
             for field, rows in _split_off(train, fractions, spec).items()
         }
     return RawSplits(
@@ -162,9 +162,8 @@ def load_splits(spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> Splits:
             template refuses a row, or no row of a split has an answer within `max_tokens`.
     """
     raw = read_raw_splits(spec)
-    template_digest = None
-    if raw.prompt_style == "chat":
-        template_digest = _sha256(chat_template(tokenizer).encode())
+    # First: without a template nothing can be encoded, and the digest's error says so.
+    digest = template_digest(tokenizer, raw.prompt_style)
 
     def encode(split: RawSplit) -> Split:
         return _encode_split(split, raw.row_format, tokenizer, spec.max_tokens)
@@ -174,9 +173,32 @@ def load_splits(spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> Splits:
         validation=encode(raw.validation),
         test=encode(raw.test) if raw.test is not None else None,
         prompt_style=raw.prompt_style,
-        template_digest=template_digest,
+        template_digest=digest,
     )
     return splits if spec.train_max_tokens is None else cut_train(splits, spec.train_max_tokens)
+
+
+def cut_example(
+    ids: Sequence[int], is_answer: Sequence[bool], max_tokens: int
+) -> EncodedRow | None:
+    """The first `max_tokens` tokens of an example; `None` where no answer token is among them."""
+    counted = np.array(is_answer[:max_tokens], dtype=np.bool_)
+    if not counted.any():
+        return None
+    return EncodedRow(
+        input_ids=np.array(ids[:max_tokens], dtype=np.int64),
+        is_answer=counted,
+        is_cut=any(is_answer[max_tokens:]),
+    )
+
+
+def template_digest(tokenizer: PreTrainedTokenizerBase, style: PromptStyle) -> str | None:
+    """`sha256:...` of the chat template; `None` when prompts are plain text.
+
+    Raises:
+        DataError: There is no template for chat prompts.
+    """
+    return _sha256(chat_template(tokenizer).encode()) if style == "chat" else None
 
 
 def cut_train(splits: Splits, max_tokens: int) -> Splits:
@@ -254,6 +276,17 @@ def collate(
     return input_ids, targets
 
 
+def raw_split(rows: tuple[RawRow, ...], field: str) -> RawSplit:
+    """Rows of one source with their digest."""
+    digest = _sha256(_canonical_json([dict(row.values) for row in rows]))
+    return RawSplit(field=field, rows=rows, digest=digest)
+
+
+def style_of(example: Example) -> PromptStyle:
+    """How an example asks: by text or by messages."""
+    return "chat" if isinstance(example, ChatExample) else "plain"
+
+
 def _canonical_json(value: object) -> bytes:
     # default=str: Parquet cells can be dates or decimals.
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
@@ -263,21 +296,12 @@ def _sha256(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def _raw_split(rows: tuple[RawRow, ...], field: str) -> RawSplit:
-    digest = _sha256(_canonical_json([dict(row.values) for row in rows]))
-    return RawSplit(field=field, rows=rows, digest=digest)
-
-
-def _style(example: Example) -> PromptStyle:
-    return "chat" if isinstance(example, ChatExample) else "plain"
-
-
 def _check_rows(given: Mapping[str, tuple[RawRow, ...]], row_format: RowFormat) -> PromptStyle:
     """Parse every row; the style they share."""
-    first = _style(parse_row(given["data.train"][0], row_format, "data.train"))
+    first = style_of(parse_row(given["data.train"][0], row_format, "data.train"))
     for field, rows in given.items():
         for row in rows:
-            style = _style(parse_row(row, row_format, field))
+            style = style_of(parse_row(row, row_format, field))
             if style != first:
                 raise DataError(
                     f"{field}: {row.place} is {style} but the first row of data.train is {first}; "
@@ -336,11 +360,9 @@ def _encode_split(
         example = parse_row(row, row_format, raw.field)
         ids, counted = encode_example(example, tokenizer, f"{raw.field}: {row.place}")
         cut += len(ids) > max_tokens
-        is_answer = np.array(counted[:max_tokens], dtype=np.bool_)
-        if is_answer.any():
-            input_ids = np.array(ids[:max_tokens], dtype=np.int64)
-            is_cut = any(counted[max_tokens:])
-            rows.append(EncodedRow(input_ids=input_ids, is_answer=is_answer, is_cut=is_cut))
+        encoded = cut_example(ids, counted, max_tokens)
+        if encoded is not None:
+            rows.append(encoded)
             examples.append(dict(row.values))
     dropped = len(raw.rows) - len(rows)
     if not rows:

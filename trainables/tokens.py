@@ -34,12 +34,32 @@ def encode_example(
     Raises:
         DataError: The tokenizer has no end token, or its chat template does not fit the example.
     """
+    return mark_answers(encode_pieces(example, tokenizer, where))
+
+
+def encode_pieces(
+    example: Example, tokenizer: PreTrainedTokenizerBase, where: str
+) -> list[list[int]]:
+    """Token ids of an example in pieces that alternate: context, answer, context, answer.
+
+    The last piece is an answer with its end token; those before it are what a server is asked.
+
+    Args:
+        example: What to encode.
+        tokenizer: Of the base.
+        where: Field and place of the example, for messages.
+
+    Raises:
+        DataError: The tokenizer has no end token, or its chat template does not fit the example.
+    """
     if isinstance(example, PlainExample):
-        pieces = _plain_pieces(example, tokenizer)
-    else:
-        pieces = _chat_pieces(example, tokenizer, where)
+        return _plain_pieces(example, tokenizer)
+    return _chat_pieces(example, tokenizer, where)
+
+
+def mark_answers(pieces: Sequence[Sequence[int]]) -> tuple[list[int], list[bool]]:
+    """The tokens of `encode_pieces` in one list, and for each whether it counts in the loss."""
     ids = [token for piece in pieces for token in piece]
-    # Pieces alternate: context, answer, context, answer.
     is_answer = [number % 2 == 1 for number, piece in enumerate(pieces) for _ in piece]
     is_answer[:1] = [False]
     return ids, is_answer

@@ -1,0 +1,96 @@
+"""How adapters are measured once they are trained: what is generated and what is read off it.
+
+Plain frozen values without torch, so that a driver can hold them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from trainables.errors import SpecError
+
+_METRIC = re.compile(r".+:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSpec:
+    """What to measure besides loss and accuracy under teacher forcing.
+
+    Attributes:
+        max_new_tokens: Most tokens of a greedy completion; 0 for no generation.
+        pattern: Regular expression; what it finds first in a completion (its first group, if it
+            has one) is compared with what it finds in the reference.
+        choices: Answers to choose from; the first of them in a completion is compared with the
+            first in the reference. `trainables.answers` says what counts as found.
+        metrics: `module:function` or `path/to/file.py:function`. Each is called with the lists of
+            predictions and references and gives one finite number for each row; more is better
+            unless the function has an attribute `mode = "min"`.
+        batch_size: Rows per forward pass.
+        max_rows: Rows used, from the first; `None` is all.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    max_new_tokens: int = 0
+    pattern: str | None = None
+    choices: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    batch_size: int = 32
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("choices", "metrics"):
+            if isinstance(getattr(self, name), str):
+                self._refuse(name, "a list of strings", "Put it in a list.")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_numbers()
+        self._check_readings()
+
+    @property
+    def generates(self) -> bool:
+        """Whether completions are written."""
+        return self.max_new_tokens > 0
+
+    def _check_numbers(self) -> None:
+        if self.max_new_tokens < 0:
+            self._refuse("max_new_tokens", ">= 0", "Use 0 for no generation.")
+        if self.batch_size < 1:
+            self._refuse("batch_size", ">= 1", "Raise it.")
+        if self.max_rows is not None and self.max_rows < 1:
+            self._refuse("max_rows", ">= 1", "Leave it out to use every row.")
+
+    def _check_readings(self) -> None:
+        for name in ("pattern", "choices", "metrics"):
+            if getattr(self, name) not in (None, ()) and not self.generates:
+                allowed = "none without evaluation.max_new_tokens > 0"
+                self._refuse(name, allowed, "Say how many tokens a completion may have.")
+        if self.pattern is not None:
+            self._check_pattern(self.pattern)
+        if self.choices and (len(set(self.choices)) < max(2, len(self.choices))):
+            self._refuse("choices", "two or more different strings", "Name each answer once.")
+        if not all(choice.strip() == choice != "" for choice in self.choices):
+            self._refuse("choices", "strings without outer whitespace", "Strip or remove them.")
+        if not all(_METRIC.fullmatch(metric) for metric in self.metrics):
+            allowed = "module:function or path/to/file.py:function"
+            self._refuse("metrics", allowed, "Name the function behind a colon.")
+        names = [metric.rpartition(":")[2] for metric in self.metrics]
+        if len(set(names)) < len(names):
+            self._refuse("metrics", "functions of different names", "Rename one of them.")
+
+    def _check_pattern(self, pattern: str) -> None:
+        try:
+            matches_nothing = re.compile(pattern).fullmatch("") is not None
+        except re.error as error:
+            raise SpecError(
+                f"evaluation.pattern: got {pattern!r} ({error}); allowed: a regular expression of "
+                "Python's re. Mend it."
+            ) from error
+        if matches_nothing:
+            allowed = "a regular expression that needs at least one character"
+            self._refuse("pattern", allowed, "It would be found everywhere: make it stricter.")
+
+    def _refuse(self, name: str, allowed: str, remedy: str) -> None:
+        value = getattr(self, name)
+        raise SpecError(f"evaluation.{name}: got {value!r}; allowed: {allowed}. {remedy}")
