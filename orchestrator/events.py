@@ -46,6 +46,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "start_points": "points",
         "stage_ended": "stage reason under",
         "sweep_ended": "status reason",
+        "pruned": "what trials",
     }.items()
 }
 """Kinds of events with the fields each one must have; further fields are kept and ignored."""

@@ -301,11 +301,12 @@ def _promote(history: SweepHistory, event: Event) -> None:
 
 
 def _prune(history: SweepHistory, event: Event) -> None:
-    for number in event.fields["trials"]:
+    what = event.fields["what"]
+    for number in history.trials.keys() & set(event.fields["trials"]):
         record = history.trials[number]
-        record.pruned |= {event.fields["what"]}
-        if event.fields["what"] == "bundle":
-            record.bundle = None
+        record.pruned |= {what}
+        if what == "bundle":
+            record.bundle = None  # nobody is to export it again
 
 
 def _parse_report(event: Event) -> Report:

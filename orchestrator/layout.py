@@ -8,11 +8,12 @@ CURSOR_FILE = "delivered.json"
 REPORT_FOLDER = "report"
 REQUESTS_FOLDER = "requests"
 DATA_FOLDER = "data"
+TRIALS_FOLDER = "trials"
 
 
 def trial_folder(trial: int) -> str:
     """Where a trial keeps what it has."""
-    return f"trials/t{trial:04d}"
+    return f"{TRIALS_FOLDER}/t{trial:04d}"
 
 
 def state_folder(trial: int) -> str:

@@ -6,6 +6,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from orchestrator.complaint import complaint
 from orchestrator.control import STOPPED_BY_USER, take_requests
 from orchestrator.errors import SweepStorageError
 from orchestrator.finals import are_measured, registrants
@@ -45,6 +46,7 @@ class SweepProgress:
 
         Raises:
             SweepStorageError: It is another one.
+            SweepSpecError: It wants finalists of which the states were pruned.
         """
         history, spec = self.record.history, self.spec
         if history.sweep_id is None:
@@ -58,8 +60,10 @@ class SweepProgress:
                 f"allowed: the spec it was started with, in which only {allowed} may change. "
                 "Choose another --storage, or another name."
             )
-        elif not self.is_over() or not self.is_registered():
-            self._resume()
+        else:
+            self._require_kept()
+            if not self.is_over() or not self.is_registered():
+                self._resume()
 
     def has_ended(self, stage: StageName) -> bool:
         """Whether a stage was ended under the settings of today."""
@@ -88,6 +92,22 @@ class SweepProgress:
             not register.promote or chosen[0].ref in gated
         )
 
+    def _require_kept(self) -> None:
+        """Refuse more finalists than before where one of them cannot be measured any more."""
+        ended, top = self.record.history.stages.get("finals"), self.spec.finals.top
+        if ended is None or top <= ended["under"]["finals"]["top"]:
+            return  # with a larger budget, the search may find others in place of those
+        ranking = self.record.history.ranking(self.spec.objective)[:top]
+        pruned = [trial for trial in ranking if "state" in trial.pruned]
+        if pruned:
+            raise complaint(
+                "finals.top",
+                top,
+                f"up to {ranking.index(pruned[0])}, as trial {pruned[0].number} comes next and "
+                "its state, from which it would be measured, was pruned",
+                "Lower finals.top, or run the sweep anew in another storage.",
+            )
+
     def _resume(self) -> None:
         is_failed = self.record.history.status == Outcome.FAILED
         stages = [stage for stage in _STAGES if not self.has_ended(stage)]
@@ -95,7 +115,7 @@ class SweepProgress:
         self._hear_requests()
         for trial in self.record.history.ended():
             stage: StageName = "search" if trial.repeat_of is None else "finals"
-            if stage in stages and _goes_on(trial, is_failed):
+            if stage in stages and goes_on(trial, is_failed):
                 self.storage.remove_bundle(trial.number)  # it is not of the end it will have
                 self.record.add("trial_resumed", trial=trial.number, step=trial.step)
 
@@ -114,7 +134,7 @@ class SweepProgress:
         return {name: values[name] for name in _STAGES[stage]}
 
 
-def _goes_on(trial: TrialRecord, is_failed: bool) -> bool:
+def goes_on(trial: TrialRecord, is_failed: bool) -> bool:
     """Whether an ended trial is taken up again when its sweep is.
 
     One that ended with all others is: when the budget was spent, or the sweep cancelled. And when

@@ -64,9 +64,13 @@ class Verdict:
 
 
 def finalists(spec: SweepSpec, history: SweepHistory) -> list[TrialRecord]:
-    """The trials of the search that go into the finals, best on validation rows first."""
+    """The trials of the search that go into the finals, best on validation rows first.
+
+    One whose state was pruned cannot be measured again and is none.
+    """
     registered = 0 if spec.register is None else spec.register.top
-    return history.ranking(spec.objective)[: max(spec.finals.top, registered)]
+    able = [trial for trial in history.ranking(spec.objective) if "state" not in trial.pruned]
+    return able[: max(spec.finals.top, registered)]
 
 
 def rank_finalists(spec: SweepSpec, history: SweepHistory) -> list[Standing]:

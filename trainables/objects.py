@@ -120,12 +120,24 @@ def list_objects(location: str) -> list[str]:
     Raises:
         StorageError: The bucket cannot be read.
     """
+    return sorted(object_sizes(location))
+
+
+def object_sizes(location: str) -> dict[str, int]:
+    """Bytes of the objects below an address, by their keys relative to it.
+
+    Raises:
+        StorageError: The bucket cannot be read.
+    """
     bucket, key = _split(location)
     prefix = f"{key}/" if key else ""
     with _plain_errors(location):
         pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
-    return sorted(key.removeprefix(prefix) for key in keys)
+        return {
+            entry["Key"].removeprefix(prefix): int(entry["Size"])
+            for page in pages
+            for entry in page.get("Contents", ())
+        }
 
 
 def delete_objects(location: str, names: Sequence[str]) -> None:

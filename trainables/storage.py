@@ -19,6 +19,7 @@ from trainables.objects import (
     delete_objects,
     download_file,
     list_objects,
+    object_sizes,
     read_object,
     upload_file,
     write_object,
@@ -123,6 +124,18 @@ def list_folders(location: str) -> list[str]:
     folder = Path(location)
     children = folder.iterdir() if folder.is_dir() else ()
     return sorted(path.name for path in children if path.is_dir() and path.name[0] != ".")
+
+
+def file_sizes(location: str) -> dict[str, int]:
+    """Bytes of all files below a location, whole folders or torn ones, by their relative paths.
+
+    Raises:
+        StorageError: The location cannot be read.
+    """
+    if is_remote(location):
+        return object_sizes(location)
+    folder = Path(location)
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in _files(folder)}
 
 
 def remove_folder(location: str) -> None:

@@ -181,6 +181,19 @@ def test_what_was_measured_of_a_trial_is_forgotten_when_it_goes_on() -> None:
     assert record.step == 10
 
 
+def test_what_was_pruned_of_a_trial_is_gone_until_it_goes_on() -> None:
+    left = (started(0), report(0, 10, 2.0), ended(0, "cancelled"))
+    states = ("pruned", {"what": "state", "trials": [0, 7]})
+    bundles = ("pruned", {"what": "bundle", "trials": [0]})
+    record = fold(*left, states).trials[0]
+    assert (record.pruned, record.bundle) == ({"state"}, fold(*left).trials[0].bundle)
+    record = fold(*left, states, bundles).trials[0]
+    assert (record.pruned, record.bundle) == ({"state", "bundle"}, None)
+    assert record.last("eval_loss") == 2.0
+    again = fold(*left, states, ("trial_resumed", {"trial": 0, "step": 10})).trials[0]
+    assert again.pruned == frozenset()
+
+
 def test_finals_of_an_earlier_search_are_not_those_of_this_one() -> None:
     ends = [("stage_ended", {"stage": s, "reason": "", "under": {}}) for s in ("search", "finals")]
     assert fold(*ends).stages.keys() == {"search", "finals"}

@@ -19,6 +19,7 @@ from trainables.objects import (
 from trainables.storage import (
     MARKER,
     fetch_folder,
+    file_sizes,
     has_folder,
     is_remote,
     join_location,
@@ -140,6 +141,19 @@ def test_objects_are_read_as_written(s3_location):
     assert read_object(f"{s3_location}/one") == b"2"
     assert create_object(f"{s3_location}/two", b"3")
     assert list_objects(s3_location) == ["one", "two"]
+
+
+def test_sizes_are_those_of_all_files_of_torn_folders_too(location, folder):
+    assert file_sizes(location) == {}
+    put_folder(folder, join_location(location, "whole"))
+    put_folder(folder, join_location(location, "torn"))
+    if is_remote(location):
+        delete_objects(location, [f"torn/{MARKER}"])
+    names = {"a.txt": 3, "empty": 0, "below/b.bin": 256_000}
+    expected = {f"{place}/{name}": n for place in ("whole", "torn") for name, n in names.items()}
+    sizes = file_sizes(location)
+    assert {name: n for name, n in sizes.items() if not name.endswith(MARKER)} == expected
+    assert list_folders(location) == (["whole"] if is_remote(location) else ["torn", "whole"])
 
 
 @pytest.mark.parametrize(
