@@ -1,0 +1,200 @@
+"""Versions side by side, on a real database."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.adapters import AdapterVersion
+from registry.aliases import set_alias
+from registry.comparison import TRAINING, compare
+from registry.errors import AdapterNotFoundError, RefError
+from registry.evaluations import record_evaluation
+from registry.registration import register
+
+Build = Callable[..., Path]
+NewDocument = Callable[..., dict[str, Any]]
+
+GOOD = [0.1, 0.2, 0.15, 0.1, 0.3, 0.2, 0.1, 0.15]
+BAD = [one + 1 for one in GOOD]
+
+
+@pytest.fixture
+def versions(tracking_uri: str, new_bundle: Build, name: str) -> list[AdapterVersion]:
+    """Two versions that differ in rank and seed."""
+    metrics = {"eval_loss": 1.5, "test_loss": 1.25, "peak_memory_gib": 2.0, "tokens_per_s": 9.0}
+    lora = {
+        "rank": 16, "alpha": 8.0, "targets": ["q_proj"], "dropout": 0.0, "rslora": False,
+        "init": "kaiming", "scaling": 0.5,
+    }  # fmt: skip
+    bundles = [new_bundle(1, metrics), new_bundle(2, metrics, lora=lora)]
+    return [register(bundle, name, tracking_uri=tracking_uri) for bundle in bundles]
+
+
+@pytest.fixture
+def evaluate(tracking_uri: str, new_document: NewDocument) -> Callable[..., None]:
+    def record(version: AdapterVersion, losses: list[float], **more: Any) -> None:
+        document = new_document(losses, adapter=version.digest, **more)
+        record_evaluation(version.ref, document, tracking_uri=tracking_uri)
+
+    return record
+
+
+def refs_of(versions):
+    return [str(version.ref) for version in versions]
+
+
+def test_identity_holds_what_differs_apart_from_what_does_not(tracking_uri, versions):
+    found = compare(refs_of(versions), tracking_uri=tracking_uri)
+    assert found.adapters == tuple(refs_of(versions))
+    assert found.differing["lora.rank"] == ("4", "16")
+    assert found.differing["seed"] == ("1", "2")
+    assert set(found.differing) == {"lora.rank", "lora.targets", "seed"}
+    assert found.shared["base.model"] == "owner/name"
+    assert found.shared["optim.learning_rate"] == "0.001"
+    assert not any(key.startswith("lorchestra") for key in (*found.shared, *found.differing))
+
+
+def test_scores_have_intervals_and_differences_say_who_is_better(tracking_uri, versions, evaluate):
+    first, second = versions
+    evaluate(first, BAD)
+    evaluate(second, GOOD)
+    names = refs_of(versions)
+    found = compare(names, tracking_uri=tracking_uri)
+    losses = {one.adapter: one for one in found.scores if one.measure == "loss"
+              and not one.is_recorded}  # fmt: skip
+    assert set(losses) == set(names)
+    for one in losses.values():
+        assert one.low is not None
+        assert one.high is not None
+        assert one.low < one.value < one.high
+    (loss,) = (one for one in found.differences if one.measure == "loss")
+    assert loss.interval is not None
+    assert loss.interval.estimate == pytest.approx(-0.5)  # one nat per row of two tokens
+    assert loss.is_clear
+    assert loss.better == names[1]
+    assert (loss.form, loss.data, loss.reason) == ("trained", "test", "")
+    (accuracy,) = (one for one in found.differences if one.measure == "accuracy")
+    assert not accuracy.is_clear
+    assert accuracy.better is None
+    turned = compare(names[::-1], tracking_uri=tracking_uri)
+    (loss,) = (one for one in turned.differences if one.measure == "loss")
+    assert loss.interval.estimate == pytest.approx(0.5)
+    assert loss.better == names[1]
+
+
+def test_a_version_that_was_not_evaluated_has_what_was_recorded(tracking_uri, versions, evaluate):
+    first, second = versions
+    evaluate(first, GOOD)
+    found = compare(refs_of(versions), tracking_uri=tracking_uri)
+    recorded = [one for one in found.scores if one.adapter == str(second.ref)]
+    assert [(one.data, one.measure, one.value) for one in recorded] == [
+        ("test", "loss", 1.25),
+        ("validation", "loss", 1.5),
+    ]
+    assert all(one.is_recorded and one.low is None and one.rows is None for one in recorded)
+    assert recorded[0].digest == "sha256:cc"
+    assert any(note.startswith(f"{second.ref} was not evaluated") for note in found.notes)
+    (difference,) = found.differences
+    assert difference.interval is None
+    assert f"no evaluation of {second.ref}" in difference.reason
+    ours = [one for one in found.scores if one.adapter == str(first.ref) and one.is_recorded]
+    assert [(one.data, one.measure) for one in ours] == [("validation", "loss")]
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"data": {"digest": "sha256:other", "name": "more.jsonl"}}, "different data: "),
+        ({"form": "merged"}, "no rows in the same form"),
+    ],
+    ids=["rows", "form"],
+)
+def test_pairs_without_anything_in_common_say_why(tracking_uri, versions, evaluate, other, reason):
+    evaluate(versions[0], GOOD)
+    evaluate(versions[1], GOOD, **other)
+    (difference,) = compare(refs_of(versions), tracking_uri=tracking_uri).differences
+    assert difference.reason.startswith(reason)
+    assert (difference.interval, difference.measure) == (None, "")
+
+
+def test_measures_per_token_need_the_same_tokens_and_others_do_not(
+    tracking_uri, versions, evaluate
+):
+    evaluate(versions[0], GOOD)
+    evaluate(versions[1], GOOD, data={"tokenizer_digest": "sha256:another"})
+    found = compare(refs_of(versions), tracking_uri=tracking_uri)
+    by_measure = {one.measure: one for one in found.differences}
+    loss = by_measure["loss"]
+    assert loss.interval is None
+    assert f"{versions[1].ref} has tokenizer_digest sha256:another" in loss.reason
+    assert by_measure["bits_per_byte"].interval is not None
+
+
+def test_the_newest_evaluation_counts(tracking_uri, versions, evaluate):
+    evaluate(versions[0], BAD, generation={"max_new_tokens": 8})
+    evaluate(versions[0], GOOD, generation={"max_new_tokens": 16})
+    found = compare(refs_of(versions), tracking_uri=tracking_uri)
+    (loss,) = (one for one in found.scores
+               if one.measure == "loss" and one.adapter == str(versions[0].ref)
+               and not one.is_recorded)  # fmt: skip
+    assert loss.value == pytest.approx(sum(GOOD) / 16)
+
+
+def test_costs_are_of_training_and_of_each_evaluation(tracking_uri, versions, evaluate):
+    evaluate(versions[0], GOOD, form="merged")
+    evaluate(versions[0], GOOD)
+    costs = compare(refs_of(versions), tracking_uri=tracking_uri).costs
+    assert [(one.adapter, one.form) for one in costs] == [
+        (str(versions[0].ref), TRAINING),
+        (str(versions[0].ref), "trained"),
+        (str(versions[0].ref), "merged"),
+        (str(versions[1].ref), TRAINING),
+    ]
+    assert costs[0].peak_memory_gib == 2.0
+    assert (costs[1].adapter_bytes, costs[1].seconds, costs[1].data) == (1234.0, 1.5, "test")
+
+
+def test_the_frame_has_a_row_for_each_score(tracking_uri, versions, evaluate):
+    evaluate(versions[0], GOOD)
+    found = compare(refs_of(versions), tracking_uri=tracking_uri)
+    frame = found.to_frame()
+    assert len(frame) == len(found.scores)
+    losses = frame[(frame["measure"] == "loss") & (frame["data"] == "test")]
+    assert losses["adapter_bytes"].tolist()[0] == 1234.0
+    assert math.isnan(losses["low"].tolist()[1])
+    assert frame["value"].dtype == "float64"
+
+
+@pytest.mark.parametrize(
+    ("refs", "message"),
+    [
+        ([], "got no adapter; allowed: two or more"),
+        (["{name}/1"], "allowed: two or more"),
+        (["{name}/2", "{name}@champion"], "which are both"),
+    ],
+    ids=["none", "one", "the same twice"],
+)
+def test_fewer_than_two_versions_are_refused(tracking_uri, versions, name, refs, message):
+    set_alias(versions[1].ref, "champion", tracking_uri=tracking_uri)
+    with pytest.raises(RefError, match=message):
+        compare([ref.format(name=name) for ref in refs], tracking_uri=tracking_uri)
+
+
+def test_unknown_versions_and_impossible_levels_are_refused(tracking_uri, versions, name):
+    with pytest.raises(AdapterNotFoundError, match=f"{name}/9"):
+        compare([f"{name}/1", f"{name}/9"], tracking_uri=tracking_uri)
+    with pytest.raises(RefError, match="confidence: got 95"):
+        compare(refs_of(versions), tracking_uri=tracking_uri, confidence=95)
+
+
+def test_the_same_adapter_under_two_names_is_compared_and_said(
+    tracking_uri, versions, new_bundle, name
+):
+    metrics = {"test_loss": 1.25}
+    twin = register(new_bundle(1, metrics), f"{name}-twin", tracking_uri=tracking_uri)
+    found = compare([versions[0].ref, twin.ref], tracking_uri=tracking_uri)
+    assert found.differing == {}
+    assert f"{versions[0].ref} and {twin.ref} are the same adapter." in found.notes
