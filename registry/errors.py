@@ -6,6 +6,8 @@ RegistryError
 ├── IntegrityError (RuntimeError)  files differ from what was registered
 ├── NotComparableError (ValueError)  two evaluations were measured in different ways
 ├── ConflictError (RuntimeError)   another process moved an alias at the same time
+├── RetiredError (ValueError)      a version that is out of use, or one that cannot be taken out
+├── RuleError (ValueError)         a rule of promotion that makes no sense
 └── TrackingError (RuntimeError)   the tracking server cannot be used
 """
 
@@ -32,6 +34,14 @@ class NotComparableError(RegistryError, ValueError):
 
 class ConflictError(RegistryError, RuntimeError):
     """Another process moved an alias at the same time."""
+
+
+class RetiredError(RegistryError, ValueError):
+    """A version is out of use, or cannot be taken out of use."""
+
+
+class RuleError(RegistryError, ValueError):
+    """A rule of promotion makes no sense."""
 
 
 class TrackingError(RegistryError, RuntimeError):

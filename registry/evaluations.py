@@ -17,14 +17,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-from registry.adapters import NO_RUN_EXPERIMENT, AdapterVersion, get
+from registry.adapters import AdapterVersion, get
 from registry.connection import connect, is_missing, plain_errors
 from registry.errors import IntegrityError, RegistryError
+from registry.ledger import adapters_experiment
 from registry.measures import COSTS, read_evaluation
 from registry.measures import Evaluation as Evaluation
 from registry.measures import Measure as Measure
 from registry.refs import AdapterRef
-from registry.tracking import artifact_location_for, find_experiment
 
 logger = logging.getLogger(__name__)
 
@@ -136,17 +136,15 @@ def _tags(version: AdapterVersion, step: int | None) -> dict[str, str]:
 
 def _experiments(client: MlflowClient, version: AdapterVersion) -> list[str]:
     """Where a version's evaluations are: beside the run that trained it, or with those of none."""
-    alone = client.get_experiment_by_name(NO_RUN_EXPERIMENT)
-    homes = [] if alone is None else [str(alone.experiment_id)]
+    alone = adapters_experiment(client)
     if version.run_id is not None:
         try:
-            return [str(client.get_run(version.run_id).info.experiment_id), *homes]
+            return [str(client.get_run(version.run_id).info.experiment_id), alone]
         except MlflowException as error:
             if not is_missing(error):
                 raise
             logger.info("adapter %s: its run is gone (%s)", version.ref, error)
-    location = artifact_location_for(client.tracking_uri)
-    return homes or [find_experiment(client, NO_RUN_EXPERIMENT, location)]
+    return [alone]
 
 
 def _search(

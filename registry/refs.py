@@ -1,4 +1,4 @@
-"""How an adapter is named: `name@champion`, `name/7`, or `name` for its newest version."""
+"""How an adapter is named: `name@champion`, `name/7`, `name/7@step-400`, or `name`: the newest."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from registry.errors import RefError
 # need escaping in MLflow's filter language, which has none.
 _NAME = re.compile(r"[^/:@'\"`\\\s\x00-\x1f]([^/:@'\"`\\\x00-\x1f]*[^/:@'\"`\\\s\x00-\x1f])?")
 _ALIAS = re.compile(r"[\w-]+", re.ASCII)
+_VERSION_AND_STEP = re.compile(r"([0-9]{1,18})(?:@step-([0-9]{1,18}))?")
 _LIKE_A_VERSION = re.compile(r"[vV]?\d+")
 
 
@@ -43,10 +44,17 @@ class AdapterRef:
             raise RefError(
                 f"adapter version: got {self.version}; allowed: 1 and above. Count from 1."
             )
+        if self.step is not None and (self.version is None or self.step < 1):
+            raise RefError(
+                f"adapter step: got {self.step} of version {self.version}; allowed: a step from 1 "
+                "on of a version that is named by its number. Write name/7@step-400."
+            )
 
     @classmethod
     def parse(cls, text: str | AdapterRef) -> AdapterRef:
-        """Read `name@alias`, `name/version` or `name`; a reference is given back as it is.
+        """Read `name@alias`, `name/version`, `name/version@step-N` or `name`.
+
+        A reference is given back as it is.
 
         Raises:
             RefError: The text is none of these.
@@ -57,18 +65,24 @@ class AdapterRef:
         if mark == "@":
             return cls(name=name, alias=rest)
         if mark == "/":
-            if not (rest.isascii() and rest.isdigit()):
+            numbers = _VERSION_AND_STEP.fullmatch(rest)
+            if numbers is None:
                 raise RefError(
                     f"adapter reference: got {text!r}, where {rest!r} is no version number; "
-                    "allowed: name/7, name@champion or name. Write an alias after @."
+                    "allowed: name/7, name/7@step-400, name@champion or name. Write an alias "
+                    "after @."
                 )
-            return cls(name=name, version=int(rest))
+            version, step = numbers.groups()
+            return cls(name=name, version=int(version), step=None if step is None else int(step))
         return cls(name=name)
 
     def __str__(self) -> str:
         if self.alias is not None:
             return f"{self.name}@{self.alias}"
-        return self.name if self.version is None else f"{self.name}/{self.version}"
+        if self.version is None:
+            return self.name
+        step = "" if self.step is None else f"@step-{self.step}"
+        return f"{self.name}/{self.version}{step}"
 
 
 def require_name(name: str) -> None:

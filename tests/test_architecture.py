@@ -112,10 +112,11 @@ def test_the_public_surface_is_what_it_was():
         "SweepStorageError", "run_sweep",
     ]  # fmt: skip
     assert registry.__all__ == [
-        "AdapterNotFoundError", "AdapterRef", "AdapterVersion", "IntegrityError",
-        "PromotionDecision", "RefError", "RegistryError", "Tracker", "TrackingError",
-        "best_specs", "get", "list_adapters", "load", "promote", "pull", "register", "set_alias",
-        "tracking_uri_for",
+        "AdapterNotFoundError", "AdapterRef", "AdapterVersion", "AliasMove", "ConflictError",
+        "Evaluation", "IntegrityError", "PromotionDecision", "PromotionRule", "RefError",
+        "RegistryError", "Tracker", "TrackingError", "best_specs", "get", "history",
+        "list_adapters", "list_evaluations", "load", "promote", "pull", "record_evaluation",
+        "register", "retire", "rollback", "set_alias", "tracking_uri_for", "unretire",
     ]  # fmt: skip
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from registry.adapters import get, list_adapters, register, set_alias
+from registry.adapters import get, list_adapters
+from registry.aliases import set_alias
 from registry.errors import AdapterNotFoundError, IntegrityError, RefError
+from registry.registration import register
 from registry.tracking import Tracker
 
 Build = Callable[..., Path]

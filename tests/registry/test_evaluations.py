@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from registry.adapters import AdapterVersion, register
+from registry.adapters import AdapterVersion
 from registry.errors import IntegrityError
 from registry.evaluations import list_evaluations, record_evaluation
+from registry.registration import register
 from registry.tracking import Tracker
 
 Build = Callable[..., Path]

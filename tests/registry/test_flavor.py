@@ -16,9 +16,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from registry.adapters import register, set_alias
+from registry.aliases import set_alias
 from registry.loading import load
+from registry.registration import register
 from trainables.base import load_base
+from trainables.serving import load_served
 from trainables.spec import BaseSpec
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -95,6 +97,49 @@ def test_loaded_logits_equal_the_trained_ones(
     model = load(f"{name}@champion", tracking_uri=tracking_uri).unwrap_python_model().model
     assert (logits(model) - trained).abs().max().item() == 0.0
     assert (trained - plain).abs().max().item() > 0.01
+
+
+SERVED = [("none-float32", "merged")] + [
+    (stored, form)
+    for stored in ("nf4-float32", "nf4-bfloat16", "int8-float32")
+    for form in ("trained", "unquantized", "merged", "requantized")
+]
+
+
+@pytest.mark.parametrize(("stored", "form"), SERVED)
+def test_a_version_answers_in_each_form_as_it_was_measured(
+    register_adapter: Callable[..., tuple[Any, Path]],
+    tracking_uri: str,
+    name: str,
+    stored: str,
+    form: str,
+) -> None:
+    _, folder = register_adapter(stored)
+    measured = load_served(folder, form).model
+    served = load(name, tracking_uri=tracking_uri, form=form).unwrap_python_model().model
+    assert (logits(served) - logits(measured)).abs().max().item() == 0.0
+    names = {type(module).__name__ for module in served.modules()}
+    assert ("Linear4bit" in names or "Linear8bitLt" in names) == (
+        form in ("trained", "requantized") and stored[:4] != "none"
+    )
+    assert any("lora" in key for key in served.state_dict()) == (
+        form in ("trained", "unquantized")
+    )
+
+
+def test_a_version_loads_in_the_form_it_is_meant_for(
+    register_adapter: Callable[..., tuple[Any, Path]], tracking_uri: str, name: str
+) -> None:
+    _, folder = register_adapter("nf4-float32")
+    register(folder, f"{name}-merged", tracking_uri=tracking_uri, form="merged")
+    meant, other = (
+        load(f"{name}-merged", tracking_uri=tracking_uri, form=form).unwrap_python_model().model
+        for form in (None, "trained")
+    )
+    assert not any("lora" in key for key in meant.state_dict())
+    assert any("lora" in key for key in other.state_dict())
+    with pytest.raises(ValueError, match="form: got 'packed'; allowed: trained, unquantized"):
+        load(name, tracking_uri=tracking_uri, form="packed")
 
 
 @pytest.mark.parametrize("prompt_style", ["plain", "chat"])

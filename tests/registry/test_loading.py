@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from registry.adapters import register
 from registry.errors import AdapterNotFoundError, IntegrityError
 from registry.loading import load, pull
+from registry.registration import register
 
 Build = Callable[..., Path]
 
@@ -96,3 +96,18 @@ def test_changed_code_is_not_run(
 def test_missing_adapter_is_named(tracking_uri: str, tmp_path: Path) -> None:
     with pytest.raises(AdapterNotFoundError, match="no-such-adapter@champion"):
         pull("no-such-adapter@champion", tmp_path / "a", tracking_uri=tracking_uri)
+
+
+def test_an_earlier_step_is_pulled_where_it_was_kept(
+    tracking_uri: str, client: MlflowClient, new_bundle: Build, name: str, tmp_path: Path
+) -> None:
+    kept = new_bundle(seed=7, steps=40).rename(tmp_path / "kept")
+    register(new_bundle(seed=7), name, tracking_uri=tracking_uri, checkpoints={40: kept})
+    pulled = pull(f"{name}/1@step-40", tmp_path / "pulled", tracking_uri=tracking_uri)
+    assert (pulled / "manifest.json").read_text() == (kept / "manifest.json").read_text()
+    with pytest.raises(AdapterNotFoundError, match="40"):
+        pull(f"{name}/1@step-60", tmp_path / "other", tracking_uri=tracking_uri)
+    change_weights(stored_files(client, name) / "checkpoints" / "step-40")
+    with pytest.raises(IntegrityError):
+        pull(f"{name}/1@step-40", tmp_path / "again", tracking_uri=tracking_uri)
+    assert not (tmp_path / "again").exists()

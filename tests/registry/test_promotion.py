@@ -1,27 +1,63 @@
-"""A candidate becomes champion only when it was measured to be better on the same test data."""
+"""A candidate becomes champion only when it is measured to be better by more than chance."""
 
 import math
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from registry.adapters import AdapterVersion, get, list_adapters, register, set_alias
-from registry.promotion import promote
+from registry.adapters import AdapterVersion, get, list_adapters
+from registry.aliases import retire, set_alias
+from registry.errors import RefError, RuleError
+from registry.evaluations import record_evaluation
+from registry.ledger import history
+from registry.promotion import PromotionDecision, PromotionRule, promote
+from registry.registration import register
 
 Build = Callable[..., Path]
+NewDocument = Callable[..., dict[str, Any]]
+Losses = Sequence[float] | float | None
+RULE = PromotionRule()
+
+
+def rows_of(mean: float, count: int = 30) -> list[float]:
+    """Losses of rows that are hard for everybody alike."""
+    hardness = np.random.default_rng(0).gamma(2.0, 0.5, count)
+    return [float(loss) for loss in hardness - hardness.mean() + 2 * mean]
 
 
 @pytest.fixture
-def add(tracking_uri: str, new_bundle: Build, name: str) -> Callable[..., AdapterVersion]:
-    def build(
-        seed: int, loss: float, test: str | None = "sha256:cc", **more: object
-    ) -> AdapterVersion:
-        data: Mapping[str, object] = {"test": test, "prompt_style": "plain", **more}
-        bundle = new_bundle(seed=seed, metrics={"test_loss": loss}, data=data)
-        return register(bundle, name, tracking_uri=tracking_uri)
+def add(
+    tracking_uri: str, new_bundle: Build, new_document: NewDocument, name: str
+) -> Callable[..., AdapterVersion]:
+    """Registers a version and records an evaluation of it."""
+
+    def build(seed: int, losses: Losses = None, **more: Any) -> AdapterVersion:
+        version = register(new_bundle(seed=seed), name, tracking_uri=tracking_uri)
+        if losses is not None:
+            rows = rows_of(losses) if isinstance(losses, float) else losses
+            document = new_document(rows, adapter=version.digest, **more)
+            record_evaluation(version.ref, document, tracking_uri=tracking_uri)
+        return version
 
     return build
+
+
+@pytest.fixture
+def judge(tracking_uri: str) -> Callable[..., PromotionDecision]:
+    def promote_it(
+        version: AdapterVersion, rule: PromotionRule = RULE, **more: Any
+    ) -> PromotionDecision:
+        return promote(version.ref, rule, tracking_uri=tracking_uri, **more)
+
+    return promote_it
+
+
+Add = Callable[..., AdapterVersion]
+Judge = Callable[..., PromotionDecision]
 
 
 def aliases(tracking_uri: str, name: str) -> dict[int, tuple[str, ...]]:
@@ -29,128 +65,242 @@ def aliases(tracking_uri: str, name: str) -> dict[int, tuple[str, ...]]:
 
 
 def test_first_version_is_promoted_and_stays(
-    add: Callable[..., AdapterVersion], tracking_uri: str, name: str
+    add: Add, judge: Judge, tracking_uri: str, name: str
 ) -> None:
-    first = add(1, 1.5)
-    decision = promote(first, metric="test_loss", mode="min", tracking_uri=tracking_uri)
+    first = add(1, 1.0)
+    decision = judge(first)
     assert decision.promoted
     assert "no champion" in decision.reason
-    again = promote(first, metric="test_loss", mode="min", tracking_uri=tracking_uri)
+    again = judge(first)
     assert again.promoted
     assert "already" in again.reason
     assert aliases(tracking_uri, name) == {1: ("champion",)}
+    assert [move.why for move in history(name, tracking_uri=tracking_uri)] == [decision.reason]
 
 
 @pytest.mark.parametrize(
-    ("mode", "old", "new", "promoted"),
+    ("old", "new", "promoted"),
     [
-        ("min", 1.5, 1.0, True),
-        ("min", 1.5, 2.0, False),
-        ("min", 1.5, 1.5, False),
-        ("min", 1.5, math.nan, False),
-        ("min", math.nan, 1.5, True),
-        ("max", 1.5, 2.0, True),
-        ("max", 1.5, math.inf, False),
+        pytest.param(1.0, 0.8, True, id="better"),
+        pytest.param(1.0, 1.2, False, id="worse"),
+        pytest.param(1.0, 1.0, False, id="same"),
+        pytest.param(1.0, [1.0, math.nan], False, id="diverged"),
+        pytest.param([1.0, math.nan], 1.0, True, id="against-diverged"),
+        pytest.param([1.0, math.nan], [math.nan, 1.0], False, id="both-diverged"),
     ],
 )
 def test_better_candidate_takes_the_alias(
-    add: Callable[..., AdapterVersion],
-    tracking_uri: str,
-    name: str,
-    mode: str,
-    old: float,
-    new: float,
-    promoted: bool,
+    add: Add, judge: Judge, tracking_uri: str, name: str, old: Losses, new: Losses, promoted: bool
 ) -> None:
-    options = {"metric": "test_loss", "mode": mode, "tracking_uri": tracking_uri}
-    promote(add(1, old), **options)  # type: ignore[arg-type]
-    decision = promote(add(2, new), **options)  # type: ignore[arg-type]
+    rows = {"rows": 30}
+    pad = [1.0] * 28
+    judge(add(1, old if isinstance(old, float) else [*old, *pad], data=rows))
+    decision = judge(add(2, new if isinstance(new, float) else [*new, *pad], data=rows))
     assert decision.promoted == promoted
     assert f"{name}/2" in decision.reason
     expected = {1: (), 2: ("champion",)} if promoted else {1: ("champion",), 2: ("challenger",)}
     assert aliases(tracking_uri, name) == expected
 
 
-@pytest.mark.parametrize("test", ["sha256:other", None])
-def test_other_test_data_is_not_compared(
-    add: Callable[..., AdapterVersion], tracking_uri: str, name: str, test: str | None
-) -> None:
-    promote(add(1, 1.5), metric="test_loss", mode="min", tracking_uri=tracking_uri)
-    decision = promote(
-        add(2, 0.1, test), metric="test_loss", mode="min", tracking_uri=tracking_uri
-    )
+def test_better_by_chance_is_not_enough(add: Add, judge: Judge) -> None:
+    noise = np.random.default_rng(1).normal(0.0, 1.0, 30)
+    noise -= noise.mean()
+    judge(add(1, 1.0))
+    luck = add(2, [loss + 0.1 * n - 0.02 for loss, n in zip(rows_of(1.0), noise, strict=True)])
+    decision = judge(luck)
     assert not decision.promoted
-    assert "not comparable" in decision.reason
-    assert get(f"{name}@champion", tracking_uri=tracking_uri).version == 1
+    assert decision.interval is not None
+    assert decision.interval.low < 0 < decision.interval.estimate < decision.interval.high
+    assert "does not lie above 0" in decision.reason
+    assert judge(luck, PromotionRule(confidence=0.5)).promoted
+
+
+def test_improvement_must_be_as_large_as_asked(add: Add, judge: Judge) -> None:
+    judge(add(1, 1.0))
+    better = add(2, 0.9)
+    assert not judge(better, PromotionRule(min_improvement=0.2)).promoted
+    decision = judge(better, PromotionRule(min_improvement=0.05))
+    assert decision.promoted
+    assert "loss 0.9 of" in decision.reason
+    assert "better by 0.1, 0.95 interval 0.1 to 0.1, which lies above 0.05 (30 test rows" in (
+        decision.reason
+    )
+
+
+def test_more_is_better_where_the_measure_says_so(
+    add: Add, judge: Judge, new_document: NewDocument, tracking_uri: str
+) -> None:
+    versions = [add(1), add(2)]
+    for version, right in zip(versions, ([0] * 20, [1] * 20), strict=True):
+        document = new_document(rows_of(1.0, 20), adapter=version.digest)
+        document["examples"]["exact_match"] = right
+        document["measures"]["exact_match"]["value"] = float(right[0])
+        record_evaluation(version.ref, document, tracking_uri=tracking_uri)
+    rule = PromotionRule(metric="exact_match")
+    assert judge(versions[0], rule).promoted
+    decision = judge(versions[1], rule)
+    assert decision.promoted
+    assert decision.interval is not None
+    assert decision.interval.estimate == 1.0
 
 
 @pytest.mark.parametrize(
-    ("field", "old", "new"),
+    "change",
     [
-        ("max_tokens", 256, 512),
-        ("tokenizer_digest", "sha256:dd", "sha256:ee"),
-        ("template_digest", "sha256:aa", "sha256:bb"),
-        ("template_digest", None, "sha256:bb"),
+        {"data": {"digest": "sha256:other"}},
+        {"data": {"max_tokens": 512}},
+        {"data": {"tokenizer_digest": "sha256:ee"}},
+        {"data": {"template_digest": "sha256:bb"}},
+        {"form": "merged"},
+        None,
     ],
+    ids=str,
 )
-def test_rows_made_into_other_tokens_are_not_compared(
-    add: Callable[..., AdapterVersion],
-    tracking_uri: str,
-    name: str,
-    field: str,
-    old: object,
-    new: object,
+def test_what_cannot_be_compared_is_refused_with_what_there_is(
+    add: Add, judge: Judge, tracking_uri: str, name: str, change: dict[str, Any] | None
 ) -> None:
-    promote(add(1, 1.5, **{field: old}), metric="test_loss", mode="min", tracking_uri=tracking_uri)
-    decision = promote(
-        add(2, 0.1, **{field: new}), metric="test_loss", mode="min", tracking_uri=tracking_uri
-    )
+    judge(add(1, 1.0))
+    decision = judge(add(2) if change is None else add(2, 0.5, **change))
     assert not decision.promoted
-    assert f"not comparable: {name}/2 has data.{field} {new}" in decision.reason
-    assert get(f"{name}@champion", tracking_uri=tracking_uri).version == 1
+    assert "not comparable by loss in the form trained" in decision.reason
+    shown = {"form": "no such evaluation"} if change is None else change
+    for value in shown.get("data", {"": "no such evaluation"}).values():
+        assert str(value) in decision.reason
+    assert aliases(tracking_uri, name) == {1: ("champion",), 2: ("challenger",)}
 
 
-def test_validation_metric_needs_the_same_validation_rows(
-    new_bundle: Build, tracking_uri: str, name: str
-) -> None:
-    decisions = []
-    for seed, rows in enumerate(["sha256:bb", "sha256:bb", "sha256:other"]):
-        bundle = new_bundle(
-            seed=seed,
-            metrics={"eval_loss": 1.0 - seed / 10},
-            data={"test": None, "validation": rows, "prompt_style": "plain"},
-        )
-        version = register(bundle, name, tracking_uri=tracking_uri)
-        decisions.append(
-            promote(version, metric="eval_loss", mode="min", tracking_uri=tracking_uri).promoted
-        )
-    assert decisions == [True, True, False]
+def test_bits_per_byte_compare_between_tokenizers(add: Add, judge: Judge) -> None:
+    judge(add(1, 1.0))
+    other = add(2, 0.5, data={"tokenizer_digest": "sha256:ee", "max_tokens": 512})
+    assert not judge(other).promoted
+    assert judge(other, PromotionRule(metric="bits_per_byte")).promoted
 
 
-def test_unmeasured_candidate_is_not_promoted(
-    add: Callable[..., AdapterVersion], tracking_uri: str
-) -> None:
-    promote(add(1, 1.5), metric="f1", mode="max", tracking_uri=tracking_uri)
-    decision = promote(add(2, 0.1), metric="f1", mode="max", tracking_uri=tracking_uri)
+def test_test_rows_come_before_validation_rows(add: Add, judge: Judge) -> None:
+    validation = {"digest": "sha256:bb", "name": "validation"}
+    judge(add(1, 1.0))
+    add(1, 1.0, data=validation)
+    both = add(2, 1.5)
+    add(2, 0.5, data=validation)
+    decision = judge(both)
     assert not decision.promoted
-    assert "has no f1" in decision.reason
+    assert "30 test rows" in decision.reason
+    only_validation = add(3, 0.5, data=validation)
+    assert "validation rows" in judge(only_validation).reason
+
+
+def test_what_is_missing_is_measured_once_if_somebody_can(
+    add: Add, judge: Judge, tracking_uri: str
+) -> None:
+    judge(add(1, 1.0))
+    calls: list[list[int]] = []
+
+    def reevaluate(versions: Sequence[AdapterVersion]) -> None:
+        calls.append([version.version for version in versions])
+        add(1, 1.0, data={"digest": "sha256:other"})
+
+    assert judge(add(2, 0.5, data={"digest": "sha256:other"}), reevaluate=reevaluate).promoted
+    assert calls == [[2, 1]]
+
+
+def test_measuring_again_in_vain_is_not_tried_twice(add: Add, judge: Judge) -> None:
+    judge(add(1, 1.0))
+    calls: list[object] = []
+    assert not judge(add(2), reevaluate=calls.append).promoted
+    assert len(calls) == 1
+
+
+def test_nothing_is_measured_when_there_is_no_need(add: Add, judge: Judge) -> None:
+    calls: list[object] = []
+    first = add(1)
+    for version in (first, first):
+        assert judge(version, reevaluate=calls.append).promoted
+    assert calls == []
+
+
+def test_force_promotes_without_comparing(
+    add: Add, judge: Judge, tracking_uri: str, name: str
+) -> None:
+    judge(add(1, 1.0))
+    decision = judge(add(2), force=True, why="an incident")
+    assert decision.promoted
+    assert history(name, tracking_uri=tracking_uri)[-1].why == f"an incident: {decision.reason}"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_retired_candidate_is_refused(
+    add: Add, judge: Judge, tracking_uri: str, name: str, force: bool
+) -> None:
+    judge(add(1, 1.0))
+    version = add(2, 0.5)
+    retire(version.ref, "leaks names", tracking_uri=tracking_uri)
+    decision = judge(version, force=force)
+    assert not decision.promoted
+    assert "leaks names" in decision.reason
+    assert aliases(tracking_uri, name) == {1: ("champion",), 2: ()}
 
 
 def test_promoted_challenger_is_no_challenger_any_more(
-    add: Callable[..., AdapterVersion], tracking_uri: str, name: str
+    add: Add, judge: Judge, tracking_uri: str, name: str
 ) -> None:
-    promote(add(1, 1.5), metric="test_loss", mode="min", tracking_uri=tracking_uri)
-    promote(add(2, 2.0), metric="test_loss", mode="min", tracking_uri=tracking_uri)
-    measured_again = add(2, 1.0)
-    promote(measured_again, metric="test_loss", mode="min", tracking_uri=tracking_uri)
+    judge(add(1, 1.0))
+    version = add(2, 0.9)
+    judge(version, PromotionRule(min_improvement=0.5))
+    judge(version)
     assert aliases(tracking_uri, name) == {1: (), 2: ("champion",)}
 
 
 def test_a_promotion_that_was_cut_short_is_finished_by_the_next(
-    add: Callable[..., AdapterVersion], tracking_uri: str, name: str
+    add: Add, judge: Judge, tracking_uri: str, name: str
 ) -> None:
     version = add(1, 1.5)
     for alias in ("challenger", "champion"):  # killed before the first of them was dropped
         version = set_alias(version.ref, alias, tracking_uri=tracking_uri)
-    promote(version, metric="test_loss", mode="min", tracking_uri=tracking_uri)
+    judge(version)
     assert aliases(tracking_uri, name) == {1: ("champion",)}
+
+
+def test_step_is_no_candidate(add: Add, tracking_uri: str, name: str) -> None:
+    add(1)
+    with pytest.raises(RefError, match=f"Write {name}/1"):
+        promote(f"{name}/1@step-40", RULE, tracking_uri=tracking_uri)
+
+
+@pytest.mark.parametrize(
+    ("rule", "field"),
+    [
+        ({"metric": ""}, "metric"),
+        ({"form": "pruned"}, "form"),
+        ({"min_improvement": -0.1}, "min_improvement"),
+        ({"min_improvement": math.nan}, "min_improvement"),
+        ({"confidence": 1.0}, "confidence"),
+        ({"confidence": 95}, "confidence"),
+    ],
+)
+def test_rule_that_makes_no_sense_is_refused(rule: dict[str, Any], field: str) -> None:
+    with pytest.raises(RuleError, match=f"^{field}: got"):
+        PromotionRule(**rule)
+
+
+def test_of_two_promotions_at_once_the_better_one_stays(
+    add: Add, judge: Judge, tracking_uri: str, name: str
+) -> None:
+    judge(add(1, 1.0))
+    candidates = [add(2, 0.9), add(3, 0.8)]
+    start = threading.Barrier(2)
+    decisions: dict[int, PromotionDecision] = {}
+
+    def run(version: AdapterVersion) -> None:
+        start.wait()
+        decisions[version.version] = judge(version)
+
+    threads = [threading.Thread(target=run, args=[version]) for version in candidates]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert decisions[3].promoted
+    assert get(f"{name}@champion", tracking_uri=tracking_uri).version == 3
+    moves = [move for move in history(name, tracking_uri=tracking_uri) if move.alias == "champion"]
+    champions = [move.target for move in moves]
+    assert champions == ([1, 2, 3] if decisions[2].promoted else [1, 3])

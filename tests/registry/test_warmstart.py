@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from registry.adapters import register, set_alias
-from registry.history import best_specs
+from registry.aliases import set_alias
+from registry.registration import register
 from registry.tracking import Tracker
+from registry.warmstart import best_specs
 
 Build = Callable[..., Path]
 
