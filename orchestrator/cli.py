@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 # Only what starts in a moment; a subcommand imports the rest.
+from orchestrator.adapters_cli import add_adapter_commands, add_runs_option, tracking_uri_of
 from orchestrator.errors import SweepError, SweepSpecError
 from registry.errors import RefError, RegistryError
 from trainables.errors import SpecError, TrialError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from orchestrator.history import SweepHistory
     from orchestrator.spec import SweepSpec
 
-DEFAULT_RUNS = Path("runs")
 _FOLDER_HELP = "the sweep's folder, such as runs/NAME or s3://bucket/NAME"
 
 
@@ -79,28 +79,22 @@ def _build_parser() -> argparse.ArgumentParser:
 
     adapters = commands.add_parser("adapters", help="what the registry holds")
     verbs = adapters.add_subparsers(required=True, metavar="VERB")
-    listing = verbs.add_parser("list", help="every version, newest first")
-    listing.add_argument("name", nargs="?", help="of this adapter only")
-    listing.set_defaults(command=_list)
-    show = verbs.add_parser("show", help="all that is recorded of one version")
-    show.add_argument("ref", metavar="REF", help="NAME, NAME/VERSION or NAME@ALIAS")
-    show.set_defaults(command=_show)
-    pull = verbs.add_parser("pull", help="copy one version's files, verified, into a folder")
-    pull.add_argument("ref", metavar="REF", help="NAME, NAME/VERSION or NAME@ALIAS")
-    pull.add_argument("--to", type=Path, required=True, metavar="FOLDER")
-    pull.set_defaults(command=_pull)
+    add_adapter_commands(verbs)
+
+    prune = commands.add_parser("prune", help="remove what an ended sweep needs no more")
+    prune.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
+    prune.add_argument("--keep", type=int, default=0, metavar="N", help="best trials to keep, too")
+    prune.add_argument("--bundles", action="store_true", help="adapters of losers, too")
+    prune.add_argument(
+        "--yes", action="store_true", help="do it; otherwise say what would be done"
+    )
+    prune.set_defaults(command=_prune)
 
     ui = commands.add_parser("ui", help="serve the MLflow UI on what sweeps wrote")
     ui.add_argument("--port", type=int, default=5000)
     ui.set_defaults(command=_ui)
 
-    for reader in (listing, show, pull, ui):
-        reader.add_argument(
-            "--runs",
-            type=Path,
-            default=DEFAULT_RUNS,
-            help="folder with mlflow.db (default: runs); $MLFLOW_TRACKING_URI goes before it",
-        )
+    add_runs_option(ui)
     return parser
 
 
@@ -188,36 +182,30 @@ def _read_history(options: argparse.Namespace, command: str) -> SweepHistory:
     return history
 
 
-def _list(options: argparse.Namespace) -> int:
-    import registry
-    from orchestrator.adapters import render_versions
+def _prune(options: argparse.Namespace) -> int:
+    from orchestrator.pruning import plan_pruning, prune, spec_at_end
+    from orchestrator.storage import SweepStorage
 
-    uri = _tracking_uri(options)
-    Console().print(render_versions(registry.list_adapters(tracking_uri=uri, name=options.name)))
-    return 0
-
-
-def _show(options: argparse.Namespace) -> int:
-    import registry
-    from orchestrator.adapters import render_version
-
-    version = registry.get(options.ref, tracking_uri=_tracking_uri(options))
-    Console().print(render_version(version))
-    return 0
-
-
-def _pull(options: argparse.Namespace) -> int:
-    import registry
-
-    folder = registry.pull(options.ref, options.to, tracking_uri=_tracking_uri(options))
-    print(folder)
+    history, storage = _read_history(options, "prune"), SweepStorage(options.storage)
+    spec = spec_at_end(history)
+    plan = plan_pruning(storage, history, spec, keep=options.keep, bundles=options.bundles)
+    for item in plan.items:
+        size = f"{item.bytes / 1e6:,.1f} MB"
+        print(f"trial {item.trial:4}  {item.what:6}  {size:>12}  {item.why}")
+    total = f"{len(plan.items)} folders, {plan.bytes / 1e6:,.1f} MB"
+    if options.yes and plan.items:
+        prune(plan, storage, spec)
+        print(f"removed {total}")
+    else:
+        note = "; nothing was removed: add --yes to do it" if plan.items else ""
+        print(f"{total} can go{note}")
     return 0
 
 
 def _ui(options: argparse.Namespace) -> int:
     from registry.server import serve_ui
 
-    uri = _tracking_uri(options)
+    uri = tracking_uri_of(options)
     if not uri.startswith("sqlite:///"):
         print(f"the MLflow UI is at {uri}")
         return 0
@@ -229,19 +217,6 @@ def _ui(options: argparse.Namespace) -> int:
             return server.wait()
     except KeyboardInterrupt:
         return 0
-
-
-def _tracking_uri(options: argparse.Namespace) -> str:
-    """Where reading commands look; they never make a database where there is none."""
-    from registry import TrackingError, tracking_uri_for
-
-    uri, _ = tracking_uri_for(options.runs)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise TrackingError(
-            f"--runs: got {str(options.runs)!r}, which has no mlflow.db; allowed: the folder that "
-            "sweeps were run in. Run a sweep first, or set MLFLOW_TRACKING_URI."
-        )
-    return uri
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -134,6 +134,13 @@ class RegisterSpec:
         return self.metric or _MEASURE_OF[objective]
 
 
+def forms_of(finals: FinalsSpec, quantization: str) -> tuple[Form, ...]:
+    """The forms to score of an adapter on such a base; without quantization some are the same."""
+    if quantization != "none":
+        return finals.forms
+    return tuple(form for form in finals.forms if form in ("trained", "merged"))
+
+
 def require_gate(finals: FinalsSpec, register: RegisterSpec) -> None:
     """Refuse a gate that would find nothing to compare.
 

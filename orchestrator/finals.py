@@ -1,4 +1,4 @@
-"""The last round: the finalists on test rows, beside the bare base, then the registry."""
+"""The last round: the finalists on test rows, beside the bare base."""
 
 from __future__ import annotations
 
@@ -11,21 +11,16 @@ import ray
 from ray.actor import ActorHandle
 
 from orchestrator.broker import MAX_WAIT_S
-from orchestrator.delivery import Delivery
 from orchestrator.history import SweepHistory, TrialRecord
 from orchestrator.members import group_key
 from orchestrator.outcome import Outcome
 from orchestrator.recording import SweepRecord
 from orchestrator.spec import SweepSpec
 from orchestrator.standings import (
-    Standing,
     finalists,
     has_test_rows,
-    held_out_name,
-    rank_finalists,
 )
 from orchestrator.storage import SweepStorage
-from registry import TrackingError, promote, register
 from trainables.orders import Split, Task, TaskReport
 from trainables.spec import TrialSpec
 
@@ -42,12 +37,6 @@ def contenders(spec: SweepSpec, history: SweepHistory) -> list[TrialRecord]:
         for run in (trial, *history.repeats_of(trial.number))
         if run is trial or run.outcome is Outcome.COMPLETED
     ]
-
-
-def registrants(spec: SweepSpec, history: SweepHistory) -> list[Standing]:
-    """The finalists whose adapters become versions, best first."""
-    top = 0 if spec.register is None else spec.register.top
-    return [one for one in rank_finalists(spec, history) if one.adapter.bundle][:top]
 
 
 def evaluate_finalists(
@@ -96,81 +85,6 @@ def are_measured(spec: SweepSpec, record: SweepRecord, storage: SweepStorage) ->
     """Whether every finalist has all its measures and its bundle."""
     split = _splits(spec)[-1]
     return all(_is_measured(trial, split, storage) for trial in contenders(spec, record.history))
-
-
-def register_finalists(
-    spec: SweepSpec,
-    record: SweepRecord,
-    delivery: Delivery,
-    storage: SweepStorage,
-    tracking_uri: str,
-) -> None:
-    """Make versions of the finalists and put the best before the promotion gate.
-
-    Registering again makes nothing twice.
-
-    Raises:
-        RegistryError: MLflow cannot be used, or a bundle is not what its trial left.
-    """
-    if spec.register is None:
-        return
-    for rank, standing in enumerate(registrants(spec, record.history), 1):
-        trial = standing.adapter
-        version = register(
-            storage.fetch_bundle(trial.number),
-            spec.register.name,
-            tracking_uri=tracking_uri,
-            run_id=_run_of(trial, delivery),
-            tags={
-                "lorchestra.sweep": str(record.history.sweep_id),
-                "lorchestra.trial": str(trial.number),
-                "lorchestra.rank": str(rank),
-                **_standing_tags(standing),
-            },
-        )
-        if trial.ref != str(version.ref):
-            record.add(
-                "registered", trial=trial.number, ref=str(version.ref), digest=version.digest
-            )
-        if rank == 1 and spec.register.promote:
-            metric = held_out_name(spec.objective, trial.final_metrics or {})
-            decision = promote(
-                version, metric=metric, mode=spec.objective.mode, tracking_uri=tracking_uri
-            )
-            record.add(
-                "promoted",
-                ref=str(version.ref),
-                promoted=decision.promoted,
-                reason=decision.reason,
-            )
-
-
-def _run_of(trial: TrialRecord, delivery: Delivery) -> str:
-    """MLflow's id of the trial's run: what is registered without it can never be traced back.
-
-    Raises:
-        TrackingError: MLflow has not been told of the trial yet.
-    """
-    run_id = delivery.trial_run(trial.number)
-    if run_id is None:
-        problem = delivery.problem or "it is slow"
-        raise TrackingError(
-            f"trial {trial.number}: MLflow has no run of it yet ({problem}); allowed: adapters of "
-            "recorded trials. Run the sweep again when MLflow is back."
-        )
-    return run_id
-
-
-def _standing_tags(standing: Standing) -> dict[str, str]:
-    """What the finals said of the version's configuration, over its seeds."""
-    if standing.half_width is None:
-        return {}
-    return {
-        "finals.metric": standing.metric,
-        "finals.mean": f"{standing.mean:.6g}",
-        "finals.half_width": f"{standing.half_width:.6g}",
-        "finals.runs": str(len(standing.values)),
-    }
 
 
 def _splits(spec: SweepSpec) -> tuple[Split, ...]:

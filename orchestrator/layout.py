@@ -24,3 +24,8 @@ def state_folder(trial: int) -> str:
 def bundle_folder(trial: int) -> str:
     """Where a trial's adapter is exported to, as the log records it."""
     return f"{trial_folder(trial)}/bundle"
+
+
+def evaluation_file(trial: int, form: str) -> str:
+    """Where the scores of a trial's adapter in a serving form are kept."""
+    return f"{trial_folder(trial)}/scores/{form}.json"

@@ -9,12 +9,14 @@ from typing import Any, Literal
 from orchestrator.complaint import complaint
 from orchestrator.control import STOPPED_BY_USER, take_requests
 from orchestrator.errors import SweepStorageError
-from orchestrator.finals import are_measured, registrants
+from orchestrator.final_scores import are_scored
+from orchestrator.finals import are_measured
 from orchestrator.history import TrialRecord
 from orchestrator.layout import REQUESTS_FOLDER, bundle_folder
 from orchestrator.measurements import measured_reports
 from orchestrator.outcome import Outcome
 from orchestrator.recording import SweepRecord
+from orchestrator.registering import registrants
 from orchestrator.spec import RESUMABLE_CHANGES, SweepSpec
 from orchestrator.storage import SweepStorage
 
@@ -77,8 +79,10 @@ class SweepProgress:
 
     def is_over(self) -> bool:
         """Whether nothing is left to train or measure."""
-        return all(self.has_ended(stage) for stage in _STAGES) and are_measured(
-            self.spec, self.record, self.storage
+        return (
+            all(self.has_ended(stage) for stage in _STAGES)
+            and are_measured(self.spec, self.record, self.storage)
+            and are_scored(self.spec, self.record.history)
         )
 
     def is_registered(self) -> bool:

@@ -29,12 +29,13 @@ from rich.console import Console
 
 from orchestrator.broker import start_broker
 from orchestrator.budget import Budget
-from orchestrator.cluster import Placement, ray_cluster
+from orchestrator.cluster import Placement, ray_cluster, shape_of_workers
 from orchestrator.complaint import require
 from orchestrator.control import CANCELLED_BY_USER, Wishes
 from orchestrator.delivery import Delivery
 from orchestrator.errors import SweepFailedError
-from orchestrator.finals import evaluate_finalists, register_finalists
+from orchestrator.final_scores import score_finalists
+from orchestrator.finals import evaluate_finalists
 from orchestrator.history import WITH_ADAPTER, SweepHistory, exceeded
 from orchestrator.hosts import HostPool
 from orchestrator.layout import (
@@ -48,6 +49,7 @@ from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.progress import ProgressDisplay
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
 from orchestrator.recording import SweepRecord
+from orchestrator.registering import Registration
 from orchestrator.repeats import RepeatSearcher, are_repeated, unwanted_repeats
 from orchestrator.report import SweepReport, build_report, write_report
 from orchestrator.resuming import SweepProgress
@@ -207,6 +209,9 @@ def _train(sweep: _Sweep) -> bool:
                 evaluate_finalists(sweep.spec, sweep.record, broker, sweep.storage)
         with sweep.phase("ending hosts"):
             pool.close()
+        if not wishes.is_cancelled:
+            with sweep.phase("scoring serving forms"):
+                score_finalists(sweep.spec, sweep.record, sweep.storage, shape_of_workers())
         return wishes.is_cancelled
 
 
@@ -302,9 +307,13 @@ def _register(sweep: _Sweep, delivery: Delivery) -> None:
     with sweep.phase("registering"):
         try:
             delivery.flush(_FLUSH_S)
-            register_finalists(
-                sweep.spec, sweep.record, delivery, sweep.storage, sweep.tracking_uri
-            )
+            Registration(
+                spec=sweep.spec,
+                record=sweep.record,
+                delivery=delivery,
+                storage=sweep.storage,
+                tracking_uri=sweep.tracking_uri,
+            ).register_finalists()
         except RegistryError as error:
             logger.error("nothing was registered: %s", error)
             sweep.display.update(sweep.record.history, f"nothing was registered: {error}")

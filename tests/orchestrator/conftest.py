@@ -5,14 +5,21 @@ import json
 import logging
 import os
 import sys
+import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import ray
 
+from orchestrator.closing import FinalsSpec, RegisterSpec
+from orchestrator.events import EventLog
+from orchestrator.history import SweepHistory
 from orchestrator.layout import bundle_folder
+from orchestrator.recording import SweepRecord
+from orchestrator.spec import BudgetSpec, SweepSpec
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 
@@ -107,3 +114,81 @@ def expected_weight(fake_engine, tmp_path_factory):
         return engine.snapshot("solo").weight
 
     return train
+
+
+# ------------------------------------------------------------------------ a search that is over
+
+LOSSES = {0: 3.0, 1: 1.0, 2: 2.0}
+FORMS = {0: "nf4", 1: "fp4", 2: "nf4"}
+
+
+def _build_spec(test_fraction=0.1, **changes):
+    values = {
+        "name": "tiny",
+        "base": BaseSpec(model="owner/name"),
+        "data": DataSpec(train="owner/rows", test_fraction=test_fraction),
+        "optim": OptimSpec(steps=20),
+        "eval": EvalSpec(every=10),
+        "budget": BudgetSpec(trials=4),
+        "space": {"lora.rank": {"choice": [2, 4, 8, 16]}},
+        "finals": FinalsSpec(top=2, seeds=0),
+        "register": RegisterSpec(top=2),
+    }
+    return SweepSpec(**(values | changes))
+
+
+def _trial_spec(spec, form):
+    base = replace(spec.base, quantization=form)
+    return TrialSpec(
+        base=base, lora=LoraSpec(), optim=spec.optim, data=spec.data, eval=spec.eval
+    ).to_dict()
+
+
+class Scene:
+    """A sweep whose search is over: three trials ended, one diverged."""
+
+    losses = LOSSES
+
+    def __init__(self, storage, spec):
+        self.storage, self.spec = storage, spec
+        self.log = EventLog(storage / "events.jsonl")
+        self.record = SweepRecord(self.log, SweepHistory(), lambda history: None)
+        add = self.record.add
+        add("sweep_started", sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest)
+        for trial, loss in LOSSES.items():
+            add("trial_started", trial=trial, knobs={}, spec=_trial_spec(spec, FORMS[trial]))
+            add("report", trial=trial, step=20, metrics={"eval_loss": loss})
+            folder = storage / bundle_folder(trial)
+            folder.mkdir(parents=True)
+            (folder / "manifest.json").write_text("{}")
+            self.end(trial, "completed", str(folder.relative_to(storage)))
+        add("trial_started", trial=3, knobs={}, spec=_trial_spec(spec, "nf4"))
+        add("report", trial=3, step=10, metrics={"eval_loss": 0.1})
+        self.end(3, "diverged", None)
+
+    def repeat(self, trial, of, outcome):
+        spec = self.record.history.trials[of].spec
+        self.record.add("trial_started", trial=trial, knobs={}, spec=spec, repeat_of=of)
+        self.record.add("report", trial=trial, step=20, metrics={"eval_loss": 1.5})
+        folder = self.storage / bundle_folder(trial)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+        self.end(trial, outcome, str(folder.relative_to(self.storage)))
+
+    def end(self, trial, outcome, bundle):
+        self.record.add(
+            "trial_ended", trial=trial, outcome=outcome, reason="", step=20, bundle=bundle
+        )
+
+
+@pytest.fixture
+def build_scene(tmp_path):
+    scenes = []
+
+    def build(**changes):
+        scenes.append(Scene(tmp_path, _build_spec(**changes)))
+        return scenes[-1]
+
+    yield build
+    for scene in scenes:
+        scene.log.close()

@@ -1,0 +1,130 @@
+"""Registered versions measured on any rows, by Ray workers, and what was found kept with them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.closing import ALL_FORMS
+from orchestrator.complaint import require
+from orchestrator.scoring import Scored, ScoringOrder, WorkerShape, read_files, score
+from registry import AdapterVersion, pull, record_evaluation
+from trainables.data import RawSplit
+from trainables.evaluation_spec import EvaluationSpec
+from trainables.sources import read_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows to measure on.
+
+    Attributes:
+        name: What evaluations call them: a file's name, or the split they are.
+        rows: As dictionaries.
+    """
+
+    name: str
+    rows: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def of_file(cls, path: Path) -> Rows:
+        """All rows of a file.
+
+        Raises:
+            SweepSpecError: There is no such file.
+            DataError: It cannot be read.
+        """
+        require(
+            path.is_file(),
+            "--data",
+            str(path),
+            "a .jsonl, .json, .parquet or .csv file",
+            "Correct the path.",
+        )
+        found = read_rows(str(path.absolute()), "--data")
+        return cls(name=path.name, rows=tuple(row.values for row in found))
+
+    @classmethod
+    def of_split(cls, split: RawSplit, name: str) -> Rows:
+        """The rows of a split."""
+        return cls(name=name, rows=tuple(row.values for row in split.rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Measures versions on one set of rows, and keeps what it found with them.
+
+    Attributes:
+        rows: The rows.
+        how: What to measure.
+        tracking_uri: MLflow server or database.
+        shape: Of the workers, on a running Ray.
+        forms: Serving forms; empty for the one that each version is meant for.
+        base_model: Where the base lies, if not where the versions say.
+    """
+
+    rows: Rows
+    how: EvaluationSpec
+    tracking_uri: str
+    shape: WorkerShape
+    forms: tuple[str, ...] = ()
+    base_model: str | None = None
+
+    def measure(self, bundles: Mapping[str, Path], forms: Sequence[str]) -> Iterator[Scored]:
+        """Measure adapters that lie on this machine, in the forms; keeps nothing.
+
+        Args:
+            bundles: Their folders, by a key that names them in the results.
+            forms: Serving forms.
+        """
+        yield from score(
+            {key: self._order(bundle, tuple(forms)) for key, bundle in bundles.items()},
+            self.shape,
+        )
+
+    def evaluate(self, versions: Sequence[AdapterVersion]) -> Iterator[Scored]:
+        """Measure versions and record what was found; the key of a result is its reference.
+
+        Raises:
+            RegistryError: A version cannot be read, or the evaluation not be recorded.
+        """
+        with tempfile.TemporaryDirectory() as work:
+            orders = {}
+            for number, version in enumerate(versions):
+                folder = pull(
+                    version.ref, Path(work) / str(number), tracking_uri=self.tracking_uri
+                )
+                orders[str(version.ref)] = self._order(folder, self._forms_of(version))
+        for scored in score(orders, self.shape):
+            if scored.document is not None:
+                scored.document["data"]["name"] = self.rows.name
+                record_evaluation(scored.key, scored.document, tracking_uri=self.tracking_uri)
+            yield scored
+
+    def _order(self, bundle: Path, forms: tuple[str, ...]) -> ScoringOrder:
+        return ScoringOrder(
+            files=read_files(bundle),
+            forms=forms,
+            source=tuple(dict(row) for row in self.rows.rows),
+            how=self.how,
+            base_model=self.base_model,
+        )
+
+    def _forms_of(self, version: AdapterVersion) -> tuple[str, ...]:
+        wanted = self.forms or (version.tags.get("serving.form", "trained"),)
+        if version.tags.get("quantization") != "none":
+            return wanted
+        return tuple(dict.fromkeys(form for form in wanted if form in ("trained", "merged")))
+
+
+def require_forms(forms: Sequence[str]) -> None:
+    """Refuse serving forms that there are not.
+
+    Raises:
+        SweepSpecError: One of them is unknown.
+    """
+    for form in forms:
+        require(form in ALL_FORMS, "--forms", form, ", ".join(ALL_FORMS), "Choose from these.")
