@@ -38,6 +38,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "report": "trial step metrics",
         "trial_ended": "trial outcome reason step bundle",
         "final_evaluated": "trial metrics",
+        "form_scored": "trial form metrics error way",
         "registered": "trial ref digest",
         "promoted": "ref promoted reason",
         "phase": "name seconds",
