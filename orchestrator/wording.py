@@ -64,6 +64,15 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def format_size(size: float) -> str:
+    """`3.7 MB`: bytes in the largest unit of a thousand that leaves 1 or more."""
+    for unit in ("B", "kB", "MB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
 def one_line(text: str) -> str:
     """The text without line breaks and without what would steer a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
