@@ -189,7 +189,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _history(options: argparse.Namespace) -> int:
     import registry
-    from orchestrator.adapters import render_moves
+    from orchestrator.tables import render_moves
 
     moves = registry.history(options.name, tracking_uri=tracking_uri_of(options))
     Console().print(render_moves(moves))
@@ -225,8 +225,8 @@ def _run_tasks(options: argparse.Namespace, versions: Sequence[AdapterVersion]) 
 
 
 def _shrink(options: argparse.Namespace) -> int:
-    from orchestrator.adapters import render_shrunk
     from orchestrator.shrinking import shrink_version
+    from orchestrator.tables import render_shrunk
 
     (version,) = _versions(options, [options.ref])
     with _evaluator(options, ()) as evaluator:
@@ -352,7 +352,7 @@ def _rollback(options: argparse.Namespace) -> int:
     move = registry.rollback(
         options.name, alias=options.alias, why=options.why, tracking_uri=tracking_uri_of(options)
     )
-    print(f"{options.name}@{options.alias} is version {move.to} again")
+    print(f"{options.name}@{options.alias} is version {move.target} again")
     return 0
 
 
