@@ -1,0 +1,360 @@
+"""The card of an adapter: what it is, how it was found, what it scores, and how to use it.
+
+Its sections are those of model cards (Mitchell et al. 2019, arXiv:1810.03993), as far as they can
+be filled from what was recorded. It is short: MLflow keeps 5,000 characters of a description.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from registry.errors import RegistryError
+from registry.markdown import code, code_block, one_line, plain, table
+from registry.measures import FORMS, Evaluation
+from registry.significance import interval
+
+_LICENSES = ("base", "data", "adapter")
+_FORM_WORDS = {
+    "trained": "beside the stored base that it was trained on",
+    "unquantized": "beside the base in its compute type",
+    "merged": "merged into the base in its compute type",
+    "requantized": "merged into the base, which is then quantized again",
+}
+_MERGED = ("merged", "requantized")
+_LEFT_OUT = "perplexity"  # the exponential of the loss
+_MOST_MEASURES = 6
+_MOST_TARGETS = 12
+# Ranks that vLLM reserves memory for: vllm/config/lora.py, MaxLoRARanks.
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+_GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What a card says.
+
+    Attributes:
+        name: Adapter it is a version of.
+        version: Its number; `None` before it has one.
+        manifest: Of the bundle.
+        form: Serving form that it is meant for.
+        sweep: How it was found, as far as known: `name`, `id`, `trials` tried, its `rank` among
+            them, and of the finals `metric`, `mean`, `half_width` and `runs`.
+        evaluations: What was measured of it; the first of a form and set of rows counts.
+        base_scores: Measures of the base alone, by the name of the rows.
+        licenses: Of `base`, `data` and `adapter`, as far as stated.
+        confidence: Of the intervals.
+    """
+
+    name: str
+    manifest: Mapping[str, Any]
+    version: int | None = None
+    form: str = "trained"
+    sweep: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    evaluations: Sequence[Evaluation] = ()
+    base_scores: Mapping[str, Mapping[str, float]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    licenses: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    confidence: float = 0.95
+
+
+def build_card(facts: CardFacts) -> str:
+    """The card in Markdown, with a newline at its end.
+
+    Raises:
+        RegistryError: There is no such form or licence field.
+    """
+    _require_known(facts)
+    version = "" if facts.version is None else f", version {facts.version}"
+    parts = [f"# {plain(facts.name)}{version}", _summary(facts), *_sections(facts)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _require_known(facts: CardFacts) -> None:
+    if facts.form not in FORMS:
+        raise RegistryError(
+            f"card.form: got {facts.form!r}; allowed: {', '.join(FORMS)}. Choose one of these."
+        )
+    strange = sorted(set(facts.licenses) - set(_LICENSES))
+    if strange:
+        raise RegistryError(
+            f"card.licenses: got {', '.join(strange)}; allowed: {', '.join(_LICENSES)}. "
+            "Name one of these."
+        )
+
+
+def _sections(facts: CardFacts) -> Iterator[str]:
+    for title, content in (
+        ("How it was found", _found(facts)),
+        ("Scores", _scores(facts)),
+        ("Memory and speed", _costs(facts)),
+        ("Data", _data(facts)),
+        ("Licences", _licenses(facts)),
+        ("Loading", _loading(facts)),
+    ):
+        if content:
+            yield f"## {title}\n\n{content}"
+
+
+# ------------------------------------------------------------------------------------ what it is
+
+
+def _summary(facts: CardFacts) -> str:
+    base, lora = facts.manifest["base"], facts.manifest["lora"]
+    revision = f" at {code(base['revision'])}" if base.get("revision") else ""
+    stored = _stored(base)
+    flags = [word for key, word in (("rslora", "rsLoRA"), ("dora", "DoRA")) if lora.get(key)]
+    dropout = f", dropout {_number(lora['dropout'])}" if lora.get("dropout") else ""
+    return (
+        f"A LoRA adapter for {code(base['model'])}{revision}, trained on the base as {stored}: "
+        f"rank {lora['rank']}, alpha {_number(lora['alpha'])}{dropout}"
+        f"{''.join(f', {word}' for word in flags)}, on {_targets(lora['targets'])}. "
+        f"It is meant to be used {_FORM_WORDS[facts.form]} (form `{facts.form}`)."
+    )
+
+
+def _stored(base: Mapping[str, Any]) -> str:
+    kind = base["quantization"]
+    if kind == "none":
+        return plain(base["compute_dtype"])
+    double = " with double quantization" if base.get("double_quant") and kind != "int8" else ""
+    return f"{plain(kind)}{double}, computing in {plain(base['compute_dtype'])}"
+
+
+def _targets(targets: Sequence[str]) -> str:
+    shown = ", ".join(map(code, targets[:_MOST_TARGETS]))
+    left = len(targets) - _MOST_TARGETS
+    return f"{shown} and {left} more" if left > 0 else shown
+
+
+def _found(facts: CardFacts) -> str:
+    sweep, manifest = facts.sweep, facts.manifest
+    lines = []
+    if sweep.get("name") or sweep.get("id"):
+        named = " ".join(code(sweep[key]) for key in ("name", "id") if sweep.get(key))
+        tried = f", which tried {sweep['trials']} configurations" if sweep.get("trials") else ""
+        place = f"; this one came out as number {sweep['rank']}" if sweep.get("rank") else ""
+        lines.append(f"Found by the sweep {named}{tried}{place}.")
+    if sweep.get("mean") is not None and sweep.get("half_width") is not None:
+        runs = sweep.get("runs")
+        over = f" over {runs} runs with different seeds" if runs else ""
+        lines.append(
+            f"Trained again with new seeds, this configuration has a mean {code(sweep['metric'])} "
+            f"of {_number(sweep['mean'])} ± {_number(sweep['half_width'])}{over}."
+        )
+    rate = manifest["optim"].get("learning_rate")
+    learned = f", learning rate {_number(rate)}" if rate is not None else ""
+    lines.append(
+        f"This adapter: {manifest['steps']} steps on {manifest['tokens']:,} tokens{learned}, "
+        f"seed {manifest['seed']}."
+    )
+    return " ".join(lines)
+
+
+# ------------------------------------------------------------------------- what was measured of it
+
+
+def _scores(facts: CardFacts) -> str:
+    evaluations = _newest(facts.evaluations)
+    if not evaluations:
+        return _recorded_scores(facts)
+    measures = _measures(evaluations)
+    rows = [_score_row(facts, one, measures) for one in evaluations]
+    for data in dict.fromkeys(one.data.name for one in evaluations):
+        base = facts.base_scores.get(data)
+        if base:
+            values = [_number(base[name]) if name in base else "–" for name in measures]
+            rows.append(["base alone", plain(data), *values])
+    heads = ["form", "rows", *map(plain, measures)]
+    counted = ", ".join(
+        f"{rows} rows of {plain(name)}"
+        for name, rows in {one.data.name: one.data.rows for one in evaluations}.items()
+    )
+    return table(heads, rows) + (
+        f"\n\nOn {counted}; in brackets intervals at {facts.confidence:.0%} over rows. They speak "
+        "of rows like these, and of no others."
+    )
+
+
+def _newest(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    found: dict[tuple[str, str], Evaluation] = {}
+    for one in evaluations:
+        found.setdefault((one.form, one.data.digest), one)
+    return sorted(found.values(), key=lambda one: (FORMS.index(one.form), one.data.name))
+
+
+def _measures(evaluations: Sequence[Evaluation]) -> list[str]:
+    names = dict.fromkeys(name for one in evaluations for name in one.measures)
+    return [name for name in names if name != _LEFT_OUT][:_MOST_MEASURES]
+
+
+def _score_row(facts: CardFacts, one: Evaluation, measures: Sequence[str]) -> list[str]:
+    form = f"**{one.form}**" if one.form == facts.form else one.form
+    shown = [_score(one, name, facts.confidence) for name in measures]
+    return [form, plain(one.data.name), *shown]
+
+
+def _score(one: Evaluation, measure: str, confidence: float) -> str:
+    if measure not in one.measures:
+        return "–"
+    value = _number(one.measures[measure].value)
+    if not one.examples:
+        return value
+    found = interval(one, measure, confidence)
+    if not math.isfinite(found.low):
+        return value
+    return rf"{value} \[{_number(found.low)}, {_number(found.high)}\]"
+
+
+def _recorded_scores(facts: CardFacts) -> str:
+    """What the manifest has, without intervals."""
+    metrics = facts.manifest["metrics"]
+    rows = []
+    for prefix, data in (("test_", "test"), ("eval_", "validation")):
+        base = facts.base_scores.get(data, {})
+        for name in ("loss", "accuracy", "token_accuracy"):
+            value = metrics.get(prefix + name)
+            if value is not None:
+                alone = _number(base[name]) if name in base else "–"
+                rows.append([data, plain(name), _number(value), alone])
+    if not rows:
+        return ""
+    text = table(["rows", "measure", "adapter", "base alone"], rows)
+    return f"{text}\n\nMeasured in the form `trained` while training, without intervals."
+
+
+def _costs(facts: CardFacts) -> str:
+    metrics = facts.manifest["metrics"]
+    size = facts.manifest["files"].get("adapter_model.safetensors", {}).get("bytes")
+    rows = []
+    if "peak_memory_gib" in metrics or "tokens_per_s" in metrics:
+        taken = (metrics.get("peak_memory_gib"), metrics.get("tokens_per_s"))
+        rows.append(["training", _gib(taken[0]), "–", _mb(size), _speed(taken[1])])
+    seen = set()
+    for one in _newest(facts.evaluations):
+        if one.form not in seen:
+            seen.add(one.form)
+            base = None if one.model_bytes is None else one.model_bytes / _GIB
+            amounts = (_gib(one.peak_memory_gib), _gib(base), _mb(one.adapter_bytes))
+            rows.append([one.form, *amounts, _speed(one.tokens_per_s)])
+    return table(["form", "peak memory", "base", "adapter", "tokens/s"], rows)
+
+
+def _data(facts: CardFacts) -> str:
+    data = facts.manifest["data"]
+    rows = [
+        [split, code(_short(data[split]), in_table=True)]
+        for split in ("train", "validation", "test")
+        if data.get(split)
+    ]
+    counts = {one.data.name: one.data.rows for one in facts.evaluations}
+    rows = [[*row, str(counts.get(row[0], "–"))] for row in rows]
+    style = (
+        f"Prompts are {plain(data.get('prompt_style'))}, rows are cut at "
+        f"{plain(data.get('max_tokens'))} tokens."
+    )
+    listed = table(["split", "digest of its rows", "rows measured"], rows)
+    return f"{listed}\n\n{style}" if listed else style
+
+
+def _licenses(facts: CardFacts) -> str:
+    return "\n".join(
+        f"- {kind}: {plain(facts.licenses.get(kind) or 'not stated')}" for kind in _LICENSES
+    )
+
+
+# ---------------------------------------------------------------------------------- how to use it
+
+
+def _loading(facts: CardFacts) -> str:
+    version = "VERSION" if facts.version is None else str(facts.version)
+    ref, folder = f"{facts.name}/{version}", "adapter"
+    base = facts.manifest["base"]
+    from_hub = base.get("source") == "hub"
+    model = str(base["model"]) if from_hub else "BASE"
+    lines = [
+        "import mlflow, peft, registry",
+        "",
+        f"model = registry.load({ref!r}, tracking_uri=URI)",
+        f"model = mlflow.pyfunc.load_model({f'models:/{ref}'!r})  # after set_tracking_uri(URI)",
+        'model.predict({"prompt": ["…"]})',
+        "",
+        f"# with PEFT, on the base loaded with transformers {_how_loaded(facts)}",
+        f"folder = registry.pull({ref!r}, {folder!r}, tracking_uri=URI)",
+        "model = peft.PeftModel.from_pretrained(base, folder)",
+    ]
+    if facts.form in _MERGED:
+        lines += ['model.merge_and_unload().save_pretrained("merged")']
+    parts = [code_block("python", lines), *_vllm(facts, model, folder)]
+    if not from_hub:
+        parts.append(f"BASE is a folder with {code(base['model'])} in transformers' format.")
+    return "\n\n".join(parts)
+
+
+def _how_loaded(facts: CardFacts) -> str:
+    base = facts.manifest["base"]
+    if facts.form == "trained" and base["quantization"] != "none":
+        return "and manifest.json's quantization_config"
+    return f"in {base['compute_dtype']}"
+
+
+def _vllm(facts: CardFacts, model: str, folder: str) -> Iterator[str]:
+    """How to serve it with vLLM (docs.vllm.ai, features/lora and features/quantization/bnb)."""
+    base, lora = facts.manifest["base"], facts.manifest["lora"]
+    quantized = facts.form in ("trained", "requantized") and base["quantization"] != "none"
+    flags = " --quantization bitsandbytes" if quantized else ""
+    if facts.form in _MERGED:
+        yield code_block("sh", [f"vllm serve merged{flags}"])
+    elif lora.get("dora"):
+        yield "vLLM serves no DoRA adapters: merge it first, and measure the form `merged`."
+        return
+    elif lora["rank"] > _VLLM_RANKS[-1]:
+        yield f"vLLM serves ranks up to {_VLLM_RANKS[-1]}; merge it first, and measure `merged`."
+        return
+    else:
+        rank = next(one for one in _VLLM_RANKS if one >= lora["rank"])
+        revision = f" --revision {shlex.quote(base['revision'])}" if base.get("revision") else ""
+        served = shlex.quote(f"{one_line(facts.name)}={folder}")
+        command = (
+            f"vllm serve {shlex.quote(one_line(model))}{revision}{flags} --enable-lora "
+            f"--max-lora-rank {rank} --lora-modules {served}"
+        )
+        yield code_block("sh", [command])
+    if quantized:
+        yield (
+            "vLLM quantizes the base in its own way (nf4), which was not measured here; the form "
+            "`unquantized` or `merged` is what it computes without that flag."
+        )
+
+
+# ----------------------------------------------------------------------------------------- numbers
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return plain(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return f"{value:.4g}"
+
+
+def _gib(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f} GiB"
+
+
+def _mb(size: float | None) -> str:
+    return "–" if size is None else f"{size / 1e6:.2f} MB"
+
+
+def _speed(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:16]

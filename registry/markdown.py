@@ -1,0 +1,51 @@
+"""Markdown in which foreign text stays text, for what people read in MLflow and in a bundle."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+# Entities for what begins HTML: not every renderer lets that be escaped by a backslash.
+_SPECIAL = re.compile(r"[\\`*_{}\[\]()#+!|~-]")
+
+
+def one_line(text: object) -> str:
+    """The text without line breaks and other unprintable characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def plain(text: object) -> str:
+    """Text that is shown as it is."""
+    marked = "".join(_ENTITIES.get(c, c) for c in one_line(text))
+    return _SPECIAL.sub(r"\\\g<0>", marked)
+
+
+def code(text: object, *, in_table: bool = False) -> str:
+    """Text in the letters of code, whatever backticks it holds."""
+    content = one_line(text) or " "
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", content)), default=0))
+    if content.startswith("`") or content.endswith("`"):
+        content = f" {content} "
+    span = f"{fence}{content}{fence}"
+    return span.replace("|", r"\|") if in_table else span
+
+
+def code_block(language: str, lines: Iterable[str]) -> str:
+    """Lines of code, whatever backticks they hold; each must be one line."""
+    text = "\n".join(lines)
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, 1 + longest)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are Markdown already; nothing without rows."""
+    lines = [_row(cells) for cells in rows]
+    if not lines:
+        return ""
+    return "\n".join([_row(heads), _row(["---"] * len(heads)), *lines])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

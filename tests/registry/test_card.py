@@ -1,0 +1,187 @@
+"""The card of an adapter."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+
+from registry.card import CardFacts, build_card
+from registry.errors import RegistryError
+from registry.measures import Evaluation
+
+NewDocument = Callable[..., dict[str, Any]]
+
+HOSTILE = "<img src=x>|`ticks`|**bold**\n# head"
+
+
+@pytest.fixture
+def manifest(new_bundle: Callable[..., Path]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((new_bundle() / "manifest.json").read_text())
+    return found
+
+
+@pytest.fixture
+def facts(manifest: dict[str, Any], new_document: NewDocument) -> CardFacts:
+    losses = [0.2, 0.4, 0.3, 0.1, 0.5, 0.3]
+    evaluations = [
+        Evaluation.from_document(new_document(losses)),
+        Evaluation.from_document(new_document([one + 0.1 for one in losses], form="merged")),
+    ]
+    return CardFacts(
+        name="support-answers",
+        version=7,
+        manifest=manifest,
+        sweep={
+            "name": "support", "id": "s123", "trials": 40, "rank": 1, "metric": "test_loss",
+            "mean": 0.2871234, "half_width": 0.0123, "runs": 3,
+        },
+        evaluations=evaluations,
+        base_scores={"test": {"loss": 2.5, "accuracy": 0.05}},
+        licenses={"base": "Apache-2.0", "adapter": "MIT"},
+    )  # fmt: skip
+
+
+def tokens_of(card):
+    return MarkdownIt("commonmark").enable("table").parse(card)
+
+
+def tables_of(card):
+    """Every table as rows of cell texts."""
+    tables, tokens = [], tokens_of(card)
+    for place, token in enumerate(tokens):
+        if token.type == "table_open":
+            tables.append([])
+        elif token.type == "tr_open":
+            tables[-1].append([])
+        elif token.type in ("th_open", "td_open"):
+            inline = tokens[place + 1]
+            parts = [one.content for one in inline.children or []]
+            tables[-1][-1].append("".join(parts))
+    return tables
+
+
+def test_the_card_says_what_it_is_and_how_it_was_found(facts):
+    card = build_card(facts)
+    assert card.startswith("# support\\-answers, version 7\n")
+    for part in (
+        "`owner/name` at `c0ffee`", "nf4 with double quantization", "rank 4, alpha 8,",
+        "on `q_proj`, `v_proj`", "(form `trained`)", "`support` `s123`, which tried 40",
+        "number 1", "mean `test_loss` of 0.2871 ± 0.0123 over 3 runs", "80 steps on 1,234 tokens",
+        "learning rate 0.001, seed 7",
+    ):  # fmt: skip
+        assert part in card
+
+
+def test_scores_stand_beside_those_of_the_base_with_intervals(facts):
+    scores, costs, data = tables_of(build_card(facts))
+    assert scores[0][:3] == ["form", "rows", "loss"]
+    assert "perplexity" not in scores[0]
+    assert [row[0] for row in scores[1:]] == ["trained", "merged", "base alone"]
+    loss = scores[1][2]
+    assert loss.startswith("0.15 [0.")
+    assert loss.endswith("]")
+    assert scores[3][2] == "2.5"
+    assert scores[3][scores[0].index("bits_per_byte")] == "–"
+    assert "**trained**" in build_card(facts)
+    assert "**merged**" in build_card(replace(facts, form="merged"))
+    assert "On 6 rows of test" in build_card(facts)
+    assert [row[0] for row in costs[1:]] == ["trained", "merged"]
+    assert data[1][0] == "train"
+    assert data[3] == ["test", "cc", "6"]
+
+
+def test_without_evaluations_the_card_has_what_training_measured(facts):
+    card = build_card(replace(facts, evaluations=()))
+    assert ["test", "loss", "1.25", "2.5"] in tables_of(card)[0]
+    assert "without intervals" in card
+
+
+def test_what_is_not_known_is_left_out_or_said(manifest):
+    bare = CardFacts(name="x", manifest={**manifest, "metrics": {}})
+    card = build_card(bare)
+    assert card.startswith("# x\n")
+    assert "## Scores" not in card
+    assert "Found by" not in card
+    assert "registry.load('x/VERSION', tracking_uri=URI)" in card
+    assert card.count("not stated") == 3
+
+
+def test_licences_are_those_stated(facts):
+    card = build_card(facts)
+    assert "- base: Apache\\-2.0\n- data: not stated\n- adapter: MIT" in card
+    with pytest.raises(RegistryError, match=r"card.licenses: got modell; allowed: base"):
+        build_card(replace(facts, licenses={"modell": "MIT"}))
+
+
+def test_an_unknown_form_is_refused(facts):
+    with pytest.raises(RegistryError, match=r"card.form: got 'onnx'; allowed: trained"):
+        build_card(replace(facts, form="onnx"))
+
+
+@pytest.mark.parametrize(
+    ("form", "quantization", "lora", "part"),
+    [
+        ("trained", "nf4", {}, "vllm serve owner/name --revision c0ffee --quantization "
+         "bitsandbytes --enable-lora --max-lora-rank 8 --lora-modules support-answers=adapter"),
+        ("unquantized", "nf4", {"rank": 40}, "c0ffee --enable-lora --max-lora-rank 64 --lora"),
+        ("trained", "none", {}, "c0ffee --enable-lora"),
+        ("merged", "nf4", {}, "vllm serve merged\n"),
+        ("requantized", "nf4", {}, "vllm serve merged --quantization bitsandbytes"),
+        ("trained", "nf4", {"dora": True}, "vLLM serves no DoRA adapters"),
+        ("trained", "nf4", {"rank": 1024}, "vLLM serves ranks up to 512"),
+    ],
+    ids=["trained", "unquantized", "unquantized base", "merged", "requantized", "dora", "rank"],
+)  # fmt: skip
+def test_the_way_to_serve_it_fits_the_form(facts, form, quantization, lora, part):
+    manifest = dict(facts.manifest)
+    manifest["base"] = {**manifest["base"], "quantization": quantization}
+    manifest["lora"] = {**manifest["lora"], **lora}
+    card = build_card(replace(facts, form=form, manifest=manifest))
+    assert part in card
+    assert ("merge_and_unload" in card) == (form in ("merged", "requantized"))
+
+
+def test_a_base_that_is_no_hub_model_is_named_as_such(facts):
+    base = {**facts.manifest["base"], "source": "gguf", "model": "package:smol/file.gguf",
+            "revision": None}  # fmt: skip
+    card = build_card(replace(facts, manifest={**facts.manifest, "base": base}))
+    assert "vllm serve BASE --quantization" in card
+    assert "BASE is a folder with `package:smol/file.gguf`" in card
+
+
+def test_code_in_the_card_is_python(facts):
+    blocks = [each for each in tokens_of(build_card(facts)) if each.type == "fence"]
+    assert [each.info for each in blocks] == ["python", "sh"]
+    compile(blocks[0].content, "card", "exec")
+
+
+def test_foreign_text_stays_text(facts):
+    manifest = dict(facts.manifest)
+    manifest["base"] = {**manifest["base"], "model": HOSTILE, "revision": HOSTILE,
+                        "source": "local"}  # fmt: skip
+    manifest["lora"] = {**manifest["lora"], "targets": [HOSTILE, "q_proj"]}
+    manifest["data"] = {**manifest["data"], "train": HOSTILE, "prompt_style": HOSTILE}
+    strange = replace(
+        facts,
+        name="a|b <b>",
+        manifest=manifest,
+        sweep={"name": HOSTILE, "id": HOSTILE, "metric": HOSTILE, "mean": 1.0, "half_width": 0.1},
+        licenses=dict.fromkeys(("base", "data", "adapter"), HOSTILE),
+    )
+    card = build_card(strange)
+    tokens = tokens_of(card)
+    kinds = {child.type for token in tokens for child in token.children or []}
+    assert kinds <= {"text", "text_special", "code_inline", "softbreak", "strong_open",
+                     "strong_close"}  # fmt: skip
+    assert "html_block" not in {token.type for token in tokens}
+    heads = [token.tag for token in tokens if token.type == "heading_open"]
+    assert heads == ["h1"] + ["h2"] * 6
+    assert all(len({len(row) for row in rows}) == 1 for rows in tables_of(card))
+
+
+def test_a_usual_card_fits_into_mlflows_description(facts):
+    assert len(build_card(facts)) < 5000
