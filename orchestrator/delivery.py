@@ -1,9 +1,11 @@
 """Carries the event log to MLflow, from a thread of its own.
 
 The log is the queue: a cursor beside it says how far MLflow has been told. MLflow being away
-never holds a sweep up; what is left is delivered when it is back, by this run or the next. An
-event can be delivered twice, when the driver is lost in between, and then changes nothing: runs
-are found by tag and points by their time.
+never holds a sweep up; what is left is delivered when it is back, by this run or the next.
+
+Events are told in batches, so that a busy sweep costs few calls. One can be told twice, when an
+answer is lost or the driver is, and then changes nothing: runs are found by tag and points by
+their time.
 """
 
 from __future__ import annotations
@@ -11,32 +13,37 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import yaml
-
+from orchestrator.errors import SweepStorageError
 from orchestrator.events import Event, decode_events, read_events
-from orchestrator.history import SweepHistory, TrialRecord
 from orchestrator.layout import CURSOR_FILE
-from orchestrator.members import group_key
-from orchestrator.space import describe
+from orchestrator.news import News, NewsDesk, SweepBegun, SweepEnded
 from orchestrator.spec import SweepSpec
-from orchestrator.standings import rank_finalists
 from registry import Tracker, TrackingError
-from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
 
+_INTERVAL_S = 2.0
+"""Between two batches: what comes meanwhile is told at once."""
 _PAUSE_S = 0.5
 _MAX_PAUSE_S = 30.0
+_BATCH_BYTES = 2**18
+"""Of the log, about a thousand events: what is in memory while MLflow is away."""
+_LEAVING_S = 60.0
+_FLEEING_S = 5.0
 
 
 class Delivery:
     """Delivers one sweep's events; a context manager that delivers what it can before it leaves.
+
+    A sweep that is left unfinished has its open runs closed in MLflow, with a tag that says so;
+    the session that goes on with it opens them again.
 
     Args:
         spec: The sweep.
@@ -48,25 +55,29 @@ class Delivery:
     def __init__(
         self, spec: SweepSpec, log: Path, connect: Callable[[], Tracker], report_folder: Path
     ) -> None:
-        self._spec, self._log, self._connect = spec, log, connect
+        self._log, self._connect = log, connect
         self._report_folder = report_folder
         self._cursor_file = log.with_name(CURSOR_FILE)
         self._tracker: Tracker | None = None
-        self._history = SweepHistory()
         self._tail = LogTail(log)
-        self._waiting: deque[Event] = deque()  # read, not yet told
-        self._told = 0  # events that were told, now or by an earlier driver
-        self._seen = 0  # events folded into the history
-        self._wake, self._closing = threading.Event(), threading.Event()
+        self._desk = NewsDesk(spec)
+        self._read: deque[Event] = deque()  # not yet on the desk
+        self._news: deque[News] = deque()  # not yet told
+        self._seen = 0  # events that the desk has taken in
+        self._cursor: int | None = None  # events told, as the file has it
+        self._wake, self._urgent = threading.Event(), threading.Event()
+        self._closing = threading.Event()
         self._delivered = 0  # events that MLflow has been told of
         self._begun, self._failed = 0, 0  # attempts: how many, and the last one that failed
         self._is_running = False
+        self._is_ours = True
         self._progress = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="mlflow-delivery", daemon=True)
         self.problem = ""
 
     def __enter__(self) -> Self:
         self._is_running = True
+        self._wake.set()  # an earlier session may have left something
         self._thread.start()
         return self
 
@@ -76,12 +87,14 @@ class Delivery:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        # A driver that lost its storage may have lost it to another one, which goes on.
+        self._is_ours = not isinstance(error, SweepStorageError)
         self._closing.set()
-        self._wake.set()
-        self._thread.join(timeout=5.0 if error is not None else 60.0)
+        self._hurry()
+        self._thread.join(timeout=_LEAVING_S if error is None else _FLEEING_S)
 
     def nudge(self) -> None:
-        """There is something new in the log."""
+        """There is something new in the log; never waits."""
         self._wake.set()
 
     def flush(self, timeout_s: float) -> bool:
@@ -92,7 +105,7 @@ class Delivery:
         wanted = sum(1 for _ in read_events(self._log))
         with self._progress:
             begun = self._begun
-            self.nudge()
+            self._hurry()
             self._progress.wait_for(
                 lambda: self._delivered >= wanted or self._failed > begun or not self._is_running,
                 timeout_s,
@@ -101,35 +114,48 @@ class Delivery:
 
     def sweep_run(self) -> str | None:
         """MLflow's id of the sweep's run, once it was delivered."""
-        tracker, sweep_id = self._tracker, self._history.sweep_id
+        tracker, sweep_id = self._tracker, self._desk.history.sweep_id
         return None if tracker is None or sweep_id is None else tracker.find_sweep(sweep_id)
 
     def trial_run(self, trial: int) -> str | None:
         """MLflow's id of a trial's run, once it was delivered."""
-        tracker, sweep_id = self._tracker, self._history.sweep_id
+        tracker, sweep_id = self._tracker, self._desk.history.sweep_id
         return None if tracker is None or sweep_id is None else tracker.find_trial(sweep_id, trial)
+
+    def _hurry(self) -> None:
+        self._urgent.set()
+        self._wake.set()
 
     # ------------------------------------------------------------------------------ own thread
 
     def _run(self) -> None:
         try:
-            pause_s, is_last = _PAUSE_S, False
+            failures, is_last, pause_s = 0, False, _PAUSE_S
             while not is_last:
-                self._wake.wait(pause_s)
+                self._urgent.wait(pause_s)
+                self._wake.wait()
+                self._urgent.clear()
                 self._wake.clear()
                 is_last = self._closing.is_set()
-                pause_s = _PAUSE_S if self._attempt() else min(2 * pause_s, _MAX_PAUSE_S)
+                if self._attempt(self._deliver_pending):
+                    failures, pause_s = 0, _INTERVAL_S
+                    if is_last:
+                        self._attempt(self._leave_unfinished)
+                else:
+                    self._wake.set()  # something is left
+                    pause_s = min(_PAUSE_S * 2**failures, _MAX_PAUSE_S)
+                    failures += 1
         finally:
             with self._progress:
                 self._is_running = False
                 self._progress.notify_all()
 
-    def _attempt(self) -> bool:
+    def _attempt(self, deliver: Callable[[], None]) -> bool:
         """Deliver what there is; whether that went well."""
         with self._progress:
             self._begun += 1
         try:
-            self._deliver_pending()
+            deliver()
         # Whatever it was: a thread that ended here would deliver nothing more and tell nobody.
         except Exception as error:  # noqa: BLE001
             self._note(error)
@@ -154,28 +180,56 @@ class Delivery:
             self._progress.notify_all()
 
     def _deliver_pending(self) -> None:
-        self._waiting.extend(self._tail.read_on())
         if self._tracker is None:
             self._tracker = self._connect()
-        delivered = self._read_cursor()
-        while self._waiting:
-            number, event = self._told + 1, self._waiting[0]
-            if number > self._seen:
-                self._history.apply(event)
-                self._seen = number
-            if number > delivered:
-                self._deliver(self._tracker, event)
-                self._write_cursor(number)
-            self._waiting.popleft()
-            self._told = number
-        with self._progress:
-            self._delivered = self._told
-            self._progress.notify_all()
+        is_behind = True
+        while is_behind:
+            is_left = bool(self._news or self._read)  # by an attempt that failed
+            if not is_left:
+                self._read.extend(self._tail.read_on())
+            is_behind = is_left or self._tail.is_behind
+            self._gather()
+            # One by one, so that a server which fails now and then is told all in the end.
+            is_news = bool(self._news)
+            while self._news:
+                self._tell(self._tracker, self._news[0])
+                self._news.popleft()
+            if is_news:
+                self._write_cursor(self._seen)
+            with self._progress:
+                self._delivered = self._seen
+                self._progress.notify_all()
 
-    def _deliver(self, tracker: Tracker, event: Event) -> None:
-        deliver = _DELIVERIES.get(event.kind)
-        if deliver is not None:
-            deliver(self, tracker, event)
+    def _gather(self) -> None:
+        """Make news of the events that were read."""
+        if self._cursor is None:
+            self._cursor = self._read_cursor()
+        while self._read:
+            event = self._read.popleft()
+            self._seen += 1
+            self._desk.add(event, is_told=self._seen <= self._cursor)
+        self._news.extend(self._desk.take())
+
+    def _tell(self, tracker: Tracker, news: News) -> None:
+        if isinstance(news, SweepBegun):
+            self._begin(tracker, news)
+        elif isinstance(news, SweepEnded):
+            run_id = tracker.find_sweep(news.begun.sweep_id) or self._begin(tracker, news.begun)
+            for file in sorted(self._report_folder.glob("*")):
+                tracker.log_artifact(run_id, file)
+            tracker.end_sweep(run_id, news.status, news.metrics, news.at_s)
+        else:
+            tracker.record_trial(str(self._desk.history.sweep_id), news)
+
+    def _begin(self, tracker: Tracker, news: SweepBegun) -> str:
+        run_id = tracker.start_sweep(news.sweep_id, news.name, news.params, news.tags, news.at_s)
+        tracker.log_text(run_id, news.text, "sweep.yaml")
+        return run_id
+
+    def _leave_unfinished(self) -> None:
+        history = self._desk.history
+        if self._tracker is not None and history.status == "running" and self._is_ours:
+            self._tracker.interrupt(str(history.sweep_id), time.time())
 
     def _read_cursor(self) -> int:
         if not self._cursor_file.is_file():
@@ -188,104 +242,26 @@ class Delivery:
         writing.write_text(json.dumps({"events": events}))
         writing.replace(self._cursor_file)
 
-    # ---------------------------------------------------------------------- one kind of event
-
-    def _start_sweep(self, tracker: Tracker, event: Event) -> None:
-        run_id = tracker.start_sweep(
-            self._sweep_id, self._spec.name, self._sweep_params(), self._sweep_tags()
-        )
-        tracker.log_text(run_id, yaml.safe_dump(dict(self._history.spec or {})), "sweep.yaml")
-
-    def _start_trial(self, tracker: Tracker, event: Event) -> None:
-        self._trial_run_id(tracker, event.fields["trial"], is_running=True)
-
-    def _report(self, tracker: Tracker, event: Event) -> None:
-        if event.fields.get("is_fault"):
-            return  # its finite stand-ins are for the searcher, not for a chart
-        run_id = self._trial_run_id(tracker, event.fields["trial"])
-        tracker.log_metrics(run_id, event.fields["metrics"], event.fields["step"], event.at)
-
-    def _end_trial(self, tracker: Tracker, event: Event) -> None:
-        run_id = self._trial_run_id(tracker, event.fields["trial"])
-        tracker.end_trial(run_id, event.fields["outcome"], event.fields["reason"], event.at)
-
-    def _final(self, tracker: Tracker, event: Event) -> None:
-        record = self._history.trials[event.fields["trial"]]
-        run_id = self._trial_run_id(tracker, record.number)
-        tracker.log_metrics(run_id, event.fields["metrics"], record.step, event.at)
-
-    def _end_sweep(self, tracker: Tracker, event: Event) -> None:
-        run_id = self._sweep_run_id(tracker)
-        for file in sorted(self._report_folder.glob("*")):
-            tracker.log_artifact(run_id, file)
-        standings = rank_finalists(self._spec, self._history)
-        metrics = self._totals(standings[0].adapter) if standings else {}
-        tracker.end_sweep(run_id, event.fields["status"], metrics, event.at)
-
-    def _totals(self, best: TrialRecord) -> dict[str, float]:
-        """What the best adapter measures, and the bare base which that adapter sits on."""
-        key = group_key(TrialSpec.from_dict(best.spec))
-        base = self._history.base_metrics.get(key, {})
-        return {
-            **best.reports[-1].metrics,
-            **(best.final_metrics or {}),
-            **{f"base_{name}": v for split in base.values() for name, v in split.items()},
-        }
-
-    @property
-    def _sweep_id(self) -> str:
-        return str(self._history.sweep_id)
-
-    def _sweep_run_id(self, tracker: Tracker) -> str:
-        found = tracker.find_sweep(self._sweep_id)
-        return found or tracker.start_sweep(
-            self._sweep_id, self._spec.name, self._sweep_params(), self._sweep_tags()
-        )
-
-    def _sweep_params(self) -> dict[str, Any]:
-        """Of the sweep as it was started: a resumed one may read its data from elsewhere."""
-        spec: Mapping[str, Any] = self._history.spec or {}
-        return {
-            "base": spec["base"]["model"],
-            "data": spec["data"]["train"],
-            "search": spec["search"]["algorithm"],
-            "schedule": spec["schedule"]["algorithm"],
-            "objective": spec["objective"]["metric"],
-            "steps": spec["optim"]["steps"],
-            "seed": spec["seed"],
-        }
-
-    def _sweep_tags(self) -> dict[str, str]:
-        return {"lorchestra.digest": str(self._history.digest)}
-
-    def _trial_run_id(self, tracker: Tracker, trial: int, *, is_running: bool = False) -> str:
-        found = None if is_running else tracker.find_trial(self._sweep_id, trial)
-        if found is not None:
-            return found
-        record: TrialRecord = self._history.trials[trial]
-        return tracker.start_trial(
-            self._sweep_id,
-            trial,
-            f"trial-{trial:04d}",
-            describe(TrialSpec.from_dict(record.spec)),
-            record.started_at,
-            _kinship(record),
-        )
-
 
 class LogTail:
     """Reads on in a log that grows: each event once, however long the log is by now.
 
     Args:
         log: Path of the event log.
+
+    Attributes:
+        is_behind: Whether there was more than the last reading was to bring.
     """
 
     def __init__(self, log: Path) -> None:
         self._log = log
         self._read = 0  # bytes up to the end of the last event that was read
+        self.is_behind = False
 
-    def read_on(self) -> list[Event]:
+    def read_on(self, max_bytes: int = _BATCH_BYTES) -> list[Event]:
         """Events since the last call, in order; a line that is still being written waits.
+
+        Of a longer log, the events in about `max_bytes`, at least one; `is_behind` says so.
 
         Raises:
             SweepStorageError: A line before the last one is no event.
@@ -293,32 +269,13 @@ class LogTail:
         try:
             with self._log.open("rb") as file:
                 file.seek(self._read)
-                content = file.read()
+                content = file.read(max_bytes)
+                self.is_behind = len(content) == max_bytes
+                if b"\n" not in content:
+                    content += file.readline()
         except FileNotFoundError:
             return []
         events = list(decode_events(content, f"{self._log}, from byte {self._read}"))
         lines = content.split(b"\n")[: len(events)]
         self._read += sum(len(line) + 1 for line in lines)
         return events
-
-
-def _kinship(record: TrialRecord) -> dict[str, str]:
-    """Tags that say which trial this one repeats or goes on from."""
-    tags = {}
-    if record.repeat_of is not None:
-        tags["lorchestra.repeat_of"] = str(record.repeat_of)
-    if record.parent is not None:
-        tags["lorchestra.parent"] = f"{record.parent['trial']}@{record.parent['step']}"
-    return tags
-
-
-_DELIVERIES: Mapping[str, Callable[[Delivery, Tracker, Event], None]] = {
-    "sweep_started": Delivery._start_sweep,
-    "sweep_resumed": Delivery._start_sweep,
-    "trial_started": Delivery._start_trial,
-    "trial_resumed": Delivery._start_trial,
-    "report": Delivery._report,
-    "trial_ended": Delivery._end_trial,
-    "final_evaluated": Delivery._final,
-    "sweep_ended": Delivery._end_sweep,
-}

@@ -1,25 +1,29 @@
-"""The one place that writes runs: a sweep is a run, its trials are the runs below it.
+"""The one place that writes the runs of sweeps: a sweep is a run, its trials are runs below it.
 
 Everything is found by tag before it is made, so recording twice, from a new process too, makes
-nothing twice.
+nothing twice. What a tracker has read or written of a run it remembers, so that what is new of a
+trial takes one call, and its first and last news two more.
 """
 
 from __future__ import annotations
 
 import os
+import posixpath
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from registry.connection import connect, is_already_there, plain_errors
 from registry.errors import TrackingError
-
-Outcome = Literal["completed", "stopped", "infeasible", "diverged", "failed", "cancelled"]
+from registry.news import End, Outcome, Points, TrialNews
 
 _STATUSES: dict[Outcome, str] = {
     "completed": "FINISHED",
@@ -29,25 +33,37 @@ _STATUSES: dict[Outcome, str] = {
     "failed": "FAILED",
     "cancelled": "KILLED",
 }
+_RUNNING, _KILLED = "RUNNING", "KILLED"
 
-# Limits of MLflow 3.17: mlflow/utils/validation.py.
+_OUTCOME, _REASON = "lorchestra.outcome", "lorchestra.reason"
+INTERRUPTED_TAG = "lorchestra.interrupted"
+"""When a session left a run unfinished; gone as soon as a later session goes on with it."""
+_MARKS = (_OUTCOME, _REASON, INTERRUPTED_TAG)
+
+# Limits of MLflow 3.17: mlflow/utils/validation.py. Its client cuts long batches by itself.
 _MAX_PARAM_CHARS = 6000
 _MAX_TAG_CHARS = 8000
-_MAX_PARAMS_PER_CALL = 100
-_MAX_METRICS_PER_CALL = 1000
-
-_Item = TypeVar("_Item")
+_PAGE = 1000
 
 _Key = tuple[str, int | None]
 """A sweep's id and, for one of its trials, the trial's number."""
 
 
+@dataclass(kw_only=True)
+class _Known:
+    """What MLflow has of a run, as far as this tracker has read or written it."""
+
+    run_id: str
+    status: str
+    marks: dict[str, str]
+    params: dict[str, str]
+
+
 class Tracker:
     """Writes the runs of one experiment, each of them once.
 
-    Run ids are remembered, and looked up by tag when they are not, as after a restart of the
-    driver. Every method raises `TrackingError` when the server cannot be used; the same call can
-    then be made again later.
+    Every method raises `TrackingError` when the server cannot be used; the same call can then be
+    made again later, with a new tracker, as this one cannot know what the server did of it.
     """
 
     def __init__(
@@ -57,10 +73,18 @@ class Tracker:
         self._client = connect(tracking_uri)
         with plain_errors(tracking_uri):
             self._experiment_id = find_experiment(self._client, experiment, artifact_location)
-        self._run_ids: dict[_Key, str] = {}
+        self._runs: dict[_Key, _Known] = {}
+        # Of a sweep, all runs of trials that started at this time or later are in `_runs`, if
+        # there are any: a trial that starts now needs no looking up.
+        self._complete_since: dict[str, float] = {}
 
     def start_sweep(
-        self, sweep_id: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+        self,
+        sweep_id: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        started_at_s: float | None = None,
     ) -> str:
         """The sweep's run, made on first use and opened again when it had ended.
 
@@ -68,10 +92,14 @@ class Tracker:
             TrackingError: A param was recorded before with another value.
         """
         with plain_errors(self.tracking_uri):
-            run_id = self._open((sweep_id, None), name, time.time())
-            self._set_tags(run_id, tags)
-            self._log_params(run_id, params)
-        return run_id
+            key = (sweep_id, None)
+            run = self._look_up(key)
+            if run is None:
+                started_at_s = time.time() if started_at_s is None else started_at_s
+                run = self._create(key, name, started_at_s, {})
+            self._reopen(run)
+            self._send(run, params, tags)
+        return run.run_id
 
     def start_trial(
         self,
@@ -82,51 +110,48 @@ class Tracker:
         started_at_s: float,
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        """The trial's run below its sweep's, made on first use and opened again when it had ended.
+        """The trial's run, as `record_trial` makes it when the trial starts."""
+        news = TrialNews(
+            trial=trial,
+            name=name,
+            params=params,
+            started_at_s=started_at_s,
+            tags=tags or {},
+            is_begun=True,
+        )
+        return self.record_trial(sweep_id, news)
+
+    def record_trial(self, sweep_id: str, news: TrialNews) -> str:
+        """Bring the trial's run below its sweep's up to date, and make it on first use.
+
+        Returns:
+            The id of the run.
 
         Raises:
             TrackingError: The sweep was not started, or a param was recorded before with another
                 value.
         """
         with plain_errors(self.tracking_uri):
-            parent = self._look_up((sweep_id, None))
-            if parent is None:
-                raise TrackingError(
-                    f"tracking: sweep {sweep_id!r} has no run; allowed: trials of a started "
-                    "sweep. Call start_sweep first."
-                )
-            tags = {**(tags or {}), "mlflow.parentRunId": parent}
-            run_id = self._open((sweep_id, trial), name, started_at_s, tags)
-            self._log_params(run_id, params)
-        return run_id
+            key = (sweep_id, news.trial)
+            run = self._find_trial(key, news.started_at_s)
+            if run is None:
+                tags = {**news.tags, "mlflow.parentRunId": self._sweep_run_id(sweep_id)}
+                run = self._create(key, news.name, news.started_at_s, tags)
+            elif news.is_begun and news.end is None:
+                self._reopen(run)
+            marks = {} if news.end is None else _marks(news.end)
+            self._send(run, news.params, marks, news.points)
+            if news.end is not None:
+                self._close(run, _STATUSES[news.end.outcome], marks, news.end.at_s)
+        return run.run_id
 
     def find_sweep(self, sweep_id: str) -> str | None:
         """Run id of a sweep that was started, now or by an earlier driver; changes nothing."""
-        with plain_errors(self.tracking_uri):
-            return self._look_up((sweep_id, None))
+        return self._find((sweep_id, None))
 
     def find_trial(self, sweep_id: str, trial: int) -> str | None:
         """Run id of a trial that was started, now or by an earlier driver; changes nothing."""
-        with plain_errors(self.tracking_uri):
-            return self._look_up((sweep_id, trial))
-
-    def log_metrics(
-        self, run_id: str, metrics: Mapping[str, float], step: int, at_s: float
-    ) -> None:
-        """Add one point to each metric; the same points sent again stay one.
-
-        Times are seconds since the epoch. The time is part of a point's identity: send a point
-        again with the time it had first. NaN and infinities are kept as such.
-        """
-        points = [Metric(key, float(value), _ms(at_s), step) for key, value in metrics.items()]
-        with plain_errors(self.tracking_uri):
-            for chunk in _chunks(points, _MAX_METRICS_PER_CALL):
-                self._client.log_batch(run_id, metrics=chunk)
-
-    def end_trial(self, run_id: str, outcome: Outcome, reason: str, ended_at_s: float) -> None:
-        """Close a trial's run: an early stop has finished, a trial that could not go on failed."""
-        with plain_errors(self.tracking_uri):
-            self._close(run_id, outcome, reason, ended_at_s)
+        return self._find((sweep_id, trial))
 
     def end_sweep(
         self,
@@ -136,13 +161,29 @@ class Tracker:
         ended_at_s: float | None = None,
     ) -> None:
         """Close a sweep's run with its totals; totals that it has already are not added again."""
-        ended_at_s = time.time() if ended_at_s is None else ended_at_s
+        end = End(
+            outcome=status, reason="", at_s=time.time() if ended_at_s is None else ended_at_s
+        )
         with plain_errors(self.tracking_uri):
-            recorded = self._client.get_run(run_id).data.metrics
+            recorded = self._client.get_run(run_id)
+            run = self._remember(recorded)
             # By text, as NaN does not equal itself.
-            news = {k: v for k, v in metrics.items() if str(recorded.get(k)) != str(float(v))}
-            self.log_metrics(run_id, news, 0, ended_at_s)
-            self._close(run_id, status, "", ended_at_s)
+            had = {name: str(value) for name, value in recorded.data.metrics.items()}
+            news = {k: v for k, v in metrics.items() if had.get(_plain(k)) != str(float(v))}
+            marks = _marks(end)
+            self._send(run, {}, marks, [Points(metrics=news, step=0, at_s=end.at_s)])
+            self._close(run, _STATUSES[status], marks, end.at_s)
+
+    def interrupt(self, sweep_id: str, at_s: float) -> None:
+        """Close what still runs of a sweep, with a tag that says when it was left unfinished."""
+        marks = {INTERRUPTED_TAG: datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")}
+        with plain_errors(self.tracking_uri):
+            wanted = f"{_having({'lorchestra.sweep': sweep_id})} and attributes.status = 'RUNNING'"
+            for entity in self._search(wanted):
+                if entity.data.tags.get("lorchestra.kind") in ("sweep", "trial"):
+                    run = self._remember(entity)
+                    self._send(run, {}, marks)
+                    self._close(run, _KILLED, marks, at_s)
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
         """Keep a text as the run's artifact `file`, in place of an earlier one."""
@@ -154,75 +195,121 @@ class Tracker:
         with plain_errors(self.tracking_uri):
             self._client.log_artifact(run_id, str(path), folder)
 
-    def _open(
-        self,
-        key: tuple[str, int | None],
-        name: str,
-        started_at_s: float,
-        more_tags: Mapping[str, str] | None = None,
-    ) -> str:
-        run_id = self._look_up(key)
-        if run_id is None:
-            tags = {**_identity(key), **(more_tags or {})}
-            run = self._client.create_run(self._experiment_id, _ms(started_at_s), tags, name)
-            run_id = self._run_ids[key] = str(run.info.run_id)
-        elif self._client.get_run(run_id).info.status != "RUNNING":
-            self._reopen(run_id)
-        return run_id
+    # ------------------------------------------------------------------------------ finding runs
 
-    def _look_up(self, key: tuple[str, int | None]) -> str | None:
-        if key not in self._run_ids:
-            wanted = " and ".join(
-                f"tags.`{tag}` = {_quoted(value)}" for tag, value in _identity(key).items()
-            )
-            runs = self._client.search_runs(
+    def _find(self, key: _Key) -> str | None:
+        with plain_errors(self.tracking_uri):
+            run = self._look_up(key)
+        return None if run is None else run.run_id
+
+    def _look_up(self, key: _Key) -> _Known | None:
+        if key not in self._runs:
+            for entity in self._search(_having(_identity(key))):
+                self._remember(entity)
+        return self._runs.get(key)
+
+    def _find_trial(self, key: _Key, started_at_s: float) -> _Known | None:
+        """The trial's run; the first search finds those of all trials that started since, too."""
+        sweep_id, _ = key
+        since = self._complete_since.get(sweep_id)
+        if key not in self._runs and (since is None or started_at_s < since):
+            of_trials = {"lorchestra.kind": "trial", "lorchestra.sweep": sweep_id}
+            later = f"attributes.start_time >= {_ms(started_at_s)}"
+            for entity in self._search(f"{_having(of_trials)} and {later}"):
+                self._remember(entity)
+            self._complete_since[sweep_id] = started_at_s
+        return self._runs.get(key)
+
+    def _search(self, wanted: str) -> Iterator[Run]:
+        token: str | None = ""
+        while token is not None:
+            page = self._client.search_runs(
                 [self._experiment_id],
                 wanted,
-                max_results=1,
+                max_results=_PAGE,
                 order_by=["attributes.start_time ASC"],
+                page_token=token or None,
             )
-            if not runs:
-                return None
-            self._run_ids[key] = str(runs[0].info.run_id)
-        return self._run_ids[key]
+            yield from page
+            token = page.token or None
+
+    def _remember(self, entity: Run) -> _Known:
+        """What is known of a run from now on; of several with one identity, the first."""
+        tags = entity.data.tags
+        trial = tags.get("lorchestra.trial")
+        key = (str(tags.get("lorchestra.sweep")), None if trial is None else int(trial))
+        known = _Known(
+            run_id=str(entity.info.run_id),
+            status=str(entity.info.status),
+            marks={name: tags[name] for name in _MARKS if name in tags},
+            params=dict(entity.data.params),
+        )
+        before = self._runs.get(key)
+        if before is None or before.run_id == known.run_id:
+            self._runs[key] = known
+        return known
 
     def _sweep_run_id(self, sweep_id: str) -> str:
-        known = self._look_up((sweep_id, None))
-        if known is None:
+        run = self._look_up((sweep_id, None))
+        if run is None:
             raise TrackingError(
                 f"tracking: sweep {sweep_id!r} has no run; allowed: trials of a started sweep. "
                 "Call start_sweep first."
             )
-        return known
+        return run.run_id
 
-    def _reopen(self, run_id: str) -> None:
-        self._client.update_run(run_id, status="RUNNING")
-        tags = self._client.get_run(run_id).data.tags
-        for key in ("lorchestra.outcome", "lorchestra.reason"):
-            if key in tags:
-                self._client.delete_tag(run_id, key)
+    # ------------------------------------------------------------------------------ writing runs
 
-    def _close(self, run_id: str, outcome: Outcome, reason: str, ended_at_s: float) -> None:
-        tags = {"lorchestra.outcome": outcome, "lorchestra.reason": reason}
-        self._set_tags(run_id, {key: value for key, value in tags.items() if value})
-        self._client.set_terminated(run_id, _STATUSES[outcome], _ms(ended_at_s))
+    def _create(
+        self, key: _Key, name: str, started_at_s: float, tags: Mapping[str, str]
+    ) -> _Known:
+        all_tags = {**_identity(key), **tags}
+        made = self._client.create_run(self._experiment_id, _ms(started_at_s), all_tags, name)
+        run = _Known(run_id=str(made.info.run_id), status=_RUNNING, marks={}, params={})
+        self._runs[key] = run
+        return run
 
-    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        for key, value in tags.items():
-            self._client.set_tag(run_id, key, shortened(value, _MAX_TAG_CHARS))
+    def _send(
+        self,
+        run: _Known,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        points: Sequence[Points] = (),
+    ) -> None:
+        """Everything in one call, and in none when there is nothing."""
+        news = _new_params(run, params)
+        self._client.log_batch(
+            run.run_id,
+            metrics=[
+                Metric(_plain(name), float(value), _ms(each.at_s), each.step)
+                for each in points
+                for name, value in each.metrics.items()
+            ],
+            params=[Param(name, value) for name, value in news.items()],
+            tags=[
+                RunTag(name, shortened(value, _MAX_TAG_CHARS))
+                for name, value in tags.items()
+                if run.marks.get(name) != value
+            ],
+        )
+        run.params.update(news)
+        run.marks.update({name: tags[name] for name in _MARKS if name in tags})
 
-    def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        recorded = self._client.get_run(run_id).data.params
-        wanted = {key: shortened(str(value), _MAX_PARAM_CHARS) for key, value in params.items()}
-        for key, value in wanted.items():
-            if recorded.get(key, value) != value:
-                raise TrackingError(
-                    f"param {key!r} of run {run_id}: got {value!r}; allowed: {recorded[key]!r}, "
-                    "as recorded before. Start a new sweep for another configuration."
-                )
-        news = [Param(key, value) for key, value in wanted.items() if key not in recorded]
-        for chunk in _chunks(news, _MAX_PARAMS_PER_CALL):
-            self._client.log_batch(run_id, params=chunk)
+    def _reopen(self, run: _Known) -> None:
+        if run.status != _RUNNING:
+            self._client.update_run(run.run_id, status=_RUNNING)
+            run.status = _RUNNING
+        self._drop_marks(run, keep=())
+
+    def _close(self, run: _Known, status: str, marks: Mapping[str, str], at_s: float) -> None:
+        self._drop_marks(run, keep=tuple(marks))
+        self._client.set_terminated(run.run_id, status, _ms(at_s))
+        run.status = status
+
+    def _drop_marks(self, run: _Known, keep: Sequence[str]) -> None:
+        for name in [name for name in run.marks if name not in keep]:
+            self._client.delete_tag(run.run_id, name)
+            del run.marks[name]
 
 
 def find_experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
@@ -288,6 +375,40 @@ def _identity(key: _Key) -> dict[str, str]:
     }
 
 
+def _having(tags: Mapping[str, str]) -> str:
+    """A filter of runs with these tags."""
+    return " and ".join(f"tags.`{name}` = {_quoted(value)}" for name, value in tags.items())
+
+
+def _marks(end: End) -> dict[str, str]:
+    marks = {_OUTCOME: str(end.outcome), _REASON: end.reason}
+    return {name: text for name, text in marks.items() if text}
+
+
+def _new_params(run: _Known, params: Mapping[str, Any]) -> dict[str, str]:
+    """Those that the run does not have yet.
+
+    Raises:
+        TrackingError: It has one with another value.
+    """
+    wanted = {_plain(k): shortened(str(value), _MAX_PARAM_CHARS) for k, value in params.items()}
+    for name, value in wanted.items():
+        if run.params.get(name, value) != value:
+            raise TrackingError(
+                f"param {name!r} of run {run.run_id}: got {value!r}; allowed: "
+                f"{run.params[name]!r}, as recorded before. Start a new sweep for another "
+                "configuration."
+            )
+    return {name: value for name, value in wanted.items() if name not in run.params}
+
+
+def _plain(name: str) -> str:
+    """A name of a metric or param as MLflow can hold it; one that it refused would hold up all."""
+    name = re.sub(r"[^\w\-. :/]", "_", name)
+    is_path = posixpath.normpath(name) == name and not name.startswith(("/", ".."))
+    return name if is_path and name != "." else name.replace("/", "_").replace("..", "__")
+
+
 def _ms(at_s: float) -> int:
     return round(at_s * 1000)
 
@@ -299,8 +420,3 @@ def _quoted(value: str) -> str:
             "hold them. Rename the sweep."
         )
     return f"'{value}'"
-
-
-def _chunks(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])

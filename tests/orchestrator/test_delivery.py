@@ -9,13 +9,14 @@ import pytest
 
 from orchestrator.closing import RegisterSpec
 from orchestrator.delivery import Delivery, LogTail
+from orchestrator.errors import SweepStorageError
 from orchestrator.events import EventLog
 from orchestrator.layout import CURSOR_FILE
 from orchestrator.members import group_key
 from orchestrator.spec import BudgetSpec, SweepSpec
 from registry import TrackingError
 from registry.connection import connect
-from registry.tracking import Tracker, artifact_location_for
+from registry.tracking import INTERRUPTED_TAG, Tracker, artifact_location_for
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 
@@ -59,8 +60,12 @@ class Sweep:
         self.report_folder = folder / "report"
         self._database, self._experiment = database, experiment
 
+    @property
+    def artifacts(self):
+        return artifact_location_for(self._database)
+
     def connect(self):
-        return Tracker(self._database, self._experiment, artifact_location_for(self._database))
+        return Tracker(self._database, self._experiment, self.artifacts)
 
     def delivery(self, connect_as=None):
         return Delivery(self.spec, self.log.path, connect_as or self.connect, self.report_folder)
@@ -333,6 +338,19 @@ def test_the_log_is_read_once_however_often_it_is_looked_at(tmp_path):
         assert [event.fields["name"] for event in tail.read_on()] == ["last"]
 
 
+def test_a_long_log_is_read_in_parts(tmp_path):
+    with EventLog(tmp_path / "events.jsonl") as log:
+        for number in range(100):
+            log.append("phase", name=str(number), seconds=1.0)
+    tail, parts = LogTail(log.path), []
+    while not parts or tail.is_behind:
+        parts.append([event.fields["name"] for event in tail.read_on(max_bytes=1000)])
+    assert len(parts) > 5
+    assert [name for part in parts for name in part] == [str(n) for n in range(100)]
+    tail = LogTail(log.path)
+    assert len(tail.read_on(max_bytes=10)) == 1  # a line longer than that comes whole
+
+
 def test_a_line_that_is_being_written_waits_until_it_is_whole(tmp_path):
     path = tmp_path / "events.jsonl"
     tail = LogTail(path)
@@ -355,3 +373,52 @@ def test_what_could_not_be_told_waits_in_its_order(sweep):
         assert any(delivery.flush(30.0) for _ in range(3))
     found = sweep.tracked().losses
     assert found["trial-0000"] == found["trial-0001"] == [(10, 2.0), (20, 1.0)]
+
+
+def test_a_busy_sweep_is_told_in_few_batches(sweep):
+    told = []
+
+    class Counting(Tracker):
+        def record_trial(self, sweep_id, news):
+            told.append(news)
+            return super().record_trial(sweep_id, news)
+
+    def connect_counting():
+        return Counting(sweep._database, sweep._experiment, sweep.artifacts)
+
+    sweep.start()
+    with sweep.delivery(connect_counting) as delivery:
+        for trial in range(10):
+            sweep.run_trial(trial, [1.0 / step for step in range(1, 11)])
+            delivery.nudge()
+        assert delivery.flush(30.0)
+    assert len(told) <= 20  # of 120 events
+    assert {len(points) for points in sweep.tracked().losses.values()} == {0, 10}
+
+
+def test_a_sweep_left_unfinished_is_closed_until_it_goes_on(sweep):
+    sweep.start()
+    sweep.log.append("trial_started", trial=0, knobs={}, spec=trial_spec(4))
+    with pytest.raises(KeyboardInterrupt), sweep.delivery():
+        raise KeyboardInterrupt
+    left = sweep.tracked().runs
+    assert {run.info.status for run in left.values()} == {"KILLED"}
+    assert all(INTERRUPTED_TAG in run.data.tags for run in left.values())
+    sweep.log.append("sweep_resumed")
+    sweep.log.append("trial_resumed", trial=0, step=0)
+    sweep.log.append("report", trial=0, step=10, metrics={"eval_loss": 2.0})
+    with sweep.delivery() as delivery:
+        assert delivery.flush(30.0)
+        found = sweep.tracked()
+        assert {run.info.status for run in found.runs.values()} == {"RUNNING"}
+        assert not any(INTERRUPTED_TAG in run.data.tags for run in found.runs.values())
+        sweep.end()
+    assert found.losses["trial-0000"] == [(10, 2.0)]
+    assert sweep.tracked().runs["tiny"].info.status == "FINISHED"
+
+
+def test_a_sweep_that_another_driver_took_over_is_left_to_it(sweep):
+    sweep.start()
+    with pytest.raises(SweepStorageError), sweep.delivery():
+        raise SweepStorageError("another driver has it")
+    assert sweep.tracked().runs["tiny"].info.status == "RUNNING"

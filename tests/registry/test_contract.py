@@ -1,5 +1,6 @@
 """The registry keeps its promises on a database file and on a real server with users alike."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 import registry
 from registry.connection import connect
+from registry.news import End, Points, TrialNews
 from registry.tracking import Tracker, artifact_location_for
 
 
@@ -89,9 +91,18 @@ def test_recording_twice_from_two_drivers_makes_nothing_twice(uri: str, experime
         tracker = new_tracker(uri, experiment)
         sweep = tracker.start_sweep("s1", "sweep", {"steps": 20}, {"team": "a"})
         trial = tracker.start_trial("s1", 3, "trial", {"lora.rank": 8}, 100.0)
-        for step in (10, 20):
-            tracker.log_metrics(trial, {"eval_loss": 1.0 / step}, step, 100.0 + step)
-        tracker.end_trial(trial, "stopped", "behind its rung", 130.0)
+        news = TrialNews(
+            trial=3,
+            name="trial",
+            params={"lora.rank": 8},
+            started_at_s=100.0,
+            points=[
+                Points(metrics={"eval_loss": 1 / n, "nan": math.nan}, step=n, at_s=100.0 + n)
+                for n in (10, 20)
+            ],
+            end=End(outcome="stopped", reason="behind its rung", at_s=130.0),
+        )
+        assert tracker.record_trial("s1", news) == trial
         tracker.end_sweep(sweep, "completed", {"eval_loss": 0.05}, 140.0)
         ids.append((sweep, trial))
     assert ids[0] == ids[1]

@@ -1,13 +1,15 @@
 """Runs are written once, whatever is sent again, and say truthfully how they ended."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from registry.errors import TrackingError
-from registry.tracking import Tracker, tracking_uri_for
+from registry.news import End, Points, TrialNews
+from registry.tracking import INTERRUPTED_TAG, Tracker, tracking_uri_for
 
 
 @pytest.fixture
@@ -23,6 +25,25 @@ def again(tracker: Tracker, experiment: str) -> Tracker:
 def start(tracker: Tracker, rank: int = 8) -> str:
     tracker.start_sweep("s1", "sweep one", {"max_trials": 4}, {"team": "a"})
     return tracker.start_trial("s1", 3, "trial 3", {"lora.rank": rank}, 100.0)
+
+
+def news(
+    points: Sequence[tuple[int, float, float]] = (),
+    end: End | None = None,
+    *,
+    is_begun: bool = False,
+    trial: int = 3,
+) -> TrialNews:
+    """What is new of a trial; points are (step, eval_loss, time)."""
+    return TrialNews(
+        trial=trial,
+        name=f"trial {trial}",
+        params={"lora.rank": 8},
+        started_at_s=100.0 + trial,
+        is_begun=is_begun,
+        points=[Points(metrics={"eval_loss": v}, step=n, at_s=at) for n, v, at in points],
+        end=end,
+    )
 
 
 def test_recording_twice_makes_nothing_twice(
@@ -53,9 +74,11 @@ def test_trial_of_an_unknown_sweep_is_refused(tracker: Tracker) -> None:
 
 def test_point_sent_again_stays_one(tracker: Tracker, client: MlflowClient) -> None:
     run_id = start(tracker)
+    same = news([(20, 1.5, 101.25)])
+    same.points.append(Points(metrics={"train_loss": math.nan}, step=20, at_s=101.25))
     for _ in range(2):
-        tracker.log_metrics(run_id, {"eval_loss": 1.5, "train_loss": math.nan}, 20, 101.25)
-    tracker.log_metrics(run_id, {"eval_loss": 1.25}, 40, 102.5)
+        tracker.record_trial("s1", same)
+    tracker.record_trial("s1", news([(20, 1.5, 101.25), (40, 1.25, 102.5)]))
     points = client.get_metric_history(run_id, "eval_loss")
     assert [(p.value, p.step, p.timestamp) for p in points] == [
         (1.5, 20, 101_250),
@@ -66,8 +89,16 @@ def test_point_sent_again_stays_one(tracker: Tracker, client: MlflowClient) -> N
 
 def test_many_metrics_and_params_fit(tracker: Tracker, client: MlflowClient) -> None:
     tracker.start_sweep("s1", "sweep", {f"p{i}": i for i in range(150)}, {})
-    run_id = tracker.start_trial("s1", 0, "t", {"prompt": "x" * 9000}, 1.0)
-    tracker.log_metrics(run_id, {f"m{i}": i for i in range(1200)}, 1, 2.0)
+    run_id = tracker.record_trial(
+        "s1",
+        TrialNews(
+            trial=0,
+            name="t",
+            params={"prompt": "x" * 9000},
+            started_at_s=1.0,
+            points=[Points(metrics={f"m{i}": i for i in range(1200)}, step=1, at_s=2.0)],
+        ),
+    )
     run = client.get_run(run_id)
     assert len(run.data.metrics) == 1200
     assert len(run.data.params["prompt"]) == 6000
@@ -94,7 +125,8 @@ def test_outcome_is_told_truthfully(
     tracker: Tracker, client: MlflowClient, outcome: str, status: str
 ) -> None:
     run_id = start(tracker)
-    tracker.end_trial(run_id, outcome, "because " + "x" * 9000, 200.0)  # type: ignore[arg-type]
+    end = End(outcome=outcome, reason="because " + "x" * 9000, at_s=200.0)  # type: ignore[arg-type]
+    tracker.record_trial("s1", news(end=end))
     run = client.get_run(run_id)
     assert (run.info.status, run.info.end_time) == (status, 200_000)
     assert run.data.tags["lorchestra.outcome"] == outcome
@@ -105,7 +137,8 @@ def test_resumed_run_runs_again(
     tracker: Tracker, client: MlflowClient, request: pytest.FixtureRequest
 ) -> None:
     run_id = start(tracker)
-    tracker.end_trial(run_id, "cancelled", "node lost", 200.0)
+    end = End(outcome="cancelled", reason="node lost", at_s=200.0)
+    tracker.record_trial("s1", news(end=end))
     assert start(again(tracker, request.node.name)) == run_id
     run = client.get_run(run_id)
     assert run.info.status == "RUNNING"
@@ -117,12 +150,97 @@ def test_finding_a_run_changes_nothing(
 ) -> None:
     assert tracker.find_sweep("s1") is None
     run_id = start(tracker)
-    tracker.end_trial(run_id, "stopped", "behind its rung", 200.0)
+    end = End(outcome="stopped", reason="behind its rung", at_s=200.0)
+    tracker.record_trial("s1", news(end=end))
     fresh = again(tracker, request.node.name)
     assert fresh.find_trial("s1", 3) == run_id
     assert fresh.find_trial("s1", 4) is None
     assert fresh.find_sweep("s1") == tracker.find_sweep("s1")
     assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_whole_trial_told_at_once_is_as_if_told_bit_by_bit(
+    tracker: Tracker, client: MlflowClient
+) -> None:
+    tracker.start_sweep("s1", "sweep one", {}, {})
+    end = End(outcome="stopped", reason="behind", at_s=130.0)
+    told = [
+        tracker.record_trial("s1", news([(10, 2.0, 110.0), (20, 1.0, 120.0)], end, is_begun=True))
+    ]
+    for each in (
+        news(is_begun=True, trial=4),
+        news([(10, 2.0, 110.0)], trial=4),
+        news([(20, 1.0, 120.0)], trial=4),
+        news(end=end, trial=4),
+    ):
+        last = tracker.record_trial("s1", each)
+    runs = [client.get_run(run_id) for run_id in (*told, last)]
+    assert runs[0].data.metrics == runs[1].data.metrics == {"eval_loss": 1.0}
+    assert [run.info.end_time for run in runs] == [130_000, 130_000]
+    assert [run.data.tags["lorchestra.outcome"] for run in runs] == ["stopped", "stopped"]
+
+
+def test_a_trial_that_an_earlier_driver_began_is_found_among_later_ones(
+    tracker: Tracker, client: MlflowClient, request: pytest.FixtureRequest
+) -> None:
+    tracker.start_sweep("s1", "sweep one", {}, {})
+    ids = {n: tracker.record_trial("s1", news(is_begun=True, trial=n)) for n in range(4)}
+    late = again(tracker, request.node.name)
+    for trial in (3, 1, 0, 2):  # a resume goes on with them in any order
+        assert late.record_trial("s1", news([(10, 1.0, 110.0)], trial=trial)) == ids[trial]
+    late.record_trial("s1", news(is_begun=True, trial=4))
+    experiment = client.get_experiment_by_name(request.node.name)
+    assert len(client.search_runs([experiment.experiment_id])) == 6
+
+
+def test_an_end_replaces_an_earlier_one(tracker: Tracker, client: MlflowClient) -> None:
+    run_id = start(tracker)
+    tracker.record_trial("s1", news(end=End(outcome="failed", reason="a host died", at_s=200.0)))
+    again_ended = End(outcome="completed", reason="", at_s=300.0)
+    tracker.record_trial("s1", news(end=again_ended, is_begun=True))
+    run = client.get_run(run_id)
+    assert (run.info.status, run.info.end_time) == ("FINISHED", 300_000)
+    assert run.data.tags["lorchestra.outcome"] == "completed"
+    assert "lorchestra.reason" not in run.data.tags
+
+
+def test_what_is_interrupted_is_closed_and_goes_on(
+    tracker: Tracker, client: MlflowClient, request: pytest.FixtureRequest
+) -> None:
+    trial = start(tracker)
+    ended = tracker.record_trial(
+        "s1", news(end=End(outcome="completed", reason="", at_s=150.0), trial=4)
+    )
+    sweep = tracker.find_sweep("s1")
+    assert sweep is not None
+    tracker.interrupt("s1", 200.0)
+    for run_id in (sweep, trial):
+        run = client.get_run(run_id)
+        assert (run.info.status, run.info.end_time) == ("KILLED", 200_000)
+        assert run.data.tags[INTERRUPTED_TAG] == "1970-01-01T00:03:20+00:00"
+    assert client.get_run(ended).info.status == "FINISHED"
+    later = again(tracker, request.node.name)
+    assert start(later) == trial
+    for run_id in (sweep, trial):
+        run = client.get_run(run_id)
+        assert run.info.status == "RUNNING"
+        assert INTERRUPTED_TAG not in run.data.tags
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("f1@3", "f1_3"), ("a//b", "a__b"), ("../up", "___up"), ("loss/de 1", "loss/de 1"),
+    ],
+)  # fmt: skip
+def test_a_metric_that_mlflow_cannot_name_is_kept_under_another(
+    tracker: Tracker, client: MlflowClient, name: str, kept: str
+) -> None:
+    run_id = start(tracker)
+    odd = news()
+    odd.points.append(Points(metrics={name: 1.0}, step=1, at_s=1.0))
+    tracker.record_trial("s1", odd)
+    assert client.get_run(run_id).data.metrics == {kept: 1.0}
 
 
 def test_sweep_ends_once_with_its_totals(tracker: Tracker, client: MlflowClient) -> None:
