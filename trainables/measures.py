@@ -48,7 +48,7 @@ def _mean(column: str) -> Measure:
 MEASURES: dict[str, Measure] = {
     "loss": Measure(of="loss_sum", per="answer_tokens", scale="identity", mode="min"),
     "perplexity": Measure(of="loss_sum", per="answer_tokens", scale="exp", mode="min"),
-    # Bytes, unlike tokens, are the same for every tokenizer.
+    # Bytes are the same for every tokenizer. The end token costs bits and has no bytes.
     "bits_per_byte": Measure(of="loss_sum", per="answer_bytes", scale="bits", mode="min"),
     "token_accuracy": Measure(
         of="correct_tokens", per="answer_tokens", scale="identity", mode="max"

@@ -87,7 +87,8 @@ def load_served(
 
     Merging is PEFT's: the update is computed in the adapter's float32, added to the weight, and
     the sum is rounded once to the recorded compute type. Requantizing starts from those rounded
-    numbers and is read back in the compute type, as a base's stored form is in training.
+    numbers and is read back in the compute type, as a base's stored form is in training; it takes
+    room for the merged model in the folder for temporary files.
 
     Args:
         bundle: Its folder.

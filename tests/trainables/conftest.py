@@ -21,14 +21,20 @@ class Trained:
 def train(
     tiny_base: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Trained]:
-    """Train an adapter for some steps, in float32; asked again, the first one is given."""
+    """Train an adapter for some steps; asked again, the same one is given."""
     done: dict[tuple, Trained] = {}
 
-    def once(quantization: str = "nf4", dora: bool = False, data: object = None) -> Trained:
-        key = (quantization, dora, repr(data))
+    def once(
+        quantization: str = "nf4",
+        *,
+        dora: bool = False,
+        data: object = None,
+        compute_dtype: str = "float32",
+    ) -> Trained:
+        key = (quantization, dora, repr(data), compute_dtype)
         if key not in done:
             base = BaseSpec(
-                model=str(tiny_base), quantization=quantization, compute_dtype="float32"
+                model=str(tiny_base), quantization=quantization, compute_dtype=compute_dtype
             )
             spec = TrialSpec(
                 base=base,

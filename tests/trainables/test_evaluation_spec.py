@@ -1,6 +1,7 @@
 """What an evaluation may ask for."""
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from trainables.errors import SpecError
 from trainables.evaluation_spec import EvaluationSpec
@@ -40,3 +41,11 @@ def test_lists_become_tuples_and_equal_specs_are_equal():
 def test_the_impossible_is_refused(values, message):
     with pytest.raises(SpecError, match=message):
         EvaluationSpec(**{"max_new_tokens": 4, **values})
+
+
+def test_a_file_can_hold_one():
+    adapter = TypeAdapter(EvaluationSpec)
+    parsed = adapter.validate_python({"max_new_tokens": 3, "choices": ["a", "b"]})
+    assert parsed == EvaluationSpec(max_new_tokens=3, choices=("a", "b"))
+    with pytest.raises(ValidationError, match="max_new_token"):
+        adapter.validate_python({"max_new_token": 3})

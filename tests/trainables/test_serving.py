@@ -104,6 +104,20 @@ def test_bytes_are_those_of_the_weights(train, forms):
     assert forms["trained"].model_bytes < plain / 2
 
 
+def test_a_merged_weight_is_rounded_once_to_the_compute_type(train, tiny_base):
+    bundle = train("nf4", compute_dtype="bfloat16").bundle
+    name = "model.layers.1.mlp.up_proj"
+    adapter = load_file(bundle / "adapter_model.safetensors")
+    a, b = (adapter[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+    plain = load_file(tiny_base / "model.safetensors")[f"{name}.weight"].bfloat16()
+    merged = load_served(bundle, "merged").model.get_submodule(name).weight
+    assert merged.dtype == torch.bfloat16
+    assert torch.equal(merged.cpu(), (plain.float() + b @ a * 4.0).bfloat16())
+    again = load_served(bundle, "requantized").model
+    assert again.get_submodule(name).compute_dtype == torch.bfloat16
+    assert again.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
 def test_int8_has_all_forms(train):
     trained = train("int8")
     served = {form: load_served(trained.bundle, form) for form in forms_of("int8")}
