@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pandas as pd
 from rich import box
@@ -10,10 +10,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.form_scores import FormScore, list_form_scores
 from orchestrator.leaderboard import setting_columns
 from orchestrator.measurements import Comparison
 from orchestrator.report import SweepReport
 from orchestrator.wording import (
+    format_bounds,
     format_difference,
     format_duration,
     format_interval,
@@ -38,6 +40,9 @@ def render_summary(report: SweepReport) -> RenderableType:
     compared = report.comparisons()
     if compared:
         parts += [Text(), _render_comparison(report, compared)]
+    served = _best_in_forms(report)
+    if len(served) > 1:
+        parts += [Text(), _render_forms(served)]
     parts += [Text(), *_render_outcome(report)]
     if report.phases:
         spent = (f"{one_line(name)} {format_duration(s)}" for name, s in report.phases.items())
@@ -97,14 +102,25 @@ def _render_finals(report: SweepReport) -> RenderableType:
 
 
 def _render_spending(report: SweepReport) -> Iterator[Text]:
-    spent = report.spent
-    parts = [f"{format_duration(spent[name])} {unit}" for name, unit in _UNITS if spent.get(name)]
+    spent, limits = report.spent, report.limits
+    parts = [
+        _of_limit(format_duration(spent[name]), limits.get(name), format_duration) + f" {unit}"
+        for name, unit in _UNITS
+        if spent.get(name)
+    ]
     if "money" in spent:
-        parts.append(f"{spent['money']:.2f} in money")
+        parts.append(
+            _of_limit(f"{spent['money']:.2f}", limits.get("money"), "{:.2f}".format) + " in money"
+        )
     if parts:
         yield Text(f"Spent: {', '.join(parts)}")
     if report.ended_early:
         yield Text(f"Ended early: {one_line(report.ended_early)}")
+
+
+def _of_limit(spent: str, limit: float | None, show: Callable[[float], str]) -> str:
+    """`7:08 of 10:00`, or what was spent alone where there is no limit."""
+    return spent if limit is None else f"{spent} of {show(limit)}"
 
 
 _UNITS = (("wall_clock_s", "of wall clock"), ("cpu_seconds", "of CPU"), ("gpu_seconds", "of GPU"))
@@ -130,6 +146,33 @@ def _render_comparison(report: SweepReport, compared: list[Comparison]) -> Table
             format_metric(each.base),
             format_metric(each.adapter),
             "-" if change is None else format_difference(change),
+        )
+    return table
+
+
+def _best_in_forms(report: SweepReport) -> list[FormScore]:
+    """The best adapter's scores by the objective's measure, or else by the first there is."""
+    number = None if report.best is None else report.best.trial
+    scores = [score for score in list_form_scores(report.forms) if score.trial == number]
+    names = [score.measure for score in scores]
+    wanted = report.metric.partition("_")[2]
+    measure = wanted if wanted in names else next(iter(names), "")
+    return [score for score in scores if score.measure == measure]
+
+
+def _render_forms(scores: list[FormScore]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("serving form", no_wrap=True)
+    for name in (scores[0].measure, "interval", "difference", "interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in scores:
+        change = one.difference
+        table.add_row(
+            one.form,
+            format_metric(one.score.value),
+            format_bounds(one.score.low, one.score.high),
+            "" if change is None else format_difference(change.value),
+            "" if change is None else format_bounds(change.low, change.high),
         )
     return table
 

@@ -81,7 +81,8 @@ class Story:
         for place, loss in enumerate(losses, 1):
             metrics = {
                 "eval_loss": loss, "eval_accuracy": max(0.0, 1 - loss / 3), "train_loss": loss,
-                "eval_token_accuracy": 0.5, "tokens_per_s": 1234.5, "peak_memory_gib": 1.25 + number / 16,
+                "eval_token_accuracy": 0.5, "tokens_per_s": 1234.5,
+                "peak_memory_gib": 1.25 + number / 16,
                 "trainable_params": 123456,
             }  # fmt: skip
             self.tell("report", trial=number, step=20 * place, metrics=metrics)
@@ -522,3 +523,31 @@ def test_the_page_shows_serving_forms_and_those_that_could_not_be(
         assert part in page
     assert "Trial 0 could not be served requantized: &lt;script&gt;" in page
     assert PAYLOAD not in page
+
+
+def test_the_summary_shows_the_best_adapter_in_its_serving_forms(spec: SweepSpec) -> None:
+    story = Story(spec)
+    story.trial(0, [0.5], "completed")
+    story.trial(1, [0.9], "completed")
+    assert "serving form" not in show(tell_report(spec, story.history), 80)
+    trained = {"accuracy": 0.5, "loss": 0.25, "loss.low": 0.1234, "loss.high": 0.3}
+    merged = {"loss": 0.375, "loss.difference": 0.125, "loss.difference.low": -0.01,
+              "loss.difference.high": 0.26}  # fmt: skip
+    for number in (0, 1):
+        for form, metrics in (("merged", merged), ("trained", trained)):
+            shifted = {name: value + number for name, value in metrics.items()}
+            story.tell("form_scored", trial=number, form=form, metrics=shifted, error="", way="w")
+    text = show(tell_report(spec, story.history), 80)
+    rows = [line.split() for line in text.splitlines() if line.startswith(("trained", "merged"))]
+    assert rows == [
+        ["trained", "0.2500", "0.1234", "…", "0.3000"],
+        ["merged", "0.3750", "+0.1250", "-0.0100", "…", "0.2600"],
+    ]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_summary_says_what_was_allowed(spec: SweepSpec) -> None:
+    budget = BudgetSpec(trials=4, cpu_seconds=7400.0, money=6.0, price_per_gpu_hour=3.0)
+    spec = replace(spec, budget=budget)
+    text = " ".join(show(tell_report(spec, tell_finals(spec)), 80).split())
+    assert "1:01:40 of 2:03:20 of CPU, 30:00 of GPU, 1.50 of 6.00 in money" in text
