@@ -124,8 +124,7 @@ def list_adapters(*, tracking_uri: str, name: str | None = None) -> list[Adapter
     """
     client = connect(tracking_uri)
     with plain_errors(tracking_uri):
-        names = _names(client) if name is None else [name]
-        return [version for one in names for version in find_versions(client, one)]
+        return _all_versions(client) if name is None else find_versions(client, name)
 
 
 def find_versions(client: MlflowClient, name: str) -> list[AdapterVersion]:
@@ -137,25 +136,31 @@ def find_versions(client: MlflowClient, name: str) -> list[AdapterVersion]:
         if is_missing(error):
             return []
         raise
-    found: list[AdapterVersion] = []
-    token: str | None = ""
-    while token is not None:
-        page = client.search_model_versions(
-            f"name = '{name}'", max_results=_PAGE, page_token=token or None
-        )
-        found += [_version(entry, aliases) for entry in page if DIGEST_TAG in entry.tags]
-        token = page.token or None
+    found = [_version(entry, aliases) for entry in _entries(client, f"name = '{name}'")]
     return sorted(found, key=lambda version: -version.version)
 
 
-def _names(client: MlflowClient) -> list[str]:
-    names: list[str] = []
+def _all_versions(client: MlflowClient) -> list[AdapterVersion]:
+    """In two searches, however many names there are."""
+    aliases: dict[str, Mapping[str, Any]] = {}
     token: str | None = ""
     while token is not None:
         page = client.search_registered_models(max_results=_PAGE, page_token=token or None)
-        names += [model.name for model in page]
+        aliases |= {model.name: model.aliases for model in page}
         token = page.token or None
-    return sorted(names)
+    found = [_version(entry, aliases.get(entry.name, {})) for entry in _entries(client, None)]
+    return sorted(found, key=lambda version: (version.name, -version.version))
+
+
+def _entries(client: MlflowClient, wanted: str | None) -> list[Any]:
+    """MLflow's versions that were registered from bundles."""
+    found: list[Any] = []
+    token: str | None = ""
+    while token is not None:
+        page = client.search_model_versions(wanted, max_results=_PAGE, page_token=token or None)
+        found += [entry for entry in page if DIGEST_TAG in entry.tags]
+        token = page.token or None
+    return found
 
 
 def _version(entry: Any, aliases: Mapping[str, Any]) -> AdapterVersion:

@@ -9,9 +9,8 @@ from mlflow import MlflowClient
 
 from registry.adapters import get, list_adapters
 from registry.aliases import set_alias
-from registry.errors import AdapterNotFoundError, IntegrityError, RefError
+from registry.errors import AdapterNotFoundError
 from registry.registration import register
-from registry.tracking import Tracker
 
 Build = Callable[..., Path]
 
@@ -29,29 +28,6 @@ def test_version_says_what_it_is(tracking_uri: str, new_bundle: Build, name: str
     }  # fmt: skip
     assert expected.items() <= version.tags.items()
     assert str(version.ref) == f"{name}/1"
-
-
-def test_same_bundle_is_one_version(
-    tracking_uri: str, client: MlflowClient, new_bundle: Build, name: str
-) -> None:
-    first = register(new_bundle(metrics={"eval_loss": 1.5}), name, tracking_uri=tracking_uri)
-    measured = new_bundle(metrics={"eval_loss": 1.5, "test_loss": 1.0})
-    again = register(measured, name, tracking_uri=tracking_uri)
-    other = register(new_bundle(seed=8), name, tracking_uri=tracking_uri)
-    assert (first.version, again.version, other.version) == (1, 1, 2)
-    assert again.metrics["test_loss"] == 1.0
-    assert len(client.search_model_versions(f"name = '{name}'")) == 2
-
-
-def test_version_hangs_on_its_run(
-    tracking_uri: str, artifact_location: str, client: MlflowClient, new_bundle: Build, name: str
-) -> None:
-    tracker = Tracker(tracking_uri, name, artifact_location)
-    tracker.start_sweep("s", "sweep", {}, {})
-    run_id = tracker.start_trial("s", 0, "trial", {}, 1.0)
-    version = register(new_bundle(), name, tracking_uri=tracking_uri, run_id=run_id)
-    assert version.run_id == run_id
-    assert len(client.get_run(run_id).outputs.model_outputs) == 1
 
 
 def test_stored_model_knows_no_local_paths_and_holds_no_pickle(
@@ -83,16 +59,6 @@ def test_reference_finds_its_version(
     assert found.aliases == (("blue",) if suffix else ())
 
 
-def test_alias_moves(tracking_uri: str, new_bundle: Build, name: str) -> None:
-    for seed in (1, 2):
-        register(new_bundle(seed=seed), name, tracking_uri=tracking_uri)
-        set_alias(name, "blue", tracking_uri=tracking_uri)
-    versions = list_adapters(tracking_uri=tracking_uri, name=name)
-    assert [(v.version, v.aliases) for v in versions] == [(2, ("blue",)), (1, ())]
-    with pytest.raises(RefError, match="reserved"):
-        set_alias(name, "latest", tracking_uri=tracking_uri)
-
-
 def test_missing_version_names_what_there_is(
     tracking_uri: str, new_bundle: Build, name: str
 ) -> None:
@@ -112,11 +78,3 @@ def test_all_adapters_are_listed_and_other_models_left_out(
     names = {version.name for version in list_adapters(tracking_uri=tracking_uri)}
     assert name in names
     assert "z-other" not in names
-
-
-def test_spoilt_bundle_makes_no_version(tracking_uri: str, new_bundle: Build, name: str) -> None:
-    bundle = new_bundle()
-    (bundle / "adapter_config.json").write_text("{}")
-    with pytest.raises(IntegrityError, match=r"adapter_config\.json"):
-        register(bundle, name, tracking_uri=tracking_uri)
-    assert list_adapters(tracking_uri=tracking_uri, name=name) == []

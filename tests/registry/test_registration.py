@@ -1,0 +1,169 @@
+"""A bundle is one version, whoever registers it and how often, with all that belongs to it."""
+
+import json
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from registry.adapters import AdapterVersion, get, list_adapters
+from registry.bundle import read_bundle
+from registry.errors import AdapterNotFoundError, IntegrityError, RefError, RegistryError
+from registry.registration import register
+from registry.tracking import Tracker
+
+Build = Callable[..., Path]
+
+
+@pytest.fixture
+def checkpoint(new_bundle: Build, tmp_path: Path) -> Callable[..., Path]:
+    """Makes the bundle of an earlier step of `new_bundle()`."""
+
+    def build(step: int, seed: int = 7, **records: object) -> Path:
+        folder = new_bundle(seed=seed, steps=step, **records)
+        return folder.rename(tmp_path / f"step-{step}-{seed}")
+
+    return build
+
+
+def test_same_bundle_is_one_version(
+    tracking_uri: str, client: MlflowClient, new_bundle: Build, name: str
+) -> None:
+    first = register(new_bundle(metrics={"eval_loss": 1.5}), name, tracking_uri=tracking_uri)
+    measured = new_bundle(metrics={"eval_loss": 1.5, "test_loss": 1.0})
+    again = register(measured, name, tracking_uri=tracking_uri)
+    other = register(new_bundle(seed=8), name, tracking_uri=tracking_uri)
+    assert (first.version, again.version, other.version) == (1, 1, 2)
+    assert again.metrics["test_loss"] == 1.0
+    assert len(client.search_model_versions(f"name = '{name}'")) == 2
+
+
+def test_same_bundle_registered_at_once_is_one_version(
+    tracking_uri: str, client: MlflowClient, new_bundle: Build, name: str
+) -> None:
+    bundle, start = new_bundle(seed=4242), threading.Barrier(3)
+    found: list[AdapterVersion] = []
+
+    def run() -> None:
+        start.wait()
+        found.append(register(bundle, name, tracking_uri=tracking_uri))
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({version.version for version in found}) == 1
+    listed = list_adapters(tracking_uri=tracking_uri, name=name)
+    assert [version.version for version in listed] == [found[0].version]
+    experiment = client.get_experiment_by_name("lorchestra-adapters").experiment_id
+    models = client.search_logged_models([experiment], filter_string="params.seed = '4242'")
+    assert [model.model_id for model in models] == [listed[0].model_id]
+
+
+def test_version_says_for_which_form_it_is(
+    tracking_uri: str, new_bundle: Build, name: str
+) -> None:
+    bundle = new_bundle()
+    version = register(bundle, name, tracking_uri=tracking_uri, form="merged")
+    assert (version.form, version.tags["serving.form"]) == ("merged", "merged")
+    assert register(bundle, name, tracking_uri=tracking_uri, form="merged").version == 1
+    with pytest.raises(RegistryError, match="registered for the form merged; got 'trained'"):
+        register(bundle, name, tracking_uri=tracking_uri)
+    other = register(bundle, f"{name}-b", tracking_uri=tracking_uri)
+    assert other.tags["serving.form"] == "trained"
+    with pytest.raises(RegistryError, match="form: got 'pruned'"):
+        register(bundle, name, tracking_uri=tracking_uri, form="pruned")
+
+
+def test_earlier_steps_are_kept_and_found(
+    tracking_uri: str, client: MlflowClient, new_bundle: Build, name: str,
+    checkpoint: Callable[..., Path],
+) -> None:  # fmt: skip
+    earlier = {step: checkpoint(step) for step in (40, 20)}
+    version = register(new_bundle(), name, tracking_uri=tracking_uri, checkpoints=earlier)
+    assert (version.checkpoints, version.tags["checkpoints"]) == ((20, 40), "20,40")
+    found = get(f"{name}/1@step-20", tracking_uri=tracking_uri)
+    assert found.digest_at(20) == read_bundle(earlier[20])["digest"]
+    assert found.digest_at(None) == version.digest != found.digest_at(20)
+    with pytest.raises(AdapterNotFoundError, match=f"allowed: {name}/1@step-20, {name}/1@step-40"):
+        get(f"{name}/1@step-30", tracking_uri=tracking_uri)
+    folder = Path(client.get_model_version_download_uri(name, "1").removeprefix("file://"))
+    assert read_bundle(folder / "checkpoints" / "step-40")["steps"] == 40
+    again = register(new_bundle(), name, tracking_uri=tracking_uri, checkpoints=earlier)
+    assert (again.version, again.checkpoints) == (1, (20, 40))
+
+
+def test_version_without_earlier_steps_says_so(
+    tracking_uri: str, new_bundle: Build, name: str
+) -> None:
+    assert register(new_bundle(), name, tracking_uri=tracking_uri).checkpoints == ()
+    with pytest.raises(AdapterNotFoundError, match="no earlier step was kept"):
+        get(f"{name}/1@step-20", tracking_uri=tracking_uri)
+
+
+def test_steps_of_another_training_are_refused(
+    tracking_uri: str, new_bundle: Build, name: str, checkpoint: Callable[..., Path]
+) -> None:
+    bundle = new_bundle()
+    for step, folder in {40: checkpoint(20), 30: checkpoint(30, seed=8), 80: bundle}.items():
+        with pytest.raises(IntegrityError, match=f"allowed: step {step}"):
+            register(new_bundle(), name, tracking_uri=tracking_uri, checkpoints={step: folder})
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(IntegrityError):
+        register(new_bundle(seed=9), name, tracking_uri=tracking_uri, checkpoints={80: folder})
+    assert list_adapters(tracking_uri=tracking_uri, name=name) == []
+
+
+def test_card_is_the_description_and_a_new_one_takes_its_place(
+    tracking_uri: str, client: MlflowClient, new_bundle: Build, name: str
+) -> None:
+    bundle = new_bundle()
+    for card, shown in (("# Mine", "# Mine"), ("# New", "# New"), ("", "# New")):
+        register(bundle, name, tracking_uri=tracking_uri, card=card)
+        assert client.get_model_version(name, "1").description == shown
+    register(bundle, name, tracking_uri=tracking_uri, card="x" * 9000)
+    assert len(client.get_model_version(name, "1").description) == 5000
+
+
+def test_pages_can_be_filtered_by_what_the_version_is(
+    tracking_uri: str, client: MlflowClient, new_bundle: Build, name: str
+) -> None:
+    version = register(new_bundle(), name, tracking_uri=tracking_uri, tags={"seed": "9"})
+    shown = {
+        "lora.rank": "4", "lora.alpha": "8.0", "lora.targets": "q_proj,v_proj",
+        "quantization": "nf4", "optim.learning_rate": "0.001", "seed": "7", "steps": "80",
+        "base.model": "owner/name", "data.test": "sha256:cc", "serving.form": "trained",
+    }  # fmt: skip
+    assert shown.items() <= version.tags.items()
+    assert shown.items() <= client.get_logged_model(version.model_id).params.items()
+    wanted = f"name = '{name}' and tags.`lora.rank` = '4' and tags.`metric.eval_loss` = '1.5'"
+    assert len(client.search_model_versions(wanted)) == 1
+
+
+def test_run_and_model_show_the_manifests_metrics(
+    tracking_uri: str, artifact_location: str, client: MlflowClient, new_bundle: Build, name: str
+) -> None:
+    tracker = Tracker(tracking_uri, name, artifact_location)
+    tracker.start_sweep("s", "sweep", {}, {})
+    run_id = tracker.start_trial("s", 0, "trial", {}, 1.0)
+    bundle = new_bundle(metrics={"eval_loss": 1.5, "test_loss": math.nan})
+    version = register(bundle, name, tracking_uri=tracking_uri, run_id=run_id)
+    assert version.run_id == run_id
+    run = client.get_run(run_id)
+    assert [one.model_id for one in run.outputs.model_outputs] == [version.model_id]
+    metrics = client.get_logged_model(version.model_id).metrics
+    assert [(one.key, one.value, one.step) for one in metrics] == [("eval_loss", 1.5, 80)]
+
+
+def test_broken_bundle_or_name_is_refused(tracking_uri: str, new_bundle: Build, name: str) -> None:
+    bundle = new_bundle()
+    with pytest.raises(RefError):
+        register(bundle, "a/b", tracking_uri=tracking_uri)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "seed": 1}))
+    with pytest.raises(IntegrityError):
+        register(bundle, name, tracking_uri=tracking_uri)
