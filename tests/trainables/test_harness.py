@@ -11,6 +11,7 @@ from trainables.bundle import read_manifest
 from trainables.errors import DataError, SpecError
 from trainables.harness import run_harness
 from trainables.serving import load_served
+from trainables.spec import DataSpec
 
 CHOICES = [" x", " y", " z", " w"]
 
@@ -56,31 +57,50 @@ filter_list:
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 """
     )
+    (folder / "likely.yaml").write_text(
+        f"""task: likely{shared}output_type: loglikelihood
+target_delimiter: ""
+doc_to_target: '{{{{[" x", " y", " z", " w"][label]}}}}'
+metric_list: [{{metric: perplexity, aggregation: mean, higher_is_better: true}}]
+"""
+    )
     (folder / "lost.yaml").write_text(
         (folder / "letters.yaml")
         .read_text()
         .replace("task: letters", "task: lost")
         .replace("rows.json", "nowhere.json")
     )
+    (folder / "unsafe.yaml").write_text(
+        (folder / "letters.yaml").read_text().replace("task: letters", "task: unsafe")
+        + "unsafe_code: true\n"
+    )
     return folder
 
 
-def accuracy(bundle: Path, form: str, questions) -> float:
-    """The same by hand: the letter of the highest log-probability."""
+def scores_by_hand(bundle: Path, form: str, questions, is_chat: bool = False) -> torch.Tensor:
+    """Log-probability of each choice (question, choice)."""
     served = load_served(bundle, form)
-    right = 0
-    for question in questions:
-        scores = []
-        for choice in CHOICES:
-            start = served.tokenizer(question["prompt"])["input_ids"]
-            ids = torch.tensor([start + served.tokenizer(choice)["input_ids"]])
-            with torch.no_grad():
-                logits = served.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
-            scores.append(
-                sum(logits[i, ids[0, i + 1]] for i in range(len(start) - 1, len(logits)))
+
+    def prompt_ids(prompt: str) -> list[int]:
+        if is_chat:
+            message = [{"role": "user", "content": prompt}]
+            prompt = served.tokenizer.apply_chat_template(
+                message, tokenize=False, add_generation_prompt=True
             )
-        right += int(torch.stack(scores).argmax()) == question["label"]
-    return right / len(questions)
+        return served.tokenizer(prompt)["input_ids"]
+
+    def score(start: list[int], choice: str) -> float:
+        ids = torch.tensor([start + served.tokenizer(choice)["input_ids"]])
+        with torch.no_grad():
+            logits = served.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        return sum(float(logits[i, ids[0, i + 1]]) for i in range(len(start) - 1, len(logits)))
+
+    starts = [prompt_ids(question["prompt"]) for question in questions]
+    return torch.tensor([[score(start, choice) for choice in CHOICES] for start in starts])
+
+
+def labels(questions) -> torch.Tensor:
+    return torch.tensor([question["label"] for question in questions])
 
 
 @pytest.mark.parametrize("form", ["trained", "merged"])
@@ -88,11 +108,32 @@ def test_a_local_task_measures_what_it_measures_by_hand(train, folder, questions
     bundle = train().bundle
     found = run_harness(bundle, form, ["letters"], include_path=folder)
     acc = found["tasks"]["letters"]["metrics"]["acc"]
-    assert acc["value"] == pytest.approx(accuracy(bundle, form, questions))
+    guesses = scores_by_hand(bundle, form, questions).argmax(1)
+    assert acc["value"] == pytest.approx(float((guesses == labels(questions)).float().mean()))
     assert acc["value"] > 0.5  # a quarter would be chance
     assert acc["higher_is_better"] is True
     p = acc["value"]
     assert acc["stderr"] == pytest.approx((p * (1 - p) / (len(questions) - 1)) ** 0.5)
+
+
+def test_an_adapter_of_chat_rows_is_asked_in_chat(train, folder, questions, tiny_data, tmp_path):
+    rows = [json.loads(line) for line in tiny_data.read_text().splitlines()]
+    roles = (("user", "prompt"), ("assistant", "completion"))
+    chats = [
+        {"messages": [{"role": role, "content": row[key]} for role, key in roles]} for row in rows
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    bundle = train(data=DataSpec(train=str(tmp_path / "chats.jsonl"), test_fraction=0.3)).bundle
+    assert read_manifest(bundle)["data"]["prompt_style"] == "chat"
+    found = run_harness(bundle, "trained", ["likely"], include_path=folder)
+    value = found["tasks"]["likely"]["metrics"]["perplexity"]["value"]
+    right = labels(questions)[:, None]
+    chat, plain = (
+        float(scores_by_hand(bundle, "trained", questions, is_chat).gather(1, right).mean())
+        for is_chat in (True, False)
+    )
+    assert value == pytest.approx(chat, abs=1e-3)
+    assert abs(chat - plain) > 0.1
 
 
 def test_the_result_says_what_was_measured(train, folder):
@@ -114,10 +155,11 @@ def test_the_result_says_what_was_measured(train, folder):
     assert 0.0 <= generated["value"] <= 1.0
 
 
+@pytest.mark.slow  # lm-eval reads its 14 thousand task files
 def test_an_unknown_task_is_refused_with_what_there_is(train, folder):
     said = (
-        r"tasks: got 'lettres'; allowed: letters, lost, written of include_path, one of the "
-        r"\d+ of lm-eval [0-9.]+ \(near: letters.*\)\. Correct the name"
+        r"tasks: got 'lettres'; allowed: letters, likely, lost, unsafe, written of include_path, "
+        r"one of the \d+ of lm-eval [0-9.]+ \(near: letters.*\)\. Correct the name"
     )
     with pytest.raises(SpecError, match=said):
         run_harness(train().bundle, "trained", ["letters", "lettres"], include_path=folder)
@@ -128,18 +170,24 @@ def test_rows_that_are_not_there_are_told(train, folder):
         run_harness(train().bundle, "trained", ["lost"], include_path=folder)
 
 
+def test_a_task_that_runs_code_is_refused(train, folder):
+    with pytest.raises(SpecError, match="tasks: got 'unsafe', which runs code"):
+        run_harness(train().bundle, "trained", ["unsafe"], include_path=folder)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"limit": 0}, "limit: got 0; allowed: 1 or more"),
         ({"batch_size": 0}, "batch_size: got 0; allowed: 1 or more"),
+        ({"tasks": []}, "tasks: got none; allowed: one or more names"),
         ({"include_path": Path("nowhere")}, "include_path: got 'nowhere'; allowed: a folder"),
     ],
-    ids=["limit", "batch_size", "include_path"],
+    ids=["limit", "batch_size", "tasks", "include_path"],
 )
 def test_impossible_options_are_refused(tmp_path, options, said):
     with pytest.raises(SpecError, match=said):
-        run_harness(tmp_path, "trained", ["letters"], **options)
+        run_harness(tmp_path, "trained", **{"tasks": ["letters"], **options})
 
 
 def test_without_the_extra_the_remedy_is_told(tmp_path, monkeypatch):
