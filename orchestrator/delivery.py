@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from traceback import format_exc
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +27,7 @@ from orchestrator.layout import CURSOR_FILE
 from orchestrator.news import News, NewsDesk, SweepBegun, SweepEnded
 from orchestrator.spec import SweepSpec
 from registry import Tracker, TrackingError
+from registry.connection import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -164,16 +166,13 @@ class Delivery:
         return True
 
     def _note(self, error: Exception) -> None:
-        is_foreseen = isinstance(
-            error, TrackingError | OSError
-        )  # OSError: artifacts, written by us
+        # OSError: artifacts, which the tracker leaves as they are.
+        is_foreseen = isinstance(error, TrackingError | OSError)
         problem = str(error) if is_foreseen else f"{type(error).__name__}: {error}"
+        problem = without_secrets(problem)
         if not self.problem:
-            logger.warning(
-                "MLflow was not told: %s, trying again later",
-                problem,
-                exc_info=None if is_foreseen else error,
-            )
+            trace = "" if is_foreseen else f"\n{without_secrets(format_exc())}"
+            logger.warning("MLflow was not told: %s, trying again later%s", problem, trace)
         self._tracker = None
         with self._progress:
             self.problem, self._failed = problem, self._begun

@@ -19,10 +19,14 @@ _SWITCHES = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # MLflow's own 7 tries take minutes (3 took 13 s) while a sweep waits; who cannot deliver
-    # keeps what it has and tries again later.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # MLflow's client repeats a POST whose answer was lost, which makes a run or a version twice:
+    # whoever asks again must look first whether it is there. Its 7 tries would also take minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    # Of silence, instead of 120: with no tries left, a server that hangs is found out in a
+    # minute, and one that stores a large adapter before it answers has that long.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
 }
+_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 # What MLflow says at INFO while it lays out a new database.
 _CHATTY = ("alembic", "mlflow.store.db.utils")
 
@@ -30,20 +34,22 @@ _CHATTY = ("alembic", "mlflow.store.db.utils")
 def connect(tracking_uri: str) -> MlflowClient:
     """A client for tracking and registry alike; lays out the tables of a new database.
 
-    MLflow reads its switches from the environment, so they are set there, where the user has not
-    set them.
-
     Raises:
         TrackingError: The database cannot be opened.
     """
-    for name, value in _SWITCHES.items():
-        os.environ.setdefault(name, value)
-    set_telemetry_client()  # MLflow read the switch when it was imported: read it again
+    prepare()
     with plain_errors(tracking_uri), _quiet():
         client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         if not is_server(tracking_uri):
             client.search_experiments(max_results=1)
     return client
+
+
+def prepare() -> None:
+    """Set MLflow's switches where it reads them, in the environment, unless the user has."""
+    for name, value in _SWITCHES.items():
+        os.environ.setdefault(name, value)
+    set_telemetry_client()  # MLflow read the switch when it was imported: read it again
 
 
 def is_server(tracking_uri: str) -> bool:
@@ -74,8 +80,12 @@ def is_already_there(error: MlflowException) -> bool:
 
 
 def without_secrets(text: str) -> str:
-    """The text with user and password taken out of its addresses."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+    """The text without users and passwords in addresses, and without MLflow's credentials."""
+    for name in _SECRETS:
+        secret = os.environ.get(name)
+        if secret and len(secret) > 3:  # a shorter one is in half of all words
+            text = text.replace(secret, "***")
+    return re.sub(r"(?<=://)[^/\s]+@", "", text)
 
 
 @contextmanager

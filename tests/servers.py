@@ -165,8 +165,8 @@ class MlflowServer:
 
         Args:
             name: Its name; a few letters are added, as the server lives for many tests.
-            grants: Permission (`READ`, `EDIT`, `MANAGE`, `NO_PERMISSIONS`, `DENY`) by kind and
-                id of a resource, as in `("experiment", "3")` or `("registered_model", "n")`.
+            grants: Permission (`READ`, `USE`, `EDIT`, `MANAGE`, `DENY`) by kind and id of a
+                resource, as in `("experiment", "3")` or `("registered_model", "n")`.
         """
         account = Account(
             name=f"{name}-{secrets.token_hex(3)}", password=secrets.token_urlsafe(16)

@@ -1,0 +1,46 @@
+"""What MLflow's client is told before it is used, and what nobody is told of it."""
+
+import os
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from registry.connection import plain_errors, prepare, without_secrets
+from registry.errors import TrackingError
+
+
+def test_switches_are_set_unless_the_user_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    prepare()
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("http://eve:hunter-two@host:5000/x", "http://host:5000/x"),
+        ("postgresql://eve:p@ss@db/mlflow is away", "postgresql://db/mlflow is away"),
+        ("http://host/models:/n@champion", "http://host/models:/n@champion"),
+        ("Basic word-of-eve failed", "Basic *** failed"),
+        ("Bearer token-of-eve", "Bearer ***"),
+    ],
+)
+def test_secrets_are_taken_out(text: str, plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "word-of-eve")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "token-of-eve")
+    assert without_secrets(text) == plain
+
+
+def test_an_error_of_mlflow_names_the_server_and_a_remedy() -> None:
+    with (
+        pytest.raises(
+            TrackingError, match=r"server http://host: no http://x\. Check that"
+        ) as caught,
+        plain_errors("http://eve:hunter-two@host"),
+    ):
+        raise MlflowException("no http://eve:hunter-two@x.")
+    assert isinstance(caught.value.__cause__, MlflowException)
