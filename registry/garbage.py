@@ -166,7 +166,7 @@ def _describe(client: MlflowClient, model: LoggedModel) -> Garbage:
     return Garbage(
         model_id=model.model_id,
         digest=model.params[DIGEST_TAG],
-        run_id=model.source_run_id,
+        run_id=model.source_run_id or None,  # a server says "" for none
         location=model.artifact_location,
         changed_at=datetime.fromtimestamp(_ms(model) / 1000, UTC),
         bytes=_size(client, model.model_id),
