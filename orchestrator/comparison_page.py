@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 from rich import box
@@ -28,7 +29,9 @@ from registry.comparison import TRAINING, Comparison, Cost, Difference, Score
 _RECORDED = "recorded"
 _PERPLEXITY = "perplexity"
 _CHANCE = "could be chance"
+_NONE = "no difference"
 _SHARED = 12
+_NUMBERS = ("lora.", "optim.")
 _UNKNOWN = "-"
 
 
@@ -79,7 +82,9 @@ def _sections(comparison: Comparison) -> Iterator[tuple[str, str]]:
 
 
 def _terminal_identity(comparison: Comparison) -> RenderableType:
-    same = ", ".join(f"{name} {value}" for name, value in _short_shared(comparison).items())
+    same = ", ".join(
+        f"{name} {_tag(name, value)}" for name, value in _short_shared(comparison).items()
+    )
     left = len(comparison.shared) - _SHARED
     more = f", and {left} more" if left > 0 else ""
     line = Text(one_line(f"The same in all: {same}{more}"), style="dim")
@@ -87,7 +92,7 @@ def _terminal_identity(comparison: Comparison) -> RenderableType:
         return line
     grid = _terminal_table("", *short_names(comparison.adapters).values())
     for name, values in comparison.differing.items():
-        grid.add_row(Text(name), *(Text(one_line(value or _UNKNOWN)) for value in values))
+        grid.add_row(Text(name), *(Text(_tag(name, value)) for value in values))
     return Group(grid, line)
 
 
@@ -97,9 +102,19 @@ def _short_shared(comparison: Comparison) -> dict[str, str]:
     return dict(items[:_SHARED])
 
 
+def _tag(name: str, value: str | None) -> str:
+    """A recorded setting, which is text; at most four digits of one that was a number."""
+    if value is None:
+        return _UNKNOWN
+    if name.startswith(_NUMBERS):
+        with contextlib.suppress(ValueError):
+            return f"{float(value):.4g}"
+    return one_line(value)
+
+
 def _identity(comparison: Comparison) -> str:
     rows = [
-        [cell(name), *(cell(_UNKNOWN if value is None else value) for value in values)]
+        [cell(name), *(cell(_tag(name, value)) for value in values)]
         for name, values in comparison.differing.items()
     ]
     same = table(
@@ -188,9 +203,8 @@ def _terminal_differences(comparison: Comparison) -> RenderableType:
             why = one_line(f"{pair}{about}: not comparable, {one.reason}")
             refused.append(Text(why, style="dim"))
         elif one.measure != _PERPLEXITY:
-            measure, change, bounds, _ = _difference_texts(one)
-            better = short[one.better] if one.better else _CHANCE
-            texts = map(Text, (one.form, measure, change, bounds, better))
+            measure, change, bounds, better = _difference_texts(one)
+            texts = map(Text, (one.form, measure, change, bounds, short.get(better, better)))
             grid.add_row(pair, *texts, style="bold" if one.is_clear else "")
     return Group(*([grid] if grid.rows else []), *refused)
 
@@ -202,7 +216,7 @@ def _difference_texts(one: Difference) -> tuple[str, str, str, str]:
         one.measure,
         format_difference(one.interval.estimate),
         format_bounds(one.interval.low, one.interval.high),
-        one.better or _CHANCE,
+        one.better or (_CHANCE if one.interval.low < one.interval.high else _NONE),
     )
 
 
@@ -252,7 +266,7 @@ def _costs(comparison: Comparison) -> str:
 def _cost_texts(cost: Cost) -> list[str]:
     """Cells under `_COST_HEADS`; of training, the adapter's size is in weights."""
     memory = _UNKNOWN if cost.peak_memory_gib is None else f"{cost.peak_memory_gib:.2f} GiB"
-    size = _UNKNOWN if cost.adapter_bytes is None else format_size(cost.adapter_bytes)
+    size = format_size(cost.adapter_bytes) if cost.adapter_bytes else _UNKNOWN
     if cost.form == TRAINING and cost.trainable_params is not None:
         size = f"{cost.trainable_params:,.0f} weights"
     base = _UNKNOWN if cost.model_bytes is None else format_size(cost.model_bytes)

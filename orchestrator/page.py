@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -28,6 +28,7 @@ from orchestrator.wording import (
 if TYPE_CHECKING:
     from orchestrator.report import SweepReport
 
+_PERPLEXITY = "perplexity"  # the exponential of the loss, which says it all
 _MEASURED = ("eval_loss", "eval_accuracy", "eval_token_accuracy", "train_loss")
 
 
@@ -117,11 +118,21 @@ def _forms(report: SweepReport, history: SweepHistory) -> str:
     ]
     if not any(score.form != TRAINED for score in scores):
         return "".join(failed)
-    best = None if report.best is None else report.best.trial
-    rows = [_form_row(score) for score in scores]
-    styles = ["best" if score.trial == best else "" for score in scores]
+    trials = dict.fromkeys(score.trial for score in scores)
+    tables = {number: _form_table(number, scores) for number in trials}
+    best = None if report.best is None else tables.pop(report.best.trial, None)
+    others = "".join(folded(f"Trial {number}", each) for number, each in tables.items())
+    return (best or "") + others + note(_FORMS_NOTE) + "".join(failed)
+
+
+def _form_table(trial: int, scores: Sequence[FormScore]) -> str:
+    rows = [
+        _form_row(score)
+        for score in scores
+        if score.trial == trial and score.measure != _PERPLEXITY
+    ]
     heads = ["trial", "measure", "form", "score", "interval", "from trained form", "interval"]
-    return table(heads, rows, styles) + note(_FORMS_NOTE) + "".join(failed)
+    return table(heads, rows)
 
 
 _FORMS_NOTE = (
@@ -149,7 +160,7 @@ def _tradeoffs(report: SweepReport) -> str:
     tradeoffs = find_tradeoffs(report.leaderboard, metric=report.metric, mode=report.mode)
     if not tradeoffs:
         return ""
-    best = None if report.best is None else report.best.trial
+    best = None if report.best is None else report.best.found_by
     figure = embed(plot_tradeoffs(tradeoffs, metric=report.metric, best=best), "quality-and-cost")
     if not report.pareto:
         return figure
@@ -169,7 +180,7 @@ def _leaderboard(report: SweepReport) -> str:
     board = report.leaderboard
     if board.empty:
         return note("No trial was started.")
-    best = None if report.best is None else report.best.trial
+    best = None if report.best is None else report.best.found_by
     rows, styles = [], []
     for row in board.to_dict("records"):
         rows.append([_board_cell(str(name), value) for name, value in row.items()])

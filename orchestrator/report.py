@@ -48,6 +48,11 @@ class BestAdapter:
     test_metrics: Mapping[str, float]
     is_champion: bool
 
+    @property
+    def found_by(self) -> int:
+        """Number of the trial of the search that has its settings: itself, or what it repeats."""
+        return self.trial if self.repeat_of is None else self.repeat_of
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SweepReport:
@@ -209,6 +214,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     best = None if report.best is None else report.best.trial
+    found_by = None if report.best is None else report.best.found_by
     importance = find_importance(spec, history)
     tradeoffs = find_tradeoffs(report.leaderboard, metric=report.metric, mode=report.mode)
     contents: dict[str, bytes | None] = {
@@ -221,7 +227,9 @@ def write_report(
             best=best,
             base=report.base_metrics.get("validation", {}).get(report.metric),
         ),
-        "pareto.png": draw_tradeoffs(tradeoffs, title=spec.name, metric=report.metric, best=best)
+        "pareto.png": draw_tradeoffs(
+            tradeoffs, title=spec.name, metric=report.metric, best=found_by
+        )
         if tradeoffs
         else None,
         "importance.png": draw_importance(importance, title=spec.name)

@@ -239,3 +239,16 @@ def test_costs_are_drawn_where_they_were_measured():
 def test_names_are_shortened_where_they_say_the_same():
     assert short_names(("demo/1", "demo/2")) == {"demo/1": "/1", "demo/2": "/2"}
     assert short_names(("a/1", "b/1")) == {"a/1": "a/1", "b/1": "b/1"}
+
+
+def test_recorded_settings_are_short_and_equal_scores_are_no_chance():
+    long = {
+        "optim.learning_rate": ("0.019477641833243357", "2e-05"),
+        "base.model": ("1.50", "a.b"),
+    }
+    equal = replace(build_difference("demo/2", "loss", 0.0, 0.0))
+    pair = build_comparison(adapters=("demo/1", "demo/2"), differing=long, differences=(equal,))
+    text = show(pair)
+    assert words_of(text, "optim.learning_rate")[1:] == ["0.01948", "2e-05"]
+    assert words_of(text, "base.model")[1:] == ["1.50", "a.b"]
+    assert words_of(text, "/2 − /1")[-1] == "no difference"

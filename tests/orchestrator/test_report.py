@@ -472,6 +472,12 @@ def test_the_page_has_the_finals_too(spec: SweepSpec, tmp_path: Path) -> None:
     report = build_report(spec, history, tmp_path)
     write_report(report, spec, history, tmp_path)
     page = (tmp_path / "report.html").read_text()
+    assert report.best is not None
+    assert report.best.found_by == 0
+    assert "2 (trial 0 with another seed)" in page
+    board = page.partition("<h2>Leaderboard</h2>")[2]
+    (best,) = re.findall('<tr class="best">(.*?)</tr>', board)  # the one whose settings it has
+    assert re.findall("<td[^>]*>(.*?)</td>", best)[1] == "0"
     assert "0.3100 ± 0.1271" in page
     assert "no money was left" in page
 
@@ -521,6 +527,7 @@ def test_the_page_shows_serving_forms_and_those_that_could_not_be(
     page = (tmp_path / "report.html").read_text()
     for part in ("0.4000 … 0.6000", "+0.0300", "0.0123 … 0.0456"):
         assert part in page
+    assert "<summary>Trial 0</summary>" not in page
     assert "Trial 0 could not be served requantized: &lt;script&gt;" in page
     assert PAYLOAD not in page
 
