@@ -50,7 +50,7 @@ def add_adapter_commands(verbs: argparse._SubParsersAction[argparse.ArgumentPars
     shrink.add_argument("--ranks", type=_numbers, required=True, metavar="N,…")
     shrink.add_argument("--metric", default="loss")
     shrink.add_argument("--tolerance", type=float, default=0.01, metavar="PART",
-                        help="how much worse it may be (default: 0.01 of the whole one)")  # fmt: skip
+                        help="how much worse it may be (default: 0.01)")  # fmt: skip
 
     promote = _add(verbs, "promote", _promote, "make a version champion if it is better", ref=None)
     _add_measuring(promote, "rows to measure both on, where they were not measured on the same")
@@ -123,7 +123,7 @@ def _add_measuring(
     parser.add_argument("--data", type=Path, metavar="FILE", help=about, required=is_required)
     parser.add_argument("--base-model", metavar="PATH", help="where the base lies on this machine")
     parser.add_argument("--max-new-tokens", type=int, default=0, metavar="N",
-                        help="tokens of greedy completions (default: 0, generate nothing)")  # fmt: skip
+                        help="tokens of greedy completions (default: 0, none)")  # fmt: skip
     parser.add_argument("--pattern", metavar="REGEX", help="compare what it finds")
     parser.add_argument("--choices", type=_words, default=(), metavar="A,B,…")
     parser.add_argument("--metrics", type=_words, default=(), metavar="MODULE:FUNCTION,…")
@@ -221,7 +221,28 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _run_tasks(options: argparse.Namespace, versions: Sequence[AdapterVersion]) -> int:
-    raise NotImplementedError
+    from orchestrator.cluster import ray_for_scoring
+    from orchestrator.evaluating import HarnessRun, require_forms
+    from orchestrator.quiet import hush_noisy_loggers
+
+    require_forms(options.forms)
+    hush_noisy_loggers()
+    with ray_for_scoring() as shape:
+        for form in options.forms or (None,):
+            order = HarnessRun(
+                tasks=options.tasks,
+                include_path=options.task_files and options.task_files.absolute(),
+                limit=options.limit,
+                form=form,
+                base_model=options.base_model,
+            )
+            for ref, results in order.run(versions, tracking_uri_of(options), shape):
+                for task, found in results["tasks"].items():
+                    values = (
+                        f"{name} {one['value']:.4g}" for name, one in found["metrics"].items()
+                    )
+                    print(f"{ref} {results['form']} {task}: {', '.join(values)}")
+    return 0
 
 
 def _shrink(options: argparse.Namespace) -> int:

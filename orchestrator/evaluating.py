@@ -6,12 +6,23 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import ray
 
 from orchestrator.closing import ALL_FORMS
 from orchestrator.complaint import require
-from orchestrator.scoring import Scored, ScoringOrder, WorkerShape, read_files, score
+from orchestrator.errors import SweepError
+from orchestrator.scoring import (
+    Scored,
+    ScoringOrder,
+    WorkerShape,
+    read_files,
+    score,
+    write_files,
+)
 from registry import AdapterVersion, pull, record_evaluation
+from registry.harness import record_harness
 from trainables.data import RawSplit
 from trainables.evaluation_spec import EvaluationSpec
 from trainables.sources import read_rows
@@ -118,6 +129,63 @@ class Evaluator:
         if version.tags.get("quantization") != "none":
             return wanted
         return tuple(dict.fromkeys(form for form in wanted if form in ("trained", "merged")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarnessRun:
+    """Tasks of the evaluation harness to run on versions.
+
+    Attributes:
+        tasks: Their names.
+        include_path: A folder that defines tasks, at the same place on every node.
+        limit: Examples of each task, at most.
+        form: Serving form; `None` for the one that each version is meant for.
+        base_model: Where the base lies, if not where the versions say.
+    """
+
+    tasks: tuple[str, ...]
+    include_path: Path | None = None
+    limit: int | None = None
+    form: str | None = None
+    base_model: str | None = None
+
+    def run(
+        self, versions: Sequence[AdapterVersion], tracking_uri: str, shape: WorkerShape
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Run them on one version after another; gives and records the results of each.
+
+        Raises:
+            SweepError: A task could not be run.
+            RegistryError: A version cannot be read, or the results not be recorded.
+        """
+        worker = ray.remote(_run_harness).options(**shape.options())
+        for version in versions:
+            with tempfile.TemporaryDirectory() as work:
+                folder = pull(version.ref, Path(work) / "bundle", tracking_uri=tracking_uri)
+                files = read_files(folder)
+            form = self.form or version.tags.get("serving.form", "trained")
+            try:
+                results = ray.get(worker.remote(files, form, self))
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None) or error
+                raise SweepError(f"{version.ref}: {cause}") from error
+            record_harness(version.ref, results, tracking_uri=tracking_uri)
+            yield str(version.ref), results
+
+
+def _run_harness(files: Mapping[str, bytes], form: str, order: HarnessRun) -> dict[str, Any]:
+    from trainables.harness import run_harness
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(files, Path(folder))
+        return run_harness(
+            Path(folder),
+            cast("Any", form),
+            order.tasks,
+            include_path=order.include_path,
+            limit=order.limit,
+            base_model=order.base_model,
+        )
 
 
 def require_forms(forms: Sequence[str]) -> None:

@@ -61,10 +61,26 @@ class WorkerShape:
     gpus: float
     torch_threads: int
 
+    def options(self) -> dict[str, Any]:
+        """Ray's, for a task or an actor that is one."""
+        # Ray itself would give torch as many threads as the CPUs that are asked for.
+        threads = {"OMP_NUM_THREADS": str(self.torch_threads)}
+        return {
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+            "runtime_env": {"env_vars": threads},
+        }
+
 
 def read_files(bundle: Path) -> dict[str, bytes]:
     """A bundle's files, for an order."""
     return {path.name: path.read_bytes() for path in sorted(bundle.iterdir())}
+
+
+def write_files(files: Mapping[str, bytes], folder: Path) -> None:
+    """Put a bundle's files into a folder that is there."""
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 def score(orders: Mapping[str, ScoringOrder], shape: WorkerShape) -> Iterator[Scored]:
@@ -110,18 +126,12 @@ def _take(ready: Any, key: str, form: str) -> tuple[Scored, bool]:
 class _Assessor:
     """Loads adapters and measures them, in a process of its own."""
 
-    def __init__(self, torch_threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(torch_threads)
-
     def assess(self, order: ScoringOrder, form: str) -> dict[str, Any]:
         """The evaluation document of an adapter in one form."""
         from trainables.assessment import assess_bundle
 
         with tempfile.TemporaryDirectory() as folder:
-            for name, content in order.files.items():
-                (Path(folder) / name).write_bytes(content)
+            write_files(order.files, Path(folder))
             (document,) = assess_bundle(
                 Path(folder), (form,), order.source, order.how, base_model=order.base_model
             )
@@ -129,8 +139,7 @@ class _Assessor:
 
 
 def _start(shape: WorkerShape) -> ActorHandle:
-    kind = ray.remote(_Assessor).options(num_cpus=shape.cpus, num_gpus=shape.gpus)
-    return kind.remote(shape.torch_threads)
+    return ray.remote(_Assessor).options(**shape.options()).remote()
 
 
 def _one_line(error: BaseException) -> str:

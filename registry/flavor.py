@@ -52,7 +52,7 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
         """Load the base that the bundle's manifest names, and the adapter on it.
 
         Raises:
-            RecordMismatchError: A file of the adapter, or the base, is not the one that was trained.
+            RecordMismatchError: A file of the adapter, or the base, is not the recorded one.
             FileNotFoundError: The base is not where the bundle or `base_model` says.
             ValueError: There is no such form.
         """
@@ -64,6 +64,7 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
             self.model, self.tokenizer = _load(
                 folder, manifest["base"], options["form"], options, Path(work)
             )
+        self._ends = _forget_wishes(self.model, self.tokenizer)
         self._prompt_style: str = manifest["data"]["prompt_style"]
         self._batch_size: int = context.model_config["batch_size"]
 
@@ -103,9 +104,9 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
         import torch
         from transformers import GenerationConfig
 
-        ends = _end_tokens(self.model, self.tokenizer)
+        ends = self._ends
         pad = self.tokenizer.pad_token_id
-        pad = ends[0] if pad is None else pad
+        pad = (ends or [0])[0] if pad is None else pad
         length = max(map(len, prompts))
         # On the left, so that every prompt ends where its completion begins.
         ids = torch.tensor([[pad] * (length - len(one)) + one for one in prompts])
@@ -117,7 +118,7 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
                 generation_config=GenerationConfig(
                     do_sample=False,
                     max_new_tokens=max_new_tokens,
-                    eos_token_id=ends,
+                    eos_token_id=ends or None,
                     pad_token_id=pad,
                 ),
             )
@@ -335,12 +336,20 @@ def _digest_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end a completion: the base's own, and the one that answers were trained with."""
+def _forget_wishes(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end a completion: the base's own, and the one that answers were trained with.
+
+    What else the base wishes for its chats, such as a repetition penalty, is not heeded: greedy
+    completions are what the adapter was measured by.
+    """
+    from transformers import GenerationConfig
+
     known = model.generation_config.eos_token_id
     ends = [known] if isinstance(known, int) else list(known or [])
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
         ends.append(tokenizer.eos_token_id)
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain.generation_config = GenerationConfig()
     return ends
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from registry.aliases import set_alias
 from registry.loading import load
 from registry.registration import register
 from trainables.base import load_base
+from trainables.generation import Ending, complete, end_tokens
 from trainables.serving import load_served
 from trainables.spec import BaseSpec
 
@@ -158,6 +160,29 @@ def test_completions_do_not_depend_on_the_batch(
     assert len(together) == 10
     assert any(together)
     assert not any("<|" in text for text in together)
+
+
+def test_answers_are_the_measured_ones_whatever_the_base_wishes_for_its_chats(
+    register_adapter: Callable[..., tuple[Any, Path]],
+    tiny_base: Path,
+    tracking_uri: str,
+    name: str,
+    tmp_path: Path,
+) -> None:
+    _, folder = register_adapter("none-float32")
+    served = load_served(folder, "trained")
+    prompts = [served.tokenizer.encode(text) for text in ("abc ->", "de ->")]
+    ending = Ending(tokens=end_tokens(served.model, served.tokenizer), max_new_tokens=6)
+    measured = [
+        served.tokenizer.decode(tokens, skip_special_tokens=True)
+        for tokens in complete(served.model, prompts, ending, 2)
+    ]
+    wishful = shutil.copytree(tiny_base, tmp_path / "wishful")
+    wishes = {"eos_token_id": 1, "repetition_penalty": 5.0, "do_sample": True, "top_k": 3}
+    (wishful / "generation_config.json").write_text(json.dumps(wishes))
+    model = load(name, tracking_uri=tracking_uri, base_model=str(wishful))
+    question = {"prompt": ["abc ->", "de ->"]}
+    assert model.predict(question, params={"max_new_tokens": 6}) == measured
 
 
 def test_prompts_are_encoded_as_in_training(

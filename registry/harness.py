@@ -1,0 +1,110 @@
+"""What the evaluation harness said of registered adapters, kept as MLflow runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+
+from registry.adapters import AdapterVersion, get
+from registry.connection import connect, plain_errors
+from registry.errors import IntegrityError
+from registry.ledger import adapters_experiment
+from registry.refs import AdapterRef
+
+_FILE = "harness.json"
+_TAG = "lorchestra.harness"
+
+
+def record_harness(ref: AdapterRef | str, results: Mapping[str, Any], *, tracking_uri: str) -> str:
+    """Keep the results of harness tasks with a version: a run below the one that trained it.
+
+    The same tasks under the same conditions are the same run, with what was recorded last.
+
+    Args:
+        ref: The version.
+        results: As `trainables.harness.run_harness` gives them.
+        tracking_uri: MLflow server or database.
+
+    Returns:
+        Id of the run. Its metrics are `TASK/METRIC` and `TASK/METRIC.stderr`.
+
+    Raises:
+        AdapterNotFoundError: There is no such version.
+        IntegrityError: The results are of another adapter.
+        TrackingError: The server cannot be used.
+    """
+    version = get(ref, tracking_uri=tracking_uri)
+    if results["adapter"] != version.digest:
+        raise IntegrityError(
+            f"harness results of {version.ref}: they are of the adapter {results['adapter']}; "
+            f"allowed: {version.digest}. Record them for the adapter they are of."
+        )
+    client = connect(tracking_uri)
+    with plain_errors(tracking_uri):
+        run_id = _open(client, version, results)
+        at_ms = client.get_run(run_id).info.start_time
+        client.log_dict(run_id, dict(results), _FILE)
+        params = {
+            "adapter": version.name,
+            "version": version.version,
+            "form": results["form"],
+            "tasks": ",".join(sorted(results["tasks"])),
+            "limit": results["limit"],
+        }
+        client.log_batch(
+            run_id,
+            metrics=[Metric(key, value, at_ms, 0) for key, value in _metrics(results).items()],
+            params=[Param(key, str(value)) for key, value in params.items()],
+        )
+        client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _open(client: MlflowClient, version: AdapterVersion, results: Mapping[str, Any]) -> str:
+    tags = {
+        "lorchestra.kind": "harness",
+        "lorchestra.adapter": version.name,
+        "lorchestra.version": str(version.version),
+        "lorchestra.form": results["form"],
+        _TAG: _digest(results),
+    }
+    if version.run_id is None:
+        experiment = adapters_experiment(client)
+    else:
+        experiment = str(client.get_run(version.run_id).info.experiment_id)
+        tags["mlflow.parentRunId"] = version.run_id
+    wanted = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in (_TAG, "lorchestra.version"))
+    wanted += f" and tags.`lorchestra.adapter` = '{version.name}'"
+    known = client.search_runs([experiment], wanted, max_results=1)
+    if known:
+        return str(known[0].info.run_id)
+    title = f"harness {version.ref} {results['form']} {' '.join(sorted(results['tasks']))}"
+    run = client.create_run(experiment, tags=tags, run_name=title[:200])
+    return str(run.info.run_id)
+
+
+def _digest(results: Mapping[str, Any]) -> str:
+    conditions = {
+        **{key: results[key] for key in ("adapter", "form", "limit", "packages")},
+        "tasks": {
+            name: [task["version"], task["num_fewshot"]] for name, task in results["tasks"].items()
+        },
+    }
+    text = json.dumps(conditions, sort_keys=True)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _metrics(results: Mapping[str, Any]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for task, found in results["tasks"].items():
+        for metric, one in found["metrics"].items():
+            name = f"{task}/{metric.replace(',', '.')}"  # MLflow takes no comma in a name
+            values[name] = one["value"]
+            if one["stderr"] is not None:
+                values[f"{name}.stderr"] = one["stderr"]
+    return values
