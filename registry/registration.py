@@ -235,14 +235,22 @@ def _settle_race(
 
 def _link(client: MlflowClient, run_id: str, model_id: str, manifest: Mapping[str, Any]) -> None:
     """Show the model with the run that trained it, and the run's last metrics with the model."""
-    client.log_outputs(run_id, models=[LoggedModelOutput(model_id, manifest["steps"])])
-    now_ms = round(time.time() * 1000)
+    step = manifest["steps"]
+    client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step)])
     metrics = [
-        Metric(key, float(value), now_ms, manifest["steps"], model_id=model_id)
+        Metric(key, value, _time_of(client, run_id, key, value, step), step, model_id=model_id)
         for key, value in manifest["metrics"].items()
         if math.isfinite(value)  # MLflow turns a model's NaN into 0
     ]
     client.log_batch(run_id, metrics=metrics)
+
+
+def _time_of(client: MlflowClient, run_id: str, key: str, value: float, step: int) -> int:
+    """Milliseconds of the run's own point of that value, so that it stays one; else of now."""
+    for point in reversed(client.get_metric_history(run_id, key)):
+        if (point.step, point.value) == (step, value):
+            return int(point.timestamp)
+    return round(time.time() * 1000)
 
 
 def _description(card: str) -> str:

@@ -75,6 +75,7 @@ def test_all_adapters_are_listed_and_other_models_left_out(
     register(new_bundle(), name, tracking_uri=tracking_uri)
     client.create_registered_model("z-other")
     client.create_model_version("z-other", source="s3://bucket/elsewhere")
-    names = {version.name for version in list_adapters(tracking_uri=tracking_uri)}
-    assert name in names
-    assert "z-other" not in names
+    set_alias(name, "blue", tracking_uri=tracking_uri)
+    aliases = {one.name: one.aliases for one in list_adapters(tracking_uri=tracking_uri)}
+    assert aliases[name] == ("blue",)
+    assert "z-other" not in aliases
