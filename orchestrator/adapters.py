@@ -10,6 +10,7 @@ from rich.text import Text
 
 from orchestrator.wording import format_bounds, format_metric, one_line
 from registry import AdapterVersion, AliasMove, Evaluation
+from registry.measures import FORMS
 from registry.significance import interval
 
 _HEADINGS = (
@@ -86,7 +87,7 @@ def render_evaluations(evaluations: Sequence[Evaluation]) -> RenderableType:
     newest: dict[tuple[str, str], Evaluation] = {}
     for one in evaluations:
         newest.setdefault((one.form, one.data.digest), one)
-    shown = sorted(newest.values(), key=lambda one: (one.data.name, one.form != "trained"))
+    shown = sorted(newest.values(), key=lambda one: (one.data.name, FORMS.index(one.form)))
     measures = _measures(shown)
     table = Table(box=None, pad_edge=False)
     for heading in ("form", "rows", *measures):

@@ -31,7 +31,6 @@ _MOST_MEASURES = 6
 _MOST_TARGETS = 12
 # Ranks that vLLM reserves memory for: vllm/config/lora.py, MaxLoRARanks.
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-_GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +170,7 @@ def _scores(facts: CardFacts) -> str:
         if base:
             values = [_number(base[name]) if name in base else "–" for name in measures]
             rows.append(["base alone", plain(data), *values])
-    heads = ["form", "rows", *map(plain, measures)]
+    heads = ["form", "rows", *(code(name, in_table=True) for name in measures)]
     counted = ", ".join(
         f"{rows} rows of {plain(name)}"
         for name, rows in {one.data.name: one.data.rows for one in evaluations}.items()
@@ -222,7 +221,7 @@ def _recorded_scores(facts: CardFacts) -> str:
             value = metrics.get(prefix + name)
             if value is not None:
                 alone = _number(base[name]) if name in base else "–"
-                rows.append([data, plain(name), _number(value), alone])
+                rows.append([data, code(name, in_table=True), _number(value), alone])
     if not rows:
         return ""
     text = table(["rows", "measure", "adapter", "base alone"], rows)
@@ -235,14 +234,13 @@ def _costs(facts: CardFacts) -> str:
     rows = []
     if "peak_memory_gib" in metrics or "tokens_per_s" in metrics:
         taken = (metrics.get("peak_memory_gib"), metrics.get("tokens_per_s"))
-        rows.append(["training", _gib(taken[0]), "–", _mb(size), _speed(taken[1])])
+        rows.append(["training", _gib(taken[0]), "–", _size(size), _speed(taken[1])])
     seen = set()
     for one in _newest(facts.evaluations):
         if one.form not in seen:
             seen.add(one.form)
-            base = None if one.model_bytes is None else one.model_bytes / _GIB
-            amounts = (_gib(one.peak_memory_gib), _gib(base), _mb(one.adapter_bytes))
-            rows.append([one.form, *amounts, _speed(one.tokens_per_s)])
+            sizes = (_size(one.model_bytes), _size(one.adapter_bytes))
+            rows.append([one.form, _gib(one.peak_memory_gib), *sizes, _speed(one.tokens_per_s)])
     return table(["form", "peak memory", "base", "adapter", "tokens/s"], rows)
 
 
@@ -348,8 +346,15 @@ def _gib(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f} GiB"
 
 
-def _mb(size: float | None) -> str:
-    return "–" if size is None else f"{size / 1e6:.2f} MB"
+def _size(size: float | None) -> str:
+    """Bytes in the largest unit that leaves 1 or more; a dash for none, as of a merged adapter."""
+    if not size:
+        return "–"
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
 
 
 def _speed(value: float | None) -> str:

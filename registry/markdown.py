@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 # Entities for what begins HTML: not every renderer lets that be escaped by a backslash.
-_SPECIAL = re.compile(r"[\\`*_{}\[\]()#+!|~-]")
+_SPECIAL = re.compile(r"[\\`*_\[\]#|~]")
 
 
 def one_line(text: object) -> str:
@@ -16,7 +16,7 @@ def one_line(text: object) -> str:
 
 
 def plain(text: object) -> str:
-    """Text that is shown as it is."""
+    """Text that is shown as it is, within a line: at its beginning `-` and `1.` make lists."""
     marked = "".join(_ENTITIES.get(c, c) for c in one_line(text))
     return _SPECIAL.sub(r"\\\g<0>", marked)
 
