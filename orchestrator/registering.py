@@ -7,8 +7,9 @@ what they measured.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.closing import RegisterSpec
 from orchestrator.cluster import ray_for_scoring
@@ -16,6 +17,7 @@ from orchestrator.delivery import Delivery
 from orchestrator.evaluating import Evaluator, Rows
 from orchestrator.final_scores import read_scores
 from orchestrator.history import SweepHistory, TrialRecord
+from orchestrator.members import group_key
 from orchestrator.recording import SweepRecord
 from orchestrator.spec import SweepSpec
 from orchestrator.standings import Standing, has_test_rows, rank_finalists
@@ -28,7 +30,11 @@ from registry import (
     record_evaluation,
     register,
 )
+from registry.bundle import read_bundle
+from registry.card import CardFacts, build_card
+from registry.measures import Evaluation
 from trainables.data import read_raw_splits
+from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +81,9 @@ class Registration:
 
     def _register(self, section: RegisterSpec, rank: int, standing: Standing) -> AdapterVersion:
         trial = standing.adapter
+        bundle = self.storage.fetch_bundle(trial.number)
         version = register(
-            self.storage.fetch_bundle(trial.number),
+            bundle,
             section.name,
             tracking_uri=self.tracking_uri,
             run_id=self._run_of(trial),
@@ -88,12 +95,45 @@ class Registration:
             },
             form=_form(section, trial),
             checkpoints=self.storage.fetch_kept(trial.number, _kept_steps(self.spec, trial)),
+            card=self._card(section, rank, standing, read_bundle(bundle)),
         )
         if trial.ref != str(version.ref):
             self.record.add(
                 "registered", trial=trial.number, ref=str(version.ref), digest=version.digest
             )
         return version
+
+    def _card(
+        self, section: RegisterSpec, rank: int, standing: Standing, manifest: Mapping[str, Any]
+    ) -> str:
+        history, trial = self.record.history, standing.adapter
+        sweep = {
+            "name": self.spec.name,
+            "id": history.sweep_id,
+            "trials": len(history.searched()),
+            "rank": rank,
+            "metric": standing.metric,
+            "mean": standing.mean,
+            "half_width": standing.half_width,
+            "runs": len(standing.values),
+        }
+        base = history.base_metrics.get(group_key(TrialSpec.from_dict(trial.spec)), {})
+        facts = CardFacts(
+            name=section.name,
+            manifest=manifest,
+            form=_form(section, trial),
+            sweep={key: value for key, value in sweep.items() if value is not None},
+            evaluations=[
+                Evaluation.from_document(document) for document in read_scores(trial, self.storage)
+            ],
+            base_scores={
+                split: {name.partition("_")[2]: value for name, value in metrics.items()}
+                for split, metrics in base.items()
+            },
+            licenses={str(of): name for of, name in section.licenses.items()},
+            confidence=section.confidence,
+        )
+        return build_card(facts)
 
     def _promote(self, section: RegisterSpec, version: AdapterVersion) -> None:
         rule = PromotionRule(

@@ -14,7 +14,7 @@ from orchestrator.events import read_events
 from orchestrator.layout import bundle_folder, evaluation_file
 from orchestrator.registering import Registration
 from orchestrator.storage import SweepStorage
-from registry import Tracker, TrackingError, get, list_adapters, list_evaluations
+from registry import Tracker, TrackingError, get, list_adapters, list_evaluations, pull
 from registry.connection import connect
 from registry.tracking import artifact_location_for
 from trainables.spec import EvalSpec
@@ -170,6 +170,18 @@ def test_the_gate_asks_for_more_than_noise(
     assert "loss" in verdict["reason"]
     champion = get(f"{evaluated.spec.register.name}@champion", tracking_uri=database)
     assert champion.tags["lorchestra.trial"] == ("0" if is_promoted else "1")
+
+
+def test_a_version_has_a_card(evaluated, database, write_bundle, tmp_path):
+    section = replace(evaluated.spec.register, licenses={"data": "CC-BY-4.0"})
+    evaluated.spec = replace(evaluated.spec, register=section)
+    score(evaluated, write_bundle, 1, [1.0, 2.0, 3.0])
+    register(evaluated, database)
+    card = connect(database).get_model_version(section.name, "1").description
+    for fact in ("tiny", "owner/name", "CC-BY-4.0", section.name, "| trained |"):
+        assert fact in card
+    bundle = pull(f"{section.name}/1", tmp_path / "pulled", tracking_uri=database)
+    assert (bundle / "card.md").read_text() == card
 
 
 def test_a_version_is_of_the_form_that_the_sweep_says(evaluated, database):
