@@ -157,7 +157,6 @@ class MlflowServer:
 
     @property
     def port(self) -> int:
-        """Where it listens on loopback."""
         return int(self.address.rsplit(":", 1)[1])
 
     def add_user(self, name: str, grants: Mapping[tuple[str, str], str] | None = None) -> Account:
@@ -320,6 +319,7 @@ class Weather:
             `drop` passes the request on and closes the connection instead of answering.
         delay_s: How long each request waits first.
         left: After so many bad requests it is fair again; `None` for never.
+        every: One request in so many is treated badly.
         only: A regular expression; requests whose path it is not found in are let through.
         seen: Method and path of each request, in order.
         authorized: The `Authorization` headers that came, decoded.
@@ -328,9 +328,11 @@ class Weather:
     kind: str = "fair"
     delay_s: float = 0.0
     left: int | None = None
+    every: int = 1
     only: str = ""
     seen: list[tuple[str, str]] = field(default_factory=list)
     authorized: list[str] = field(default_factory=list)
+    _turn: int = 0
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def meet(self, method: str, path: str, authorization: str) -> str:
@@ -339,6 +341,9 @@ class Weather:
             self.seen.append((method, path))
             self.authorized.append(_decoded(authorization))
             if self.kind == "fair" or not re.search(self.only, path):
+                return "fair"
+            self._turn = (self._turn + 1) % self.every
+            if self._turn:
                 return "fair"
             if self.left is not None:
                 if self.left == 0:
@@ -403,7 +408,7 @@ class _ProxyHandler(http.server.BaseHTTPRequestHandler):
             self._forward(body, fate)
 
     def _read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+        if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         body = b""
         while size := int(self.rfile.readline().split(b";")[0], 16):

@@ -422,3 +422,143 @@ def test_a_sweep_that_another_driver_took_over_is_left_to_it(sweep):
     with pytest.raises(SweepStorageError), sweep.delivery():
         raise SweepStorageError("another driver has it")
     assert sweep.tracked().runs["tiny"].info.status == "RUNNING"
+
+
+# ------------------------------------------------------------- a real server that fails as told
+
+
+@pytest.fixture
+def proxy(servers, shared_server, as_admin):
+    with servers.proxy(shared_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def remote(tmp_path, proxy, request):
+    """A sweep told to a real server through a proxy that can fail."""
+    sweep = Sweep(tmp_path, proxy.address, request.node.name)
+    yield sweep
+    sweep.log.close()
+
+
+def deliver_all(delivery):
+    """However often the server fails on the way."""
+    assert any(delivery.flush(60.0) for _ in range(60)), delivery.problem
+
+
+def is_told_whole_and_once(sweep, trials):
+    found = sweep.tracked()  # which asserts that no run is there twice
+    expected = {f"trial-{trial:04d}": [(10, 2.0), (20, 1.0)] for trial in range(trials)}
+    assert found.losses == {"tiny": [(0, 1.0)], **expected}
+    assert {run.info.status for run in found.runs.values()} == {"FINISHED"}
+    assert {run.data.params.get("lora.rank") for run in found.runs.values()} == {
+        None, *(str(4 + trial) for trial in range(trials))
+    }  # fmt: skip
+    return found
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("kind", ["refuse", "error", "drop"])
+def test_a_server_that_fails_now_and_then_is_told_all_once(remote, proxy, kind):
+    proxy.weather.kind, proxy.weather.every = kind, 6
+    remote.start()
+    for trial in range(3):
+        remote.run_trial(trial)
+    remote.end()
+    with remote.delivery() as delivery:
+        deliver_all(delivery)
+        assert len(proxy.weather.seen) > 18
+    proxy.weather.kind = "fair"
+    is_told_whole_and_once(remote, 3)
+
+
+WRITES = ("runs/create", "log-batch", "runs/update", "artifacts", "experiments/create")
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("path", WRITES)
+def test_work_whose_answer_is_lost_is_not_done_twice(remote, proxy, path):
+    proxy.weather.kind, proxy.weather.only, proxy.weather.left = "drop", path, 3
+    remote.start()
+    remote.run_trial(0)
+    remote.run_trial(1)
+    remote.end()
+    with remote.delivery() as delivery:
+        deliver_all(delivery)
+    assert proxy.weather.left == (2 if path == "experiments/create" else 0)
+    is_told_whole_and_once(remote, 2)
+
+
+@pytest.mark.server
+def test_a_server_that_went_away_and_came_back_is_told_in_order(remote, proxy):
+    remote.start()
+    with remote.delivery() as delivery:
+        assert delivery.flush(60.0)
+        proxy.weather.kind = "refuse"
+        held = []
+        for trial in range(3):
+            began = time.monotonic()
+            remote.run_trial(trial)
+            delivery.nudge()
+            held.append(time.monotonic() - began)
+        assert not delivery.flush(60.0)
+        cursor = json.loads(remote.log.path.with_name(CURSOR_FILE).read_text())
+        assert cursor == {"events": 1}  # what is not told is not said to be
+        proxy.weather.kind = "fair"
+        remote.end()
+        deliver_all(delivery)
+        assert delivery.problem == ""
+    assert max(held) < 1.0  # four events on disk each; no wait for the server
+    is_told_whole_and_once(remote, 3)
+
+
+@pytest.mark.server
+def test_a_slow_server_holds_up_nobody(remote, proxy):
+    proxy.weather.delay_s = 1.0
+    remote.start()
+    with remote.delivery() as delivery:
+        began = time.monotonic()
+        for trial in range(3):
+            remote.run_trial(trial)
+            delivery.nudge()
+        assert not delivery.flush(0.1)
+        assert time.monotonic() - began < 1.0
+        proxy.weather.delay_s = 0.0
+        remote.end()
+        deliver_all(delivery)
+    is_told_whole_and_once(remote, 3)
+
+
+@pytest.mark.server
+def test_a_server_that_hangs_is_given_up(remote, proxy, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    proxy.weather.delay_s = 600.0
+    remote.start()
+    with remote.delivery() as delivery:
+        began = time.monotonic()
+        assert not delivery.flush(30.0)
+        assert time.monotonic() - began < 10.0
+        assert "timeout" in delivery.problem
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+        proxy.weather.delay_s = 0.0
+        deliver_all(delivery)
+    assert sweep_names(remote) == {"tiny"}
+
+
+@pytest.mark.server
+def test_secrets_are_nowhere(remote, proxy, shared_server, monkeypatch, caplog):
+    secret = "a-password-nobody-has"
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", secret)
+    remote.start()
+    with remote.delivery() as delivery:
+        assert not delivery.flush(60.0)
+        assert "401" in delivery.problem
+        for text in (delivery.problem, caplog.text, remote.log.path.read_text()):
+            assert secret not in text
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", shared_server.admin.password)
+        deliver_all(delivery)
+    assert sweep_names(remote) == {"tiny"}
+
+
+def sweep_names(sweep):
+    return set(sweep.tracked().runs)
