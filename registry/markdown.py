@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+# MLflow shows the columns of a table without a space between them, and cuts real spaces off.
+_GAP = "&ensp;"
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 # Entities for what begins HTML: not every renderer lets that be escaped by a backslash.
 _SPECIAL = re.compile(r"[\\`*_\[\]#|~]")
@@ -41,11 +43,11 @@ def code_block(language: str, lines: Iterable[str]) -> str:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are Markdown already; nothing without rows."""
-    lines = [_row(cells) for cells in rows]
+    lines = [_row(cells, _GAP) for cells in rows]
     if not lines:
         return ""
-    return "\n".join([_row(heads), _row(["---"] * len(heads)), *lines])
+    return "\n".join([_row(heads, _GAP), _row(["---"] * len(heads)), *lines])
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _row(cells: Sequence[str], gap: str = "") -> str:
+    return f"| {f'{gap} | '.join(cells)} |"

@@ -60,7 +60,7 @@ def tables_of(card):
         elif token.type in ("th_open", "td_open"):
             inline = tokens[place + 1]
             parts = [one.content for one in inline.children or []]
-            tables[-1][-1].append("".join(parts))
+            tables[-1][-1].append("".join(parts).strip())
     return tables
 
 
