@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 import math
@@ -28,7 +27,7 @@ from registry.refs import AdapterRef
 
 logger = logging.getLogger(__name__)
 
-_FILE = "evaluation.json.gz"
+_FILE = "evaluation.json"
 _TABLE = "examples.json"
 _TABLE_ROWS = 200
 _TABLES_TAG = "mlflow.loggedArtifacts"
@@ -176,11 +175,8 @@ def _fill(
 ) -> None:
     run_id = run.info.run_id
     plain = _without_infinities(document)
-    with tempfile.TemporaryDirectory() as work:
-        file = Path(work) / _FILE
-        # Without a time in it, so that the same document is the same file.
-        file.write_bytes(gzip.compress(json.dumps(plain).encode(), mtime=0))
-        client.log_artifact(run_id, str(file))
+    # Plain: on the way from a server a gzipped file arrives unpacked, as of its content encoding.
+    client.log_text(run_id, json.dumps(plain), _FILE)
     client.log_text(run_id, json.dumps(_table(plain["examples"])), _TABLE)
     client.set_tag(run_id, _TABLES_TAG, json.dumps([{"path": _TABLE, "type": "table"}]))
     summary = json.dumps({key: value for key, value in plain.items() if key != "examples"})
@@ -241,13 +237,13 @@ def _read(client: MlflowClient, run: Run, with_examples: bool) -> Evaluation:
         try:
             with tempfile.TemporaryDirectory() as work:
                 arrived = Path(client.download_artifacts(run_id, _FILE, work))
-                document = json.loads(gzip.decompress(arrived.read_bytes()))
+                document = json.loads(arrived.read_text(encoding="utf-8"))
                 evaluation = Evaluation.from_document(document)
-        except (MlflowException, OSError, ValueError, EOFError, RegistryError) as error:
+        except (MlflowException, OSError, ValueError, RegistryError) as error:
             raise IntegrityError(
                 f"evaluation run {run_id}: its {_FILE} cannot be used ({error}); allowed: the "
-                "file as it was recorded. Restore the artifact store, or delete the run and "
-                "measure again."
+                "file as it was recorded. Try again, restore the artifact store, or delete the "
+                "run and measure again."
             ) from error
     if evaluation.digest != tags["lorchestra.evaluation"]:
         raise IntegrityError(
