@@ -39,7 +39,7 @@ SPEC = SweepSpec(
     eval=EvalSpec(every=10),
     budget=BudgetSpec(trials=8),
     space={"optim.learning_rate": {"log_uniform": [1e-4, 1e-2]}},
-    finals=FinalsSpec(top=1, seeds=0),
+    finals=FinalsSpec(top=1, seeds=0, forms=()),
 )
 LOSSES = {0: 4.0, 1: 1.0, 2: 3.0, 3: 2.0}
 STATE, BUNDLE = 300, 100
@@ -259,7 +259,7 @@ def test_a_storage_without_a_sweep_is_refused(tmp_path):
 
 def test_a_sweep_that_ended_under_other_settings_is_refused(local):
     local.end()
-    larger = replace(SPEC, finals=FinalsSpec(top=2, seeds=0))
+    larger = replace(SPEC, finals=FinalsSpec(top=2, seeds=0, forms=()))
     with pytest.raises(SweepStorageError, match="ended under other settings of finals; allowed"):
         local.plan(spec=larger)
 
@@ -356,12 +356,12 @@ def test_a_larger_budget_goes_on_with_what_was_cut_short_alone(scene):
 def test_more_finalists_than_were_kept_are_refused(local):
     local.end()
     local.prune(local.plan(keep=2))
-    local.again(replace(SPEC, finals=FinalsSpec(top=2, seeds=3)))
+    local.again(replace(SPEC, finals=FinalsSpec(top=2, seeds=3, forms=())))
     said = (
         r"finals\.top: got 4; allowed: up to 2, as trial 2 comes next and its state.* was pruned"
     )
     with pytest.raises(SweepSpecError, match=said):
-        local.again(replace(SPEC, finals=FinalsSpec(top=4, seeds=0)))
+        local.again(replace(SPEC, finals=FinalsSpec(top=4, seeds=0, forms=())))
 
 
 def test_a_trial_without_a_state_does_not_move_up_into_the_finals(local):
@@ -380,7 +380,9 @@ def test_a_trial_without_a_state_does_not_move_up_into_the_finals(local):
 
 def test_the_settings_at_the_end_are_those_of_the_last_run(local):
     local.end()
-    larger = replace(SPEC, budget=BudgetSpec(trials=12), register=RegisterSpec(top=1))
+    larger = replace(
+        SPEC, budget=BudgetSpec(trials=12), register=RegisterSpec(top=1, promote=False)
+    )
     with local.open_log() as log:
         record = SweepRecord(log, SweepHistory.read(log.path), lambda history: None)
         progress = SweepProgress(spec=larger, storage=local.storage, record=record)
@@ -420,7 +422,7 @@ def test_a_pruned_sweep_runs_again_and_on(local_ray, tiny_base, tiny_data, tmp_p
             "schedule": {"algorithm": "none"},
             "budget": {"trials": 3},
             "hosts": {"seats": 2},
-            "finals": {"top": 1, "seeds": 0},
+            "finals": {"top": 1, "seeds": 0, "forms": []},
         },
         tmp_path,
     )  # fmt: skip
@@ -443,4 +445,4 @@ def test_a_pruned_sweep_runs_again_and_on(local_ray, tiny_base, tiny_data, tmp_p
     assert events.count("trial_started") == 4
     assert len([trial for trial in range(3) if storage.has_bundle(trial)]) == 1
     with pytest.raises(SweepSpecError, match=r"finals\.top: got 4; allowed: up to [12], as trial"):
-        run_quietly(replace(spec, finals=FinalsSpec(top=4, seeds=0)), storage.location)
+        run_quietly(replace(spec, finals=FinalsSpec(top=4, seeds=0, forms=())), storage.location)
