@@ -28,7 +28,7 @@ SPEC = SweepSpec(
     eval=EvalSpec(every=10),
     budget=BudgetSpec(trials=2),
     space={"lora.rank": {"choice": [2, 4, 8, 16]}},
-    finals=FinalsSpec(top=1, seeds=0),
+    finals=FinalsSpec(top=1, seeds=0, forms=()),
 )
 TRIAL = TrialSpec(base=SPEC.base, optim=SPEC.optim, data=SPEC.data, eval=SPEC.eval).to_dict()
 
