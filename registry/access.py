@@ -27,6 +27,9 @@ from registry.errors import TrackingError
 
 logger = logging.getLogger(__name__)
 
+ADAPTERS_EXPERIMENT = "lorchestra-adapters"
+"""Where `registry.ledger` keeps the moves of aliases: whoever promotes writes runs there."""
+
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _PATIENCE_S = 10.0
 _MAX_SAID_CHARS = 300
@@ -35,7 +38,7 @@ _LOGIN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
 
 def check_access(tracking_uri: str, experiment: str, model: str | None = None) -> None:
-    """Make sure that runs, and versions of a model, could be written there.
+    """Make sure that runs, and versions of a model and their aliases, could be written there.
 
     A server that does not answer is no error, as what it misses waits on disk: then there is a
     warning. A database is not opened; for a SQLite file, its folder must be writable.
@@ -58,6 +61,7 @@ def check_access(tracking_uri: str, experiment: str, model: str | None = None) -
         _require_runs(server, experiment)
         if model is not None:
             _require_versions(server, model)
+            _require_runs(server, ADAPTERS_EXPERIMENT)
     except _AwayError as away:
         logger.warning(
             "tracking server %s does not answer (%s): records wait on disk until it does",

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from registry.access import check_access
+from registry.access import ADAPTERS_EXPERIMENT, check_access
 from registry.connection import connect
 from registry.errors import TrackingError
+from registry.ledger import adapters_experiment
 
 server = pytest.mark.server
 
@@ -37,7 +38,13 @@ def test_an_editor_is_let_in_and_nothing_is_written(
 ) -> None:
     experiment = admin.create_experiment(name)
     admin.create_registered_model(name)
-    grants = {("experiment", experiment): "EDIT", ("registered_model", name): "EDIT"}
+    ledgers = adapters_experiment(admin)
+    assert admin.get_experiment(ledgers).name == ADAPTERS_EXPERIMENT
+    grants = {
+        ("experiment", experiment): "EDIT",
+        ("experiment", ledgers): "EDIT",
+        ("registered_model", name): "EDIT",
+    }
     with monkeypatch.context() as patch:
         become(shared_server.add_user("editor", grants), patch)
         check_access(shared_server.address, name, name)
@@ -58,10 +65,15 @@ def test_who_may_only_read_is_told_what_is_missing(
     admin.create_registered_model(name)
     reader = shared_server.add_user("reader")
     writer = shared_server.add_user("writer", {("experiment", experiment): "EDIT"})
+    adapters_experiment(admin)
+    owner = shared_server.add_user(
+        "owner", {("experiment", experiment): "EDIT", ("registered_model", name): "EDIT"}
+    )
     stranger = shared_server.add_user("stranger", {("experiment", experiment): "DENY"})
     for account, what in (
         (reader, f"may not write runs to experiment '{name}'"),
         (writer, f"may not make versions of model '{name}'"),
+        (owner, f"may not write runs to experiment '{ADAPTERS_EXPERIMENT}'"),
         (stranger, f"may not see experiment '{name}'"),
     ):
         with monkeypatch.context() as patch:

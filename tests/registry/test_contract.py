@@ -1,13 +1,17 @@
 """The registry keeps its promises on a database file and on a real server with users alike."""
 
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import registry
+from registry.access import check_access
 from registry.connection import connect
+from registry.ledger import adapters_experiment
 from registry.news import End, Points, TrialNews
 from registry.tracking import Tracker, artifact_location_for
 
@@ -128,3 +132,89 @@ def test_files_of_a_run_are_kept(uri: str, experiment: str, tmp_path: Path) -> N
     assert {file.path for file in client.list_artifacts(run_id)} == {"plot.html", "spec.yaml"}
     arrived = client.download_artifacts(run_id, "spec.yaml", str(tmp_path))
     assert Path(arrived).read_text() == "a: 2\n"
+
+
+@pytest.fixture
+def add(
+    uri: str,
+    name: str,
+    new_bundle: Callable[..., Path],
+    new_document: Callable[..., dict[str, Any]],
+) -> Callable[[int, float], str]:
+    """Registers a version whose rows have losses around a mean; its reference."""
+
+    def build(seed: int, mean: float) -> str:
+        version = registry.register(new_bundle(seed), name, tracking_uri=uri)
+        losses = [mean + hardness for hardness in (0.0, 1.0, 2.0) * 9]
+        document = new_document(losses, adapter=version.digest)
+        registry.record_evaluation(version.ref, document, tracking_uri=uri)
+        return str(version.ref)
+
+    return build
+
+
+def test_the_better_is_promoted_by_what_was_measured_and_can_be_taken_back(
+    uri: str, name: str, add: Callable[[int, float], str]
+) -> None:
+    rule = registry.PromotionRule()
+    refs = [add(1, 1.0), add(2, 0.5), add(3, 0.75)]
+    decisions = [registry.promote(ref, rule, tracking_uri=uri) for ref in refs]
+    assert [decision.promoted for decision in decisions] == [True, True, False]
+    aliases = {v.version: v.aliases for v in registry.list_adapters(tracking_uri=uri, name=name)}
+    assert aliases == {1: (), 2: ("champion",), 3: ("challenger",)}
+    registry.rollback(name, why="it swears", tracking_uri=uri)
+    registry.retire(refs[1], "it swears", tracking_uri=uri)
+    assert registry.get(f"{name}@champion", tracking_uri=uri).version == 1
+    assert registry.get(refs[1], tracking_uri=uri).retired.startswith("it swears")
+    moves = [m for m in registry.history(name, tracking_uri=uri) if m.alias == "champion"]
+    assert [(m.source, m.target) for m in moves] == [(None, 1), (1, 2), (2, 1)]
+    assert [m.why for m in moves] == [decisions[0].reason, decisions[1].reason, "it swears"]
+
+
+def test_of_two_promoted_at_once_the_better_is_champion(
+    uri: str, name: str, add: Callable[[int, float], str]
+) -> None:
+    rule = registry.PromotionRule()
+    refs = [add(1, 1.0), add(2, 0.75), add(3, 0.5)]
+    registry.promote(refs[0], rule, tracking_uri=uri)
+    start, promoted = threading.Barrier(2), {}
+
+    def race(ref: str) -> None:
+        start.wait()
+        promoted[ref] = registry.promote(ref, rule, tracking_uri=uri).promoted
+
+    threads = [threading.Thread(target=race, args=[ref]) for ref in refs[1:]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert promoted[refs[2]]
+    assert registry.get(f"{name}@champion", tracking_uri=uri).version == 3
+    moves = [m for m in registry.history(name, tracking_uri=uri) if m.alias == "champion"]
+    assert [m.target for m in moves] == ([1, 2, 3] if promoted[refs[1]] else [1, 3])
+
+
+@pytest.mark.server
+def test_a_user_with_edit_needs_no_more(
+    as_admin: str,
+    shared_server: Any,
+    name: str,
+    new_bundle: Callable[..., Path],
+    new_document: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ledgers = adapters_experiment(connect(as_admin))
+    user = shared_server.add_user("eve", {("experiment", ledgers): "EDIT"})
+    for key, value in user.environment.items():
+        monkeypatch.setenv(key, value)
+    check_access(as_admin, f"of-{name}", name)
+    tracker = Tracker(as_admin, f"of-{name}")
+    tracker.start_sweep("s1", "sweep", {}, {})
+    run_id = tracker.start_trial("s1", 0, "trial", {"lora.rank": 4}, 100.0)
+    version = registry.register(new_bundle(), name, tracking_uri=as_admin, run_id=run_id)
+    document = new_document([1.0] * 9, adapter=version.digest)
+    registry.record_evaluation(version.ref, document, tracking_uri=as_admin)
+    assert registry.promote(version.ref, registry.PromotionRule(), tracking_uri=as_admin).promoted
+    registry.pull(f"{name}@champion", tmp_path / "pulled", tracking_uri=as_admin)
+    check_access(as_admin, f"of-{name}", name)
