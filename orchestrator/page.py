@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from orchestrator.wording import (
 if TYPE_CHECKING:
     from orchestrator.report import SweepReport
 
+_DETAIL = re.compile(r"(.+?) \(([^()]*\d[^()]*)\)")
 _PERPLEXITY = "perplexity"  # the exponential of the loss, which says it all
 _MEASURED = ("eval_loss", "eval_accuracy", "eval_token_accuracy", "train_loss")
 
@@ -204,17 +206,25 @@ def _board_cell(name: str, value: Any) -> str:
 
 
 def _outcomes(history: SweepHistory) -> str:
-    trials: dict[tuple[str, str], list[int]] = defaultdict(list)
+    """How trials ended and why; what a reason says of one trial stands with its number."""
+    ends: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     for record in history.trials.values():
-        trials[outcome_of(record), one_line(record.reason)].append(record.number)
+        what, detail = _split_reason(one_line(record.reason))
+        ends[outcome_of(record), what][record.number] = detail
     rows = []
-    for outcome, reason in sorted(
-        trials, key=lambda key: (UNRANKED_ORDER.index(key[0]), min(trials[key]))
+    for outcome, what in sorted(
+        ends, key=lambda key: (UNRANKED_ORDER.index(key[0]), min(ends[key]))
     ):
-        numbers = sorted(trials[outcome, reason])
-        texts = [cell(", ".join(map(str, numbers))), cell(reason)]
-        rows.append([cell(outcome), number(str(len(numbers))), *texts])
-    return table(["outcome", "count", "trials", "reason"], rows)
+        details = sorted(ends[outcome, what].items())
+        trials = ", ".join(f"{trial} ({text})" if text else str(trial) for trial, text in details)
+        rows.append([cell(outcome), number(str(len(details))), cell(what), cell(trials)])
+    return table(["outcome", "count", "reason", "trials"], rows)
+
+
+def _split_reason(reason: str) -> tuple[str, str]:
+    """What many trials can share, and the numbers in brackets at the end."""
+    match = _DETAIL.fullmatch(reason)
+    return (reason, "") if match is None else (match[1], match[2])
 
 
 def _finals(report: SweepReport) -> str:

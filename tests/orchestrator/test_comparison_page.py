@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from orchestrator.comparison_page import build_comparison_page, render_comparison
-from orchestrator.comparison_plots import plot_costs, plot_differences, plot_scores, short_names
 from registry.comparison import TRAINING, Comparison, Cost, Difference, Score
 from registry.significance import Interval
 
@@ -188,57 +187,6 @@ def test_foreign_text_is_text_on_the_page():
     page = build_comparison_page(strange)
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
-
-
-# ----------------------------------------------------------------------------------- the pictures
-
-
-def test_scores_have_a_panel_per_measure_and_a_colour_per_version():
-    comparison = build_comparison()
-    figure = plot_scores(comparison.scores, comparison.adapters)
-    titles = [each.text for each in figure.layout.annotations]
-    assert titles == ["loss (less is better)", "accuracy (more is better)"]
-    shown = [trace.name for trace in figure.data if trace.showlegend]
-    assert shown == ["demo/1", "demo/2", "demo/3"]
-    first = figure.data[0]
-    assert list(first.customdata) == ["trained", "merged"]
-    assert list(figure.layout.xaxis.ticktext) == ["trained", "merged"]
-    assert [round(first.x[0], 3), round(figure.data[1].x[0], 3)] == [-0.167, 0.0]  # side by side
-    assert list(first.error_y.array) == pytest.approx([0.2, 0.2])
-    recorded = figure.data[2]
-    assert list(recorded.marker.symbol) == ["circle-open"]
-    assert list(recorded.error_y.array) == [0.0]
-    assert plot_scores([], comparison.adapters) is None
-
-
-def test_the_forest_tells_clear_differences_from_others_beside_zero():
-    comparison = build_comparison()
-    figure = plot_differences(comparison.differences, comparison.adapters)
-    lines = {(trace.name, line) for trace in figure.data for line in trace.y}
-    assert lines == {
-        ("beyond chance", "/2 − /1, trained"),
-        ("beyond chance", "/2 − /1, merged"),
-        ("could be chance", "/2 − /1, trained"),
-    }
-    assert [shape.x0 for shape in figure.layout.shapes] == [0, 0]
-    refused = [one for one in comparison.differences if one.interval is None]
-    assert plot_differences(refused, comparison.adapters) is None
-
-
-def test_costs_are_drawn_where_they_were_measured():
-    figure = plot_costs(build_comparison())
-    points = {(trace.name, trace.xaxis): (trace.x[0], trace.y[0]) for trace in figure.data}
-    assert points[("demo/1, trained", "x")] == (pytest.approx(0.9216), 1.0)
-    assert points[("demo/2, merged", "x2")] == (2.5, 0.625)
-    assert ("demo/2, merged", "x") not in points  # no adapter beside a merged base
-    shown = [trace.name for trace in figure.data if trace.showlegend]
-    assert sorted(shown) == ["demo/1, trained", "demo/2, merged", "demo/2, trained"]
-    assert plot_costs(build_comparison(costs=())) is None
-
-
-def test_names_are_shortened_where_they_say_the_same():
-    assert short_names(("demo/1", "demo/2")) == {"demo/1": "/1", "demo/2": "/2"}
-    assert short_names(("a/1", "b/1")) == {"a/1": "a/1", "b/1": "b/1"}
 
 
 def test_recorded_settings_are_short_and_equal_scores_are_no_chance():

@@ -558,3 +558,23 @@ def test_the_summary_says_what_was_allowed(spec: SweepSpec) -> None:
     spec = replace(spec, budget=budget)
     text = " ".join(show(tell_report(spec, tell_finals(spec)), 80).split())
     assert "1:01:40 of 2:03:20 of CPU, 30:00 of GPU, 1.50 of 6.00 in money" in text
+
+
+def test_outcomes_gather_trials_that_ended_for_the_same_reason(
+    spec: SweepSpec, tmp_path: Path
+) -> None:
+    story = Story(spec)
+    for number, numbers in ((0, "6.2 < 6.4"), (1, "6.3 < 6.9")):
+        reason = f"others were better at step 4 (rung 1: {numbers})"
+        story.trial(number, [7.0], "stopped", reason)
+    story.trial(2, [0.5], "completed", "trained 20 steps")
+    story.trial(3, [], "failed", "host lost (h001) at step 3")
+    write_report(tell_report(spec, story.history), spec, story.history, tmp_path)
+    page = (tmp_path / "report.html").read_text().partition("<h2>Outcomes and reasons</h2>")[2]
+    rows = [re.findall("<td[^>]*>(.*?)</td>", line) for line in page.splitlines()][:9]
+    assert [row for row in rows if row] == [
+        ["completed", "1", "trained 20 steps", "2"],
+        ["stopped", "2", "others were better at step 4",
+         "0 (rung 1: 6.2 &lt; 6.4), 1 (rung 1: 6.3 &lt; 6.9)"],
+        ["failed", "1", "host lost (h001) at step 3", "3"],
+    ]  # fmt: skip
