@@ -267,7 +267,7 @@ def sweep_values(inputs: Path, model: str) -> dict[str, object]:
         "schedule": {"algorithm": "asha", "grace_steps": 2 * EVERY},
         "budget": {"trials": 5},
         "hosts": {"seats": 1},
-        "finals": {"top": 2, "seeds": 1},
+        "finals": {"top": 2, "seeds": 1, "forms": ["trained"]},
         "register": {"name": model, "top": 1},
     }  # fmt: skip
 

@@ -141,20 +141,5 @@ def forms_of(finals: FinalsSpec, quantization: str) -> tuple[Form, ...]:
     return tuple(form for form in finals.forms if form in ("trained", "merged"))
 
 
-def require_gate(finals: FinalsSpec, register: RegisterSpec) -> None:
-    """Refuse a gate that would find nothing to compare.
-
-    Raises:
-        SweepSpecError: The finals do not score the form that is promoted.
-    """
-    require(
-        not register.promote or register.form in finals.forms,
-        "register.form",
-        register.form,
-        f"one of finals.forms ({', '.join(finals.forms) or 'none'}) with register.promote",
-        "Add it to finals.forms, or set register.promote to false.",
-    )
-
-
 def _require_level(where: str, level: float) -> None:
     require(0.5 <= level < 1, where, level, "0.5 <= level < 1", "Use 0.95.")

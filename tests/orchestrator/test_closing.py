@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.closing import FinalsSpec, RegisterSpec, require_gate
+from orchestrator.closing import FinalsSpec, RegisterSpec, forms_of
 from orchestrator.errors import SweepSpecError
 
 
@@ -47,8 +47,7 @@ def test_gate_compares_what_the_sweep_is_about(objective: str, written: str, mea
     assert RegisterSpec(metric=written).measure(objective) == measure
 
 
-def test_a_form_that_is_not_scored_cannot_be_promoted() -> None:
-    finals = FinalsSpec(forms=("trained",))
-    with pytest.raises(SweepSpecError, match=r"^register\.form: got 'merged'.*\(trained\)"):
-        require_gate(finals, RegisterSpec(form="merged"))
-    require_gate(finals, RegisterSpec(form="merged", promote=False))
+def test_a_base_that_is_not_quantized_has_fewer_forms() -> None:
+    finals = FinalsSpec(forms=("trained", "requantized"))
+    assert forms_of(finals, "nf4") == ("trained", "requantized")
+    assert forms_of(finals, "none") == ("trained",)

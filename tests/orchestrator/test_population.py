@@ -43,7 +43,7 @@ def swept(local_ray, tiny_base, tiny_data, tmp_path_factory):
             },
             "schedule": {"algorithm": "pbt", "grace_steps": 2, "population": 5, "quantile": 0.5},
             "budget": {"trials": TRIALS},
-            "finals": {"top": 1, "seeds": 0},
+            "finals": {"top": 1, "seeds": 0, "forms": []},
             "hosts": {"seats": 5},
         },
         tiny_data.parent,

@@ -59,7 +59,7 @@ def sweep_of(base, data, **changes):
         "schedule": {"algorithm": "none"},
         "budget": {"trials": TRIALS},
         "hosts": {"seats": 2},
-        "finals": {"top": 1, "seeds": 0},
+        "finals": {"top": 1, "seeds": 0, "forms": []},
         "register": {"name": "tiny-adapter"},
         **changes,
     }  # fmt: skip
@@ -337,7 +337,7 @@ def test_rows_may_be_given_in_code(local_ray, tiny_base, tiny_data, tmp_path):
         optim=OptimSpec(steps=4, learning_rate=1e-2, batch_size=4),
         eval=EvalSpec(every=4),
         budget=BudgetSpec(trials=1),
-        finals=FinalsSpec(seeds=0),
+        finals=FinalsSpec(seeds=0, forms=()),
     )
     report, _ = run_quietly(spec, tmp_path / "runs" / "in-code")
     assert (report.best.trial, report.best.ref) == (0, None)

@@ -10,7 +10,6 @@ from rich.console import Console
 
 import registry
 from orchestrator import run_sweep
-from orchestrator.closing import FinalsSpec
 from orchestrator.events import read_events
 from orchestrator.sections import BudgetSpec
 from orchestrator.spec import parse_sweep
@@ -31,7 +30,7 @@ def sweep_of(base, data, **changes):
             "train": str(data), "validation_fraction": 0.2, "test_fraction": 0.2, "max_tokens": 32,
         },
         "optim": {"steps": 8, "batch_size": 4},
-        "eval": {"every": 4},
+        "eval": {"every": 4, "keep_every": 4},
         "space": {
             "lora.rank": {"choice": [2, 4]},
             "lora.alpha": {"tied": "2 * lora.rank"},
@@ -41,7 +40,7 @@ def sweep_of(base, data, **changes):
         "schedule": {"algorithm": "none"},
         "budget": {"trials": TRIALS},
         "hosts": {"seats": 2},
-        "finals": {"top": 2, "seeds": 1},
+        "finals": {"top": 2, "seeds": 1, "forms": []},
         "register": {"name": "tiny-adapter"},
         **changes,
     }  # fmt: skip
@@ -70,7 +69,10 @@ def tracked(storage):
 @pytest.fixture(scope="module")
 def swept(local_ray, tiny_base, tiny_data, tmp_path_factory):
     storage = tmp_path_factory.mktemp("runs") / "tiny"
-    spec = parse_sweep(sweep_of(tiny_base, tiny_data), tiny_data.parent)
+    finals = {"top": 2, "seeds": 1, "forms": ["trained", "merged"], "max_new_tokens": 3}
+    values = sweep_of(tiny_base, tiny_data, finals=finals)
+    values["base"]["quantization"] = "none"
+    spec = parse_sweep(values, tiny_data.parent)
     report, said = run_quietly(spec, storage)
     return SimpleNamespace(spec=spec, storage=storage, report=report, said=said)
 
@@ -127,6 +129,34 @@ def test_the_version_is_the_adapter_that_stands_for_the_winner(swept):
     assert swept.report.best.trial == winner.adapter.number
 
 
+def test_each_finalist_is_scored_as_it_would_be_served(swept):
+    for standing in swept.report.finals:
+        forms = read_history(swept.storage).trials[standing.adapter.number].forms
+        assert list(forms) == ["trained", "merged"]
+        # what PEFT makes of the bundle is what the engine measured
+        measured = standing.adapter.final_metrics
+        assert forms["trained"]["loss"] == pytest.approx(measured["test_loss"], rel=1e-4)
+        assert forms["trained"]["accuracy"] == measured["test_accuracy"]
+        assert forms["trained"]["exact_match"] == measured["test_accuracy"]
+        # an unquantized base merged in float32 says the same
+        assert abs(forms["merged"]["loss.difference"]) < 1e-3
+        assert (
+            forms["merged"]["loss.low"] <= forms["merged"]["loss"] <= forms["merged"]["loss.high"]
+        )
+
+
+def test_what_was_scored_is_kept_with_the_version(swept):
+    uri = f"sqlite:///{swept.storage.parent / 'mlflow.db'}"
+    champion = registry.get("tiny-adapter@champion", tracking_uri=uri)
+    evaluations = registry.list_evaluations(champion.ref, tracking_uri=uri)
+    assert {one.form for one in evaluations} == {"trained", "merged"}
+    assert {one.data.digest for one in evaluations} == {champion.tags["data.test"]}
+    assert champion.tags["checkpoints"] == "4"
+    (move,) = registry.history("tiny-adapter", tracking_uri=uri)
+    assert (move.alias, move.target) == ("champion", champion.version)
+    assert "sweep tiny" in move.why
+
+
 def test_what_was_spent_is_told(swept):
     assert swept.report.spent["cpu_seconds"] > 0
     assert swept.report.spent["wall_clock_s"] > 0
@@ -136,7 +166,7 @@ def test_what_was_spent_is_told(swept):
 @pytest.fixture(scope="module")
 def more_seeds(swept):
     """The same folder with one seed more in the finals."""
-    spec = replace(swept.spec, finals=FinalsSpec(top=2, seeds=2))
+    spec = replace(swept.spec, finals=replace(swept.spec.finals, seeds=2))
     report, said = run_quietly(spec, swept.storage)
     return SimpleNamespace(report=report, said=said)
 
@@ -161,7 +191,7 @@ def test_a_sweep_in_a_bucket_goes_on_from_another_machine(
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
-        values = sweep_of(tiny_base, tiny_data, finals={"top": 1, "seeds": 0})
+        values = sweep_of(tiny_base, tiny_data, finals={"top": 1, "seeds": 0, "forms": []})
         spec = parse_sweep(values | {"budget": {"trials": 2}}, tmp_path)
         first, _ = run_quietly(spec, s3_location)
         assert (first.status, first.best.ref) == ("completed", "tiny-adapter/1")
