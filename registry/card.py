@@ -45,7 +45,8 @@ class CardFacts:
         sweep: How it was found, as far as known: `name`, `id`, `trials` tried, its `rank` among
             them, and of the finals `metric`, `mean`, `half_width` and `runs`.
         evaluations: What was measured of it; the first of a form and set of rows counts.
-        base_scores: Measures of the base alone, by the name of the rows.
+        base_scores: Measures of the base alone, by the name of the rows; `test_loss` and
+            `eval_loss` count as `loss`.
         licenses: Of `base`, `data` and `adapter`, as far as stated.
         confidence: Of the intervals.
     """
@@ -166,7 +167,7 @@ def _scores(facts: CardFacts) -> str:
     measures = _measures(evaluations)
     rows = [_score_row(facts, one, measures) for one in evaluations]
     for data in dict.fromkeys(one.data.name for one in evaluations):
-        base = facts.base_scores.get(data)
+        base = _base_alone(facts, data)
         if base:
             values = [_number(base[name]) if name in base else "–" for name in measures]
             rows.append(["base alone", plain(data), *values])
@@ -179,6 +180,13 @@ def _scores(facts: CardFacts) -> str:
         f"\n\nOn {counted}; in brackets intervals at {facts.confidence:.0%} over rows. They speak "
         "of rows like these, and of no others."
     )
+
+
+def _base_alone(facts: CardFacts, data: str) -> dict[str, float]:
+    scores = facts.base_scores.get(data, {})
+    return {
+        name.removeprefix("test_").removeprefix("eval_"): value for name, value in scores.items()
+    }
 
 
 def _newest(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -216,7 +224,7 @@ def _recorded_scores(facts: CardFacts) -> str:
     metrics = facts.manifest["metrics"]
     rows = []
     for prefix, data in (("test_", "test"), ("eval_", "validation")):
-        base = facts.base_scores.get(data, {})
+        base = _base_alone(facts, data)
         for name in ("loss", "accuracy", "token_accuracy"):
             value = metrics.get(prefix + name)
             if value is not None:

@@ -96,7 +96,8 @@ def test_scores_stand_beside_those_of_the_base_with_intervals(facts):
 
 
 def test_without_evaluations_the_card_has_what_training_measured(facts):
-    card = build_card(replace(facts, evaluations=()))
+    named = {"test": {"test_loss": 2.5}}  # as training names them
+    card = build_card(replace(facts, evaluations=(), base_scores=named))
     assert ["test", "loss", "1.25", "2.5"] in tables_of(card)[0]
     assert "without intervals" in card
 

@@ -1,6 +1,7 @@
 """Versions side by side, on a real database."""
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,24 @@ def test_the_same_adapter_under_two_names_is_compared_and_said(
     found = compare([versions[0].ref, twin.ref], tracking_uri=tracking_uri)
     assert found.differing == {}
     assert f"{versions[0].ref} and {twin.ref} are the same adapter." in found.notes
+
+
+def test_an_earlier_step_is_compared_with_the_end_of_its_training(
+    tracking_uri, new_bundle, write_manifest, new_document, tmp_path, name
+):
+    bundle = new_bundle()
+    earlier = tmp_path / "step-20"
+    shutil.copytree(bundle, earlier)
+    digest = write_manifest(earlier, steps=20)["digest"]
+    register(bundle, name, tracking_uri=tracking_uri, checkpoints={20: earlier})
+    step = f"{name}/1@step-20"
+    record_evaluation(step, new_document(BAD, adapter=digest), tracking_uri=tracking_uri)
+    found = compare([step, f"{name}/1"], tracking_uri=tracking_uri)
+    assert found.adapters == (step, f"{name}/1")
+    assert found.differing == {"steps": ("20", "80")}
+    scores = {(one.adapter, one.is_recorded) for one in found.scores}
+    assert scores == {(step, False), (f"{name}/1", True)}  # metrics are of the end
+    (difference,) = found.differences
+    assert f"no evaluation of {name}/1" in difference.reason
+    with pytest.raises(AdapterNotFoundError, match="step-20"):
+        compare([f"{name}/1@step-30", f"{name}/1"], tracking_uri=tracking_uri)
