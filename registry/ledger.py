@@ -27,6 +27,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
+from registry.access import ADAPTERS_EXPERIMENT
 from registry.connection import connect, is_already_there, is_missing, plain_errors
 from registry.errors import ConflictError
 from registry.refs import require_name
@@ -37,7 +38,6 @@ logger = logging.getLogger(__name__)
 OUTSIDE = "outside lorchestra"
 """Who moved an alias that stands elsewhere than its last move put it."""
 
-_EXPERIMENT = "lorchestra-adapters"
 _LEDGER_TAG = "lorchestra.ledger"
 _MOVE, _DONE = "move.", "done."
 # MLflow cuts params at 6000 characters; JSON may make six of one.
@@ -198,7 +198,7 @@ def append(client: MlflowClient, run_id: str, move: AliasMove) -> None:
 
 def adapters_experiment(client: MlflowClient) -> str:
     """Id of the experiment of what no sweep recorded: ledgers, and adapters without a run."""
-    return find_experiment(client, _EXPERIMENT, artifact_location_for(client.tracking_uri))
+    return find_experiment(client, ADAPTERS_EXPERIMENT, artifact_location_for(client.tracking_uri))
 
 
 def mark(
