@@ -161,6 +161,12 @@ def servers() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def pages() -> ModuleType:
+    """`pages.py`: MLflow's pages in a browser."""
+    return _module_beside("pages")
+
+
+@pytest.fixture(scope="session")
 def shared_postgres(servers: ModuleType) -> Iterator[Any]:
     """A real PostgreSQL (`servers.Postgres`); `create(name)` makes a database in it."""
     programs = servers.find_postgres()
