@@ -160,8 +160,11 @@ def _show(options: argparse.Namespace) -> int:
     import registry
     from orchestrator.adapters import render_version
 
-    version = registry.get(options.ref, tracking_uri=tracking_uri_of(options))
-    Console().print(render_version(version))
+    uri = tracking_uri_of(options)
+    version = registry.get(options.ref, tracking_uri=uri)
+    evaluations = registry.list_evaluations(options.ref, tracking_uri=uri)
+    moves = registry.history(version.name, tracking_uri=uri)
+    Console().print(render_version(version, evaluations, moves))
     return 0
 
 
@@ -174,11 +177,11 @@ def _pull(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    import registry
     from orchestrator.comparison_page import build_comparison_page, render_comparison
     from orchestrator.files import replace_file
-    from registry.comparison import compare
 
-    comparison = compare(options.refs, tracking_uri=tracking_uri_of(options))
+    comparison = registry.compare(options.refs, tracking_uri=tracking_uri_of(options))
     Console().print(render_comparison(comparison))
     if options.html is not None:
         options.html.parent.mkdir(parents=True, exist_ok=True)
@@ -383,7 +386,8 @@ def _clean(options: argparse.Namespace) -> int:
     uri = tracking_uri_of(options)
     found = find_garbage(uri)
     for each in found:
-        print(each)
+        size = "" if each.bytes is None else f"{each.bytes / 1e6:,.1f} MB"
+        print(f"{each.model_id}  {each.changed_at.astimezone():%Y-%m-%d %H:%M}  {size:>12}")
     if not found:
         print("nothing to remove: every model belongs to a version")
     elif options.yes:

@@ -20,7 +20,7 @@ from rich.console import Console
 # Only what starts in a moment; a subcommand imports the rest.
 from orchestrator.adapters_cli import add_adapter_commands, add_runs_option, tracking_uri_of
 from orchestrator.errors import SweepError, SweepSpecError
-from registry.errors import RefError, RegistryError
+from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
-    except (SweepSpecError, SpecError, RefError) as error:
+    except (SweepSpecError, SpecError, RefError, RuleError) as error:
         return _complain(error, code=2)
     except (SweepError, TrialError, RegistryError) as error:
         return _complain(error, code=1)

@@ -215,6 +215,13 @@ def decode_events(content: bytes, source: str) -> Iterator[Event]:
                 f"{source}, line {number}: not an event ({error}); allowed: lines that lorchestra "
                 "wrote. Restore the file from a copy, or start the sweep in another folder."
             ) from error
+        lacking = EVENTS.get(event.kind, frozenset()) - event.fields.keys()
+        if lacking:
+            raise SweepStorageError(
+                f"{source}, line {number}: event {event.kind!r} lacks {', '.join(sorted(lacking))}"
+                "; allowed: logs of this version. Read it with the version that wrote it, or "
+                "start the sweep in another folder."
+            )
         yield event
 
 

@@ -6,9 +6,10 @@ what they measured.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.closing import RegisterSpec
@@ -82,7 +83,9 @@ class Registration:
     def _register(self, section: RegisterSpec, rank: int, standing: Standing) -> AdapterVersion:
         trial = standing.adapter
         bundle = self.storage.fetch_bundle(trial.number)
-        version = register(
+        facts = self._facts(section, rank, standing, read_bundle(bundle))
+        complete = functools.partial(
+            register,
             bundle,
             section.name,
             tracking_uri=self.tracking_uri,
@@ -93,19 +96,21 @@ class Registration:
                 "lorchestra.rank": str(rank),
                 **_standing_tags(standing),
             },
-            form=_form(section, trial),
+            form=facts.form,
             checkpoints=self.storage.fetch_kept(trial.number, _kept_steps(self.spec, trial)),
-            card=self._card(section, rank, standing, read_bundle(bundle)),
         )
+        version = complete(card=build_card(facts))
+        # Once more with its number, which nobody knows before.
+        version = complete(card=build_card(replace(facts, version=version.version)))
         if trial.ref != str(version.ref):
             self.record.add(
                 "registered", trial=trial.number, ref=str(version.ref), digest=version.digest
             )
         return version
 
-    def _card(
+    def _facts(
         self, section: RegisterSpec, rank: int, standing: Standing, manifest: Mapping[str, Any]
-    ) -> str:
+    ) -> CardFacts:
         history, trial = self.record.history, standing.adapter
         sweep = {
             "name": self.spec.name,
@@ -118,7 +123,7 @@ class Registration:
             "runs": len(standing.values),
         }
         base = history.base_metrics.get(group_key(TrialSpec.from_dict(trial.spec)), {})
-        facts = CardFacts(
+        return CardFacts(
             name=section.name,
             manifest=manifest,
             form=_form(section, trial),
@@ -133,7 +138,6 @@ class Registration:
             licenses={str(of): name for of, name in section.licenses.items()},
             confidence=section.confidence,
         )
-        return build_card(facts)
 
     def _promote(self, section: RegisterSpec, version: AdapterVersion) -> None:
         rule = PromotionRule(

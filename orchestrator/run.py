@@ -1,7 +1,7 @@
 """A sweep from its spec to its report. Read this page first.
 
     open the storage folder   event log: a new sweep, or one to go on with
-    check the data            every row, before anything is started
+    check the data, MLflow    every row, every permission, before anything is started
     start Ray, hosts          embedded, or the cluster it is told of
     search                    Ray Tune asks Optuna, seats trials on hosts, stops the weak
     finals                    the best on test rows, beside the bare base
@@ -61,6 +61,7 @@ from orchestrator.storage import SweepStorage
 from orchestrator.supervision import Supervisor, Verdicts
 from orchestrator.tuning import Stage
 from registry import RegistryError, Tracker, best_specs, tracking_uri_for
+from registry.access import check_access
 from trainables.data import read_raw_splits
 
 logger = logging.getLogger(__name__)
@@ -111,12 +112,16 @@ def run_sweep(
         DataError: A row cannot be used.
         SweepStorageError: The folder holds another sweep, is in use, or cannot be written.
         SweepFailedError: No trial came to an adapter.
+        TrackingError: MLflow does not let this user in, or not write; one that is away is no
+            error.
         KeyboardInterrupt: Interrupted; the same call goes on.
     """
     kept = SweepStorage(storage or RUNS / spec.name)
     folder = kept.folder
     spec = spec.with_saved_rows(folder / DATA_FOLDER)
     read_raw_splits(spec.data)
+    tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
+    check_access(tracking_uri, EXPERIMENT, spec.register.name if spec.register else None)
     console = console or Console(file=sys.stdout)
     with (
         library_chatter_to(folder / LOG_FILE),
@@ -126,7 +131,6 @@ def run_sweep(
         hush_noisy_loggers()
         kept.pull(CURSOR_FILE)
         history = SweepHistory.read(log.path)
-        tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
         delivery = Delivery(
             spec,
             log.path,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from registry.adapters import AdapterVersion, get, list_adapters
     from registry.aliases import retire, rollback, set_alias, unretire
+    from registry.comparison import Comparison, compare
     from registry.errors import (
         AdapterNotFoundError,
         ConflictError,
@@ -33,6 +34,7 @@ __all__ = [
     "AdapterRef",
     "AdapterVersion",
     "AliasMove",
+    "Comparison",
     "ConflictError",
     "Evaluation",
     "IntegrityError",
@@ -43,6 +45,7 @@ __all__ = [
     "Tracker",
     "TrackingError",
     "best_specs",
+    "compare",
     "get",
     "history",
     "list_adapters",
@@ -62,6 +65,7 @@ __all__ = [
 _HOMES = {
     "registry.adapters": ("AdapterVersion", "get", "list_adapters"),
     "registry.aliases": ("retire", "rollback", "set_alias", "unretire"),
+    "registry.comparison": ("Comparison", "compare"),
     "registry.errors": (
         "AdapterNotFoundError",
         "ConflictError",

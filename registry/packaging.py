@@ -26,7 +26,7 @@ _CODE = Path(__file__).with_name("flavor.py")
 _PARAMS = {"max_new_tokens": 64}
 
 
-def write_model(
+def write_model(  # noqa: PLR0913
     bundle: Path,
     manifest: Mapping[str, Any],
     folder: Path,

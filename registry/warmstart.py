@@ -63,7 +63,8 @@ def best_specs(
     with plain_errors(tracking_uri):
         for version in versions[:limit]:
             manifest = _read_manifest(client, version, tracking_uri)
-            if manifest is not None:
+            # One made smaller was not trained with what its manifest says.
+            if manifest is not None and "derived" not in manifest:
                 spec = {key: manifest[key] for key in _SECTIONS if key in manifest}
                 specs.append(_with_named_targets(spec, client, version))
     return specs

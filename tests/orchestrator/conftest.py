@@ -20,6 +20,8 @@ from orchestrator.history import SweepHistory
 from orchestrator.layout import bundle_folder
 from orchestrator.recording import SweepRecord
 from orchestrator.spec import BudgetSpec, SweepSpec
+from trainables.base import load_base
+from trainables.engine import Engine
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 
@@ -192,3 +194,43 @@ def build_scene(tmp_path):
     yield build
     for scene in scenes:
         scene.log.close()
+
+
+@pytest.fixture(scope="session")
+def write_bundle():
+    """Writes a registrable bundle of meaningless weights, as the registry's tests do."""
+    path = Path(__file__).parents[1] / "registry" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("registry_fixtures", path)
+    fixtures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fixtures)
+
+    def write(folder, seed, metrics, **records):
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        weights = fixtures.np.full((4, 4), seed, dtype="float32")
+        fixtures.save_file({"w": weights}, folder / "adapter_model.safetensors")
+        fixtures._write_manifest(folder, seed=seed, metrics=metrics, **records)
+
+    write.document = fixtures._new_document
+    return write
+
+
+@pytest.fixture(scope="session")
+def real_bundle(
+    tiny_base: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A bundle of the tiny base that an engine trained and wrote."""
+    base = BaseSpec(model=str(tiny_base), quantization="nf4", compute_dtype="float32")
+    spec = TrialSpec(
+        base=base,
+        lora=LoraSpec(rank=4, targets=("q_proj", "v_proj")),
+        optim=OptimSpec(steps=4, learning_rate=0.05),
+        data=DataSpec(train=str(tiny_data)),
+        eval=EvalSpec(every=4),
+    )
+    engine = Engine(load_base(base))
+    engine.join("solo", spec)
+    for _ in range(4):
+        engine.step(("solo",))
+    folder = tmp_path_factory.mktemp("real") / "bundle"
+    engine.export("solo", folder, engine.evaluate("solo"))
+    return folder

@@ -64,6 +64,18 @@ def test_a_sweep_that_cannot_work_is_refused_by_its_field(capsys, workplace, cha
     assert not Path("runs").exists()
 
 
+def test_mlflow_that_cannot_be_meant_is_refused_before_anything_starts(capsys, monkeypatch):
+    rows = [json.dumps({"prompt": f"{n} ->", "completion": " b"}) for n in range(60)]
+    Path("rows.jsonl").write_text("\n".join(rows))
+    write_sweep(data={"train": "rows.jsonl"})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://user:secret@example.org")
+    assert main(["run", "sweep.yaml"]) == 1
+    said = complaint(capsys)
+    assert "MLFLOW_TRACKING_URI: got 'ftp://" in said
+    assert "secret" not in said
+    assert not Path("runs/tiny/events.jsonl").exists()
+
+
 def test_a_missing_sweep_file_is_named(capsys):
     assert main(["run", "nowhere.yaml"]) == 2
     assert "nowhere.yaml" in complaint(capsys)

@@ -151,3 +151,10 @@ def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SweepStorageError, match="cannot be written"):
         EventLog(tmp_path / "file" / "events.jsonl")
+
+
+def test_an_event_of_another_version_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event": "base_evaluated", "at": 1.0, "metrics": {}}\n')
+    with pytest.raises(SweepStorageError, match="'base_evaluated' lacks base, split"):
+        list(read_events(path))

@@ -8,44 +8,22 @@ import pytest
 from orchestrator.cluster import shape_of_workers
 from orchestrator.scoring import Scored, ScoringOrder, read_files, score
 from trainables.assessment import assess_bundle
-from trainables.base import load_base
-from trainables.engine import Engine
 from trainables.evaluation_spec import EvaluationSpec
-from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 pytestmark = pytest.mark.ray
 ROWS = tuple({"prompt": f"{letter * 3} ->", "completion": " x"} for letter in "abcdef")
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_base: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = BaseSpec(model=str(tiny_base), quantization="nf4", compute_dtype="float32")
-    spec = TrialSpec(
-        base=base,
-        lora=LoraSpec(rank=4, targets=("q_proj", "v_proj")),
-        optim=OptimSpec(steps=4, learning_rate=0.05),
-        data=DataSpec(train=str(tiny_data)),
-        eval=EvalSpec(every=4),
-    )
-    engine = Engine(load_base(base))
-    engine.join("solo", spec)
-    for _ in range(4):
-        engine.step(("solo",))
-    folder = tmp_path_factory.mktemp("scoring") / "bundle"
-    engine.export("solo", folder, engine.evaluate("solo"))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def scored(
-    local_ray: None, bundle: Path, tmp_path_factory: pytest.TempPathFactory
+    local_ray: None, real_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, str], Scored]:
     """One round with everything in it: starting workers takes most of the time."""
     metric = tmp_path_factory.mktemp("metric") / "deadly.py"
     metric.write_text("import os\n\ndef deadly(predictions, references):\n    os._exit(1)\n")
 
     def order(*forms: str, **how: Any) -> ScoringOrder:
-        files, how = read_files(bundle), EvaluationSpec(**how)
+        files, how = read_files(real_bundle), EvaluationSpec(**how)
         return ScoringOrder(files=files, forms=forms, source=ROWS, how=how)
 
     orders = {
@@ -57,8 +35,8 @@ def scored(
     return {(one.key, one.form): one for one in score(orders, shape_of_workers())}
 
 
-def test_a_worker_finds_what_is_found_without_ray(scored: Any, bundle: Path) -> None:
-    (alone,) = assess_bundle(bundle, ("merged",), ROWS, EvaluationSpec())
+def test_a_worker_finds_what_is_found_without_ray(scored: Any, real_bundle: Path) -> None:
+    (alone,) = assess_bundle(real_bundle, ("merged",), ROWS, EvaluationSpec())
     found = scored["fine", "merged"]
     assert found.error == ""
     assert found.document["examples"] == alone["examples"]
