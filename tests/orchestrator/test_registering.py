@@ -158,7 +158,7 @@ def test_a_version_has_a_card(evaluated, database, write_bundle, tmp_path):
     score(evaluated, write_bundle, 1, [1.0, 2.0, 3.0])
     register(evaluated, database)
     card = connect(database).get_model_version(section.name, "1").description
-    for fact in ("tiny", "owner/name", "CC-BY-4.0", section.name, "| trained |"):
+    for fact in ("tiny", "owner/name", "CC-BY-4.0", section.name, "**trained**"):
         assert fact in card
     bundle = pull(f"{section.name}/1", tmp_path / "pulled", tracking_uri=database)
     assert (bundle / "card.md").read_text().splitlines()[-1] in card
