@@ -5,6 +5,7 @@ waits for what it wants to see.
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,16 +104,25 @@ class Pages:
     def choose_columns(self, *names: str) -> None:
         """Tick columns in the list behind the button "Columns"; all of them can be seen then."""
         self.page.set_viewport_size(_WIDE_WINDOW)
+        self._turn_columns(names)
+        for name in names:
+            expect(self._head(name)).to_be_visible()
+
+    def hide_columns(self, *names: str) -> None:
+        """Untick columns that are ticked."""
+        self._turn_columns(names)
+        for name in names:
+            expect(self._head(name)).to_be_hidden()
+
+    def _turn_columns(self, names: Sequence[str]) -> None:
         self.page.get_by_role("button", name="Columns", exact=True).click()
         for name in names:
             self.page.get_by_placeholder("Search columns").fill(name)
-            entry = self.page.locator("[class*=tree-treenode]").filter(
-                has=self.page.get_by_text(name, exact=True)
-            )
+            # Bold is what the search found: before that, a click would hit a list that moves.
+            found = self.page.locator("strong", has_text=re.compile(rf"^{re.escape(name)}$"))
+            entry = self.page.locator("[class*=tree-treenode]").filter(has=found)
             entry.last.locator("[class*=tree-checkbox]").first.click()
         self.page.keyboard.press("Escape")
-        for name in names:
-            expect(self._head(name)).to_be_visible()
 
     def run_names(self) -> list[str]:
         """Names of the runs in the order of the table."""
@@ -188,12 +198,17 @@ class Pages:
         )
         return [title for _, title in sorted(by_place)]
 
-    def curves(self, title: str, count: int) -> dict[str, list[tuple[float, float]]]:
-        """What a chart by step draws: points by the run's name, once it draws this many curves."""
+    def await_chart(self, title: str) -> Locator:
+        """The card of one chart by step, drawn."""
         card = self.page.get_by_test_id("experiment-view-compare-runs-card").filter(
             has=self.page.get_by_role("heading", name=title, exact=True)
         )
         expect(card.get_by_text("Step", exact=True)).to_be_visible()
+        return card
+
+    def curves(self, title: str, count: int) -> dict[str, list[tuple[float, float]]]:
+        """What a chart by step draws: points by the run's name, once it draws this many curves."""
+        card = self.await_chart(title)
         # A curve with markers has a second trace, which is its smoothed line.
         marked = "p => p.data.filter(t => t.mode === 'lines+markers' && t.x.length)"
         plot = card.locator(".js-plotly-plot")

@@ -216,8 +216,8 @@ def test_the_adapter_shows_its_versions_and_its_champion(ui, swept):
 def test_a_version_shows_what_it_is(ui, swept):
     ui.open_model("tiny-adapter", 1)
     best = swept.trials[0]
-    assert ui.page.get_by_text("champion").is_visible()
-    assert ui.page.get_by_role("link", name=best.info.run_name).is_visible()
+    ui.page.get_by_text("champion").wait_for()
+    ui.page.get_by_role("link", name=best.info.run_name).wait_for()
     tags = ui.tags()
     assert tags["lora.rank"] == best.data.params["lora.rank"]
     assert tags["quantization"] == best.data.params["quantization"]
