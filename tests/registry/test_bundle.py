@@ -1,9 +1,11 @@
 """A bundle is what its manifest says and nothing else, or it is refused."""
 
+import hashlib
 import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,3 +94,16 @@ def test_pickle_under_a_good_name_is_refused(
     write_manifest(folder)
     with pytest.raises(IntegrityError, match="not in safetensors format"):
         read_bundle(folder)
+
+
+def test_a_file_outside_of_the_folder_is_refused(
+    new_bundle: Build, write_manifest: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """A manifest can be made that is true to itself and names a file elsewhere."""
+    bundle, outside = new_bundle(), tmp_path / "secret"
+    outside.write_text("secret")
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    record = {"sha256": hashlib.sha256(b"secret").hexdigest(), "bytes": 6}
+    write_manifest(bundle, files={**files, "../secret": record})
+    with pytest.raises(IntegrityError, match=r"files adapter_config\.json"):
+        read_bundle(bundle)
