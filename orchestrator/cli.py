@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from orchestrator.history import SweepHistory
     from orchestrator.spec import SweepSpec
 
+# MLflow opens on its pages for agents, where neither trials nor the model registry are in sight.
+_TRIALS_PAGE = "/#/experiments?workflowType=machine_learning"
 _FOLDER_HELP = "the sweep's folder, such as runs/NAME or s3://bucket/NAME"
 
 
@@ -213,7 +215,7 @@ def _ui(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with serve_ui(Path(uri.removeprefix("sqlite:///")), options.port) as server:
-            print(f"http://127.0.0.1:{options.port}", flush=True)
+            print(f"http://127.0.0.1:{options.port}{_TRIALS_PAGE}", flush=True)
             return server.wait()
     except KeyboardInterrupt:
         return 0

@@ -102,7 +102,7 @@ class NewsDesk:
         if record.number not in self._trials:
             news = TrialNews(
                 trial=record.number,
-                name=f"trial-{record.number:04d}",
+                name=_name(record),
                 params=describe(TrialSpec.from_dict(record.spec)),
                 started_at_s=record.started_at,
                 tags=_kinship(record),
@@ -182,6 +182,11 @@ _ON_TRIAL: Mapping[str, Callable[[TrialNews, TrialRecord, Event], None]] = {
     "trial_ended": _end,
     "final_evaluated": _final,
 }
+
+
+def _name(record: TrialRecord) -> str:
+    name = f"trial-{record.number:04d}"
+    return name if record.repeat_of is None else f"{name} (repeats {record.repeat_of:04d})"
 
 
 def _kinship(record: TrialRecord) -> dict[str, str]:

@@ -385,6 +385,8 @@ def describe(trial: TrialSpec) -> dict[str, Any]:
             name = f"{section}.{field_}"
             short = field_ if section == "base" else name
             flat[names.get(name, short)] = "+".join(value) if isinstance(value, tuple) else value
+    if trial.lora.alpha.is_integer():
+        flat["lora.alpha"] = int(trial.lora.alpha)  # as who filters by it writes it
     limits = {
         "data.max_tokens": trial.data.max_tokens,
         "data.train_max_tokens": trial.data.train_max_tokens,

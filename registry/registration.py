@@ -268,7 +268,8 @@ def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
         "tokens": manifest["tokens"],
         "optim.learning_rate": manifest["optim"].get("learning_rate"),
         **{f"base.{key}": base[key] for key in ("model", "revision", "digest", "compute_dtype")},
-        **{f"lora.{key}": lora[key] for key in ("rank", "alpha", "dropout", "rslora")},
+        **{f"lora.{key}": lora[key] for key in ("rank", "dropout", "rslora")},
+        "lora.alpha": f"{lora['alpha']:g}",  # 16, as who filters by it writes it
         **{f"data.{key}": value for key, value in data.items()},
         **{METRIC_PREFIX + key: float(value) for key, value in manifest["metrics"].items()},
     }

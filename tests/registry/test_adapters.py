@@ -23,7 +23,7 @@ def test_version_says_what_it_is(tracking_uri: str, new_bundle: Build, name: str
     assert version.metrics == {"eval_loss": 1.5, "test_loss": 1.25}
     expected = {
         "base.model": "owner/name", "base.revision": "c0ffee", "base.digest": "sha256:00",
-        "quantization": "nf4", "lora.rank": "4", "lora.alpha": "8.0", "seed": "7", "steps": "80",
+        "quantization": "nf4", "lora.rank": "4", "lora.alpha": "8", "seed": "7", "steps": "80",
         "lora.targets": "q_proj,v_proj", "data.test": "sha256:cc", "team": "a",
     }  # fmt: skip
     assert expected.items() <= version.tags.items()

@@ -135,7 +135,7 @@ def test_pages_can_be_filtered_by_what_the_version_is(
 ) -> None:
     version = register(new_bundle(), name, tracking_uri=tracking_uri, tags={"seed": "9"})
     shown = {
-        "lora.rank": "4", "lora.alpha": "8.0", "lora.targets": "q_proj,v_proj",
+        "lora.rank": "4", "lora.alpha": "8", "lora.targets": "q_proj,v_proj",
         "quantization": "nf4", "optim.learning_rate": "0.001", "seed": "7", "steps": "80",
         "base.model": "owner/name", "data.test": "sha256:cc", "serving.form": "trained",
     }  # fmt: skip
