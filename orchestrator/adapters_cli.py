@@ -267,9 +267,10 @@ def _shrink(options: argparse.Namespace) -> int:
 
 def _promote(options: argparse.Namespace) -> int:
     import registry
+    from registry.aliases import get_whole as whole_version
 
     uri = tracking_uri_of(options)
-    version = registry.get(options.ref, tracking_uri=uri)
+    version = whole_version(options.ref, tracking_uri=uri)
     rule = registry.PromotionRule(
         metric=options.metric,
         form=options.form or version.tags.get("serving.form", "trained"),
@@ -336,10 +337,10 @@ def _as_options(text: str) -> str:
 
 
 def _versions(options: argparse.Namespace, refs: Sequence[str]) -> list[AdapterVersion]:
-    import registry
+    from registry.aliases import get_whole as whole_version
 
     uri = tracking_uri_of(options)
-    return [registry.get(ref, tracking_uri=uri) for ref in refs]
+    return [whole_version(ref, tracking_uri=uri) for ref in refs]
 
 
 def _values(document: dict[str, object]) -> str:
@@ -391,8 +392,7 @@ def _clean(options: argparse.Namespace) -> int:
     if not found:
         print("nothing to remove: every model belongs to a version")
     elif options.yes:
-        collect_garbage(found, uri)
-        print(f"removed {len(found)}")
+        print(f"removed {len(collect_garbage(found, uri))}")
     else:
         print("nothing was removed; add --yes to remove these")
     return 0

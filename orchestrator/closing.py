@@ -20,6 +20,9 @@ License = Literal["base", "data", "adapter"]
 
 ALL_FORMS: tuple[Form, ...] = ("trained", "unquantized", "merged", "requantized")
 
+SAME_UNQUANTIZED: dict[str, Form] = {"unquantized": "trained", "requantized": "merged"}
+"""Forms that on a base without quantization are another one."""
+
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 _MEASURE_OF = {
     "eval_loss": "loss",
@@ -139,6 +142,29 @@ def forms_of(finals: FinalsSpec, quantization: str) -> tuple[Form, ...]:
     if quantization != "none":
         return finals.forms
     return tuple(form for form in finals.forms if form in ("trained", "merged"))
+
+
+def require_gate(finals: FinalsSpec, register: RegisterSpec) -> None:
+    """Refuse a gate for which the finals measure nothing.
+
+    Raises:
+        SweepSpecError: They do not score the form, or not by the metric.
+    """
+    require(
+        not finals.forms or register.form in finals.forms,
+        "register.form",
+        register.form,
+        f"one of finals.forms ({', '.join(finals.forms)})",
+        "Add it there: what is served should have been measured.",
+    )
+    known = finals.evaluation.measures
+    require(
+        not register.metric or register.metric in known,
+        "register.metric",
+        register.metric,
+        f"{', '.join(known)}, as the finals measure",
+        "Choose one of these.",
+    )
 
 
 def _require_level(where: str, level: float) -> None:

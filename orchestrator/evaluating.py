@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import ray
 
-from orchestrator.closing import ALL_FORMS
+from orchestrator.closing import ALL_FORMS, SAME_UNQUANTIZED
 from orchestrator.complaint import require
 from orchestrator.errors import SweepError
 from orchestrator.scoring import (
@@ -128,7 +128,7 @@ class Evaluator:
         wanted = self.forms or (version.tags.get("serving.form", "trained"),)
         if version.tags.get("quantization") != "none":
             return wanted
-        return tuple(dict.fromkeys(form for form in wanted if form in ("trained", "merged")))
+        return tuple(dict.fromkeys(SAME_UNQUANTIZED.get(form, form) for form in wanted))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ import hashlib
 import json
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from orchestrator.closing import Form, forms_of
@@ -24,6 +24,7 @@ from orchestrator.standings import has_test_rows, rank_finalists
 from orchestrator.storage import SweepStorage
 from registry.measures import Evaluation
 from registry.significance import Interval, interval, obstacle, paired_bootstrap
+from trainables.answers import metric_digests
 from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
@@ -32,21 +33,39 @@ _TRAINED = "trained"
 
 
 def score_finalists(
-    spec: SweepSpec, record: SweepRecord, storage: SweepStorage, shape: WorkerShape
+    spec: SweepSpec,
+    record: SweepRecord,
+    storage: SweepStorage,
+    shape: WorkerShape,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
     """Score the adapter of each finalist in each serving form that the record lacks.
 
-    A form that cannot be scored is recorded with its error and not tried again.
+    A form that cannot be scored is recorded with its error and not tried again, unless its worker
+    died: that can have been the machine. The workers' time counts as the sweep's.
     """
     orders = {
         str(trial.number): _order(spec, trial, forms, storage)
         for trial, forms in _wanted(spec, record.history)
+        if storage.has_bundle(trial.number)
     }
-    for scored in _trained_first(score(orders, shape), record.history):
+    compared = {key for key, order in orders.items() if _TRAINED in order.forms}
+    results = score(orders, shape)
+    started = time.monotonic()
+    for scored in _trained_first(results, compared):
+        elapsed, started = time.monotonic() - started, time.monotonic()
+        record.add(
+            "usage",
+            cpu_s=elapsed * shape.torch_threads,
+            gpu_s=elapsed * shape.gpus * shape.workers,
+        )
         if scored.document is not None:
             name = evaluation_file(int(scored.key), scored.form)
             storage.send(name, json.dumps(scored.document).encode())
         _note(spec, record, storage, scored)
+        if is_cancelled():
+            results.close()
+            return
 
 
 def are_scored(spec: SweepSpec, history: SweepHistory) -> bool:
@@ -95,21 +114,22 @@ def _order(
     )
 
 
-def _trained_first(results: Iterator[Scored], history: SweepHistory) -> Iterator[Scored]:
-    """Hold back the other forms of an adapter until the one they are compared with is known."""
-    held: dict[str, list[Scored]] = defaultdict(list)
-    known = {str(number) for number, trial in history.trials.items() if _TRAINED in trial.scores}
+def _trained_first(results: Iterator[Scored], compared: Collection[str]) -> Iterator[Scored]:
+    """Hold back the other forms of an adapter until the one they are compared with is known.
+
+    Args:
+        results: As they come.
+        compared: Adapters whose trained form is yet to come.
+    """
+    held: dict[str, list[Scored]] = {key: [] for key in compared}
     for scored in results:
         if scored.form == _TRAINED:
-            known.add(scored.key)
             yield scored
             yield from held.pop(scored.key, ())
-        elif scored.key in known:
-            yield scored
-        else:
+        elif scored.key in held:
             held[scored.key].append(scored)
-    for waiting in held.values():
-        yield from waiting
+        else:
+            yield scored
 
 
 def _note(spec: SweepSpec, record: SweepRecord, storage: SweepStorage, scored: Scored) -> None:
@@ -122,7 +142,7 @@ def _note(spec: SweepSpec, record: SweepRecord, storage: SweepStorage, scored: S
         form=scored.form,
         metrics=_metrics(spec, record.history.trials[number], storage, scored),
         error=scored.error,
-        way=_way(spec),
+        way="" if scored.is_lost else _way(spec),
     )
 
 
@@ -158,5 +178,6 @@ def _interval(name: str, found: Interval) -> dict[str, float]:
 
 def _way(spec: SweepSpec) -> str:
     """Names the way of measuring: another one is another measurement."""
-    text = repr((spec.finals.evaluation, has_test_rows(spec)))
+    how = spec.finals.evaluation
+    text = repr((how, metric_digests(how.metrics), has_test_rows(spec)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

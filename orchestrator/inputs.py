@@ -49,11 +49,26 @@ def with_located_sources(sweep: Mapping[str, Any], folder: Path) -> dict[str, An
         located["space"] = locate_choices(space, folder)
     if isinstance(sweep.get("forbid"), list | tuple):
         located["forbid"] = locate_rules(sweep["forbid"], folder, "forbid")
+    finals = sweep.get("finals")
+    if isinstance(finals, Mapping) and isinstance(finals.get("metrics"), list | tuple):
+        located["finals"] = {
+            **finals,
+            "metrics": [_locate_metric(name, folder) for name in finals["metrics"]],
+        }
     search = sweep.get("search")
     if isinstance(search, Mapping) and isinstance(search.get("start"), list | tuple):
         start = locate_rules(search["start"], folder, "search.start")
         located["search"] = {**search, "start": start}
     return located
+
+
+def _locate_metric(name: object, folder: Path) -> object:
+    """`file.py:function` with an absolute path; anything else as it is."""
+    if not isinstance(name, str):
+        return name
+    where, mark, function = name.rpartition(":")
+    is_file = mark and where.endswith(".py")
+    return f"{(folder / Path(where).expanduser()).resolve()}:{function}" if is_file else name
 
 
 def locate_data(data: DataSpec, folder: Path) -> DataSpec:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.closing import RegisterSpec
+from orchestrator.closing import SAME_UNQUANTIZED, RegisterSpec
 from orchestrator.cluster import ray_for_scoring
 from orchestrator.delivery import Delivery
 from orchestrator.evaluating import Evaluator, Rows
@@ -75,8 +75,6 @@ class Registration:
             return
         for rank, standing in enumerate(registrants(self.spec, self.record.history), 1):
             version = self._register(section, rank, standing)
-            for document in read_scores(standing.adapter, self.storage):
-                record_evaluation(version.ref, document, tracking_uri=self.tracking_uri)
             if rank == 1 and section.promote:
                 self._promote(section, version)
 
@@ -102,6 +100,9 @@ class Registration:
         version = complete(card=build_card(facts))
         # Once more with its number, which nobody knows before.
         version = complete(card=build_card(replace(facts, version=version.version)))
+        for document in read_scores(trial, self.storage):
+            record_evaluation(version.ref, document, tracking_uri=self.tracking_uri)
+        # Last: a version that lacks something is registered again, which completes it.
         if trial.ref != str(version.ref):
             self.record.add(
                 "registered", trial=trial.number, ref=str(version.ref), digest=version.digest
@@ -194,7 +195,7 @@ def _form(section: RegisterSpec, trial: TrialRecord) -> str:
     """A base that is not quantized has fewer forms; the others mean the same there."""
     if trial.spec["base"]["quantization"] != "none":
         return section.form
-    return "merged" if section.form in ("merged", "requantized") else "trained"
+    return SAME_UNQUANTIZED.get(section.form, section.form)
 
 
 def _kept_steps(spec: SweepSpec, trial: TrialRecord) -> range:

@@ -33,7 +33,7 @@ from orchestrator.cluster import Placement, ray_cluster, shape_of_workers
 from orchestrator.complaint import require
 from orchestrator.control import CANCELLED_BY_USER, Wishes
 from orchestrator.delivery import Delivery
-from orchestrator.errors import SweepFailedError
+from orchestrator.errors import SweepError, SweepFailedError
 from orchestrator.final_scores import score_finalists
 from orchestrator.finals import evaluate_finalists
 from orchestrator.history import WITH_ADAPTER, SweepHistory, exceeded
@@ -62,7 +62,9 @@ from orchestrator.supervision import Supervisor, Verdicts
 from orchestrator.tuning import Stage
 from registry import RegistryError, Tracker, best_specs, tracking_uri_for
 from registry.access import check_access
+from trainables.answers import load_metrics
 from trainables.data import read_raw_splits
+from trainables.errors import TrialError
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +122,7 @@ def run_sweep(
     folder = kept.folder
     spec = spec.with_saved_rows(folder / DATA_FOLDER)
     read_raw_splits(spec.data)
+    load_metrics(spec.finals.metrics)
     tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
     check_access(tracking_uri, EXPERIMENT, spec.register.name if spec.register else None)
     console = console or Console(file=sys.stdout)
@@ -215,7 +218,13 @@ def _train(sweep: _Sweep) -> bool:
             pool.close()
         if not wishes.is_cancelled:
             with sweep.phase("scoring serving forms"):
-                score_finalists(sweep.spec, sweep.record, sweep.storage, shape_of_workers())
+                score_finalists(
+                    sweep.spec,
+                    sweep.record,
+                    sweep.storage,
+                    shape_of_workers(),
+                    lambda: wishes.is_cancelled,
+                )
         return wishes.is_cancelled
 
 
@@ -318,9 +327,10 @@ def _register(sweep: _Sweep, delivery: Delivery) -> None:
                 storage=sweep.storage,
                 tracking_uri=sweep.tracking_uri,
             ).register_finalists()
-        except RegistryError as error:
-            logger.error("nothing was registered: %s", error)
-            sweep.display.update(sweep.record.history, f"nothing was registered: {error}")
+        except (RegistryError, SweepError, TrialError) as error:
+            said = f"not all was registered, run the sweep again: {error}"
+            logger.error("%s", said)
+            sweep.display.update(sweep.record.history, said)
 
 
 def _conclude(sweep: _Sweep, is_cancelled: bool) -> SweepReport:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,12 +44,17 @@ class ScoringOrder:
 
 
 class Scored(NamedTuple):
-    """What came of one adapter in one form: a document, or an error."""
+    """What came of one adapter in one form: a document, or an error.
+
+    Attributes:
+        is_lost: The error is the worker's death, which need not be the adapter's fault.
+    """
 
     key: str
     form: str
     document: dict[str, Any] | None
     error: str
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,16 @@ class WorkerShape:
     cpus: float
     gpus: float
     torch_threads: int
+
+    @property
+    def all_cpus(self) -> int:
+        """Cores that the workers keep busy."""
+        return self.torch_threads * self.workers
+
+    @property
+    def all_gpus(self) -> float:
+        """GPUs that they hold."""
+        return self.gpus * self.workers
 
     def options(self) -> dict[str, Any]:
         """Ray's, for a task or an actor that is one."""
@@ -83,8 +98,11 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def score(orders: Mapping[str, ScoringOrder], shape: WorkerShape) -> Iterator[Scored]:
+def score(orders: Mapping[str, ScoringOrder], shape: WorkerShape) -> Generator[Scored, None, None]:
     """Measure every adapter in each of its forms; results come as they are done.
+
+    A form whose worker dies has a second chance after the others. Closing the generator ends the
+    workers.
 
     Args:
         orders: By a key that names them in the results.
@@ -92,35 +110,39 @@ def score(orders: Mapping[str, ScoringOrder], shape: WorkerShape) -> Iterator[Sc
     """
     waiting = deque((key, form) for key, order in orders.items() for form in order.forms)
     shared = {key: ray.put(order) for key, order in orders.items()}
-    idle = [_start(shape) for _ in range(min(shape.workers, len(waiting)))]
+    lost: set[tuple[str, str]] = set()
+    idle: list[ActorHandle] = []
     running: dict[ray.ObjectRef, tuple[ActorHandle, str, str]] = {}
-    while waiting or running:
-        while waiting and idle:
-            worker, (key, form) = idle.pop(), waiting.popleft()
-            running[worker.assess.remote(shared[key], form)] = (worker, key, form)
-        (ready,), _ = ray.wait(list(running), num_returns=1)
-        worker, key, form = running.pop(ready)
-        scored, is_alive = _take(ready, key, form)
-        if not is_alive and waiting:
-            worker = _start(shape)
-        if waiting:
-            idle.append(worker)
-        elif is_alive:
-            ray.kill(worker)
-        yield scored
-    for worker in idle:
-        ray.kill(worker)
-
-
-def _take(ready: Any, key: str, form: str) -> tuple[Scored, bool]:
-    """What a worker said, and whether it lives."""
     try:
-        return Scored(key, form, ray.get(ready), ""), True
+        while waiting or running:
+            while waiting and len(running) < shape.workers:
+                worker = idle.pop() if idle else _start(shape)
+                key, form = waiting.popleft()
+                running[worker.assess.remote(shared[key], form)] = (worker, key, form)
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            worker, key, form = running.pop(ready)
+            scored = _take(ready, key, form)
+            if not scored.is_lost:
+                idle.append(worker)
+            elif (key, form) not in lost:  # its node was taken away, perhaps
+                lost.add((key, form))
+                waiting.append((key, form))
+                continue
+            yield scored
+    finally:
+        for worker in (*idle, *(worker for worker, *_ in running.values())):
+            ray.kill(worker)
+
+
+def _take(ready: Any, key: str, form: str) -> Scored:
+    """What a worker said, or that it is gone."""
+    try:
+        return Scored(key, form, ray.get(ready), "")
     except ray.exceptions.RayTaskError as error:
-        return Scored(key, form, None, _one_line(error.cause)), True
+        return Scored(key, form, None, _one_line(error.cause))
     except ray.exceptions.RayError as error:
         reason = f"its worker died, perhaps out of memory ({_one_line(error)})"
-        return Scored(key, form, None, reason), False
+        return Scored(key, form, None, reason, is_lost=True)
 
 
 class _Assessor:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, cast, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.closing import FinalsSpec, RegisterSpec
+from orchestrator.closing import FinalsSpec, RegisterSpec, require_gate
 from orchestrator.complaint import complaint, is_section, require, translate
 from orchestrator.distributions import Range
 from orchestrator.errors import SweepSpecError
@@ -206,6 +206,7 @@ class SweepSpec:
         self._fill(
             "register", dataclasses.replace(self.register, name=self.register.name or self.name)
         )
+        require_gate(self.finals, self.register)
         top = self.register.top
         require(
             top <= self.budget.trials,

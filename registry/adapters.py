@@ -18,6 +18,7 @@ from registry.refs import AdapterRef, require_name
 DIGEST_TAG = "lorchestra.digest"
 MODEL_DIGEST_TAG = "lorchestra.model_digest"
 MODEL_TAG = "lorchestra.model"
+VERSION_TAG = "lorchestra.version"
 RETIRED_TAG = "lorchestra.retired"
 FORM_TAG = "serving.form"
 CHECKPOINTS_TAG = "checkpoints"

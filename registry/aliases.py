@@ -140,6 +140,7 @@ def retire(ref: AdapterRef | str, reason: str, *, tracking_uri: str) -> AdapterV
     with plain_errors(tracking_uri):
         number = str(version.version)
         client.set_model_version_tag(version.name, number, RETIRED_TAG, json.dumps(record))
+        settle(client, version.name)  # nobody begins to move an alias to it any more
         retired = get(version.ref, tracking_uri=tracking_uri)
         if CHAMPION in retired.aliases:  # promoted meanwhile
             client.delete_model_version_tag(version.name, number, RETIRED_TAG)

@@ -59,14 +59,23 @@ def is_server(tracking_uri: str) -> bool:
 
 @contextmanager
 def plain_errors(tracking_uri: str) -> Iterator[None]:
-    """Turn MLflow's errors into `TrackingError`, with the server's address and a remedy."""
+    """Turn MLflow's errors into `TrackingError`, with the server's address and a remedy.
+
+    So are those of its artifact store, which come as they are: of HTTP, of a disk, of S3.
+    """
     try:
         yield
-    except MlflowException as error:
+    except Exception as error:
+        if not (isinstance(error, MlflowException | OSError) or _is_of_s3(error)):
+            raise
         raise TrackingError(
             f"tracking server {without_secrets(tracking_uri)}: {without_secrets(str(error))} "
             "Check that it runs and that you may write to it, or set MLFLOW_TRACKING_URI."
         ) from error
+
+
+def _is_of_s3(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in ("boto3", "botocore")
 
 
 def is_missing(error: MlflowException) -> bool:

@@ -17,7 +17,7 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from registry.adapters import DIGEST_TAG, MODEL_TAG
+from registry.adapters import DIGEST_TAG, MODEL_TAG, VERSION_TAG
 from registry.connection import connect, is_missing, plain_errors
 from registry.errors import TrackingError
 
@@ -69,7 +69,9 @@ def find_garbage(tracking_uri: str, *, older_than_s: float = 86400) -> list[Garb
         # The models before the versions: one that becomes a version meanwhile is not missed.
         models = [model for model in find_models(client) if _age_s(model) >= older_than_s]
         needed = _find_needed(client)
-        garbage = [_describe(client, model) for model in models if not _is_needed(model, needed)]
+        garbage = [
+            _describe(client, model) for model in models if not _is_needed(client, model, needed)
+        ]
     return sorted(garbage, key=lambda one: (one.changed_at, one.model_id))
 
 
@@ -97,7 +99,7 @@ def collect_garbage(found: Sequence[Garbage], tracking_uri: str) -> list[Garbage
                 continue
             if _ms(model) != round(one.changed_at.timestamp() * 1000):
                 logger.info("%s: was touched meanwhile and stays", one.model_id)
-            elif _is_needed(model, _find_needed(client)):
+            elif _is_needed(client, model, _find_needed(client)):
                 logger.info("%s: a version points at it by now", one.model_id)
             else:
                 _delete(client, model)
@@ -144,9 +146,19 @@ def _find_needed(client: MlflowClient) -> str:
             return "\n".join(said)
 
 
-def _is_needed(model: LoggedModel, needed: str) -> bool:
+def _is_needed(client: MlflowClient, model: LoggedModel, needed: str) -> bool:
     # A source is the place of the files, or models:/ID: either holds the id.
-    return model.model_id in needed or model.artifact_location in needed
+    if model.model_id in needed or model.artifact_location in needed:
+        return True
+    name, _, number = model.tags.get(VERSION_TAG, "").rpartition("/")
+    if not name:
+        return False
+    try:
+        client.get_model_version(name, number)
+    except MlflowException as error:
+        # A server with users lists only what one may read: what it refuses can be there.
+        return not is_missing(error)
+    return True
 
 
 def _is_ours(model: LoggedModel) -> bool:

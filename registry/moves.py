@@ -18,8 +18,9 @@ from datetime import UTC, datetime
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from registry.adapters import RETIRED_TAG
 from registry.connection import is_missing
-from registry.errors import ConflictError
+from registry.errors import ConflictError, RetiredError
 from registry.ledger import (
     AliasMove,
     Ledger,
@@ -107,6 +108,12 @@ def move(
             append(client, ledger.run_id, wanted)
         except ConflictError:
             continue  # perhaps another alias was moved: look again
+        if _is_retired(client, name, target):  # meanwhile
+            mark(client, ledger.run_id, wanted, "void")
+            raise RetiredError(
+                f"adapter {name}/{target}: it is retired; allowed: versions in use. Take it back "
+                "into use first: unretire."
+            )
         try:
             _set_alias(client, name, alias, target)
         except MlflowException:
@@ -152,7 +159,8 @@ def _note(client: MlflowClient, run_id: str, outside: list[AliasMove]) -> None:
 def _finish(client: MlflowClient, name: str, ledger: Ledger, move: AliasMove) -> None:
     """Do what a process that is gone was about to do, unless the alias went elsewhere."""
     now = ledger.aliases.get(move.alias)
-    if ledger.last(move.alias) == move and now == move.source:
+    is_latest = ledger.last(move.alias) == move and now == move.source
+    if is_latest and not _is_retired(client, name, move.target):
         logger.info("%s: finishing move %d of %s", name, move.number, move.alias)
         try:
             _set_alias(client, name, move.alias, move.target)
@@ -172,6 +180,17 @@ def _undo_delay(client: MlflowClient, name: str, run_id: str, done: AliasMove) -
             return
         _set_alias(client, name, done.alias, last.target)
         done = last
+
+
+def _is_retired(client: MlflowClient, name: str, target: int | None) -> bool:
+    if target is None:
+        return False
+    try:
+        return RETIRED_TAG in client.get_model_version(name, str(target)).tags
+    except MlflowException as error:
+        if not is_missing(error):
+            raise
+        return False  # setting the alias says so
 
 
 def _set_alias(client: MlflowClient, name: str, alias: str, target: int | None) -> None:

@@ -25,6 +25,7 @@ from registry.significance import Interval, obstacle, paired_bootstrap
 logger = logging.getLogger(__name__)
 
 _TRIES = 10
+_LEAST_ROWS = 2
 
 _Measured = tuple[AdapterVersion, Sequence[Evaluation]]
 """A version and what was measured of it."""
@@ -177,6 +178,8 @@ def _by_measure(
         return _refused(f"{told}: the candidate has no finite value")
     if not math.isfinite(before):
         return PromotionDecision(promoted=True, reason=f"{told}, which has no finite value")
+    if new.data.rows < _LEAST_ROWS:
+        return _refused(f"{told}: {new.data.rows} row says nothing beyond noise")
     found = _improvement(new, old, rule)
     is_better = found.low > rule.min_improvement
     verdict = "lies above" if is_better else "does not lie above"

@@ -22,12 +22,14 @@ from registry.adapters import (
     METRIC_PREFIX,
     MODEL_DIGEST_TAG,
     MODEL_TAG,
+    VERSION_TAG,
     AdapterVersion,
     checkpoint_tag,
     find_versions,
     get,
 )
 from registry.bundle import read_bundle
+from registry.card import CardFacts, build_card
 from registry.connection import connect, is_server, plain_errors
 from registry.errors import IntegrityError, RegistryError
 from registry.ledger import adapters_experiment, ensure_model
@@ -40,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 # mlflow/store/model_registry/dbmodels/models.py
 _MAX_DESCRIPTION = 5000
+
+_ELSEWHERE = ("quantization", "quantization_config")
+"""Of the base: under its own name, and in the manifest alone."""
 
 
 def register(  # noqa: PLR0913
@@ -66,7 +71,7 @@ def register(  # noqa: PLR0913
         tags: More tags; none of them can replace what the manifest says.
         form: Serving form that it is meant for.
         checkpoints: Bundles of the same training at earlier steps, to keep with it.
-        card: Text for people, in Markdown.
+        card: Text for people, in Markdown; a new version without one gets what its manifest says.
 
     Raises:
         IntegrityError: A bundle is not what its manifest says, or holds anything else.
@@ -93,7 +98,11 @@ def register(  # noqa: PLR0913
                 wanted[CHECKPOINTS_TAG] = ",".join(str(step) for step in sorted(earlier))
                 wanted |= {checkpoint_tag(step): one for step, one in earlier.items()}
             model = _Model(
-                bundle=bundle, manifest=manifest, form=form, checkpoints=checkpoints, card=card
+                bundle=bundle,
+                manifest=manifest,
+                form=form,
+                checkpoints=checkpoints,
+                card=card or build_card(CardFacts(name=name, manifest=manifest, form=form)),
             )
             version = _create(client, name, model, run_id, wanted)
     return get(AdapterRef(name=name, version=version), tracking_uri=tracking_uri)
@@ -217,18 +226,17 @@ def _create(
         await_creation_for=0,  # the version is there at once, as its files are
     )
     logger.info("registered %s/%s from %s", name, created.version, model.bundle)
-    return _settle_race(client, name, int(created.version), logged.model_id, model.manifest)
+    # Who collects garbage may not see this version; whose model it is, is said by the model too.
+    client.set_logged_model_tags(logged.model_id, {VERSION_TAG: f"{name}/{created.version}"})
+    return _settle_race(client, name, int(created.version), model.manifest)
 
 
-def _settle_race(
-    client: MlflowClient, name: str, made: int, model_id: str, manifest: Mapping[str, Any]
-) -> int:
+def _settle_race(client: MlflowClient, name: str, made: int, manifest: Mapping[str, Any]) -> int:
     """MLflow lets two processes make a version each of the same bundle: the first one stays."""
     first = _find(client, name, manifest["digest"])
     if first is None or first.version >= made:
         return made
-    client.delete_model_version(name, str(made))
-    client.delete_logged_model(model_id)
+    client.delete_model_version(name, str(made))  # its files are left to `find_garbage`
     logger.info("%s/%s was registered twice at once: %s stays", name, made, first.ref)
     return first.version
 
@@ -260,17 +268,18 @@ def _description(card: str) -> str:
 def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
     base, lora, data = manifest["base"], manifest["lora"], manifest["data"]
     values = {
+        **{f"base.{key}": value for key, value in base.items() if key not in _ELSEWHERE},
+        **{f"lora.{key}": value for key, value in lora.items()},
+        **{f"optim.{key}": value for key, value in manifest["optim"].items()},
+        **{f"data.{key}": value for key, value in data.items()},
+        **{f"package.{key}": value for key, value in manifest["packages"].items()},
+        **{METRIC_PREFIX + key: float(value) for key, value in manifest["metrics"].items()},
         DIGEST_TAG: manifest["digest"],
         "quantization": base["quantization"],
         "lora.targets": ",".join(lora["targets"]),
+        "lora.alpha": f"{lora['alpha']:g}",  # 16, as who filters by it writes it
         "seed": manifest["seed"],
         "steps": manifest["steps"],
         "tokens": manifest["tokens"],
-        "optim.learning_rate": manifest["optim"].get("learning_rate"),
-        **{f"base.{key}": base[key] for key in ("model", "revision", "digest", "compute_dtype")},
-        **{f"lora.{key}": lora[key] for key in ("rank", "dropout", "rslora")},
-        "lora.alpha": f"{lora['alpha']:g}",  # 16, as who filters by it writes it
-        **{f"data.{key}": value for key, value in data.items()},
-        **{METRIC_PREFIX + key: float(value) for key, value in manifest["metrics"].items()},
     }
     return {key: str(value) for key, value in values.items() if value is not None}

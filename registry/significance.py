@@ -100,8 +100,8 @@ def interval(
 def obstacle(candidate: Evaluation, champion: Evaluation, measure: str) -> str:
     """Why a measure of two evaluations cannot be compared; empty when it can.
 
-    Numbers per token need the same tokens; numbers per byte or per row need the same rows only;
-    numbers of generated texts need the same way of generating.
+    Numbers per token need the same tokens; numbers per byte or per row need the same answers, cut
+    at the same places; numbers of generated texts need the same way of generating.
     """
     both = (candidate, champion)
     for side, one in zip(("candidate", "champion"), both, strict=True):
@@ -117,7 +117,15 @@ def obstacle(candidate: Evaluation, champion: Evaluation, measure: str) -> str:
     for key in ways[0]:
         if ways[0][key] != ways[1][key]:
             return f"the candidate has {key} {ways[0][key]}, the champion has {ways[1][key]}"
-    return ""
+    return _cut_apart(candidate, champion, new)
+
+
+def _cut_apart(candidate: Evaluation, champion: Evaluation, measure: Measure) -> str:
+    """Answers that two tokenizers or limits cut at different places are not the same answers."""
+    if measure.of not in _OF_GIVEN_ANSWERS or measure.per == "answer_tokens":
+        return ""
+    new, old = (one.examples.get("answer_bytes") for one in (candidate, champion))
+    return "" if new == old else "their answers were cut at different places"
 
 
 def _way_of(evaluation: Evaluation, measure: Measure) -> dict[str, object]:

@@ -62,6 +62,15 @@ def load_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
     return tuple(_load_metric(name) for name in names)
 
 
+def metric_digests(names: Sequence[str]) -> dict[str, str]:
+    """`sha256:` of the source file of each metric, by its name; its files are not run.
+
+    Raises:
+        SpecError: There is no such module or file.
+    """
+    return {name.rpartition(":")[2]: _source_digest(name) for name in names}
+
+
 def judge(
     how: EvaluationSpec,
     metrics: Sequence[Metric],
@@ -134,6 +143,21 @@ def _load_metric(name: str) -> Metric:
             ". Correct the attribute."
         )
     return Metric(name=called, mode=mode, function=function)
+
+
+def _source_digest(name: str) -> str:
+    where = name.rpartition(":")[0]
+    if where.endswith(".py"):
+        path = Path(where).expanduser()
+    else:
+        path = Path(_import_module(where).__file__ or "")
+    try:
+        return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise SpecError(
+            f"evaluation.metrics: {name!r} cannot be read ({error}); allowed: a function in a "
+            "Python source file. Correct the path."
+        ) from error
 
 
 def _functions(module: ModuleType) -> list[str]:

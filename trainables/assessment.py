@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from trainables.answers import Metric, judge, load_metrics
+from trainables.answers import Metric, judge, load_metrics, metric_digests
 from trainables.base import default_device
 from trainables.bundle import read_manifest
 from trainables.data import IGNORED_TARGET, EncodedRow, collate
@@ -200,6 +200,7 @@ def _generation_record(how: EvaluationSpec) -> dict[str, Any] | None:
         "max_new_tokens": how.max_new_tokens,
         "pattern": how.pattern,
         "choices": list(how.choices) or None,
+        "metrics": metric_digests(how.metrics) or None,
     }
 
 

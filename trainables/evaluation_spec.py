@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from trainables.errors import SpecError
 
+_ALWAYS = ("loss", "perplexity", "bits_per_byte", "token_accuracy", "accuracy")
 _METRIC = re.compile(r".+:[A-Za-z_]\w*")
 
 
@@ -53,6 +54,17 @@ class EvaluationSpec:
     def generates(self) -> bool:
         """Whether completions are written."""
         return self.max_new_tokens > 0
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what is measured this way."""
+        read = {
+            "exact_match": self.generates,
+            "pattern_match": self.pattern is not None,
+            "choice_match": bool(self.choices),
+        }
+        own = (name.rpartition(":")[2] for name in self.metrics)
+        return (*_ALWAYS, *(name for name, is_read in read.items() if is_read), *own)
 
     def _check_numbers(self) -> None:
         if self.max_new_tokens < 0:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.closing import FinalsSpec, RegisterSpec, forms_of
+from orchestrator.closing import FinalsSpec, RegisterSpec, forms_of, require_gate
 from orchestrator.errors import SweepSpecError
 
 
@@ -51,3 +51,23 @@ def test_a_base_that_is_not_quantized_has_fewer_forms() -> None:
     finals = FinalsSpec(forms=("trained", "requantized"))
     assert forms_of(finals, "nf4") == ("trained", "requantized")
     assert forms_of(finals, "none") == ("trained",)
+
+
+@pytest.mark.parametrize(
+    ("finals", "register", "message"),
+    [
+        ({"forms": ("trained",)}, {"form": "merged"}, r"^register\.form: got 'merged'.*trained"),
+        ({}, {"metric": "eval_loss"}, r"^register\.metric: got 'eval_loss'.*loss, perplexity"),
+        ({}, {"metric": "exact_match"}, r"^register\.metric: got 'exact_match'"),
+    ],
+)
+def test_a_gate_that_nothing_is_measured_for_is_refused(
+    finals: Any, register: Any, message: str
+) -> None:
+    with pytest.raises(SweepSpecError, match=message):
+        require_gate(FinalsSpec(**finals), RegisterSpec(**register))
+
+
+def test_a_gate_on_what_is_generated_is_fine() -> None:
+    require_gate(FinalsSpec(max_new_tokens=4), RegisterSpec(metric="exact_match"))
+    require_gate(FinalsSpec(forms=()), RegisterSpec(form="merged"))

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from orchestrator.final_scores import _trained_first, _way, are_scored, read_scores
-from orchestrator.history import SweepHistory
 from orchestrator.layout import evaluation_file
 from orchestrator.scoring import Scored
 from orchestrator.storage import SweepStorage
@@ -39,6 +38,16 @@ def test_another_way_of_measuring_is_another_measurement(build_scene):
     assert not are_scored(replace(scene.spec, finals=generating), scene.record.history)
 
 
+def test_what_a_lost_worker_did_not_score_is_wanted_again(build_scene):
+    scene = build_scene()
+    finals = replace(scene.spec.finals, top=1, forms=("merged",))
+    scene.spec = replace(scene.spec, finals=finals, register=None)
+    note(scene, 1, "merged", "", error="its worker died")
+    assert not are_scored(scene.spec, scene.record.history)
+    note(scene, 1, "merged", way_of(scene), error="no such layer")
+    assert are_scored(scene.spec, scene.record.history)
+
+
 def test_what_goes_on_is_scored_again(build_scene):
     scene = build_scene()
     note(scene, 1, "merged", "this")
@@ -49,8 +58,8 @@ def test_what_goes_on_is_scored_again(build_scene):
 def test_forms_wait_for_the_one_they_are_compared_with():
     come = [("a", "merged"), ("b", "merged"), ("a", "trained"), ("a", "unquantized")]
     results = (Scored(key, form, {}, "") for key, form in come)
-    noted = [(one.key, one.form) for one in _trained_first(results, SweepHistory())]
-    assert noted == [("a", "trained"), ("a", "merged"), ("a", "unquantized"), ("b", "merged")]
+    noted = [(one.key, one.form) for one in _trained_first(results, {"a"})]
+    assert noted == [("b", "merged"), ("a", "trained"), ("a", "merged"), ("a", "unquantized")]
 
 
 def test_scores_are_read_where_they_were_put(build_scene, location):

@@ -12,7 +12,15 @@ from orchestrator.events import read_events
 from orchestrator.layout import bundle_folder, evaluation_file
 from orchestrator.registering import Registration
 from orchestrator.storage import SweepStorage
-from registry import Tracker, TrackingError, get, list_adapters, list_evaluations, pull
+from registry import (
+    RegistryError,
+    Tracker,
+    TrackingError,
+    get,
+    list_adapters,
+    list_evaluations,
+    pull,
+)
 from registry.connection import connect
 from registry.tracking import artifact_location_for
 from trainables.spec import EvalSpec
@@ -150,6 +158,22 @@ def test_the_gate_asks_for_more_than_noise(
     assert "loss" in verdict["reason"]
     champion = get(f"{evaluated.spec.register.name}@champion", tracking_uri=database)
     assert champion.tags["lorchestra.trial"] == ("0" if is_promoted else "1")
+
+
+def test_what_was_cut_short_is_completed(evaluated, database, write_bundle):
+    """Killed between a version and its evaluations: the log does not call it registered yet."""
+    score(evaluated, write_bundle, 1, [1.0, 2.0, 3.0])
+    broken = evaluated.storage / evaluation_file(1, "trained")
+    whole = broken.read_bytes()
+    broken.write_bytes(whole.replace(b"sha256:", b"sha256:0"))
+    with pytest.raises(RegistryError):
+        register(evaluated, database)
+    assert evaluated.record.history.trials[1].ref is None
+    broken.write_bytes(whole)
+    register(evaluated, database)
+    name = evaluated.spec.register.name
+    assert len(list_evaluations(f"{name}/1", tracking_uri=database)) == 1
+    assert get(name, tracking_uri=database).version == 2
 
 
 def test_a_version_has_a_card(evaluated, database, write_bundle, tmp_path):

@@ -49,5 +49,6 @@ def test_a_form_that_fails_costs_no_other(scored: Any) -> None:
 
 
 def test_a_worker_that_dies_costs_one_form(scored: Any) -> None:
-    assert "its worker died" in scored["deadly", "trained"].error
+    assert "its worker died" in scored["deadly", "trained"].error  # the second time, too
+    assert scored["deadly", "trained"].is_lost
     assert scored["after", "trained"].document is not None

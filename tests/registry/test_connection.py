@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from botocore.exceptions import ClientError
 from mlflow.exceptions import MlflowException
 
 from registry.connection import plain_errors, prepare, without_secrets
@@ -44,3 +45,17 @@ def test_an_error_of_mlflow_names_the_server_and_a_remedy() -> None:
     ):
         raise MlflowException("no http://eve:hunter-two@x.")
     assert isinstance(caught.value.__cause__, MlflowException)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError("507 Server Error: Insufficient Storage"), ClientError({"Error": {}}, "PutObject")],
+)
+def test_an_error_of_the_artifact_store_is_one_of_the_server(error: Exception) -> None:
+    with pytest.raises(TrackingError, match="tracking server http://h"), plain_errors("http://h"):
+        raise error
+
+
+def test_a_mistake_of_our_own_is_no_error_of_the_server() -> None:
+    with pytest.raises(KeyError), plain_errors("http://h"):
+        raise KeyError("a bug")

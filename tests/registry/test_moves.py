@@ -12,7 +12,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from registry.errors import ConflictError
+from registry.adapters import RETIRED_TAG
+from registry.errors import ConflictError, RetiredError
 from registry.ledger import AliasMove, append, ensure_model, history
 from registry.moves import current_user, move, settle
 
@@ -118,6 +119,21 @@ def test_cut_short_move_to_a_version_that_is_gone_came_to_nothing(
     assert stands(client, model) == 1
 
 
+def test_cut_short_move_to_a_version_retired_since_came_to_nothing(
+    client: MlflowClient, model: str
+) -> None:
+    run_id = ensure_model(client, model)
+    move(client, model, "champion", 1, "")
+    append(client, run_id, begun(2, 1, 2))
+    client.set_model_version_tag(model, "2", RETIRED_TAG, "{}")
+    settle(client, model)
+    assert stands(client, model) == 1
+    assert targets(client, model) == [1]
+    with pytest.raises(RetiredError, match="2: it is retired"):
+        move(client, model, "champion", 2, "in spite of that")
+    assert stands(client, model) == 1
+
+
 def test_failed_move_came_to_nothing(client: MlflowClient, model: str) -> None:
     with pytest.raises(MlflowException):
         move(client, model, "champion", 99, "")
@@ -195,7 +211,8 @@ def test_process_that_slept_does_not_undo_what_came_after(
 _RACER = """
 import sys
 from registry.connection import connect
-from registry.errors import ConflictError
+from registry.adapters import RETIRED_TAG
+from registry.errors import ConflictError, RetiredError
 from registry.moves import move, settle
 
 def race(client, model, mine):

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from registry.adapters import AdapterVersion, get, list_adapters
 from registry.bundle import read_bundle
 from registry.errors import AdapterNotFoundError, IntegrityError, RefError, RegistryError
+from registry.garbage import find_garbage
 from registry.registration import register
 from registry.tracking import Tracker
 
@@ -62,7 +63,10 @@ def test_same_bundle_registered_at_once_is_one_version(
     assert [version.version for version in listed] == [found[0].version]
     experiment = client.get_experiment_by_name("lorchestra-adapters").experiment_id
     models = client.search_logged_models([experiment], filter_string="params.seed = '4242'")
-    assert [model.model_id for model in models] == [listed[0].model_id]
+    lost = {model.model_id for model in models} - {listed[0].model_id}
+    found_later = {one.model_id for one in find_garbage(tracking_uri, older_than_s=0)}
+    assert lost <= found_later
+    assert listed[0].model_id not in found_later
 
 
 def test_version_says_for_which_form_it_is(

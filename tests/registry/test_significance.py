@@ -139,3 +139,15 @@ def test_the_same_rows_in_another_order_are_other_data(new_document: NewDocument
     one = Evaluation.from_document(new_document(losses=[1.0, 2.0]))
     two = Evaluation.from_document(new_document(losses=[1.0, 2.0, 3.0]))
     assert "3 rows" in obstacle(two, one, "loss")
+
+
+def test_answers_cut_at_different_places_are_not_compared(
+    evaluation: Callable[..., Evaluation],
+) -> None:
+    """Another limit on tokens leaves other text of the same rows."""
+    long = evaluation([1.0, 2.0], tokens=[4, 4], data={"max_tokens": 512})
+    short = evaluation([1.0, 2.0], tokens=[4, 2], data={"max_tokens": 64})
+    for measure in ("bits_per_byte", "accuracy"):
+        assert "cut at different places" in obstacle(long, short, measure)
+    assert "max_tokens" in obstacle(long, short, "loss")
+    assert obstacle(long, short, "exact_match") == ""

@@ -49,3 +49,10 @@ def test_a_file_can_hold_one():
     assert parsed == EvaluationSpec(max_new_tokens=3, choices=("a", "b"))
     with pytest.raises(ValidationError, match="max_new_token"):
         adapter.validate_python({"max_new_token": 3})
+
+
+def test_what_is_measured_is_known_beforehand():
+    plain = EvaluationSpec()
+    asked = EvaluationSpec(max_new_tokens=4, choices=("a", "b"), metrics=("file.py:rouge",))
+    assert plain.measures == ("loss", "perplexity", "bits_per_byte", "token_accuracy", "accuracy")
+    assert asked.measures == (*plain.measures, "exact_match", "choice_match", "rouge")
