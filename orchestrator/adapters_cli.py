@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -320,6 +321,8 @@ def _evaluator(options: argparse.Namespace, forms: tuple[str, ...]) -> Iterator[
     uri = tracking_uri_of(options)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     hush_noisy_loggers()
+    # It warns of a kernel for CPUs that it would download, had it the package for that.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with ray_for_scoring() as shape:
         yield Evaluator(
             rows=rows,

@@ -275,7 +275,11 @@ def _what_it_has(
         for one in evaluations
         if one.form == rule.form and rule.metric in one.measures
     ]
-    return f"{version.ref} has {' and '.join(measured) or 'no such evaluation'}"
+    if measured:
+        return f"{version.ref} has {' and '.join(measured)}"
+    known = {name for one in evaluations if one.form == rule.form for name in one.measures}
+    others = f", only {', '.join(sorted(known))}" if known else ""
+    return f"{version.ref} has no such evaluation{others}"
 
 
 def _way(evaluation: Evaluation) -> list[str]:
