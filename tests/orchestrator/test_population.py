@@ -11,7 +11,8 @@ from orchestrator.outcome import Outcome
 from orchestrator.schedule import build_scheduler, replay_history
 from orchestrator.spec import parse_sweep
 
-pytestmark = pytest.mark.ray
+# A whole sweep; test_trial.py has the same below the level of sweeps.
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 RATES = [1e-2, 8e-3, 6e-3, 1e-5, 1e-5]
 """Those of the population, the worst last; whoever comes to a rung first is not judged there."""
