@@ -130,6 +130,8 @@ def _add_measuring(
     parser.add_argument("--metrics", type=_words, default=(), metavar="MODULE:FUNCTION,…")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--max-rows", type=int, metavar="N", help="rows, at most")
+    parser.add_argument("--skip-cut", action="store_true",
+                        help="leave rows out that are too long for an answer")  # fmt: skip
 
 
 def _add_why(parser: argparse.ArgumentParser, is_required: bool = True) -> None:
@@ -313,6 +315,7 @@ def _evaluator(options: argparse.Namespace, forms: tuple[str, ...]) -> Iterator[
             metrics=options.metrics,
             batch_size=options.batch_size,
             max_rows=options.max_rows,
+            skip_cut=options.skip_cut,
         )
     except SpecError as error:
         raise SpecError(_as_options(str(error))) from error

@@ -26,6 +26,7 @@ from registry.harness import record_harness
 from trainables.data import RawSplit
 from trainables.evaluation_spec import EvaluationSpec
 from trainables.sources import read_rows
+from trainables.spec import DataFormat, DataSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +36,12 @@ class Rows:
     Attributes:
         name: What evaluations call them: a file's name, or the split they are.
         rows: As dictionaries.
+        format: How they are read, as in `data.format`.
     """
 
     name: str
     rows: tuple[Mapping[str, Any], ...]
+    format: DataFormat = "auto"
 
     @classmethod
     def of_file(cls, path: Path) -> Rows:
@@ -59,9 +62,10 @@ class Rows:
         return cls(name=path.name, rows=tuple(row.values for row in found))
 
     @classmethod
-    def of_split(cls, split: RawSplit, name: str) -> Rows:
+    def of_split(cls, split: RawSplit, name: str, data_format: DataFormat) -> Rows:
         """The rows of a split."""
-        return cls(name=name, rows=tuple(row.values for row in split.rows))
+        rows = tuple(row.values for row in split.rows)
+        return cls(name=name, rows=rows, format=data_format)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +95,8 @@ class Evaluator:
             bundles: Their folders, by a key that names them in the results.
             forms: Serving forms.
         """
-        yield from score(
-            {key: self._order(bundle, tuple(forms)) for key, bundle in bundles.items()},
-            self.shape,
+        yield from self._score(
+            {key: self._order(bundle, tuple(forms)) for key, bundle in bundles.items()}
         )
 
     def evaluate(self, versions: Sequence[AdapterVersion]) -> Iterator[Scored]:
@@ -109,17 +112,24 @@ class Evaluator:
                     version.ref, Path(work) / str(number), tracking_uri=self.tracking_uri
                 )
                 orders[str(version.ref)] = self._order(folder, self._forms_of(version))
+        for scored in self._score(orders):
+            if scored.document is not None:
+                record_evaluation(scored.key, scored.document, tracking_uri=self.tracking_uri)
+            yield scored
+
+    def _score(self, orders: Mapping[str, ScoringOrder]) -> Iterator[Scored]:
         for scored in score(orders, self.shape):
             if scored.document is not None:
                 scored.document["data"]["name"] = self.rows.name
-                record_evaluation(scored.key, scored.document, tracking_uri=self.tracking_uri)
             yield scored
 
     def _order(self, bundle: Path, forms: tuple[str, ...]) -> ScoringOrder:
         return ScoringOrder(
             files=read_files(bundle),
             forms=forms,
-            source=tuple(dict(row) for row in self.rows.rows),
+            source=DataSpec(
+                train=tuple(dict(row) for row in self.rows.rows), format=self.rows.format
+            ),
             how=self.how,
             base_model=self.base_model,
         )

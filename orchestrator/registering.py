@@ -165,8 +165,8 @@ class Registration:
         split = splits.validation if splits.test is None else splits.test
         with ray_for_scoring() as shape:
             evaluator = Evaluator(
-                rows=Rows.of_split(split, name),
-                how=self.spec.finals.evaluation,
+                rows=Rows.of_split(split, name, self.spec.data.format),
+                how=replace(self.spec.finals.evaluation, skip_cut=True),
                 tracking_uri=self.tracking_uri,
                 shape=shape,
                 forms=(form,),

@@ -31,6 +31,8 @@ class EvaluationSpec:
         batch_size: Rows per forward pass. Numbers depend on it by rounding alone; on an 8-bit base
             by a little more, as rows share their outlier columns (arXiv:2208.07339, section 3.2).
         max_rows: Rows used, from the first; `None` is all.
+        skip_cut: Leave rows out that have no answer within the adapter's `data.max_tokens`, as
+            training does, instead of refusing them.
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
@@ -41,6 +43,7 @@ class EvaluationSpec:
     metrics: tuple[str, ...] = ()
     batch_size: int = 32
     max_rows: int | None = None
+    skip_cut: bool = False
 
     def __post_init__(self) -> None:
         for name in ("choices", "metrics"):

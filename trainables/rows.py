@@ -87,8 +87,8 @@ def evaluation_rows(
     """The rows of a source as the adapter of a manifest is measured on them.
 
     A split drops the rows whose answers `max_tokens` cuts off, as training does; of other sources
-    every row is measured. `how.max_rows` counts before rows are dropped, and the digest is over
-    those it leaves.
+    every row is measured, unless `how.skip_cut` drops them there, too. `how.max_rows` counts
+    before rows are dropped, and the digest is over those it leaves.
 
     Args:
         manifest: Of the adapter's bundle.
@@ -120,7 +120,7 @@ def evaluation_rows(
         (f"{raw.field}: {row.place}", _encode(row, row_format, raw.field, tokenizer, max_tokens))
         for row in raw.rows
     ]
-    is_strict = not is_split(source)
+    is_strict = not (is_split(source) or how.skip_cut)
     rows = _with_answers(encoded, raw.field, max_tokens, is_strict)
     if how.generates:
         for where, row in rows:

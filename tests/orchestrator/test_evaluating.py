@@ -62,6 +62,7 @@ def test_the_smallest_rank_that_is_good_enough_is_registered(
     assert smaller.tags["lora.rank"] == "1"
     assert smaller.tags["lorchestra.shrunk_from"] == "letters/1"
     (kept,) = registry.list_evaluations(smaller.ref, tracking_uri=uri)
+    assert kept.data.name == "more.jsonl"
     assert kept.measures["loss"].value == shrunk.candidates[1].value
     assert "registered: letters/2, rank 1" in render_shrunk(found, shrunk, "loss").renderables
     # a search that begins from versions takes none that was never trained as it is

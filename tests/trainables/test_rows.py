@@ -128,6 +128,17 @@ def test_rows_without_an_answer_left_are_refused_by_name():
         rows_of(LONG)
 
 
+def test_rows_drop_them_where_that_is_asked_for_and_stay_the_rows_they_are():
+    data = DataSpec(train=PLAIN, validation=LONG, test=PLAIN, max_tokens=200)
+    manifest = manifest_of(data)
+    manifest["data"]["max_tokens"] = 64
+    skipping = EvaluationSpec(skip_cut=True)
+    found = evaluation_rows(manifest, TOKENIZER, DataSpec(train=LONG), skipping)
+    as_split = evaluation_rows(manifest, TOKENIZER, (data, "validation"), skipping)
+    assert found.data["digest"] == as_split.data["digest"]
+    assert [row.reference for row in found.rows] == [row.reference for row in as_split.rows]
+
+
 def test_a_split_drops_them_as_training_does(caplog):
     data = DataSpec(train=PLAIN, validation=LONG, test=LONG[-1:], max_tokens=200)
     manifest = manifest_of(data)
