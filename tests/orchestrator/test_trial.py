@@ -2,6 +2,8 @@
 
 import os
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -265,9 +267,23 @@ class Population(Searcher):
         raise NotImplementedError
 
 
+class TogetherProxy(TrialProxy):
+    """Trains once all of the population have come: one that is through is nobody's parent."""
+
+    def step(self):
+        came = Path(self.config["storage"]) / "came"
+        came.mkdir(exist_ok=True)
+        (came / str(self.config["trial"])).touch()
+        deadline = time.monotonic() + 60
+        while len(list(came.iterdir())) < 6 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return super().step()
+
+
 @pytest.fixture(scope="module")
 def population(local_ray, fake_engine, build_fake_base, tmp_path_factory):
     """Six trials train at once; up to four copies of the best take the places of the worst."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     storage = tmp_path_factory.mktemp("population")
     base = build_fake_base(storage)
     broker = start_broker(str(storage))
@@ -292,7 +308,7 @@ def population(local_ray, fake_engine, build_fake_base, tmp_path_factory):
     shape = HostShape(build_bench=fake_engine.build_bench)
     with HostPool(broker, SweepStorage(storage), limits, shape) as pool:
         results = tune.Tuner(
-            tune.with_resources(TrialProxy, {"cpu": 0.1}),
+            tune.with_resources(TogetherProxy, {"cpu": 0.1}),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
