@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from trainables.answers import find_choice, find_pattern, judge, load_metrics, missing_reading
+from trainables.answers import (
+    find_choice,
+    find_pattern,
+    judge,
+    load_metrics,
+    metric_digests,
+    missing_reading,
+)
 from trainables.errors import SpecError
 from trainables.evaluation_spec import EvaluationSpec
 
@@ -137,3 +144,17 @@ def test_an_infinite_score_is_refused(write_metric):
     path = write_metric("import math\ndef f(p, r):\n    return [math.inf, 1]\n")
     with pytest.raises(SpecError, match=f"f gave {math.inf} for row 1"):
         judged(f"{path}:f")
+
+
+def test_metrics_of_one_name_are_told_apart_by_their_source(tmp_path):
+    for folder, constant in (("a", 1.0), ("b", 0.0)):
+        (tmp_path / folder).mkdir()
+        source = (
+            f"def score(predictions, references):\n    return [{constant}] * len(predictions)\n"
+        )
+        (tmp_path / folder / "own.py").write_text(source)
+    first, second = (metric_digests([f"{tmp_path}/{name}/own.py:score"]) for name in "ab")
+    assert first.keys() == second.keys() == {"score"}
+    assert first["score"] != second["score"]
+    with pytest.raises(SpecError, match="cannot be read"):
+        metric_digests([f"{tmp_path}/nowhere.py:score"])

@@ -74,6 +74,7 @@ def test_a_document_says_what_was_measured_and_on_what(train, documents):
             "max_new_tokens": 6,
             "pattern": r"\S",
             "choices": ["w", "x", "y", "z"],
+            "metrics": None,
         }
         assert document["seconds"] > 0
         assert document["rows_per_s"] == pytest.approx(len(rows) / document["seconds"])
