@@ -110,6 +110,7 @@ def test_one_warm_host_serves_its_group_and_gives_way_to_another(
     assert fake_base.bundle(1)["step"] == 10
 
 
+@pytest.mark.slow
 def test_fresh_hosts_are_new_processes(pool_of, fake_base):
     caller = Caller(fake_base)
     with pool_of(caller, max_hosts=1, seats=4, is_fresh=True) as pool:

@@ -325,6 +325,7 @@ def test_another_sweep_does_not_enter_the_folder(swept):
 # -------------------------------------------------------------------------------- from code
 
 
+@pytest.mark.slow
 def test_rows_may_be_given_in_code(local_ray, tiny_base, tiny_data, tmp_path):
     rows = [json.loads(line) for line in tiny_data.read_text().splitlines()]
     spec = SweepSpec(
