@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def pull(ref: AdapterRef | str, destination: str | Path, *, tracking_uri: str) -
         RefError: The reference cannot be read.
         TrackingError: The server cannot be used.
     """
-    ref = AdapterRef.parse(ref)
     version = get(ref, tracking_uri=tracking_uri)
+    ref = replace(version.ref, step=AdapterRef.parse(ref).step)
     digest = version.digest_at(ref.step)
     destination = Path(destination)
     if destination.exists() or destination.is_symlink():
@@ -77,8 +78,8 @@ def load(
         TrackingError: The server cannot be used.
         ValueError: There is no such form.
     """
-    ref = AdapterRef.parse(ref)
     version = get(ref, tracking_uri=tracking_uri)
+    ref = replace(version.ref, step=AdapterRef.parse(ref).step)
     with tempfile.TemporaryDirectory() as work:
         model = _download(version, "", Path(work), tracking_uri)
         expected, found = version.tags.get(MODEL_DIGEST_TAG), digest_model(model)

@@ -269,7 +269,7 @@ def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
     base, lora, data = manifest["base"], manifest["lora"], manifest["data"]
     values = {
         **{f"base.{key}": value for key, value in base.items() if key not in _ELSEWHERE},
-        **{f"lora.{key}": value for key, value in lora.items()},
+        **{f"lora.{key}": value for key, value in lora.items() if key != "scaling"},  # follows
         **{f"optim.{key}": value for key, value in manifest["optim"].items()},
         **{f"data.{key}": value for key, value in data.items()},
         **{f"package.{key}": value for key, value in manifest["packages"].items()},
