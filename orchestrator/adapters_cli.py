@@ -276,7 +276,7 @@ def _promote(options: argparse.Namespace) -> int:
     version = whole_version(options.ref, tracking_uri=uri)
     rule = registry.PromotionRule(
         metric=options.metric,
-        form=options.form or version.tags.get("serving.form", "trained"),
+        form=options.form or version.form,
         min_improvement=options.min_improvement,
         confidence=options.confidence,
     )
@@ -393,7 +393,7 @@ def _clean(options: argparse.Namespace) -> int:
     uri = tracking_uri_of(options)
     found = find_garbage(uri)
     for each in found:
-        size = "" if each.bytes is None else f"{each.bytes / 1e6:,.1f} MB"
+        size = f"{each.bytes / 1e6:,.1f} MB"
         print(f"{each.model_id}  {each.changed_at.astimezone():%Y-%m-%d %H:%M}  {size:>12}")
     if not found:
         print("nothing to remove: every model belongs to a version")

@@ -141,7 +141,7 @@ def forms_of(finals: FinalsSpec, quantization: str) -> tuple[Form, ...]:
     """The forms to score of an adapter on such a base; without quantization some are the same."""
     if quantization != "none":
         return finals.forms
-    return tuple(form for form in finals.forms if form in ("trained", "merged"))
+    return tuple(form for form in finals.forms if form not in SAME_UNQUANTIZED)
 
 
 def require_gate(finals: FinalsSpec, register: RegisterSpec) -> None:

@@ -135,7 +135,7 @@ class Evaluator:
         )
 
     def _forms_of(self, version: AdapterVersion) -> tuple[str, ...]:
-        wanted = self.forms or (version.tags.get("serving.form", "trained"),)
+        wanted = self.forms or (version.form,)
         if version.tags.get("quantization") != "none":
             return wanted
         return tuple(dict.fromkeys(SAME_UNQUANTIZED.get(form, form) for form in wanted))
@@ -173,7 +173,7 @@ class HarnessRun:
             with tempfile.TemporaryDirectory() as work:
                 folder = pull(version.ref, Path(work) / "bundle", tracking_uri=tracking_uri)
                 files = read_files(folder)
-            form = self.form or version.tags.get("serving.form", "trained")
+            form = self.form or version.form
             try:
                 results = ray.get(worker.remote(files, form, self))
             except ray.exceptions.RayError as error:

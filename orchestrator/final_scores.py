@@ -54,11 +54,7 @@ def score_finalists(
     started = time.monotonic()
     for scored in _trained_first(results, compared):
         elapsed, started = time.monotonic() - started, time.monotonic()
-        record.add(
-            "usage",
-            cpu_s=elapsed * shape.torch_threads,
-            gpu_s=elapsed * shape.gpus * shape.workers,
-        )
+        record.add("usage", cpu_s=elapsed * shape.all_cpus, gpu_s=elapsed * shape.all_gpus)
         if scored.document is not None:
             name = evaluation_file(int(scored.key), scored.form)
             storage.send(name, json.dumps(scored.document).encode())

@@ -143,7 +143,7 @@ class Registration:
     def _promote(self, section: RegisterSpec, version: AdapterVersion) -> None:
         rule = PromotionRule(
             metric=section.measure(self.spec.objective.metric),
-            form=version.tags["serving.form"],
+            form=version.form,
             min_improvement=section.min_improvement,
             confidence=section.confidence,
         )

@@ -90,7 +90,7 @@ def shrink_version(
         for rank in sorted(set(ranks), reverse=True):
             bundles[str(rank)] = Path(work) / f"rank-{rank}"
             shrink_bundle(whole, rank, bundles[str(rank)])
-        form = version.tags.get("serving.form", "trained")
+        form = version.form
         documents = {}
         for scored in evaluator.measure(bundles, (form,)):
             if scored.document is None:
