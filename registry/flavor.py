@@ -20,7 +20,9 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,7 +164,10 @@ def _load(
     # A stored form carries its own quantization config.
     model = _from_pretrained(stored, dtype, device, quantization=None)
     _settle(model, dtype)
-    model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    with warnings.catch_warnings():
+        # PEFT says so of each Conv1D layer of GPT-2, and then does what is right.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False but the target module")
+        model = PeftModel.from_pretrained(model, str(adapter)).eval()
     if form in ("merged", "requantized"):
         model = model.merge_and_unload()
     if form == "requantized" and record["quantization"] != "none":
@@ -183,8 +188,18 @@ def _require_form(form: str) -> None:
 
 
 def _settle(model: Any, dtype: Any) -> None:
-    """Make 4-bit layers compute as they did in training."""
-    for module in model.modules():
+    """Make a model compute in one type, as in training.
+
+    A stored form keeps the type of embeddings, norms, biases and head, and does not say what its
+    quantized layers compute in.
+    """
+    import torch
+
+    kept = _kept_in_float32(model, dtype)
+    for name, module in model.named_modules():
+        for part, tensor in _unquantized_tensors(module):
+            is_kept = any(pattern.search(f"{name}.{part}") for pattern in kept)
+            tensor.data = tensor.data.to(torch.float32 if is_kept else dtype)
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:
             # On AVX512-BF16 CPUs bitsandbytes would repack the weights and compute in bfloat16;
@@ -192,6 +207,33 @@ def _settle(model: Any, dtype: Any) -> None:
             module.support_avx512bf16_for_cpu = False
             module.compute_dtype, module.compute_type_is_set = dtype, True
             state.dtype = dtype
+    model.config.dtype = dtype
+
+
+def _unquantized_tensors(module: Any) -> list[tuple[str, Any]]:
+    """Parameters and saved buffers of a module itself that hold numbers as they are."""
+    parameters = [
+        (part, parameter)
+        for part, parameter in module.named_parameters(recurse=False)
+        if getattr(parameter, "quant_state", None) is None
+    ]
+    buffers = [
+        (part, buffer)
+        for part, buffer in module.named_buffers(recurse=False)
+        if part not in module._non_persistent_buffers_set
+    ]
+    return [(part, one) for part, one in parameters + buffers if one.is_floating_point()]
+
+
+def _kept_in_float32(model: Any, dtype: Any) -> list[re.Pattern[str]]:
+    """Patterns of the tensors that the model's class wants in float32, as `from_pretrained`."""
+    name = str(dtype).removeprefix("torch.")
+    attributes = {
+        "float16": ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
+        "bfloat16": ("_keep_in_fp32_modules_strict",),
+    }.get(name, ())
+    wanted = {one for attribute in attributes for one in getattr(model, attribute, None) or ()}
+    return [re.compile(rf"(^|\.){re.escape(one)}($|\.)") for one in wanted]
 
 
 def _locate(base_model: str, revision: str | None) -> _Source:

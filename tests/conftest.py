@@ -64,6 +64,12 @@ def build_tiny_llama(hidden: int = 64, layers: int = 2, seed: int = 0) -> LlamaF
 
 
 @pytest.fixture(scope="session")
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with a chat template."""
+    return build_byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random base model and its tokenizer, as `save_pretrained` leaves it."""
     folder = tmp_path_factory.mktemp("tiny-base")

@@ -21,6 +21,7 @@ import torch
 
 from trainables.answers import Metric, judge, load_metrics, metric_digests
 from trainables.base import default_device
+from trainables.batches import batches_by_length
 from trainables.bundle import read_manifest
 from trainables.data import IGNORED_TARGET, EncodedRow, collate
 from trainables.evaluate import RowScores, in_order, score_batch
@@ -28,6 +29,7 @@ from trainables.evaluation_spec import EvaluationSpec
 from trainables.generation import Ending, complete, end_tokens
 from trainables.measures import measured
 from trainables.memory import peak_memory_gib
+from trainables.rope import rope_switch
 from trainables.rows import EvaluationRows, RowSource, decode, evaluation_rows
 from trainables.serving import Served, load_served, load_served_tokenizer, require_form
 
@@ -131,12 +133,13 @@ def score_rows(model: Any, rows: Sequence[EncodedRow], batch_size: int) -> RowSc
         rows: Each with an answer.
         batch_size: Rows per forward pass; those of similar length share one.
     """
-    by_length = sorted(range(len(rows)), key=lambda number: len(rows[number].input_ids))
-    parts = []
-    for start in range(0, len(rows), batch_size):
-        chosen = by_length[start : start + batch_size]
-        parts.append((chosen, _score_batch(model, [rows[number] for number in chosen])))
-    return in_order(parts)
+    lengths = [len(row.input_ids) for row in rows]
+    return in_order(
+        [
+            (chosen, _score_batch(model, [rows[number] for number in chosen]))
+            for chosen in batches_by_length(lengths, batch_size, rope_switch(model.config))
+        ]
+    )
 
 
 def _score_batch(model: Any, rows: Sequence[EncodedRow]) -> RowScores:

@@ -16,8 +16,10 @@ import dataclasses
 import gc
 import json
 import logging
+import re
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,12 +100,10 @@ def load_base(spec: BaseSpec, device: torch.device | None = None) -> LoadedBase:
     compute_dtype = pick_compute_dtype(spec.compute_dtype, device)
     source = locate(spec)
     folder = stored_form(spec, source)
-    # A stored form carries its own quantization config.
-    model = _from_pretrained(folder, compute_dtype, device, quantization=None)
+    model = _load_stored_form(spec, folder, compute_dtype, device)
     model.requires_grad_(False)
     model.eval()
-    for module in model.modules():
-        _settle_linear4bit(module, compute_dtype)
+    settle_types(model, compute_dtype)
     quantization = _quantization_config(spec, compute_dtype)
     record = BaseRecord(
         model=spec.model,
@@ -123,6 +123,22 @@ def load_base(spec: BaseSpec, device: torch.device | None = None) -> LoadedBase:
         device=device,
         compute_dtype=compute_dtype,
     )
+
+
+def _load_stored_form(
+    spec: BaseSpec, folder: Path, compute_dtype: torch.dtype, device: torch.device
+) -> Any:
+    try:
+        # A stored form carries its own quantization config.
+        return _from_pretrained(folder, compute_dtype, device, quantization=None)
+    except BaseModelError as error:
+        if spec.quantization == "none":
+            raise
+        raise BaseModelError(
+            f"base.quantization: got {spec.quantization!r}, but transformers does not read the "
+            f"quantized weights of {spec.model!r} again ({error}); allowed: none for this base. "
+            "Set it, or choose another base."
+        ) from error
 
 
 def load_tokenizer(source: BaseSource) -> Any:
@@ -227,6 +243,43 @@ def _from_pretrained(
             "allowed: a whole checkpoint of this architecture. Download or save it again."
         )
     return model
+
+
+def settle_types(model: Any, compute_dtype: torch.dtype) -> None:
+    """Make a loaded model compute in one type, whatever type it was stored in.
+
+    A stored form keeps the type of embeddings, norms, biases and head; transformers does not cast
+    them when it loads quantized weights. What a model's class keeps in float32 stays in float32.
+    """
+    kept = _kept_in_float32(model, compute_dtype)
+    for name, module in model.named_modules():
+        for part, tensor in _unquantized_tensors(module):
+            dtype = torch.float32 if kept(f"{name}.{part}") else compute_dtype
+            tensor.data = tensor.data.to(dtype)
+        _settle_linear4bit(module, compute_dtype)
+    model.config.dtype = compute_dtype
+
+
+def _unquantized_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and saved buffers of a module itself that hold numbers as they are."""
+    for part, parameter in module.named_parameters(recurse=False):
+        if parameter.is_floating_point() and getattr(parameter, "quant_state", None) is None:
+            yield part, parameter
+    for part, buffer in module.named_buffers(recurse=False):
+        is_saved = part not in module._non_persistent_buffers_set
+        if is_saved and buffer.is_floating_point():
+            yield part, buffer
+
+
+def _kept_in_float32(model: Any, compute_dtype: torch.dtype) -> Callable[[str], bool]:
+    """Which tensors, by full name, the model's class wants in float32 (`from_pretrained` too)."""
+    wanted: set[str] = set()
+    if compute_dtype != torch.float32:
+        wanted |= set(model._keep_in_fp32_modules_strict or ())
+    if compute_dtype == torch.float16:
+        wanted |= set(model._keep_in_fp32_modules or ())
+    patterns = [re.compile(rf"(^|\.){re.escape(one)}($|\.)") for one in wanted]
+    return lambda name: any(pattern.search(name) for pattern in patterns)
 
 
 def _settle_linear4bit(module: nn.Module, compute_dtype: torch.dtype) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from trainables.data import IGNORED_TARGET, EncodedRow, collate
-from trainables.kernels import Block, Dropout
+from trainables.layout import Block, Dropout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,26 @@ def build_passes(
         batches.append(build_batch(seat, part, pad_id, device, dropout))
         first += size
     return batches
+
+
+def batches_by_length(
+    lengths: Sequence[int], size: int, boundary: int | None = None
+) -> list[list[int]]:
+    """Numbers of rows in batches of similar length, the shortest first.
+
+    Args:
+        lengths: Tokens of each row.
+        size: Rows of a batch at most.
+        boundary: Tokens that all rows of a batch are within or all beyond, where a base computes
+            both kinds differently.
+    """
+    by_length = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    within = [row for row in by_length if boundary is None or lengths[row] <= boundary]
+    return [
+        rows[start : start + size]
+        for rows in (within, by_length[len(within) :])
+        for start in range(0, len(rows), size)
+    ]
 
 
 def part_sizes(rows: int, passes: int) -> list[int]:

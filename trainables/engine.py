@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
 from trainables import evaluate as scoring
+from trainables.attention import install_packed_attention
 from trainables.base import LoadedBase, load_base
-from trainables.batches import Batch, build_batch, build_passes
+from trainables.batches import Batch, batches_by_length, build_batch, build_passes
 from trainables.bundle import write_bundle
 from trainables.data import (
     EncodedRow,
@@ -34,14 +34,10 @@ from trainables.data import (
     load_splits,
     tokenizer_digest,
 )
-from trainables.errors import BaseModelError, SpecError
+from trainables.errors import SpecError
 from trainables.eva import first_rows, observed_directions
-from trainables.kernels import (
-    Layout,
-    PackedHead,
-    PackedLinear,
-    install_packed_attention,
-)
+from trainables.kernels import PackedHead, PackedLinear
+from trainables.layout import Layout
 from trainables.lora import (
     linear_layers,
     peft_tensors,
@@ -49,6 +45,8 @@ from trainables.lora import (
     short_targets,
 )
 from trainables.optim import apply_gradients
+from trainables.probe import Probe
+from trainables.rope import install_packed_rotary, longest_row, rope_switch
 from trainables.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
 from trainables.spec import BaseSpec, DataSpec, TrialSpec
 from trainables.state import SeatState
@@ -81,24 +79,20 @@ class Engine:
     """
 
     def __init__(self, base: LoadedBase) -> None:
-        """Raises `BaseModelError` for an architecture whose rows would not stay apart."""
+        """Raises `BaseModelError` for a base whose rows would not stay apart."""
         self.base = base
         self._layout = Layout()
         self._seats: dict[str, Seat] = {}
         self._load_splits = functools.lru_cache(maxsize=16)(self._read_splits)
-        rows = _probe_rows(base.model.config.get_text_config().vocab_size)
-        alone = [_plain_logits(base, row) for row in rows]
         self._linears = {
             name: PackedLinear(module, self._layout)
             for name, module in linear_layers(base.model).items()
         }
-        for name, packed in self._linears.items():
-            base.model.set_submodule(name, packed)
-        base.model.set_output_embeddings(
-            PackedHead(base.model.get_output_embeddings(), self._layout)
-        )
-        install_packed_attention(base.model)
-        self._require_apart(rows, alone)
+        self._longest_row = longest_row(base.model)
+        self._rope_switch = rope_switch(base.model.config)
+        probe = Probe(base)
+        probe.require_installed(self._install)
+        probe.require_apart(self._forward)
 
     @property
     def seats(self) -> tuple[str, ...]:
@@ -124,6 +118,7 @@ class Engine:
         if seat in self._seats:
             raise SpecError(f"seat: {seat!r} is taken; allowed: a free name. Leave it first.")
         splits = self._splits(spec.data)
+        self._require_short_rows(splits)
         targets = resolve_targets(tuple(self._linears), spec.lora.targets)
         layers = {name: self._linears[name] for name in targets}
         if state is None:
@@ -203,6 +198,33 @@ class Engine:
         """Weights in the seat's adapter."""
         return sum(parameter.numel() for parameter in self._seats[seat].parameters)
 
+    # --------------------------------------------------------------------------- preparation
+
+    def _install(self) -> None:
+        """Exchange the layers of the base for those that know of seats."""
+        model = self.base.model
+        head = model.get_output_embeddings()
+        places = {module: name for name, module in model.named_modules()}
+        for name, packed in self._linears.items():
+            model.set_submodule(name, packed)
+        model.set_submodule(places[head], PackedHead(head, self._layout))
+        install_packed_rotary(model, self._layout)
+        install_packed_attention(model, self._layout)
+
+    def _require_short_rows(self, splits: Splits) -> None:
+        if self._longest_row is None:
+            return
+        every = (splits.train, splits.validation, splits.test)
+        rows = [row for split in every if split is not None for row in split.rows]
+        longest = max(len(row.input_ids) for row in rows)
+        if longest > self._longest_row:
+            raise SpecError(
+                f"data.max_tokens: a row has {longest} tokens; allowed: at most "
+                f"{self._longest_row} with {type(self.base.model).__name__}, which has no "
+                "positions beyond that, or computes them by the longest row. Set data.max_tokens "
+                "to it."
+            )
+
     # ------------------------------------------------------------------------------ one step
 
     def _passes(self, seat: str) -> list[Batch]:
@@ -264,7 +286,9 @@ class Engine:
         starts = [0]
         for batch in batches:
             starts.append(starts[-1] + batch.block.tokens)
-        scored = torch.cat([b.scored + start for b, start in zip(batches, starts, strict=False)])
+        self._layout.scored = torch.cat(
+            [batch.scored + start for batch, start in zip(batches, starts, strict=False)]
+        )
         positions = [
             torch.arange(batch.block.length, device=self.base.device).repeat(batch.block.rows)
             for batch in batches
@@ -273,43 +297,11 @@ class Engine:
             input_ids=torch.cat([batch.input_ids for batch in batches], dim=1),
             position_ids=torch.cat(positions).unsqueeze(0),
             use_cache=False,
-            logits_to_keep=scored,
-            packed_layout=self._layout,
         )
         return list(output.logits[0].split(self._layout.answer_counts()))
 
     def _batch(self, seat: str | None, rows: Sequence[EncodedRow]) -> Batch:
         return build_batch(seat, rows, self.base.tokenizer.pad_token_id, self.base.device)
-
-    @torch.no_grad()
-    def _require_apart(self, rows: Sequence[EncodedRow], alone: Sequence[torch.Tensor]) -> None:
-        """Refuse a model that gives rows other logits in a pack than it gave them alone.
-
-        transformers says nothing when a model cannot have its attention exchanged, or has layers
-        that carry something along the sequence besides attention: packed rows would see each
-        other, and every number would be wrong.
-        """
-        architecture = type(self.base.model).__name__
-        try:
-            packed = self._forward([self._batch(None, [row]) for row in rows])
-        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise BaseModelError(
-                f"base.model: {architecture} cannot train packed ({error}); allowed: a decoder "
-                "whose attention transformers can exchange, such as Llama, Qwen, Mistral or Phi. "
-                "Choose another base."
-            ) from error
-        # Kernels for other shapes differ by rounding: about 1 % of the range in bfloat16.
-        share = 1e-4 if self.base.compute_dtype == torch.float32 else 0.05
-        bound = [share * float(one.max() - one.min()) for one in alone]
-        if any(
-            float((one[:-1] - other).abs().max()) > most
-            for one, other, most in zip(alone, packed, bound, strict=True)
-        ):
-            raise BaseModelError(
-                f"base.model: rows of {architecture} see each other in a pack; allowed: a decoder "
-                "that mixes tokens by exchangeable attention alone, such as Llama, Qwen, Mistral "
-                "or Phi. Choose another base."
-            )
 
     # --------------------------------------------------------------------------- measurement
 
@@ -318,10 +310,9 @@ class Engine:
         self, seat: str | None, spec: TrialSpec, splits: Splits, name: SplitName
     ) -> scoring.RowScores:
         rows = _rows_of(splits, name, spec.eval.max_rows)
-        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
+        lengths = [len(row.input_ids) for row in rows]
         parts = []
-        for start in range(0, len(rows), spec.eval.batch_size):
-            chosen = by_length[start : start + spec.eval.batch_size]
+        for chosen in batches_by_length(lengths, spec.eval.batch_size, self._rope_switch):
             batch = self._batch(seat, [rows[i] for i in chosen])
             (logits,) = self._forward([batch])
             is_whole = [not rows[i].is_cut for i in chosen]
@@ -363,20 +354,6 @@ class Engine:
             "max_tokens": seat.spec.data.max_tokens,
             "train_max_tokens": seat.spec.data.train_max_tokens,
         }
-
-
-def _probe_rows(vocab_size: int) -> list[EncodedRow]:
-    """Two short rows of different lengths, every token but the first an answer."""
-    ids = [np.arange(3, 12) % vocab_size, np.arange(20, 25) % vocab_size]
-    return [EncodedRow(input_ids=row, is_answer=np.arange(len(row)) > 0) for row in ids]
-
-
-@torch.no_grad()
-def _plain_logits(base: LoadedBase, row: EncodedRow) -> torch.Tensor:
-    """Logits (length, vocabulary) as transformers computes them."""
-    input_ids = torch.from_numpy(row.input_ids).unsqueeze(0).to(base.device)
-    logits: torch.Tensor = base.model(input_ids=input_ids, use_cache=False).logits[0]
-    return logits
 
 
 def build_engine(base: BaseSpec) -> Engine:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainables.batches import batches_by_length
 from trainables.errors import SpecError
+from trainables.rope import rope_switch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +53,8 @@ def complete(
         batch_size: Prompts read at once; those of similar length share a batch.
 
     Raises:
-        SpecError: A prompt and its completion could be longer than the base has positions.
+        SpecError: A prompt and its completion could be longer than the base has positions, or grow
+            beyond those where its rotary frequencies change.
     """
     longest = max(map(len, prompts))
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -61,14 +64,26 @@ def complete(
             f"tokens; allowed: together at most {positions}, the base's positions. Lower it or "
             "shorten the prompts."
         )
-    by_length = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    lengths = [len(prompt) for prompt in prompts]
+    switch = rope_switch(model.config)
+    _require_one_side(lengths, ending, switch)
     completions: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(prompts), batch_size):
-        chosen = by_length[start : start + batch_size]
+    for chosen in batches_by_length(lengths, batch_size, switch):
         written = _complete_batch(model, [prompts[number] for number in chosen], ending)
         for number, completion in zip(chosen, written, strict=True):
             completions[number] = completion
     return completions
+
+
+def _require_one_side(lengths: Sequence[int], ending: Ending, switch: int | None) -> None:
+    """Keys that are kept were turned by the frequencies of the length at which they were read."""
+    for length in lengths:
+        if switch is not None and length <= switch < length + ending.max_new_tokens:
+            raise SpecError(
+                f"evaluation.max_new_tokens: got {ending.max_new_tokens} behind a prompt of "
+                f"{length} tokens; allowed: together at most {switch}, where the rotary "
+                "frequencies of the base (longrope) change. Lower it or shorten the prompts."
+            )
 
 
 def _own_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:

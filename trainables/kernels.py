@@ -9,84 +9,31 @@ its neighbours, bit for bit, on any hardware. What a pack shares is the base, it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from typing import Any, TypeAlias
 
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import nn
 from torch.nn import functional as F
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.pytorch_utils import Conv1D
 
+from trainables.layout import Block, Dropout, Layout
 from trainables.lora import derive_seed
 
-PACKED_ATTENTION = "lorchestra_packed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropout:
-    """The micro-batch whose dropout masks the rows of a pass share.
-
-    Attributes:
-        key: (seed, step, micro-step).
-        rows: Sequences of the micro-batch.
-        length: Tokens of its longest sequence.
-        first: Place in it of the first sequence of the pass.
-    """
-
-    key: tuple[int, int, int]
-    rows: int
-    length: int
-    first: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """The rows of one seat in a packed forward pass.
-
-    Attributes:
-        seat: Whose rows these are; `None` for the bare base.
-        rows: Sequences in the block.
-        length: Tokens per sequence, padding included.
-        answers: Positions of the block whose next token is scored.
-        dropout: What dropout masks are drawn for, or `None` for no dropout.
-    """
-
-    seat: str | None
-    rows: int
-    length: int
-    answers: int
-    dropout: Dropout | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Positions the block takes in the packed sequence."""
-        return self.rows * self.length
-
-
-@dataclass
-class Layout:
-    """The blocks of the forward pass under way; one per engine, shared by its layers."""
-
-    blocks: tuple[Block, ...] = ()
-
-    def token_counts(self) -> list[int]:
-        """Positions of each block, in order."""
-        return [block.tokens for block in self.blocks]
-
-    def answer_counts(self) -> list[int]:
-        """Scored positions of each block, in order."""
-        return [block.answers for block in self.blocks]
+FrozenLayer: TypeAlias = nn.Linear | Conv1D
+"""A linear layer of a base; GPT-2's `Conv1D` is one that keeps its weight as (in, out)."""
 
 
 class Branch(nn.Module):
     """One seat's adapter on one layer, in float32 and as PEFT computes it.
 
-    LoRA adds `scaling * B A dropout(x)` to the base's output. DoRA (arXiv:2402.09353) learns the
-    norms of the rows of `W + scaling * B A` besides: it scales the whole of a row's output by
-    `magnitude / norm`, the norm without a gradient (section 4.3). With dropout, the base's share
-    of what is scaled is that of `dropout(x)`.
+    LoRA adds `scaling * B A dropout(x)` to the base's output. Below float32, PEFT rounds this
+    update before adding it to the output of a quantized layer; elsewhere it rounds the sum alone.
+    DoRA (arXiv:2402.09353) learns the norms of the rows of `W + scaling * B A` besides: it scales
+    the whole of a row's output by `magnitude / norm`, the norm without a gradient (section 4.3).
+    With dropout, the base's share of what is scaled is that of `dropout(x)`.
 
     Attributes:
         a: (rank, in_features).
@@ -109,7 +56,7 @@ class Branch(nn.Module):
         self.magnitude = None if magnitude is None else nn.Parameter(magnitude)
 
     def forward(
-        self, x: torch.Tensor, y: torch.Tensor, block: Block, base: nn.Linear
+        self, x: torch.Tensor, y: torch.Tensor, block: Block, base: FrozenLayer
     ) -> torch.Tensor:
         """The adapted output (tokens of the block, out_features).
 
@@ -126,7 +73,10 @@ class Branch(nn.Module):
             x = x * dropout_mask(self.layer, dropout, part, self.dropout, x).view_as(x)
         update = F.linear(F.linear(x, self.a), self.b)
         if self.magnitude is None:
-            return y + (update * self.scaling).to(y.dtype)
+            update = update * self.scaling
+            if isinstance(base, Linear4bit | Linear8bitLt):
+                update = update.to(y.dtype)
+            return (y + update).to(y.dtype)
         scale = (self.magnitude / row_norms(base, self.a, self.b, self.scaling)).view(1, -1)
         if dropout is not None:
             frozen = _frozen_product(x, base, None, [block.tokens])
@@ -138,27 +88,34 @@ class Branch(nn.Module):
 class PackedLinear(nn.Module):
     """A frozen linear layer and, by seat, the branches on it."""
 
-    def __init__(self, base: nn.Linear, layout: Layout) -> None:
+    def __init__(self, base: FrozenLayer, layout: Layout) -> None:
         super().__init__()
         self.base, self.layout = base, layout
         self.branches: dict[str, Branch] = {}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `x` (1, tokens, in_features) to (1, tokens, out_features)."""
+        """Map `x` (..., in_features) to (..., out_features); its rows are those of the pack.
+
+        Raises:
+            ValueError: Other rows arrive than the tokens of the pack, as at a routed expert.
+        """
         counts = self.layout.token_counts()
-        # Two-dimensional, as torch multiplies slices of anything else by copying them. Squeezed
+        if math.prod(x.shape[:-1]) != sum(counts):
+            raise ValueError(
+                f"a linear layer gets {math.prod(x.shape[:-1])} rows of a pack of {sum(counts)} "
+                "tokens, as routed experts do"
+            )
+        # Two-dimensional, as torch multiplies slices of anything else by copying them. Flattened
         # twice, as the gradients of base and branches must reach x one by one, as in PEFT: a sum
         # of sums rounds differently.
-        y = frozen_linear(self.base, x.squeeze(0), counts)
-        if not any(block.seat in self.branches for block in self.layout.blocks):
-            return y.unsqueeze(0)
-        outputs = [
-            self._adapted(block, x_block, y_block)
-            for block, x_block, y_block in zip(
-                self.layout.blocks, x.squeeze(0).split(counts), y.split(counts), strict=True
+        y = frozen_linear(self.base, x.flatten(0, -2), counts)
+        if any(block.seat in self.branches for block in self.layout.blocks):
+            blocks = zip(
+                self.layout.blocks, x.flatten(0, -2).split(counts), y.split(counts), strict=True
             )
-        ]
-        return _joined(outputs).unsqueeze(0)
+            y = _joined([self._adapted(block, own, output) for block, own, output in blocks])
+        shaped: torch.Tensor = y.unflatten(0, x.shape[:-1])
+        return shaped
 
     def _adapted(self, block: Block, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         branch = None if block.seat is None else self.branches.get(block.seat)
@@ -176,15 +133,25 @@ class PackedHead(nn.Module):
         self.base, self.layout = base, layout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `x` (1, scored positions, hidden) to logits (1, scored positions, vocabulary)."""
-        return frozen_linear(self.base, x.squeeze(0), self.layout.answer_counts()).unsqueeze(0)
+        """Map `x` (1, tokens, hidden) to logits (1, scored positions, vocabulary)."""
+        scored = x[0, self.layout.scored]
+        return frozen_linear(self.base, scored, self.layout.answer_counts()).unsqueeze(0)
 
 
-def frozen_linear(base: nn.Linear, x: torch.Tensor, counts: list[int]) -> torch.Tensor:
+def layer_shape(base: FrozenLayer) -> tuple[int, int]:
+    """Features in and features out of a frozen linear layer."""
+    if isinstance(base, Conv1D):
+        return int(base.weight.shape[0]), int(base.weight.shape[1])
+    return base.in_features, base.out_features
+
+
+def frozen_linear(base: FrozenLayer, x: torch.Tensor, counts: list[int]) -> torch.Tensor:
     """Apply a frozen linear layer to each of the `counts` runs of rows of `x` separately.
 
     A 4-bit layer is dequantized once for all of them. Other layers are called once per run; for
     8-bit ones this also keeps outlier columns (arXiv:2208.07339, section 3.2) a seat's own affair.
+    While gradients are recorded, bitsandbytes multiplies by the dequantized 8-bit weight on a CPU;
+    elsewhere it quantizes the inputs too. The layer's training mode tells it which is wanted.
 
     Args:
         base: A linear layer without gradients; full-precision, 8-bit or 4-bit.
@@ -193,11 +160,13 @@ def frozen_linear(base: nn.Linear, x: torch.Tensor, counts: list[int]) -> torch.
     """
     if getattr(base.weight, "quant_state", None) is not None:
         return _frozen_product(x, base, base.bias, counts)
+    if isinstance(base, Linear8bitLt):
+        base.train(torch.is_grad_enabled())
     return _joined([base(run) for run in x.split(counts)])
 
 
 @torch.no_grad()
-def row_norms(base: nn.Linear, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+def row_norms(base: FrozenLayer, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
     """Norm of each row of `W + scaling * B A`, (out_features,); no gradient passes through it."""
     # In PEFT's order of operations and memory layout, so that it rounds alike.
     delta = F.linear(a.T.contiguous(), b).T
@@ -205,18 +174,18 @@ def row_norms(base: nn.Linear, a: torch.Tensor, b: torch.Tensor, scaling: float)
     return norms
 
 
-def dense_weight(base: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+def dense_weight(base: FrozenLayer, dtype: torch.dtype) -> torch.Tensor:
     """The weight (out_features, in_features) of a full-precision or 4-bit layer."""
     state: QuantState | None = getattr(base.weight, "quant_state", None)
     if state is None:
         plain: torch.Tensor = base.weight.to(dtype)
-        return plain
+        return plain.T if isinstance(base, Conv1D) else plain
     dense: torch.Tensor = dequantize_4bit(base.weight.view(-1, 1), state)
     return dense.to(dtype)
 
 
 def _frozen_product(
-    x: torch.Tensor, base: nn.Linear, bias: torch.Tensor | None, counts: list[int]
+    x: torch.Tensor, base: FrozenLayer, bias: torch.Tensor | None, counts: list[int]
 ) -> torch.Tensor:
     output: torch.Tensor = _FrozenProduct.apply(x, base, bias, counts)  # type: ignore[no-untyped-call]
     return output
@@ -229,7 +198,7 @@ class _FrozenProduct(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        base: nn.Linear,
+        base: FrozenLayer,
         bias: torch.Tensor | None,
         counts: list[int],
     ) -> torch.Tensor:
@@ -276,61 +245,6 @@ def dropout_mask(
 def dropout_seed(layer: str, key: tuple[int, int, int]) -> int:
     """Seed of one layer's dropout mask; `key` is (seed, step, micro-step)."""
     return derive_seed("dropout", *key, layer)
-
-
-def packed_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    packed_layout: Layout,
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention within each sequence of each block.
-
-    Sequences are padded on the right, so causality alone keeps real tokens from seeing padding.
-
-    Args:
-        module: The attention layer that calls.
-        query: (1, heads, tokens, head size).
-        key: The same, perhaps with fewer heads.
-        value: The same as `key`.
-        attention_mask: Ignored; the blocks say who sees whom.
-        packed_layout: The blocks.
-        sliding_window: How many tokens back a token sees, where the model limits it.
-        kwargs: Scaling and dropout, as the model passes them.
-    """
-    outputs = []
-    start = 0
-    for block in packed_layout.blocks:
-        q, k, v = (
-            states[0, :, start : start + block.tokens]
-            .unflatten(1, (block.rows, block.length))
-            .transpose(0, 1)
-            for states in (query, key, value)
-        )
-        mask = None
-        if sliding_window is not None and sliding_window < block.length:
-            mask = _window_mask(block.length, sliding_window, query.device)
-        output, _ = sdpa_attention_forward(module, q, k, v, mask, **kwargs)
-        outputs.append(output.flatten(0, 1))
-        start += block.tokens
-    return _joined(outputs).unsqueeze(0), None
-
-
-def install_packed_attention(model: Any) -> None:
-    """Make a transformers model attend by blocks; it then needs `packed_layout` in every call."""
-    AttentionInterface.register(PACKED_ATTENTION, packed_attention)
-    model.set_attn_implementation(PACKED_ATTENTION)
-
-
-def _window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
-    at = torch.arange(length, device=device)
-    back = at[:, None] - at[None, :]
-    return ((back >= 0) & (back < window))[None, None]
 
 
 def _joined(runs: list[torch.Tensor]) -> torch.Tensor:

@@ -8,13 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from trainables.errors import SpecError
 from trainables.spec import LoraSpec
 
 _ATTENTION = ("attn", "attention")
 _MLP = ("mlp", "ffn", "feed_forward", "feedforward")
+
+_LINEAR = (nn.Linear, Conv1D, Linear4bit, Linear8bitLt)
 
 _PEFT_NAMES = {
     "a": "lora_A.weight",
@@ -23,16 +27,17 @@ _PEFT_NAMES = {
 }
 
 
-def linear_layers(model: Any) -> dict[str, nn.Linear]:
+def linear_layers(model: Any) -> dict[str, nn.Linear | Conv1D]:
     """Every linear layer that an adapter may sit on, by full name, in the model's order.
 
-    The output head is left out, as in PEFT's `all-linear`.
+    The output head is left out, as in PEFT's `all-linear`, and so are layers that do more than
+    multiply, such as the routers of Llama 4.
     """
     head = model.get_output_embeddings()
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        if type(module) in _LINEAR and module is not head
     }
 
 

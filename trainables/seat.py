@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from trainables.data import Splits
-from trainables.kernels import Branch, PackedLinear, row_norms
+from trainables.kernels import Branch, PackedLinear, layer_shape, row_norms
 from trainables.lora import initial_weights
 from trainables.optim import build_optimizer
 from trainables.spec import TrialSpec
@@ -66,7 +66,7 @@ def fresh_branches(
     lora, branches = spec.lora, {}
     for name, packed in layers.items():
         base, device = packed.base, packed.base.weight.device
-        a, b = initial_weights(lora, name, base.in_features, base.out_features, spec.seed)
+        a, b = initial_weights(lora, name, *layer_shape(base), spec.seed)
         a, b = directions.get(name, a).to(device), b.to(device)
         magnitude = row_norms(base, a, b, lora.scaling) if lora.dora else None
         branches[name] = Branch(name, a, b, lora.scaling, lora.dropout, magnitude)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def load_served(
     _recorded_source(spec, manifest)
     base = load_base(spec if form == "trained" else _unquantized(spec), place)
     model_bytes = _weight_bytes(base.model.state_dict())
-    model = PeftModel.from_pretrained(base.model, str(bundle)).eval()
+    model = _with_adapter(base.model, bundle)
     adapter_bytes = _weight_bytes(get_peft_model_state_dict(model))
     tokenizer = base.tokenizer
     del base
@@ -139,6 +140,13 @@ def load_served_tokenizer(manifest: Mapping[str, Any], base_model: str | None = 
         BaseModelError: The base cannot be found, has no tokenizer, or is not the one trained on.
     """
     return load_tokenizer(_recorded_source(_base_spec(manifest, base_model), manifest))
+
+
+def _with_adapter(model: Any, bundle: Path) -> Any:
+    with warnings.catch_warnings():
+        # PEFT says so of each Conv1D layer of GPT-2, and then does what is right.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False but the target module")
+        return PeftModel.from_pretrained(model, str(bundle)).eval()
 
 
 def _base_spec(manifest: Mapping[str, Any], base_model: str | None) -> BaseSpec:

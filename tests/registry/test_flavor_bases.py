@@ -1,0 +1,81 @@
+"""A loaded version computes what was evaluated, on bases of other kinds and stored types."""
+
+import importlib.util
+import warnings
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+import registry
+from tests.support.bases import DENSE, save_base
+from trainables.engine import build_engine
+from trainables.serving import forms_of, load_served
+from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
+
+IDS = torch.arange(40, 53)[None]
+
+
+def bundle_on(base: Path, data: Path, folder: Path, quantization: str, compute: str) -> Path:
+    """A bundle of a few steps, with weights that change what the base says."""
+    spec = TrialSpec(
+        base=BaseSpec(model=str(base), quantization=quantization, compute_dtype=compute),
+        lora=LoraSpec(rank=4, alpha=16),
+        optim=OptimSpec(steps=4, batch_size=4, learning_rate=2e-2),
+        data=DataSpec(train=str(data)),
+    )
+    engine = build_engine(spec.base)
+    engine.join("seat", spec)
+    for _ in range(4):
+        engine.step(["seat"])
+    engine.export("seat", folder, {})
+    return folder
+
+
+def version_code() -> ModuleType:
+    """The file as MLflow runs it when a version is loaded."""
+    source = Path(registry.__file__).with_name("flavor.py")
+    found = importlib.util.spec_from_file_location("version_code", source)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    with warnings.catch_warnings():
+        # Importing it outside MLflow's loader, mlflow 3.17.2 remarks on a type hint.
+        warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType.*")
+        found.loader.exec_module(module)
+    return module
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS.to(model.device), use_cache=False).logits
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "quantization", "compute"),
+    [
+        ("phi, LayerNorm", "bfloat16", "nf4", "float32"),
+        ("gpt2, Conv1D", "float16", "nf4", "bfloat16"),
+        ("gpt2, Conv1D", "float32", "none", "float32"),
+        ("gemma 3, windows, q/k norm", "float32", "int8", "bfloat16"),
+        ("llama, biases, untied head", "bfloat16", "fp4", "float32"),
+        ("opt", "bfloat16", "int8", "float32"),
+    ],
+)
+def test_a_version_gives_the_evaluated_logits_in_each_form(
+    tmp_path, tiny_data, byte_tokenizer, monkeypatch, name, stored, quantization, compute
+):
+    base = save_base(tmp_path / "base", DENSE[name], stored, byte_tokenizer)
+    bundle = bundle_on(base, tiny_data, tmp_path / "bundle", quantization, compute)
+    evaluated = {form: logits(load_served(bundle, form).model) for form in forms_of(quantization)}
+    monkeypatch.setenv("LORCHESTRA_CACHE", str(tmp_path / "empty"))
+    flavor = version_code()
+    for form, expected in evaluated.items():
+        version = flavor.AdapterModel()
+        options = {"form": form, "base_model": str(base), "device": "auto", "batch_size": 8}
+        version.load_context(
+            SimpleNamespace(artifacts={"adapter": str(bundle)}, model_config=options)
+        )
+        assert (logits(version.model) - expected).abs().max().item() == 0.0, form
+        assert expected.dtype == getattr(torch, compute)
