@@ -22,6 +22,7 @@ from tests.support.bases import (
     longrope,
     save_base,
 )
+from tests.support.gguf_base import save_gguf_base
 from tests.support.plain_peft import adapter_of, largest_difference, train_with_peft
 from trainables.data import EncodedRow
 from trainables.engine import Engine, build_engine
@@ -131,6 +132,15 @@ def test_every_form_computes_in_the_type_on_record(
     stored_base, tiny_data, tmp_path, name, form, compute, stored
 ):
     base = stored_base(DENSE[name], stored)
+    spec = trial_on(base, tiny_data, form, compute)
+    assert_equal_to_plain_peft(spec, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_gguf_base_like_the_demos_computes_in_either_type(tiny_data, tmp_path, form, compute):
+    """Its weights come as bfloat16, whatever the processor multiplies."""
+    base = save_gguf_base(tmp_path / "base.gguf")
     spec = trial_on(base, tiny_data, form, compute)
     assert_equal_to_plain_peft(spec, tmp_path / "bundle")
 
