@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
-from orchestrator import SweepSpec, cli, run_sweep
+from orchestrator import SweepSpec, SweepSpecError, cli, run_sweep
 from orchestrator.outcome import Outcome
 from trainables.spec import BaseSpec, LoraSpec, OptimSpec
 
@@ -171,6 +171,29 @@ def parse(folder: Path, text: str) -> SweepSpec:
 @pytest.mark.parametrize("text", all_blocks("yaml"))
 def test_every_sweep_file_can_be_run(folder: Path, text: str) -> None:
     assert parse(folder, text).budget.trials >= 1
+
+
+def test_the_mistake_in_the_readme_is_reported_so(folder: Path) -> None:
+    (text,) = [one for one in _INLINE.findall(prose(README)) if one.startswith("space.")]
+    (sweep,) = blocks(README, "yaml")
+    with pytest.raises(SweepSpecError) as caught:
+        parse(folder, sweep.replace("lora.rank: {choice", "lora.rnk: {choice"))
+    pattern = ".*".join(re.escape(part) for part in text.split("…"))
+    assert re.fullmatch(pattern, str(caught.value))
+
+
+def test_the_demo_is_as_large_as_the_readme_says() -> None:
+    demo = yaml.safe_load((ROOT / "sweeps" / "quickstart.yaml").read_text())
+    told = re.search(r"runs (\d+) trials .* over (\d+) settings", prose(README))
+    assert told is not None
+    assert [int(one) for one in told.groups()] == [demo["budget"]["trials"], len(demo["space"])]
+
+
+def test_each_word_has_one_meaning_and_its_place_in_the_alphabet() -> None:
+    text = (ROOT / "docs" / "words.md").read_text()
+    words = re.findall(r"^\| ([a-z ]+) \|", text, re.MULTILINE)[1:]
+    assert len(words) > 40
+    assert words == sorted(set(words))
 
 
 def test_every_line_of_the_table_of_distributions_can_be_written(folder: Path) -> None:
