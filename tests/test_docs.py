@@ -4,6 +4,7 @@ import ast
 import contextlib
 import dataclasses
 import importlib
+import inspect
 import io
 import re
 import shlex
@@ -265,25 +266,53 @@ def kinds_of(tree: ast.Module, known: dict[str, Any]) -> Iterator[tuple[str, typ
                 yield node.targets[0].id, made
 
 
-@pytest.mark.parametrize("text", all_blocks("python"))
-def test_every_python_block_compiles_and_names_what_exists(text: str) -> None:
+def takes(function: Any, call: ast.Call, *, is_method: bool) -> bool:
+    """Whether a function has the parameters that a call gives it."""
+    values = [None] * (len(call.args) + is_method)
+    words = {word.arg: None for word in call.keywords if word.arg}
+    try:
+        inspect.signature(function).bind(*values, **words)
+    except TypeError:
+        return False
+    return True
+
+
+def mistakes_in(text: str) -> list[str]:
+    """Names, attributes and calls of a block that the code does not have."""
     tree = ast.parse(text)
     known = dict(pair for node in tree.body for pair in names_of(node))
     assert known
     kinds = dict(kinds_of(tree, known))
+    wrong = []
     for node in ast.walk(tree):
+        called = node.func if isinstance(node, ast.Call) else None
+        if isinstance(called, ast.Name) and called.id in known:
+            if not takes(known[called.id], node, is_method=False):
+                wrong.append(ast.unparse(node))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             owner = kinds.get(node.value.id, known.get(node.value.id))
             there = {*dir(owner), *getattr(owner, "__dataclass_fields__", ())}
-            assert owner is None or node.attr in there, f"{node.value.id}.{node.attr}"
-        if isinstance(node, ast.Call) and isinstance(made := known.get(called(node)), type):
-            wanted = {word.arg for word in node.keywords if word.arg}
-            fields = getattr(made, "__dataclass_fields__", None)
-            assert fields is None or wanted <= set(fields), made
+            if owner is not None and node.attr not in there:
+                wrong.append(ast.unparse(node))
+        if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+            method = getattr(kinds.get(called.value.id), called.attr, None)
+            if method is not None and not takes(method, node, is_method=True):
+                wrong.append(ast.unparse(node))
+    return wrong
 
 
-def called(node: ast.Call) -> str:
-    return node.func.id if isinstance(node.func, ast.Name) else ""
+@pytest.mark.parametrize("text", all_blocks("python"))
+def test_every_python_block_uses_names_and_parameters_that_exist(text: str) -> None:
+    assert mistakes_in(text) == []
+
+
+def test_a_wrong_name_or_parameter_in_a_python_block_is_found() -> None:
+    head = "from registry import Registry\nadapters = Registry('sqlite:///x')\n"
+    assert mistakes_in(f"{head}adapters.versions()") == []
+    assert mistakes_in(f"{head}adapters.polish('a/1')") == ["adapters.polish"]
+    assert mistakes_in(f"{head}adapters.rollback('a', whyy='x')") != []
+    with pytest.raises(AssertionError, match="has no Registrar"):
+        mistakes_in("from registry import Registrar")
 
 
 # ------------------------------------------------------------------------------------------- files
