@@ -278,27 +278,36 @@ def takes(function: Any, call: ast.Call, *, is_method: bool) -> bool:
 
 
 def mistakes_in(text: str) -> list[str]:
-    """Names, attributes and calls of a block that the code does not have."""
+    """Attributes and calls of a block that the code does not have."""
     tree = ast.parse(text)
     known = dict(pair for node in tree.body for pair in names_of(node))
     assert known
     kinds = dict(kinds_of(tree, known))
-    wrong = []
-    for node in ast.walk(tree):
-        called = node.func if isinstance(node, ast.Call) else None
-        if isinstance(called, ast.Name) and called.id in known:
-            if not takes(known[called.id], node, is_method=False):
-                wrong.append(ast.unparse(node))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            owner = kinds.get(node.value.id, known.get(node.value.id))
-            there = {*dir(owner), *getattr(owner, "__dataclass_fields__", ())}
-            if owner is not None and node.attr not in there:
-                wrong.append(ast.unparse(node))
-        if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
-            method = getattr(kinds.get(called.value.id), called.attr, None)
-            if method is not None and not takes(method, node, is_method=True):
-                wrong.append(ast.unparse(node))
-    return wrong
+    return [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if lacks_attribute(node, kinds, known) or is_called_wrongly(node, kinds, known)
+    ]
+
+
+def lacks_attribute(node: ast.AST, kinds: dict[str, type], known: dict[str, Any]) -> bool:
+    if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
+        return False
+    owner = kinds.get(node.value.id, known.get(node.value.id))
+    there = {*dir(owner), *getattr(owner, "__dataclass_fields__", ())}
+    return owner is not None and node.attr not in there
+
+
+def is_called_wrongly(node: ast.AST, kinds: dict[str, type], known: dict[str, Any]) -> bool:
+    if not isinstance(node, ast.Call):
+        return False
+    called = node.func
+    if isinstance(called, ast.Name) and called.id in known:
+        return not takes(known[called.id], node, is_method=False)
+    if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+        method = getattr(kinds.get(called.value.id), called.attr, None)
+        return method is not None and not takes(method, node, is_method=True)
+    return False
 
 
 @pytest.mark.parametrize("text", all_blocks("python"))
