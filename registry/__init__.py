@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from registry.adapters import AdapterVersion, get, list_adapters
-    from registry.aliases import retire, rollback, set_alias, unretire
-    from registry.comparison import Comparison, compare
+    from registry.adapters import AdapterVersion
+    from registry.client import Registry
+    from registry.comparison import Comparison
     from registry.errors import (
         AdapterNotFoundError,
         ConflictError,
@@ -19,15 +19,11 @@ if TYPE_CHECKING:
         RegistryError,
         TrackingError,
     )
-    from registry.evaluations import list_evaluations, record_evaluation
-    from registry.ledger import AliasMove, history
-    from registry.loading import load, pull
+    from registry.ledger import AliasMove
     from registry.measures import Evaluation
-    from registry.promotion import PromotionDecision, PromotionRule, promote
+    from registry.promotion import PromotionDecision, PromotionRule
     from registry.refs import AdapterRef
-    from registry.registration import register
     from registry.tracking import Tracker, tracking_uri_for
-    from registry.warmstart import best_specs
 
 __all__ = [
     "AdapterNotFoundError",
@@ -41,31 +37,17 @@ __all__ = [
     "PromotionDecision",
     "PromotionRule",
     "RefError",
+    "Registry",
     "RegistryError",
     "Tracker",
     "TrackingError",
-    "best_specs",
-    "compare",
-    "get",
-    "history",
-    "list_adapters",
-    "list_evaluations",
-    "load",
-    "promote",
-    "pull",
-    "record_evaluation",
-    "register",
-    "retire",
-    "rollback",
-    "set_alias",
     "tracking_uri_for",
-    "unretire",
 ]
 
 _HOMES = {
-    "registry.adapters": ("AdapterVersion", "get", "list_adapters"),
-    "registry.aliases": ("retire", "rollback", "set_alias", "unretire"),
-    "registry.comparison": ("Comparison", "compare"),
+    "registry.adapters": ("AdapterVersion",),
+    "registry.client": ("Registry",),
+    "registry.comparison": ("Comparison",),
     "registry.errors": (
         "AdapterNotFoundError",
         "ConflictError",
@@ -74,15 +56,17 @@ _HOMES = {
         "RegistryError",
         "TrackingError",
     ),
-    "registry.evaluations": ("list_evaluations", "record_evaluation"),
-    "registry.ledger": ("AliasMove", "history"),
-    "registry.loading": ("load", "pull"),
+    "registry.ledger": ("AliasMove",),
     "registry.measures": ("Evaluation",),
-    "registry.promotion": ("PromotionDecision", "PromotionRule", "promote"),
+    "registry.promotion": (
+        "PromotionDecision",
+        "PromotionRule",
+    ),
     "registry.refs": ("AdapterRef",),
-    "registry.registration": ("register",),
-    "registry.tracking": ("Tracker", "tracking_uri_for"),
-    "registry.warmstart": ("best_specs",),
+    "registry.tracking": (
+        "Tracker",
+        "tracking_uri_for",
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from registry.connection import connect, is_missing, plain_errors
+from registry.connection import is_missing, plain_errors
 from registry.errors import AdapterNotFoundError
 from registry.refs import AdapterRef, require_name
 
@@ -95,7 +95,7 @@ def checkpoint_tag(step: int) -> str:
     return f"{_CHECKPOINT_PREFIX}{step}"
 
 
-def get(ref: AdapterRef | str, *, tracking_uri: str) -> AdapterVersion:
+def get_version(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
     """The version that a reference points at now.
 
     Raises:
@@ -104,18 +104,18 @@ def get(ref: AdapterRef | str, *, tracking_uri: str) -> AdapterVersion:
         TrackingError: The server cannot be used.
     """
     ref = AdapterRef.parse(ref)
-    versions = list_adapters(tracking_uri=tracking_uri, name=ref.name)
+    versions = list_versions(client, ref.name)
     if ref.alias is not None:
         versions = [version for version in versions if ref.alias in version.aliases]
     elif ref.version is not None:
         versions = [version for version in versions if version.version == ref.version]
     if not versions:
-        raise AdapterNotFoundError(_what_there_is(ref, tracking_uri))
+        raise AdapterNotFoundError(_what_there_is(client, ref))
     versions[0].digest_at(ref.step)  # it was kept, or this says what was
     return versions[0]
 
 
-def list_adapters(*, tracking_uri: str, name: str | None = None) -> list[AdapterVersion]:
+def list_versions(client: MlflowClient, name: str | None = None) -> list[AdapterVersion]:
     """All adapter versions, by name, the newest first; an unknown name has none.
 
     Models that were not registered from a bundle are left out.
@@ -123,8 +123,7 @@ def list_adapters(*, tracking_uri: str, name: str | None = None) -> list[Adapter
     Raises:
         TrackingError: The server cannot be used.
     """
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         return _all_versions(client) if name is None else find_versions(client, name)
 
 
@@ -193,13 +192,13 @@ def _retirement(tag: str | None) -> str:
         return tag or "(no reason)"  # somebody set the tag by hand
 
 
-def _what_there_is(ref: AdapterRef, tracking_uri: str) -> str:
-    versions = list_adapters(tracking_uri=tracking_uri, name=ref.name)
+def _what_there_is(client: MlflowClient, ref: AdapterRef) -> str:
+    versions = list_versions(client, ref.name)
     if versions:
         there = [str(version.ref) for version in versions[:10]]
         there += [f"{ref.name}@{alias}" for version in versions for alias in version.aliases]
         return f"adapter {ref}: not found; allowed: {', '.join(there)}. Choose one of these."
-    names = sorted({version.name for version in list_adapters(tracking_uri=tracking_uri)})
+    names = sorted({version.name for version in list_versions(client)})
     return (
         f"adapter {ref}: not found; allowed: {', '.join(names[:20]) or '(none registered yet)'}. "
         "Choose one of these or register it."

@@ -6,8 +6,10 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from registry.adapters import RETIRED_TAG, AdapterVersion, get, list_adapters
-from registry.connection import connect, plain_errors
+from mlflow import MlflowClient
+
+from registry.adapters import RETIRED_TAG, AdapterVersion, get_version, list_versions
+from registry.connection import plain_errors
 from registry.errors import AdapterNotFoundError, RefError, RetiredError
 from registry.ledger import AliasMove
 from registry.moves import current_user, move, settle
@@ -21,20 +23,20 @@ CHALLENGER = "challenger"
 
 
 def move_alias(
+    client: MlflowClient,
     ref: AdapterRef | str,
     alias: str,
     *,
     why: str,
-    tracking_uri: str,
     expected: int | None = None,
 ) -> AliasMove | None:
     """Point an alias at a version, away from any other version of that adapter.
 
     Args:
+        client: Of the server.
         ref: The version.
         alias: Which.
         why: For the ledger.
-        tracking_uri: MLflow server or database.
         expected: Number of the latest move of this alias that the decision was made on, 0 when
             there was none; left out, whatever was there is overwritten.
 
@@ -49,15 +51,14 @@ def move_alias(
         TrackingError: The server cannot be used.
     """
     require_alias(alias)
-    version = get_whole(ref, tracking_uri=tracking_uri)
+    version = get_whole(client, ref)
     require_in_use(version)
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         return move(client, version.name, alias, version.version, why, expected=expected)
 
 
 def set_alias(
-    ref: AdapterRef | str, alias: str, *, tracking_uri: str, why: str = ""
+    client: MlflowClient, ref: AdapterRef | str, alias: str, *, why: str = ""
 ) -> AdapterVersion:
     """Point an alias at a version, away from any other version of that adapter.
 
@@ -67,12 +68,12 @@ def set_alias(
         RetiredError: The version was retired.
         TrackingError: The server cannot be used.
     """
-    version = get_whole(ref, tracking_uri=tracking_uri)
-    move_alias(version.ref, alias, why=why, tracking_uri=tracking_uri)
-    return get(version.ref, tracking_uri=tracking_uri)
+    version = get_whole(client, ref)
+    move_alias(client, version.ref, alias, why=why)
+    return get_version(client, version.ref)
 
 
-def drop_alias(name: str, alias: str, *, tracking_uri: str, why: str = "") -> None:
+def drop_alias(client: MlflowClient, name: str, alias: str, *, why: str = "") -> None:
     """Take an alias away from an adapter; nothing happens when it has none of that name.
 
     Raises:
@@ -81,12 +82,13 @@ def drop_alias(name: str, alias: str, *, tracking_uri: str, why: str = "") -> No
     """
     require_name(name)
     require_alias(alias)
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         move(client, name, alias, None, why)
 
 
-def rollback(name: str, *, alias: str = CHAMPION, why: str = "", tracking_uri: str) -> AliasMove:
+def rollback(
+    client: MlflowClient, name: str, *, alias: str = CHAMPION, why: str = ""
+) -> AliasMove:
     """Point an alias back at the version that held it before.
 
     Done again it goes back further, and not to and fro. Versions that were retired or deleted
@@ -99,10 +101,9 @@ def rollback(name: str, *, alias: str = CHAMPION, why: str = "", tracking_uri: s
         TrackingError: The server cannot be used.
     """
     require_alias(alias)
-    versions = list_adapters(tracking_uri=tracking_uri, name=name)
+    versions = list_versions(client, name)
     usable = {version.version for version in versions if not version.retired}
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         found = None
         if versions:
             ledger = settle(client, name)
@@ -121,7 +122,7 @@ def rollback(name: str, *, alias: str = CHAMPION, why: str = "", tracking_uri: s
     return made
 
 
-def retire(ref: AdapterRef | str, reason: str, *, tracking_uri: str) -> AdapterVersion:
+def retire(client: MlflowClient, ref: AdapterRef | str, reason: str) -> AdapterVersion:
     """Take a version out of use: it keeps its files and can have no alias any more.
 
     Raises:
@@ -129,43 +130,41 @@ def retire(ref: AdapterRef | str, reason: str, *, tracking_uri: str) -> AdapterV
         RetiredError: It is the champion, or no reason is given.
         TrackingError: The server cannot be used.
     """
-    version = get_whole(ref, tracking_uri=tracking_uri)
+    version = get_whole(client, ref)
     if not reason.strip():
         raise RetiredError(
             f"adapter {version.ref}: got no reason to retire it; allowed: a few words. Say why."
         )
     _require_no_champion(version)
     record = {"at": _now(), "who": current_user(), "reason": reason.strip()}
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         number = str(version.version)
         client.set_model_version_tag(version.name, number, RETIRED_TAG, json.dumps(record))
         settle(client, version.name)  # nobody begins to move an alias to it any more
-        retired = get(version.ref, tracking_uri=tracking_uri)
+        retired = get_version(client, version.ref)
         if CHAMPION in retired.aliases:  # promoted meanwhile
             client.delete_model_version_tag(version.name, number, RETIRED_TAG)
             _require_no_champion(retired)
         for alias in retired.aliases:
             move(client, version.name, alias, None, f"{version.ref} was retired: {reason}")
-    return get(version.ref, tracking_uri=tracking_uri)
+    return get_version(client, version.ref)
 
 
-def unretire(ref: AdapterRef | str, *, tracking_uri: str) -> AdapterVersion:
+def unretire(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
     """Bring a retired version back into use; its aliases stay where they went.
 
     Raises:
         AdapterNotFoundError: There is no such version.
         TrackingError: The server cannot be used.
     """
-    version = get_whole(ref, tracking_uri=tracking_uri)
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    version = get_whole(client, ref)
+    with plain_errors(client.tracking_uri):
         if version.retired:
             client.delete_model_version_tag(version.name, str(version.version), RETIRED_TAG)
-    return get(version.ref, tracking_uri=tracking_uri)
+    return get_version(client, version.ref)
 
 
-def get_whole(ref: AdapterRef | str, *, tracking_uri: str) -> AdapterVersion:
+def get_whole(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
     """The version that a reference points at, as a whole.
 
     Raises:
@@ -179,7 +178,7 @@ def get_whole(ref: AdapterRef | str, *, tracking_uri: str) -> AdapterVersion:
             f"adapter reference: got {ref}; allowed: a whole version, as aliases and states are "
             f"of versions and not of their steps. Write {ref.name}/{ref.version}."
         )
-    return get(ref, tracking_uri=tracking_uri)
+    return get_version(client, ref)
 
 
 def require_in_use(version: AdapterVersion) -> None:

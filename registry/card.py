@@ -285,14 +285,16 @@ def _loading(facts: CardFacts) -> str:
     from_hub = base.get("source") == "hub"
     model = str(base["model"]) if from_hub else "BASE"
     lines = [
-        "import mlflow, peft, registry",
+        "import mlflow, peft",
+        "from registry import Registry",
         "",
-        f"model = registry.load({ref!r}, tracking_uri=URI)",
+        "adapters = Registry(URI)",
+        f"model = adapters.load({ref!r})",
         f"model = mlflow.pyfunc.load_model({f'models:/{ref}'!r})  # after set_tracking_uri(URI)",
         'model.predict({"prompt": ["…"]})',
         "",
         f"# with PEFT, on the base loaded with transformers {_how_loaded(facts)}",
-        f"folder = registry.pull({ref!r}, {folder!r}, tracking_uri=URI)",
+        f"folder = adapters.pull({ref!r}, {folder!r})",
         "model = peft.PeftModel.from_pretrained(base, folder)",
     ]
     if facts.form in _MERGED:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
+from mlflow import MlflowClient
 
-from registry.adapters import AdapterVersion, get
+from registry.adapters import AdapterVersion, get_version
 from registry.errors import RefError
 from registry.evaluations import list_evaluations
 from registry.measures import COSTS, FORMS, Evaluation
@@ -191,7 +192,7 @@ class _Side:
 
 
 def compare(
-    refs: Sequence[str | AdapterRef], *, tracking_uri: str, confidence: float = 0.95
+    client: MlflowClient, refs: Sequence[str | AdapterRef], *, confidence: float = 0.95
 ) -> Comparison:
     """Two or more versions side by side.
 
@@ -199,8 +200,8 @@ def compare(
     evaluated, of what was recorded when it was registered, without intervals.
 
     Args:
+        client: Of the server.
         refs: Versions, or earlier steps of them that were kept; each once.
-        tracking_uri: MLflow server or database.
         confidence: Of the intervals.
 
     Raises:
@@ -219,7 +220,7 @@ def compare(
             f"compare: got {', '.join(map(str, refs)) or 'no adapter'}; allowed: two or more "
             "versions. Name another, such as NAME@champion."
         )
-    sides = [_side(AdapterRef.parse(ref), tracking_uri) for ref in refs]
+    sides = [_side(client, AdapterRef.parse(ref)) for ref in refs]
     _refuse_twins(refs, sides)
     differing, shared = _identities(sides)
     return Comparison(
@@ -238,11 +239,11 @@ def compare(
     )
 
 
-def _side(ref: AdapterRef, tracking_uri: str) -> _Side:
-    version = get(ref, tracking_uri=tracking_uri)
+def _side(client: MlflowClient, ref: AdapterRef) -> _Side:
+    version = get_version(client, ref)
     exact = dataclasses.replace(version.ref, step=ref.step)
     version.digest_at(ref.step)  # an unknown step is an error before anything is fetched
-    evaluations = list_evaluations(exact, tracking_uri=tracking_uri)
+    evaluations = list_evaluations(client, exact)
     return _Side(ref=exact, version=version, evaluations=evaluations)
 
 

@@ -16,8 +16,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-from registry.adapters import AdapterVersion, get
-from registry.connection import connect, is_missing, plain_errors
+from registry.adapters import AdapterVersion, get_version
+from registry.connection import is_missing, plain_errors
 from registry.errors import IntegrityError, RegistryError
 from registry.ledger import adapters_experiment
 from registry.measures import COSTS, read_evaluation
@@ -37,7 +37,7 @@ _PAGE = 1000
 
 
 def record_evaluation(
-    ref: AdapterRef | str, document: Mapping[str, Any], *, tracking_uri: str
+    client: MlflowClient, ref: AdapterRef | str, document: Mapping[str, Any]
 ) -> str:
     """Keep an evaluation of a version as an MLflow run, below the run that trained it.
 
@@ -45,9 +45,9 @@ def record_evaluation(
     cut short is completed.
 
     Args:
+        client: Of the server.
         ref: The version, or one of its earlier steps.
         document: As training wrote it.
-        tracking_uri: MLflow server or database.
 
     Returns:
         Id of the run.
@@ -58,15 +58,14 @@ def record_evaluation(
         TrackingError: The server cannot be used.
     """
     ref = AdapterRef.parse(ref)
-    version = get(ref, tracking_uri=tracking_uri)
+    version = get_version(client, ref)
     evaluation = Evaluation.from_document(document)
     if evaluation.adapter != version.digest_at(ref.step):
         raise IntegrityError(
             f"evaluation of {ref}: it is of the adapter {evaluation.adapter}; allowed: "
             f"{version.digest_at(ref.step)}, which is {ref}. Record it for the adapter it is of."
         )
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         homes = _experiments(client, version)
         tags = {**_tags(version, ref.step), "lorchestra.evaluation": evaluation.digest}
         known = _search(client, homes, tags, oldest_first=True)
@@ -85,9 +84,9 @@ def record_evaluation(
 
 
 def list_evaluations(
+    client: MlflowClient,
     ref: AdapterRef | str,
     *,
-    tracking_uri: str,
     form: str | None = None,
     data: str | None = None,
     with_examples: bool = True,
@@ -95,8 +94,8 @@ def list_evaluations(
     """What was measured of a version, the newest first.
 
     Args:
+        client: Of the server.
         ref: The version, or one of its earlier steps.
-        tracking_uri: MLflow server or database.
         form: Of this serving form only.
         data: On rows of this digest only.
         with_examples: Whether to fetch the columns too: a file for each evaluation.
@@ -107,12 +106,11 @@ def list_evaluations(
         TrackingError: The server cannot be used.
     """
     ref = AdapterRef.parse(ref)
-    version = get(ref, tracking_uri=tracking_uri)
+    version = get_version(client, ref)
     tags = _tags(version, ref.step)
     wanted = {"lorchestra.form": form, "lorchestra.data": data}
     tags |= {key: value for key, value in wanted.items() if value is not None}
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         runs = [
             run
             for run in _search(client, _experiments(client, version), tags)

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from registry.adapters import DIGEST_TAG, MODEL_TAG, VERSION_TAG
-from registry.connection import connect, is_missing, plain_errors
+from registry.connection import is_missing, plain_errors
 from registry.errors import TrackingError
 
 logger = logging.getLogger(__name__)
@@ -50,11 +50,11 @@ class Garbage:
     bytes: int
 
 
-def find_garbage(tracking_uri: str, *, older_than_s: float = 86400) -> list[Garbage]:
+def find_garbage(client: MlflowClient, *, older_than_s: float = 86400) -> list[Garbage]:
     """Logged models made for adapters that no version of any registered model points at.
 
     Args:
-        tracking_uri: MLflow server or database.
+        client: Of the server.
         older_than_s: Models that were touched since are left out: they may be on their way to a
             version.
 
@@ -64,8 +64,7 @@ def find_garbage(tracking_uri: str, *, older_than_s: float = 86400) -> list[Garb
     Raises:
         TrackingError: The server cannot be used.
     """
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         # The models before the versions: one that becomes a version meanwhile is not missed.
         models = [model for model in find_models(client) if _age_s(model) >= older_than_s]
         needed = _find_needed(client)
@@ -75,14 +74,14 @@ def find_garbage(tracking_uri: str, *, older_than_s: float = 86400) -> list[Garb
     return sorted(garbage, key=lambda one: (one.changed_at, one.model_id))
 
 
-def collect_garbage(found: Sequence[Garbage], tracking_uri: str) -> list[Garbage]:
+def collect_garbage(client: MlflowClient, found: Sequence[Garbage]) -> list[Garbage]:
     """Delete files and records of garbage, each after another look whether a version needs it.
 
     The record, which says where the files are, goes last: interrupted, the rest is found again.
 
     Args:
+        client: Of the server.
         found: Of `find_garbage`.
-        tracking_uri: The same.
 
     Returns:
         What was deleted; what has come into use since, or is gone already, is not among it.
@@ -90,9 +89,8 @@ def collect_garbage(found: Sequence[Garbage], tracking_uri: str) -> list[Garbage
     Raises:
         TrackingError: The server cannot be used, or does not let you delete.
     """
-    client = connect(tracking_uri)
     deleted = []
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         for one in found:
             model = _look_up(client, one.model_id)
             if model is None or not _is_ours(model):

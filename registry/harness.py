@@ -10,8 +10,8 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from registry.adapters import AdapterVersion, get
-from registry.connection import connect, plain_errors
+from registry.adapters import AdapterVersion, get_version
+from registry.connection import plain_errors
 from registry.errors import IntegrityError
 from registry.ledger import adapters_experiment
 from registry.refs import AdapterRef
@@ -20,15 +20,15 @@ _FILE = "harness.json"
 _TAG = "lorchestra.harness"
 
 
-def record_harness(ref: AdapterRef | str, results: Mapping[str, Any], *, tracking_uri: str) -> str:
+def record_harness(client: MlflowClient, ref: AdapterRef | str, results: Mapping[str, Any]) -> str:
     """Keep the results of harness tasks with a version: a run below the one that trained it.
 
     The same tasks under the same conditions are the same run, with what was recorded last.
 
     Args:
+        client: Of the server.
         ref: The version.
         results: As `trainables.harness.run_harness` gives them.
-        tracking_uri: MLflow server or database.
 
     Returns:
         Id of the run. Its metrics are `TASK/METRIC` and `TASK/METRIC.stderr`.
@@ -38,14 +38,13 @@ def record_harness(ref: AdapterRef | str, results: Mapping[str, Any], *, trackin
         IntegrityError: The results are of another adapter.
         TrackingError: The server cannot be used.
     """
-    version = get(ref, tracking_uri=tracking_uri)
+    version = get_version(client, ref)
     if results["adapter"] != version.digest:
         raise IntegrityError(
             f"harness results of {version.ref}: they are of the adapter {results['adapter']}; "
             f"allowed: {version.digest}. Record them for the adapter they are of."
         )
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         run_id = _open(client, version, results)
         at_ms = client.get_run(run_id).info.start_time
         client.log_dict(run_id, dict(results), _FILE)

@@ -28,7 +28,7 @@ from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from registry.access import ADAPTERS_EXPERIMENT
-from registry.connection import connect, is_already_there, is_missing, plain_errors
+from registry.connection import is_already_there, is_missing, plain_errors
 from registry.errors import ConflictError
 from registry.refs import require_name
 from registry.tracking import artifact_location_for, find_experiment, shortened
@@ -103,7 +103,7 @@ class Ledger:
         return 0 if move is None else move.number
 
 
-def history(name: str, *, tracking_uri: str) -> list[AliasMove]:
+def history(client: MlflowClient, name: str) -> list[AliasMove]:
     """All moves of an adapter's aliases, oldest first; an unknown name has none.
 
     Changes nothing: moves from outside that nobody noticed before are listed as noticed now.
@@ -113,8 +113,7 @@ def history(name: str, *, tracking_uri: str) -> list[AliasMove]:
         TrackingError: The server cannot be used.
     """
     require_name(name)
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         model = _find_model(client, name)
         if model is None:
             return []

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.artifacts
+from mlflow import MlflowClient
 
-from registry.adapters import MODEL_DIGEST_TAG, AdapterVersion, get
+from registry.adapters import MODEL_DIGEST_TAG, AdapterVersion, get_version
 from registry.bundle import read_bundle
-from registry.connection import connect, plain_errors
+from registry.connection import plain_errors
 from registry.errors import IntegrityError
 from registry.packaging import ADAPTER_IN_MODEL, checkpoint_folder, digest_model, pyfunc
 from registry.refs import AdapterRef
 
 
-def pull(ref: AdapterRef | str, destination: str | Path, *, tracking_uri: str) -> Path:
+def pull(client: MlflowClient, ref: AdapterRef | str, destination: str | Path) -> Path:
     """Copy a version's bundle to a folder that appears whole and checked, or not at all.
 
     `name/7@step-400` gives the bundle of an earlier step, where that was kept.
@@ -34,7 +35,7 @@ def pull(ref: AdapterRef | str, destination: str | Path, *, tracking_uri: str) -
         RefError: The reference cannot be read.
         TrackingError: The server cannot be used.
     """
-    version = get(ref, tracking_uri=tracking_uri)
+    version = get_version(client, ref)
     ref = replace(version.ref, step=AdapterRef.parse(ref).step)
     digest = version.digest_at(ref.step)
     destination = Path(destination)
@@ -44,7 +45,7 @@ def pull(ref: AdapterRef | str, destination: str | Path, *, tracking_uri: str) -
     destination.parent.mkdir(parents=True, exist_ok=True)
     arriving = tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent)
     try:
-        bundle = _download(version, _bundle_folder(ref), Path(arriving), tracking_uri)
+        bundle = _download(client, version, _bundle_folder(ref), Path(arriving))
         _require_registered(bundle, ref, digest)
         bundle.rename(destination)
     finally:
@@ -53,9 +54,9 @@ def pull(ref: AdapterRef | str, destination: str | Path, *, tracking_uri: str) -
 
 
 def load(
+    client: MlflowClient,
     ref: AdapterRef | str,
     *,
-    tracking_uri: str,
     base_model: str | None = None,
     form: str | None = None,
 ) -> Any:
@@ -65,8 +66,8 @@ def load(
     and files are checked against what was registered before any of it runs.
 
     Args:
+        client: Of the server.
         ref: Which version.
-        tracking_uri: MLflow server or database.
         base_model: Where the base lies on this machine, if not where the bundle says.
         form: `trained`, `unquantized`, `merged` or `requantized`; left out, the one that the
             version is meant for.
@@ -78,10 +79,10 @@ def load(
         TrackingError: The server cannot be used.
         ValueError: There is no such form.
     """
-    version = get(ref, tracking_uri=tracking_uri)
+    version = get_version(client, ref)
     ref = replace(version.ref, step=AdapterRef.parse(ref).step)
     with tempfile.TemporaryDirectory() as work:
-        model = _download(version, "", Path(work), tracking_uri)
+        model = _download(client, version, "", Path(work))
         expected, found = version.tags.get(MODEL_DIGEST_TAG), digest_model(model)
         if found != expected:
             raise IntegrityError(
@@ -112,14 +113,13 @@ def _bundle_folder(ref: AdapterRef) -> str:
     return ADAPTER_IN_MODEL if ref.step is None else checkpoint_folder(ref.step)
 
 
-def _download(version: AdapterVersion, part: str, folder: Path, tracking_uri: str) -> Path:
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+def _download(client: MlflowClient, version: AdapterVersion, part: str, folder: Path) -> Path:
+    with plain_errors(client.tracking_uri):
         stored = client.get_model_version_download_uri(version.name, str(version.version))
         uri = f"{stored.rstrip('/')}/{part}".rstrip("/")
         try:
             arrived = mlflow.artifacts.download_artifacts(
-                artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri
+                artifact_uri=uri, dst_path=str(folder), tracking_uri=client.tracking_uri
             )
         except OSError as error:
             raise IntegrityError(

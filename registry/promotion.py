@@ -12,9 +12,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from registry.adapters import AdapterVersion, get
+from mlflow import MlflowClient
+
+from registry.adapters import AdapterVersion, get_version
 from registry.aliases import CHALLENGER, CHAMPION, drop_alias, get_whole, move_alias
-from registry.connection import connect, plain_errors
+from registry.connection import plain_errors
 from registry.errors import AdapterNotFoundError, ConflictError, RuleError
 from registry.evaluations import list_evaluations
 from registry.measures import FORMS, Evaluation
@@ -82,10 +84,10 @@ class PromotionDecision:
 
 
 def promote(
+    client: MlflowClient,
     ref: AdapterRef | str,
     rule: PromotionRule,
     *,
-    tracking_uri: str,
     why: str = "",
     reevaluate: Callable[[Sequence[AdapterVersion]], None] | None = None,
     force: bool = False,
@@ -95,9 +97,9 @@ def promote(
     When another process moves the champion meanwhile, the decision is made again.
 
     Args:
+        client: Of the server.
         ref: The candidate.
         rule: What it must show.
-        tracking_uri: MLflow server or database.
         why: For the ledger, besides the decision's reason.
         reevaluate: Measures versions on common rows in the rule's form and records that; called
             once with candidate and champion if there is nothing to compare them by.
@@ -109,14 +111,14 @@ def promote(
         RefError: The reference cannot be read, or is of an earlier step.
         TrackingError: The server cannot be used.
     """
-    exact = get_whole(ref, tracking_uri=tracking_uri).ref
+    exact = get_whole(client, ref).ref
     for _ in range(_TRIES):
-        candidate = get(exact, tracking_uri=tracking_uri)
-        champion, moves = _find_champion(candidate.name, tracking_uri)
+        candidate = get_version(client, exact)
+        champion, moves = _find_champion(client, candidate.name)
         if force and not candidate.retired:
             decision = PromotionDecision(promoted=True, reason=f"{exact} was promoted by force")
         else:
-            measured = _evaluations(candidate, champion, rule, tracking_uri)
+            measured = _evaluations(client, candidate, champion, rule)
             if champion is not None and reevaluate is not None and not _pairs(*measured, rule):
                 if champion.version != candidate.version:
                     reevaluate([candidate, champion])
@@ -124,7 +126,7 @@ def promote(
                 continue  # it takes its time: look at the champion again too
             decision = decide(candidate, champion, *measured, rule)
         try:
-            _act(candidate, champion, decision, moves, why, tracking_uri)
+            _act(client, candidate, champion, decision, moves, why)
         except ConflictError as error:
             logger.info("promotion of %s: deciding again (%s)", exact, error)
             continue
@@ -191,52 +193,51 @@ def _by_measure(
     return PromotionDecision(promoted=is_better, reason=reason, interval=found)
 
 
-def _find_champion(name: str, tracking_uri: str) -> tuple[AdapterVersion | None, int]:
+def _find_champion(client: MlflowClient, name: str) -> tuple[AdapterVersion | None, int]:
     """The champion, and the number of the move that made it so."""
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         ledger = settle(client, name)
     version = ledger.aliases.get(CHAMPION)
     champion = None
     if version is not None:
         try:
-            champion = get(AdapterRef(name=name, version=version), tracking_uri=tracking_uri)
+            champion = get_version(client, AdapterRef(name=name, version=version))
         except AdapterNotFoundError:
             logger.warning("%s/%s is the champion and no adapter: passed over", name, version)
     return champion, ledger.last_number(CHAMPION)
 
 
 def _evaluations(
+    client: MlflowClient,
     candidate: AdapterVersion,
     champion: AdapterVersion | None,
     rule: PromotionRule,
-    tracking_uri: str,
 ) -> tuple[list[Evaluation], list[Evaluation]]:
     if champion is None or champion.version == candidate.version:
         return [], []
-    new = list_evaluations(candidate.ref, tracking_uri=tracking_uri, form=rule.form)
-    old = list_evaluations(champion.ref, tracking_uri=tracking_uri, form=rule.form)
+    new = list_evaluations(client, candidate.ref, form=rule.form)
+    old = list_evaluations(client, champion.ref, form=rule.form)
     return new, old
 
 
 def _act(
+    client: MlflowClient,
     candidate: AdapterVersion,
     champion: AdapterVersion | None,
     decision: PromotionDecision,
     moves: int,
     why: str,
-    tracking_uri: str,
 ) -> None:
     reason = ": ".join(text for text in (why, decision.reason) if text)
     if not decision.promoted:
         if not candidate.retired:
-            move_alias(candidate.ref, CHALLENGER, why=reason, tracking_uri=tracking_uri)
+            move_alias(client, candidate.ref, CHALLENGER, why=reason)
         return
     if champion is None or champion.version != candidate.version:
         # Only if the champion is still the one that was compared with.
-        move_alias(candidate.ref, CHAMPION, why=reason, tracking_uri=tracking_uri, expected=moves)
-    if CHALLENGER in get(candidate.ref, tracking_uri=tracking_uri).aliases:
-        drop_alias(candidate.name, CHALLENGER, tracking_uri=tracking_uri, why="it is champion")
+        move_alias(client, candidate.ref, CHAMPION, why=reason, expected=moves)
+    if CHALLENGER in get_version(client, candidate.ref).aliases:
+        drop_alias(client, candidate.name, CHALLENGER, why="it is champion")
 
 
 def _pairs(

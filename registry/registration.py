@@ -26,11 +26,11 @@ from registry.adapters import (
     AdapterVersion,
     checkpoint_tag,
     find_versions,
-    get,
+    get_version,
 )
 from registry.bundle import read_bundle
 from registry.card import CardFacts, build_card
-from registry.connection import connect, is_server, plain_errors
+from registry.connection import is_server, plain_errors
 from registry.errors import IntegrityError, RegistryError
 from registry.ledger import adapters_experiment, ensure_model
 from registry.measures import FORMS
@@ -48,10 +48,10 @@ _ELSEWHERE = ("quantization", "quantization_config")
 
 
 def register(  # noqa: PLR0913
+    client: MlflowClient,
     bundle: Path,
     name: str,
     *,
-    tracking_uri: str,
     run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     form: str = "trained",
@@ -64,9 +64,9 @@ def register(  # noqa: PLR0913
     once too; tags, metrics and a card that are new since then are added to it.
 
     Args:
+        client: Of the server.
         bundle: Folder of an exported adapter.
         name: Adapter it becomes a version of.
-        tracking_uri: MLflow server or database.
         run_id: Run that trained it.
         tags: More tags; none of them can replace what the manifest says.
         form: Serving form that it is meant for.
@@ -84,8 +84,7 @@ def register(  # noqa: PLR0913
     manifest = read_bundle(bundle)
     earlier = _read_checkpoints(checkpoints, manifest)
     wanted = {**(tags or {}), **_tags(manifest)}
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         ensure_model(client, name)
         known = _find(client, name, manifest["digest"])
         if known is not None:
@@ -105,7 +104,7 @@ def register(  # noqa: PLR0913
                 card=card or build_card(CardFacts(name=name, manifest=manifest, form=form)),
             )
             version = _create(client, name, model, run_id, wanted)
-    return get(AdapterRef(name=name, version=version), tracking_uri=tracking_uri)
+    return get_version(client, AdapterRef(name=name, version=version))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from registry.adapters import AdapterVersion, list_adapters
+from registry.adapters import AdapterVersion, list_versions
 from registry.bundle import MANIFEST
-from registry.connection import connect, plain_errors
+from registry.connection import plain_errors
 from registry.packaging import ADAPTER_IN_MODEL
 
 logger = logging.getLogger(__name__)
@@ -25,8 +25,8 @@ _SECTIONS = ("base", "lora", "optim", "seed")
 
 
 def best_specs(
+    client: MlflowClient,
     name: str,
-    tracking_uri: str,
     limit: int = 4,
     *,
     metric: str = "eval_loss",
@@ -35,8 +35,8 @@ def best_specs(
     """Settings of an adapter's versions, the champion's first and then the best by a metric.
 
     Args:
+        client: Of the server.
         name: Registered model; one that there is not has no versions.
-        tracking_uri: MLflow server or database.
         limit: Versions at most.
         metric: What the others are ordered by; versions without it come last.
         mode: Direction of better.
@@ -57,12 +57,11 @@ def best_specs(
         is_champion = _CHAMPION in version.aliases
         return not is_champion, value if math.isfinite(value) else math.inf, -version.version
 
-    versions = sorted(list_adapters(tracking_uri=tracking_uri, name=name), key=order)
-    client = connect(tracking_uri)
+    versions = sorted(list_versions(client, name), key=order)
     specs: list[dict[str, Any]] = []
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         for version in versions[:limit]:
-            manifest = _read_manifest(client, version, tracking_uri)
+            manifest = _read_manifest(client, version)
             # One made smaller was not trained with what its manifest says.
             if manifest is not None and "derived" not in manifest:
                 spec = {key: manifest[key] for key in _SECTIONS if key in manifest}
@@ -70,15 +69,13 @@ def best_specs(
     return specs
 
 
-def _read_manifest(
-    client: MlflowClient, version: AdapterVersion, tracking_uri: str
-) -> dict[str, Any] | None:
+def _read_manifest(client: MlflowClient, version: AdapterVersion) -> dict[str, Any] | None:
     stored = client.get_model_version_download_uri(version.name, str(version.version))
     uri = f"{stored.rstrip('/')}/{ADAPTER_IN_MODEL}/{MANIFEST}"
     try:
         with tempfile.TemporaryDirectory() as work:
             arrived = mlflow.artifacts.download_artifacts(
-                artifact_uri=uri, dst_path=work, tracking_uri=tracking_uri
+                artifact_uri=uri, dst_path=work, tracking_uri=client.tracking_uri
             )
             manifest = json.loads(Path(arrived).read_text())
     except (MlflowException, OSError, ValueError) as error:

@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from safetensors.numpy import save_file
 
+from registry import Registry
 from registry.bundle import ADAPTER_FILES, identity_digest
 from registry.connection import connect
 
@@ -42,6 +43,11 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def artifact_location(tracking_uri: str) -> str:
     return (Path(tracking_uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+
+
+@pytest.fixture
+def adapters(tracking_uri: str) -> Registry:
+    return Registry(tracking_uri)
 
 
 @pytest.fixture

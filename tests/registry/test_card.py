@@ -108,7 +108,7 @@ def test_what_is_not_known_is_left_out_or_said(manifest):
     assert card.startswith("# x\n")
     assert "## Scores" not in card
     assert "Found by" not in card
-    assert "registry.load('x/VERSION', tracking_uri=URI)" in card
+    assert "adapters.load('x/VERSION')" in card
     assert card.count("not stated") == 3
 
 
