@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.shrinking import Candidate, Shrunk
+from orchestrator.adapters.shrinking import Candidate, Shrunk
 from registry import AdapterVersion, AliasMove
 
 
