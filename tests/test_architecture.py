@@ -116,10 +116,7 @@ def test_the_public_surface_is_what_it_was():
     assert registry.__all__ == [
         "AdapterNotFoundError", "AdapterRef", "AdapterVersion", "AliasMove", "Comparison",
         "ConflictError", "Evaluation", "IntegrityError", "PromotionDecision", "PromotionRule",
-        "RefError", "RegistryError", "Tracker", "TrackingError", "best_specs", "compare", "get",
-        "history", "list_adapters", "list_evaluations", "load", "promote", "pull",
-        "record_evaluation", "register", "retire", "rollback", "set_alias", "tracking_uri_for",
-        "unretire",
+        "RefError", "Registry", "RegistryError", "Tracker", "TrackingError", "tracking_uri_for",
     ]  # fmt: skip
 
 

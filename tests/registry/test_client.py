@@ -10,7 +10,7 @@ from registry.client import Registry as ConnectedRegistry
 
 def test_nothing_is_asked_before_the_first_call() -> None:
     adapters = Registry("http://127.0.0.1:9")
-    with pytest.raises(TrackingError, match="127.0.0.1:9"):
+    with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9"):
         adapters.versions()
 
 

@@ -96,7 +96,7 @@ def test_tasks_of_the_harness_are_run_and_kept(
     }
     (tmp_path / "which_letter.yaml").write_text(yaml.safe_dump(task))
     order = HarnessRun(tasks=("which_letter",), include_path=tmp_path)
-    ((ref, results),) = order.run([found], uri, evaluator.shape)
+    ((ref, results),) = order.run([found], Registry(uri), evaluator.shape)
     value = results["tasks"]["which_letter"]["metrics"]["acc"]["value"]
     assert (ref, 0.0 <= value <= 1.0) == ("letters/1", True)
     client = connect(uri)

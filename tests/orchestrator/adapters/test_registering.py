@@ -40,7 +40,7 @@ def register(scene, database, connect=None):
             record=scene.record,
             delivery=delivery,
             storage=storage,
-            tracking_uri=database,
+            adapters=Registry(database),
         ).register_finalists()
     return [event for event in read_events(scene.log.path) if event.kind == "registered"]
 
