@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from registry.connection import is_missing, plain_errors
 from registry.errors import AdapterNotFoundError
 from registry.refs import AdapterRef, require_name
+from registry.search import PAGE_SIZE, all_pages
 
 DIGEST_TAG = "lorchestra.digest"
 MODEL_DIGEST_TAG = "lorchestra.model_digest"
@@ -24,7 +26,6 @@ FORM_TAG = "serving.form"
 CHECKPOINTS_TAG = "checkpoints"
 METRIC_PREFIX = "metric."
 _CHECKPOINT_PREFIX = "checkpoint."
-_PAGE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,25 +143,18 @@ def find_versions(client: MlflowClient, name: str) -> list[AdapterVersion]:
 
 def _all_versions(client: MlflowClient) -> list[AdapterVersion]:
     """In two searches, however many names there are."""
-    aliases: dict[str, Mapping[str, Any]] = {}
-    token: str | None = ""
-    while token is not None:
-        page = client.search_registered_models(max_results=_PAGE, page_token=token or None)
-        aliases |= {model.name: model.aliases for model in page}
-        token = page.token or None
+    models = all_pages(functools.partial(client.search_registered_models, max_results=PAGE_SIZE))
+    aliases = {model.name: model.aliases for model in models}
     found = [_version(entry, aliases.get(entry.name, {})) for entry in _entries(client, None)]
     return sorted(found, key=lambda version: (version.name, -version.version))
 
 
 def _entries(client: MlflowClient, wanted: str | None) -> list[Any]:
     """MLflow's versions that were registered from bundles."""
-    found: list[Any] = []
-    token: str | None = ""
-    while token is not None:
-        page = client.search_model_versions(wanted, max_results=_PAGE, page_token=token or None)
-        found += [entry for entry in page if DIGEST_TAG in entry.tags]
-        token = page.token or None
-    return found
+    entries = all_pages(
+        functools.partial(client.search_model_versions, wanted, max_results=PAGE_SIZE)
+    )
+    return [entry for entry in entries if DIGEST_TAG in entry.tags]
 
 
 def _version(entry: Any, aliases: Mapping[str, Any]) -> AdapterVersion:

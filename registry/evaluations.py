@@ -24,6 +24,7 @@ from registry.measures import COSTS, read_evaluation
 from registry.measures import Evaluation as Evaluation
 from registry.measures import Measure as Measure
 from registry.refs import AdapterRef
+from registry.search import find_runs
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,6 @@ _TABLE_ROWS = 200
 _TABLES_TAG = "mlflow.loggedArtifacts"
 _SUMMARY_TAG = "lorchestra.summary"
 _MAX_TAG_CHARS = 8000  # mlflow/utils/validation.py
-_PAGE = 1000
 
 
 def record_evaluation(
@@ -68,10 +68,8 @@ def record_evaluation(
     with plain_errors(client.tracking_uri):
         homes = _experiments(client, version)
         tags = {**_tags(version, ref.step), "lorchestra.evaluation": evaluation.digest}
-        known = _search(client, homes, tags, oldest_first=True)
-        if known:
-            run = known[0]
-        else:
+        run = next(find_runs(client, homes, tags), None)
+        if run is None:
             tags |= {"lorchestra.form": evaluation.form, "lorchestra.data": evaluation.data.digest}
             if version.run_id is not None:
                 tags["mlflow.parentRunId"] = version.run_id
@@ -113,7 +111,7 @@ def list_evaluations(
     with plain_errors(client.tracking_uri):
         runs = [
             run
-            for run in _search(client, _experiments(client, version), tags)
+            for run in find_runs(client, _experiments(client, version), tags, newest_first=True)
             if run.info.status == "FINISHED"
             and run.data.tags.get("lorchestra.step") == tags.get("lorchestra.step")
         ]
@@ -142,26 +140,6 @@ def _experiments(client: MlflowClient, version: AdapterVersion) -> list[str]:
                 raise
             logger.info("adapter %s: its run is gone (%s)", version.ref, error)
     return [alone]
-
-
-def _search(
-    client: MlflowClient,
-    experiments: list[str],
-    tags: Mapping[str, str],
-    *,
-    oldest_first: bool = False,
-) -> list[Run]:
-    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    order = [f"attributes.start_time {'ASC' if oldest_first else 'DESC'}"]
-    found: list[Run] = []
-    token: str | None = ""
-    while token is not None:
-        page = client.search_runs(
-            experiments, wanted, max_results=_PAGE, order_by=order, page_token=token or None
-        )
-        found += page
-        token = page.token or None
-    return found
 
 
 def _fill(

@@ -6,6 +6,7 @@ a killed process leaves of that, and what a deleted version leaves, stays until 
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -20,11 +21,11 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from registry.adapters import DIGEST_TAG, MODEL_TAG, VERSION_TAG
 from registry.connection import is_missing, plain_errors
 from registry.errors import TrackingError
+from registry.search import PAGE_SIZE, all_pages
 
 logger = logging.getLogger(__name__)
 
 _OURS = "name = 'adapter'"
-_PAGE = 1000
 _EXPERIMENTS_AT_ONCE = 100
 _MODELS_AT_ONCE = 100  # what a server gives per page at most
 
@@ -111,37 +112,26 @@ def find_models(client: MlflowClient, page_size: int = _MODELS_AT_ONCE) -> Itera
     Raises:
         MlflowException: The server cannot be used.
     """
-    experiments: list[str] = []
-    token: str | None = None
-    while True:
-        page = client.search_experiments(max_results=_PAGE, page_token=token)
-        experiments += [experiment.experiment_id for experiment in page]
-        token = page.token
-        if not token:
-            break
+    listed = all_pages(functools.partial(client.search_experiments, max_results=PAGE_SIZE))
+    experiments = [experiment.experiment_id for experiment in listed]
     for start in range(0, len(experiments), _EXPERIMENTS_AT_ONCE):
-        chosen = experiments[start : start + _EXPERIMENTS_AT_ONCE]
-        while True:
-            models = client.search_logged_models(
-                chosen, filter_string=_OURS, max_results=page_size, page_token=token
-            )
-            yield from filter(_is_ours, models)
-            token = models.token
-            if not token:
-                break
+        search = functools.partial(
+            client.search_logged_models,
+            experiments[start : start + _EXPERIMENTS_AT_ONCE],
+            filter_string=_OURS,
+            max_results=page_size,
+        )
+        yield from filter(_is_ours, all_pages(search))
 
 
 def _find_needed(client: MlflowClient) -> str:
     """All that versions of any registered model, ours or not, say of where their files are."""
-    said: list[str] = []
-    token: str | None = None
-    while True:
-        page = client.search_model_versions(max_results=_PAGE, page_token=token)
-        for version in page:
-            said += [version.source or "", version.model_id or "", version.tags.get(MODEL_TAG, "")]
-        token = page.token
-        if not token:
-            return "\n".join(said)
+    versions = all_pages(functools.partial(client.search_model_versions, max_results=PAGE_SIZE))
+    return "\n".join(
+        place or ""
+        for version in versions
+        for place in (version.source, version.model_id, version.tags.get(MODEL_TAG))
+    )
 
 
 def _is_needed(client: MlflowClient, model: LoggedModel, needed: str) -> bool:

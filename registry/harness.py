@@ -15,6 +15,7 @@ from registry.connection import plain_errors
 from registry.errors import IntegrityError
 from registry.ledger import adapters_experiment
 from registry.refs import AdapterRef
+from registry.search import find_runs
 
 _FILE = "harness.json"
 _TAG = "lorchestra.harness"
@@ -77,11 +78,9 @@ def _open(client: MlflowClient, version: AdapterVersion, results: Mapping[str, A
     else:
         experiment = str(client.get_run(version.run_id).info.experiment_id)
         tags["mlflow.parentRunId"] = version.run_id
-    wanted = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in (_TAG, "lorchestra.version"))
-    wanted += f" and tags.`lorchestra.adapter` = '{version.name}'"
-    known = client.search_runs([experiment], wanted, max_results=1)
-    if known:
-        return str(known[0].info.run_id)
+    identity = {key: tags[key] for key in (_TAG, "lorchestra.adapter", "lorchestra.version")}
+    for known in find_runs(client, [experiment], identity):
+        return str(known.info.run_id)
     title = f"harness {version.ref} {results['form']} {' '.join(sorted(results['tasks']))}"
     run = client.create_run(experiment, tags=tags, run_name=title[:200])
     return str(run.info.run_id)

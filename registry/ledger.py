@@ -31,6 +31,7 @@ from registry.access import ADAPTERS_EXPERIMENT
 from registry.connection import is_already_there, is_missing, plain_errors
 from registry.errors import ConflictError
 from registry.refs import require_name
+from registry.search import find_runs
 from registry.tracking import artifact_location_for, find_experiment, shortened
 
 logger = logging.getLogger(__name__)
@@ -229,22 +230,25 @@ def _find_run(client: MlflowClient, model: RegisteredModel) -> Run | None:
 
 
 def _create_run(client: MlflowClient, name: str) -> str:
-    tags = {"lorchestra.kind": "ledger", "lorchestra.adapter": name}
-    run = client.create_run(adapters_experiment(client), tags=tags, run_name=f"aliases of {name}")
+    run = client.create_run(
+        adapters_experiment(client), tags=_identity(name), run_name=f"aliases of {name}"
+    )
     client.set_terminated(run.info.run_id)  # it can be written to all the same
     return str(run.info.run_id)
 
 
 def _adopt(client: MlflowClient, name: str) -> str:
     """A ledger for a model that was made without; processes that do so at once agree on one."""
-    wanted = f"tags.`lorchestra.kind` = 'ledger' and tags.`lorchestra.adapter` = '{name}'"
-    order = ["attributes.start_time ASC", "attributes.run_id ASC"]
     experiments = [adapters_experiment(client)]
-    if not client.search_runs(experiments, wanted, max_results=1):
+    if not any(find_runs(client, experiments, _identity(name))):
         _create_run(client, name)
-    oldest = client.search_runs(experiments, wanted, max_results=1, order_by=order)[0]
+    oldest = next(find_runs(client, experiments, _identity(name)))
     client.set_registered_model_tag(name, _LEDGER_TAG, oldest.info.run_id)
     return str(client.get_registered_model(name).tags[_LEDGER_TAG])
+
+
+def _identity(name: str) -> dict[str, str]:
+    return {"lorchestra.kind": "ledger", "lorchestra.adapter": name}
 
 
 def _ledger(run: Run | None, model: RegisteredModel) -> Ledger:

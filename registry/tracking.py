@@ -24,6 +24,7 @@ from mlflow.exceptions import MlflowException
 from registry.connection import connect, is_already_there, plain_errors
 from registry.errors import TrackingError
 from registry.news import End, Outcome, Points, TrialNews
+from registry.search import find_runs
 
 _STATUSES: dict[Outcome, str] = {
     "completed": "FINISHED",
@@ -43,7 +44,6 @@ _MARKS = (_OUTCOME, _REASON, INTERRUPTED_TAG)
 # Limits of MLflow 3.17: mlflow/utils/validation.py. Its client cuts long batches by itself.
 _MAX_PARAM_CHARS = 6000
 _MAX_TAG_CHARS = 8000
-_PAGE = 1000
 
 _Key = tuple[str, int | None]
 """A sweep's id and, for one of its trials, the trial's number."""
@@ -178,8 +178,8 @@ class Tracker:
         """Close what still runs of a sweep, with a tag that says when it was left unfinished."""
         marks = {INTERRUPTED_TAG: datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")}
         with plain_errors(self.tracking_uri):
-            wanted = f"{_having({'lorchestra.sweep': sweep_id})} and attributes.status = 'RUNNING'"
-            for entity in self._search(wanted):
+            still_running = "attributes.status = 'RUNNING'"
+            for entity in self._search({"lorchestra.sweep": sweep_id}, still_running):
                 if entity.data.tags.get("lorchestra.kind") in ("sweep", "trial"):
                     run = self._remember(entity)
                     self._send(run, {}, marks)
@@ -204,7 +204,7 @@ class Tracker:
 
     def _look_up(self, key: _Key) -> _Known | None:
         if key not in self._runs:
-            for entity in self._search(_having(_identity(key))):
+            for entity in self._search(_identity(key)):
                 self._remember(entity)
         return self._runs.get(key)
 
@@ -215,23 +215,13 @@ class Tracker:
         if key not in self._runs and (since is None or started_at_s < since):
             of_trials = {"lorchestra.kind": "trial", "lorchestra.sweep": sweep_id}
             later = f"attributes.start_time >= {_ms(started_at_s)}"
-            for entity in self._search(f"{_having(of_trials)} and {later}"):
+            for entity in self._search(of_trials, later):
                 self._remember(entity)
             self._complete_since[sweep_id] = started_at_s
         return self._runs.get(key)
 
-    def _search(self, wanted: str) -> Iterator[Run]:
-        token: str | None = ""
-        while token is not None:
-            page = self._client.search_runs(
-                [self._experiment_id],
-                wanted,
-                max_results=_PAGE,
-                order_by=["attributes.start_time ASC"],
-                page_token=token or None,
-            )
-            yield from page
-            token = page.token or None
+    def _search(self, tags: Mapping[str, str], also: str = "") -> Iterator[Run]:
+        return find_runs(self._client, [self._experiment_id], tags, also=also)
 
     def _remember(self, entity: Run) -> _Known:
         """What is known of a run from now on; of several with one identity, the first."""
@@ -375,11 +365,6 @@ def _identity(key: _Key) -> dict[str, str]:
     }
 
 
-def _having(tags: Mapping[str, str]) -> str:
-    """A filter of runs with these tags."""
-    return " and ".join(f"tags.`{name}` = {_quoted(value)}" for name, value in tags.items())
-
-
 def _marks(end: End) -> dict[str, str]:
     marks = {_OUTCOME: str(end.outcome), _REASON: end.reason}
     return {name: text for name, text in marks.items() if text}
@@ -411,12 +396,3 @@ def _plain(name: str) -> str:
 
 def _ms(at_s: float) -> int:
     return round(at_s * 1000)
-
-
-def _quoted(value: str) -> str:
-    if "'" in value:
-        raise TrackingError(
-            f"sweep id: got {value!r}; allowed: text without quotes, as MLflow's filters cannot "
-            "hold them. Rename the sweep."
-        )
-    return f"'{value}'"
