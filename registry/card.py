@@ -15,8 +15,9 @@ from typing import Any
 
 from registry.errors import RegistryError
 from registry.markdown import code, code_block, one_line, plain, table
-from registry.measures import FORMS, Evaluation
+from registry.measures import Evaluation
 from registry.significance import interval
+from trainables.contract import ADAPTER_WEIGHTS, SERVING_FORMS
 
 _LICENSES = ("base", "data", "adapter")
 _FORM_WORDS = {
@@ -77,9 +78,10 @@ def build_card(facts: CardFacts) -> str:
 
 
 def _require_known(facts: CardFacts) -> None:
-    if facts.form not in FORMS:
+    if facts.form not in SERVING_FORMS:
         raise RegistryError(
-            f"card.form: got {facts.form!r}; allowed: {', '.join(FORMS)}. Choose one of these."
+            f"card.form: got {facts.form!r}; allowed: {', '.join(SERVING_FORMS)}. "
+            "Choose one of these."
         )
     strange = sorted(set(facts.licenses) - set(_LICENSES))
     if strange:
@@ -193,7 +195,7 @@ def _newest(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     found: dict[tuple[str, str], Evaluation] = {}
     for one in evaluations:
         found.setdefault((one.form, one.data.digest), one)
-    return sorted(found.values(), key=lambda one: (FORMS.index(one.form), one.data.name))
+    return sorted(found.values(), key=lambda one: (SERVING_FORMS.index(one.form), one.data.name))
 
 
 def _measures(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -238,7 +240,7 @@ def _recorded_scores(facts: CardFacts) -> str:
 
 def _costs(facts: CardFacts) -> str:
     metrics = facts.manifest["metrics"]
-    size = facts.manifest["files"].get("adapter_model.safetensors", {}).get("bytes")
+    size = facts.manifest["files"].get(ADAPTER_WEIGHTS, {}).get("bytes")
     rows = []
     if "peak_memory_gib" in metrics or "tokens_per_s" in metrics:
         taken = (metrics.get("peak_memory_gib"), metrics.get("tokens_per_s"))

@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import pandas as pd
 from mlflow import MlflowClient
@@ -15,11 +14,10 @@ from mlflow import MlflowClient
 from registry.adapters import AdapterVersion, get_version
 from registry.errors import RefError
 from registry.evaluations import list_evaluations
-from registry.measures import COSTS, FORMS, Evaluation
+from registry.measures import Evaluation
 from registry.refs import AdapterRef
 from registry.significance import Interval, interval, obstacle, paired_bootstrap
-
-Mode = Literal["min", "max"]
+from trainables.contract import COSTS, SERVING_FORMS, Mode
 
 TRAINING = "training"
 """Stands in `Cost.form` for what training took, which is no serving form."""
@@ -298,7 +296,7 @@ def _scores(sides: Sequence[_Side], confidence: float) -> list[Score]:
                     digest=digest,
                     rows=evaluation.data.rows,
                     measure=measure,
-                    mode=kind.mode,
+                    mode=kind.formula.mode,
                     value=kind.value,
                     low=_finite(found.low),
                     high=_finite(found.high),
@@ -362,7 +360,7 @@ def _differences(first: _Side, second: _Side, confidence: float) -> Iterator[Dif
             data=one.data.name,
             digest=digest,
             measure=measure,
-            mode=one.measures[measure].mode,
+            mode=one.measures[measure].formula.mode,
             interval=found,
             reason=reason,
         )
@@ -425,7 +423,7 @@ def _notes(sides: Sequence[_Side]) -> Iterator[str]:
 
 
 def _form_place(form: str) -> int:
-    return FORMS.index(form) if form in FORMS else len(FORMS)
+    return SERVING_FORMS.index(form) if form in SERVING_FORMS else len(SERVING_FORMS)
 
 
 def _finite(value: float) -> float | None:

@@ -20,11 +20,10 @@ from registry.adapters import AdapterVersion, get_version
 from registry.connection import is_missing, plain_errors
 from registry.errors import IntegrityError, RegistryError
 from registry.ledger import adapters_experiment
-from registry.measures import COSTS, read_evaluation
-from registry.measures import Evaluation as Evaluation
-from registry.measures import Measure as Measure
+from registry.measures import Evaluation, read_evaluation
 from registry.refs import AdapterRef
 from registry.search import find_runs
+from trainables.contract import COSTS
 
 logger = logging.getLogger(__name__)
 

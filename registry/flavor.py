@@ -30,6 +30,7 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 _FORMS = ("trained", "unquantized", "merged", "requantized")
+_MANIFEST = "manifest.json"
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -320,7 +321,7 @@ def _from_pretrained(folder: Path, dtype: Any, device: str, quantization: Any) -
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
     for name, expected in manifest["files"].items():
         found = _digest_file(folder / name)
         if found != expected["sha256"]:

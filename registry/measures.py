@@ -14,29 +14,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, Literal, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from registry.errors import IntegrityError
-
-FORMAT = "lorchestra.evaluation/1"
-FORMS = ("trained", "unquantized", "merged", "requantized")
-"""How an adapter can be served: beside the base it was trained on, or added into it, and so on."""
-
-Scale = Literal["identity", "exp", "bits"]
-Numbers = npt.NDArray[np.float64]
-
-COSTS = (
-    "seconds",
-    "rows_per_s",
-    "tokens_per_s",
-    "peak_memory_gib",
-    "model_bytes",
-    "adapter_bytes",
+from trainables.contract import (
+    COSTS,
+    EVALUATION_FORMAT,
+    SERVING_FORMS,
+    Formula,
+    Mode,
+    Numbers,
+    Scale,
 )
-"""What a measurement took, beside its measures; `None` where that was not noted."""
 
 # What MLflow takes in a metric's name: mlflow/utils/validation.py
 _MEASURE_NAME = re.compile(r"[\w./ -]{1,250}", re.ASCII)
@@ -44,29 +35,15 @@ _MEASURE_NAME = re.compile(r"[\w./ -]{1,250}", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """How a number follows from the rows: `scale(sum of column / sum of column or rows)`.
+    """A measure over all rows of an evaluation.
 
     Attributes:
-        value: The number over all rows; NaN when it could not be had.
-        of: Column that is summed up.
-        per: Column that it is divided by the sum of; the number of rows if `None`.
-        scale: `identity`; `exp`, as perplexity is the exponential of a loss; `bits`, from nats.
-        mode: Whether less or more of it is better.
+        value: The number; NaN where it could not be computed.
+        formula: How it follows from the columns.
     """
 
     value: float
-    of: str
-    per: str | None
-    scale: Scale
-    mode: Literal["min", "max"]
-
-    def scaled(self, ratios: npt.ArrayLike) -> Numbers:
-        """The measure for ratios of sums, of any shape."""
-        values = np.asarray(ratios, dtype=np.float64)
-        if self.scale == "exp":
-            with np.errstate(over="ignore"):
-                return cast(Numbers, np.exp(values))
-        return values / math.log(2) if self.scale == "bits" else values
+    formula: Formula
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,14 +149,14 @@ class Evaluation:
         Raises:
             IntegrityError: There is no such measure, or the evaluation was read without examples.
         """
-        known = self.measures.get(measure)
-        if known is None:
+        if measure not in self.measures:
             raise IntegrityError(
                 f"evaluation of {self.adapter}: got measure {measure!r}; allowed: "
                 f"{', '.join(sorted(self.measures))}. Choose one of these."
             )
-        per = np.ones(self.data.rows) if known.per is None else self._numbers(known.per)
-        return self._numbers(known.of), per
+        formula = self.measures[measure].formula
+        per = np.ones(self.data.rows) if formula.per is None else self._numbers(formula.per)
+        return self._numbers(formula.of), per
 
     def _numbers(self, column: str) -> Numbers:
         if column not in self.examples:
@@ -198,9 +175,9 @@ def read_evaluation(document: Mapping[str, Any]) -> Evaluation:
     Raises:
         IntegrityError: It is of another format.
     """
-    if document.get("format") != FORMAT:
+    if document.get("format") != EVALUATION_FORMAT:
         raise IntegrityError(
-            f"evaluation: got format {document.get('format')!r}; allowed: {FORMAT!r}. "
+            f"evaluation: got format {document.get('format')!r}; allowed: {EVALUATION_FORMAT!r}. "
             "Measure again with this version."
         )
     try:
@@ -229,10 +206,9 @@ def _measure(record: Mapping[str, Any]) -> Measure:
     value = _number_or_none(record["value"])
     return Measure(
         value=math.nan if value is None else value,
-        of=record["of"],
-        per=record["per"],
-        scale=record["scale"],
-        mode=record["mode"],
+        formula=Formula(
+            of=record["of"], per=record["per"], scale=record["scale"], mode=record["mode"]
+        ),
     )
 
 
@@ -250,7 +226,8 @@ def _require_known(evaluation: Evaluation) -> None:
     checks = {
         "adapter and data have digests": isinstance(evaluation.adapter, str)
         and isinstance(data.digest, str),
-        f"form {evaluation.form!r} is one of {', '.join(FORMS)}": evaluation.form in FORMS,
+        f"form {evaluation.form!r} is one of {', '.join(SERVING_FORMS)}": evaluation.form
+        in SERVING_FORMS,
         f"data has a name, not {data.name!r}": isinstance(data.name, str),
         f"data has rows, not {data.rows!r}": isinstance(data.rows, int) and data.rows > 0,
     }
@@ -260,14 +237,12 @@ def _require_known(evaluation: Evaluation) -> None:
         )
     for name, measure in evaluation.measures.items():
         checks[f"measure {name!r} has a name for a metric"] = bool(_MEASURE_NAME.fullmatch(name))
-        scales = get_args(Scale)
-        checks[f"measure {name} has a scale of {', '.join(scales)}, not {measure.scale!r}"] = (
-            measure.scale in scales
+        scale, mode = measure.formula.scale, measure.formula.mode
+        scales, modes = get_args(Scale), get_args(Mode)
+        checks[f"measure {name} has a scale of {', '.join(scales)}, not {scale!r}"] = (
+            scale in scales
         )
-        checks[f"measure {name} has mode min or max, not {measure.mode!r}"] = measure.mode in (
-            "min",
-            "max",
-        )
+        checks[f"measure {name} has mode {' or '.join(modes)}, not {mode!r}"] = mode in modes
     broken = [claim for claim, holds in checks.items() if not holds]
     if broken:
         raise IntegrityError(
@@ -278,8 +253,8 @@ def _require_known(evaluation: Evaluation) -> None:
 
 def _require_value(name: str, measure: Measure, evaluation: Evaluation) -> None:
     """Its columns are there, are numbers, and give its value."""
-    columns = [measure.of] if measure.per is None else [measure.of, measure.per]
-    for column in columns:
+    formula = measure.formula
+    for column in filter(None, (formula.of, formula.per)):
         for entry in evaluation.examples.get(column, ()):
             if entry is not None and not isinstance(entry, int | float):
                 raise IntegrityError(
@@ -288,7 +263,7 @@ def _require_value(name: str, measure: Measure, evaluation: Evaluation) -> None:
                 )
     of, per = evaluation.columns(name)
     with np.errstate(divide="ignore", invalid="ignore"):
-        expected = float(measure.scaled(of.sum() / per.sum()))
+        expected = float(formula.scaled(of.sum() / per.sum()))
     is_same = math.isclose(measure.value, expected, rel_tol=1e-3, abs_tol=1e-6)
     if not is_same and (math.isfinite(measure.value) or math.isfinite(expected)):
         raise IntegrityError(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Outcome = Literal["completed", "stopped", "infeasible", "diverged", "failed", "cancelled"]
+from trainables.contract import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

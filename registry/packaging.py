@@ -14,7 +14,7 @@ import mlflow
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-from registry.bundle import digest_file
+from trainables.contract import CARD, digest_file
 
 ADAPTER_IN_MODEL = "artifacts/adapter"
 """Where the bundle lies in a version's files."""
@@ -53,7 +53,7 @@ def write_model(  # noqa: PLR0913
         adapter, code = Path(stage) / "adapter", Path(stage) / _CODE.name
         shutil.copytree(bundle, adapter)
         if card:
-            (adapter / "card.md").write_text(card, encoding="utf-8")
+            (adapter / CARD).write_text(card, encoding="utf-8")
         shutil.copyfile(_CODE, code)
         _save_model(
             path=str(folder),

@@ -19,10 +19,11 @@ from registry.aliases import CHALLENGER, CHAMPION, drop_alias, get_whole, move_a
 from registry.connection import plain_errors
 from registry.errors import AdapterNotFoundError, ConflictError, RuleError
 from registry.evaluations import list_evaluations
-from registry.measures import FORMS, Evaluation
+from registry.measures import Evaluation
 from registry.moves import settle
 from registry.refs import AdapterRef
 from registry.significance import Interval, obstacle, paired_bootstrap
+from trainables.contract import SERVING_FORMS
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,10 @@ class PromotionRule:
     def __post_init__(self) -> None:
         if not self.metric:
             raise RuleError("metric: got ''; allowed: the name of a measure. Write loss.")
-        if self.form not in FORMS:
+        if self.form not in SERVING_FORMS:
             raise RuleError(
-                f"form: got {self.form!r}; allowed: {', '.join(FORMS)}. Choose the form that is "
-                "served."
+                f"form: got {self.form!r}; allowed: {', '.join(SERVING_FORMS)}. Choose the form "
+                "that is served."
             )
         if not (math.isfinite(self.min_improvement) and self.min_improvement >= 0):
             raise RuleError(
@@ -261,7 +262,7 @@ def _pairs(
 def _improvement(new: Evaluation, old: Evaluation, rule: PromotionRule) -> Interval:
     """The difference, turned so that above zero is better."""
     found = paired_bootstrap(new, old, rule.metric, confidence=rule.confidence)
-    if new.measures[rule.metric].mode == "max":
+    if new.measures[rule.metric].formula.mode == "max":
         return found
     return Interval(
         estimate=-found.estimate, low=-found.high, high=-found.low, confidence=found.confidence

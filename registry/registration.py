@@ -33,10 +33,10 @@ from registry.card import CardFacts, build_card
 from registry.connection import is_server, plain_errors
 from registry.errors import IntegrityError, RegistryError
 from registry.ledger import adapters_experiment, ensure_model
-from registry.measures import FORMS
 from registry.packaging import digest_model, write_model
 from registry.refs import AdapterRef, require_name
 from registry.tracking import shortened
+from trainables.contract import SERVING_FORMS
 
 logger = logging.getLogger(__name__)
 
@@ -119,9 +119,10 @@ class _Model:
 
 
 def _require_form(form: str) -> None:
-    if form not in FORMS:
+    if form not in SERVING_FORMS:
         raise RegistryError(
-            f"form: got {form!r}; allowed: {', '.join(FORMS)}. Choose the one it is meant for."
+            f"form: got {form!r}; allowed: {', '.join(SERVING_FORMS)}. Choose the form that is "
+            "served."
         )
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from registry.errors import NotComparableError
-from registry.measures import Evaluation, Measure, Numbers
+from registry.measures import Evaluation
+from trainables.contract import Formula, Numbers
 
 _DRAWS = 10_000
 _CELLS = 1 << 22
@@ -68,8 +69,8 @@ def paired_bootstrap(
     columns = np.stack([*candidate.columns(measure), *champion.columns(measure)], axis=1)
 
     def difference(sums: Numbers) -> Numbers:
-        new = _value(candidate.measures[measure], sums[:, 0], sums[:, 1])
-        return new - _value(champion.measures[measure], sums[:, 2], sums[:, 3])
+        new = _value(candidate.measures[measure].formula, sums[:, 0], sums[:, 1])
+        return new - _value(champion.measures[measure].formula, sums[:, 2], sums[:, 3])
 
     sums = _resampled_sums(columns, draws, seed)
     return _interval(difference(columns.sum(axis=0, keepdims=True)), difference(sums), confidence)
@@ -89,11 +90,13 @@ def interval(
         IntegrityError: There is no such measure, or it was read without its examples.
     """
     columns = np.stack(evaluation.columns(measure), axis=1)
-    kind = evaluation.measures[measure]
+    formula = evaluation.measures[measure].formula
     sums = _resampled_sums(columns, draws, seed)
     whole = columns.sum(axis=0, keepdims=True)
     return _interval(
-        _value(kind, whole[:, 0], whole[:, 1]), _value(kind, sums[:, 0], sums[:, 1]), confidence
+        _value(formula, whole[:, 0], whole[:, 1]),
+        _value(formula, sums[:, 0], sums[:, 1]),
+        confidence,
     )
 
 
@@ -107,8 +110,8 @@ def obstacle(candidate: Evaluation, champion: Evaluation, measure: str) -> str:
     for side, one in zip(("candidate", "champion"), both, strict=True):
         if measure not in one.measures:
             return f"the {side} was not measured by it but by {', '.join(sorted(one.measures))}"
-    new, old = (one.measures[measure] for one in both)
-    if (new.of, new.per, new.scale, new.mode) != (old.of, old.per, old.scale, old.mode):
+    new, old = (one.measures[measure].formula for one in both)
+    if new != old:
         return "it is defined in two ways"
     rows = [f"{one.data.digest} ({one.data.rows} rows)" for one in both]
     if rows[0] != rows[1]:
@@ -120,25 +123,25 @@ def obstacle(candidate: Evaluation, champion: Evaluation, measure: str) -> str:
     return _cut_apart(candidate, champion, new)
 
 
-def _cut_apart(candidate: Evaluation, champion: Evaluation, measure: Measure) -> str:
+def _cut_apart(candidate: Evaluation, champion: Evaluation, formula: Formula) -> str:
     """Answers that two tokenizers or limits cut at different places are not the same answers."""
-    if measure.of not in _OF_GIVEN_ANSWERS or measure.per == "answer_tokens":
+    if formula.of not in _OF_GIVEN_ANSWERS or formula.per == "answer_tokens":
         return ""
     new, old = (one.examples.get("answer_bytes") for one in (candidate, champion))
     return "" if new == old else "their answers were cut at different places"
 
 
-def _way_of(evaluation: Evaluation, measure: Measure) -> dict[str, object]:
+def _way_of(evaluation: Evaluation, formula: Formula) -> dict[str, object]:
     """What a measure depends on besides the rows."""
-    way = evaluation.data.tokens_record if measure.per == "answer_tokens" else {}
-    if measure.of not in _OF_GIVEN_ANSWERS:
+    way = evaluation.data.tokens_record if formula.per == "answer_tokens" else {}
+    if formula.of not in _OF_GIVEN_ANSWERS:
         way["generation"] = evaluation.generation
     return way
 
 
-def _value(measure: Measure, of: Numbers, per: Numbers) -> Numbers:
+def _value(formula: Formula, of: Numbers, per: Numbers) -> Numbers:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return measure.scaled(of / per)
+        return formula.scaled(of / per)
 
 
 def _interval(whole: Numbers, drawn: Numbers, confidence: float) -> Interval:

@@ -23,16 +23,17 @@ from mlflow.exceptions import MlflowException
 
 from registry.connection import connect, is_already_there, plain_errors
 from registry.errors import TrackingError
-from registry.news import End, Outcome, Points, TrialNews
+from registry.news import End, Points, TrialNews
 from registry.search import find_runs
+from trainables.contract import Outcome
 
 _STATUSES: dict[Outcome, str] = {
-    "completed": "FINISHED",
-    "stopped": "FINISHED",
-    "infeasible": "FAILED",
-    "diverged": "FAILED",
-    "failed": "FAILED",
-    "cancelled": "KILLED",
+    Outcome.COMPLETED: "FINISHED",
+    Outcome.STOPPED: "FINISHED",
+    Outcome.INFEASIBLE: "FAILED",
+    Outcome.DIVERGED: "FAILED",
+    Outcome.FAILED: "FAILED",
+    Outcome.CANCELLED: "KILLED",
 }
 _RUNNING, _KILLED = "RUNNING", "KILLED"
 

@@ -14,9 +14,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from registry.adapters import AdapterVersion, list_versions
-from registry.bundle import MANIFEST
 from registry.connection import plain_errors
 from registry.packaging import ADAPTER_IN_MODEL
+from trainables.contract import MANIFEST
 
 logger = logging.getLogger(__name__)
 

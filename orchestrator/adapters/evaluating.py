@@ -20,8 +20,9 @@ from orchestrator.hosts.scoring import (
     write_files,
 )
 from orchestrator.spec.complaint import require
-from orchestrator.spec.finals_sections import ALL_FORMS, SAME_UNQUANTIZED
+from orchestrator.spec.finals_sections import SAME_UNQUANTIZED
 from registry import AdapterVersion, Registry
+from trainables.contract import SERVING_FORMS
 from trainables.data import RawSplit
 from trainables.evaluation_spec import EvaluationSpec
 from trainables.sources import read_rows
@@ -202,4 +203,6 @@ def require_forms(forms: Sequence[str]) -> None:
         SweepSpecError: One of them is unknown.
     """
     for form in forms:
-        require(form in ALL_FORMS, "--forms", form, ", ".join(ALL_FORMS), "Choose from these.")
+        require(
+            form in SERVING_FORMS, "--forms", form, ", ".join(SERVING_FORMS), "Choose from these."
+        )

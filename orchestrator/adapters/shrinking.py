@@ -112,7 +112,7 @@ def shrink_version(
         chosen = choose_smallest(
             values[_WHOLE],
             {one.rank: one.value for one in candidates},
-            known[measure].mode,
+            known[measure].formula.mode,
             tolerance * abs(values[_WHOLE]),
         )
         evaluator.adapters.record_evaluation(version.ref, documents[_WHOLE])

@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from safetensors.numpy import save_file
 
 from registry import Registry
-from registry.bundle import ADAPTER_FILES, identity_digest
 from registry.connection import connect
+from trainables.contract import ADAPTER_FILES, identity_digest
 
 # Warnings of MLflow 3.17.2 about itself, which nothing here can mend.
 THIRD_PARTY = [

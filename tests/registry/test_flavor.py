@@ -1,5 +1,6 @@
 """A version loads as what was trained, on the base it was trained on, where lorchestra is not."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -17,8 +18,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+import registry
 from registry import Registry
 from trainables.base import load_base
+from trainables.contract import MANIFEST, SERVING_FORMS
 from trainables.generation import Ending, complete, end_tokens
 from trainables.serving import load_served
 from trainables.spec import BaseSpec
@@ -79,6 +82,21 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("has_cache", [True, False])
+def test_the_copy_that_versions_carry_agrees_with_the_contract() -> None:
+    tree = ast.parse(Path(registry.__file__).with_name("flavor.py").read_text())
+    constants = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    assert constants["_FORMS"] == SERVING_FORMS
+    assert constants["_MANIFEST"] == MANIFEST
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not any(
+        name.startswith(("trainables", "registry", "orchestrator")) for name in imported
+    )
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_loaded_logits_equal_the_trained_ones(
     register_adapter: Callable[..., tuple[Any, Path]],
