@@ -17,6 +17,7 @@ from registry.connection import plain_errors
 from registry.errors import IntegrityError
 from registry.packaging import ADAPTER_IN_MODEL, checkpoint_folder, digest_model, pyfunc
 from registry.refs import AdapterRef
+from trainables.whole import new_folder
 
 
 def pull(client: MlflowClient, ref: AdapterRef | str, destination: str | Path) -> Path:
@@ -42,14 +43,10 @@ def pull(client: MlflowClient, ref: AdapterRef | str, destination: str | Path) -
     if destination.exists() or destination.is_symlink():
         _require_same_bundle(destination, ref, digest)
         return destination
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    arriving = tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent)
-    try:
-        bundle = _download(client, version, _bundle_folder(ref), Path(arriving))
+    with new_folder(destination, replaces=False) as filling:
+        bundle = _download(client, version, _bundle_folder(ref), filling.parent / "arriving")
         _require_registered(bundle, ref, digest)
-        bundle.rename(destination)
-    finally:
-        shutil.rmtree(arriving)
+        bundle.rename(filling)
     return destination
 
 

@@ -25,7 +25,6 @@ COVERED_BY = {
     "orchestrator.hosts.broker": "tests/orchestrator/hosts/test_pool.py",
     "orchestrator.adapters.shrinking": "tests/orchestrator/adapters/test_evaluating.py",
     "orchestrator.adapters.terminal": "tests/orchestrator/adapters/test_evaluating.py",
-    "orchestrator.files": "tests/orchestrator/report/test_report.py",
     "orchestrator.journal.layout": "tests/orchestrator/finals/test_held_out.py",
     "orchestrator.report.leaderboard": "tests/orchestrator/report/test_report.py",
     "orchestrator.report.measurements": "tests/orchestrator/report/test_report.py",

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from trainables.contract import (
 )
 from trainables.errors import BundleError
 from trainables.spec import LoraSpec, TrialSpec
-from trainables.storage import remove_folder
+from trainables.whole import new_folder
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
@@ -93,18 +92,14 @@ def write_files(
     Returns:
         The manifest, whole.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    writing = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    (writing / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, writing / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    files = {name: file_record(writing / name) for name in ADAPTER_FILES}
-    whole: dict[str, Any] = {**manifest, "files": files}
-    whole["digest"] = identity_digest(whole)
-    (writing / MANIFEST).write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
-    writing.chmod(0o755)
-    remove_folder(str(folder))
-    writing.rename(folder)
+    with new_folder(folder) as writing:
+        (writing / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        save_file(plain, writing / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        files = {name: file_record(writing / name) for name in ADAPTER_FILES}
+        whole: dict[str, Any] = {**manifest, "files": files}
+        whole["digest"] = identity_digest(whole)
+        (writing / MANIFEST).write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
     return whole
 
 

@@ -181,7 +181,7 @@ def _pull(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from orchestrator.adapters.comparison_page import build_comparison_page, render_comparison
-    from orchestrator.files import replace_file
+    from trainables.whole import replace_file
 
     comparison = _registry(options).compare(options.refs)
     Console().print(render_comparison(comparison))

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.files import replace_file
 from orchestrator.finals.standings import Standing, compare_first_two, rank_finalists
 from orchestrator.hosts.members import base_key
 from orchestrator.journal.history import SweepHistory, TrialRecord
@@ -22,6 +21,7 @@ from orchestrator.report.plots import draw_learning_curves
 from orchestrator.report.tradeoffs import draw_tradeoffs, find_tradeoffs
 from orchestrator.spec.sections import Metric, Mode
 from orchestrator.spec.sweep import SweepSpec
+from trainables.whole import replace_file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,6 @@ def logits(model: Any) -> torch.Tensor:
         return model(input_ids=IDS.to(model.device), use_cache=False).logits
 
 
-@pytest.mark.parametrize("has_cache", [True, False])
 def test_the_copy_that_versions_carry_agrees_with_the_contract() -> None:
     tree = ast.parse(Path(registry.__file__).with_name("flavor.py").read_text())
     constants = {
@@ -97,6 +96,7 @@ def test_the_copy_that_versions_carry_agrees_with_the_contract() -> None:
     )
 
 
+@pytest.mark.parametrize("has_cache", [True, False])
 @pytest.mark.parametrize("form", FORMS)
 def test_loaded_logits_equal_the_trained_ones(
     register_adapter: Callable[..., tuple[Any, Path]],
