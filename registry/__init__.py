@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from registry.adapters import AdapterVersion
     from registry.client import Registry
     from registry.comparison import Comparison
     from registry.errors import (
@@ -19,11 +18,12 @@ if TYPE_CHECKING:
         RegistryError,
         TrackingError,
     )
+    from registry.evaluation import Evaluation
     from registry.ledger import AliasMove
-    from registry.measures import Evaluation
     from registry.promotion import PromotionDecision, PromotionRule
     from registry.refs import AdapterRef
     from registry.tracking import Tracker, tracking_uri_for
+    from registry.versions import AdapterVersion
 
 __all__ = [
     "AdapterNotFoundError",
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "registry.adapters": ("AdapterVersion",),
+    "registry.versions": ("AdapterVersion",),
     "registry.client": ("Registry",),
     "registry.comparison": ("Comparison",),
     "registry.errors": (
@@ -57,7 +57,7 @@ _HOMES = {
         "TrackingError",
     ),
     "registry.ledger": ("AliasMove",),
-    "registry.measures": ("Evaluation",),
+    "registry.evaluation": ("Evaluation",),
     "registry.promotion": (
         "PromotionDecision",
         "PromotionRule",

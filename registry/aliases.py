@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 
 from mlflow import MlflowClient
 
-from registry.adapters import RETIRED_TAG, AdapterVersion, get_version, list_versions
 from registry.connection import plain_errors
 from registry.errors import AdapterNotFoundError, RefError, RetiredError
 from registry.ledger import AliasMove
 from registry.moves import current_user, move, settle
 from registry.refs import AdapterRef, require_alias, require_name
+from registry.versions import RETIRED_TAG, AdapterVersion, get_version, list_versions
 
 CHAMPION = "champion"
 """The version that is in use."""

@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 from registry.errors import RegistryError
+from registry.evaluation import Evaluation
 from registry.markdown import code, code_block, one_line, plain, table
-from registry.measures import Evaluation
 from registry.significance import interval
 from trainables.contract import ADAPTER_WEIGHTS, SERVING_FORMS
 

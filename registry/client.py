@@ -11,26 +11,26 @@ from typing import Any, Literal
 from mlflow import MlflowClient
 
 from registry import (
-    adapters,
     aliases,
     comparison,
-    evaluations,
+    evaluation_runs,
     garbage,
-    harness,
+    harness_runs,
     ledger,
     loading,
     promotion,
     registration,
+    versions,
     warmstart,
 )
-from registry.adapters import AdapterVersion
 from registry.comparison import Comparison
 from registry.connection import connect, without_secrets
+from registry.evaluation import Evaluation
 from registry.garbage import Garbage
 from registry.ledger import AliasMove
-from registry.measures import Evaluation
 from registry.promotion import PromotionDecision, PromotionRule
 from registry.refs import AdapterRef
+from registry.versions import AdapterVersion
 
 
 class Registry:
@@ -67,11 +67,11 @@ class Registry:
 
     def versions(self, name: str | None = None) -> list[AdapterVersion]:
         """All versions of one adapter or of all, by name, the newest first."""
-        return adapters.list_versions(self._client, name)
+        return versions.list_versions(self._client, name)
 
     def get(self, ref: AdapterRef | str) -> AdapterVersion:
         """The version that a reference points at now."""
-        return adapters.get_version(self._client, ref)
+        return versions.get_version(self._client, ref)
 
     def get_whole(self, ref: AdapterRef | str) -> AdapterVersion:
         """The same, but a reference to an earlier step is refused."""
@@ -85,8 +85,8 @@ class Registry:
         data: str | None = None,
         with_examples: bool = True,
     ) -> list[Evaluation]:
-        """Evaluations of a version, the newest first; see `registry.evaluations`."""
-        return evaluations.list_evaluations(
+        """Evaluations of a version, the newest first; see `registry.evaluation_runs`."""
+        return evaluation_runs.list_evaluations(
             self._client, ref, form=form, data=data, with_examples=with_examples
         )
 
@@ -147,12 +147,12 @@ class Registry:
         )
 
     def record_evaluation(self, ref: AdapterRef | str, document: Mapping[str, Any]) -> str:
-        """Keep an evaluation of a version; gives the run's id. See `registry.evaluations`."""
-        return evaluations.record_evaluation(self._client, ref, document)
+        """Keep an evaluation of a version; gives the run's id. See `registry.evaluation_runs`."""
+        return evaluation_runs.record_evaluation(self._client, ref, document)
 
     def record_harness(self, ref: AdapterRef | str, results: Mapping[str, Any]) -> str:
-        """Keep harness results of a version; gives the run's id. See `registry.harness`."""
-        return harness.record_harness(self._client, ref, results)
+        """Keep harness results of a version; gives the run's id. See `registry.harness_runs`."""
+        return harness_runs.record_harness(self._client, ref, results)
 
     # ------------------------------------------------------------------------------------ aliases
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import pandas as pd
 from mlflow import MlflowClient
 
-from registry.adapters import AdapterVersion, get_version
 from registry.errors import RefError
-from registry.evaluations import list_evaluations
-from registry.measures import Evaluation
+from registry.evaluation import Evaluation
+from registry.evaluation_runs import list_evaluations
 from registry.refs import AdapterRef
 from registry.significance import Interval, interval, obstacle, paired_bootstrap
+from registry.versions import AdapterVersion, get_version
 from trainables.contract import COSTS, SERVING_FORMS, Mode
 
 TRAINING = "training"
@@ -102,7 +102,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one version took in one form: see `registry.measures.Evaluation`.
+    """What one version took in one form: see `registry.evaluation.Evaluation`.
 
     Attributes:
         adapter: The version.

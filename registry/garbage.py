@@ -18,10 +18,10 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from registry.adapters import DIGEST_TAG, MODEL_TAG, VERSION_TAG
 from registry.connection import is_missing, plain_errors
 from registry.errors import TrackingError
 from registry.search import PAGE_SIZE, all_pages
+from registry.versions import DIGEST_TAG, MODEL_TAG, VERSION_TAG
 
 logger = logging.getLogger(__name__)
 

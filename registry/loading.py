@@ -11,12 +11,12 @@ from typing import Any
 import mlflow.artifacts
 from mlflow import MlflowClient
 
-from registry.adapters import MODEL_DIGEST_TAG, AdapterVersion, get_version
-from registry.bundle import read_bundle
 from registry.connection import plain_errors
 from registry.errors import IntegrityError
+from registry.integrity import read_bundle
 from registry.packaging import ADAPTER_IN_MODEL, checkpoint_folder, digest_model, pyfunc
 from registry.refs import AdapterRef
+from registry.versions import MODEL_DIGEST_TAG, AdapterVersion, get_version
 from trainables.whole import new_folder
 
 

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from registry.adapters import RETIRED_TAG
 from registry.connection import is_missing
 from registry.errors import ConflictError, RetiredError
 from registry.ledger import (
@@ -30,6 +29,7 @@ from registry.ledger import (
     moves_from_outside,
     read_ledger,
 )
+from registry.versions import RETIRED_TAG
 
 logger = logging.getLogger(__name__)
 

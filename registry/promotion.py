@@ -14,15 +14,15 @@ from dataclasses import dataclass
 
 from mlflow import MlflowClient
 
-from registry.adapters import AdapterVersion, get_version
 from registry.aliases import CHALLENGER, CHAMPION, drop_alias, get_whole, move_alias
 from registry.connection import plain_errors
 from registry.errors import AdapterNotFoundError, ConflictError, RuleError
-from registry.evaluations import list_evaluations
-from registry.measures import Evaluation
+from registry.evaluation import Evaluation
+from registry.evaluation_runs import list_evaluations
 from registry.moves import settle
 from registry.refs import AdapterRef
 from registry.significance import Interval, obstacle, paired_bootstrap
+from registry.versions import AdapterVersion, get_version
 from trainables.contract import SERVING_FORMS
 
 logger = logging.getLogger(__name__)

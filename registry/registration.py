@@ -15,7 +15,15 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric
 
-from registry.adapters import (
+from registry.card import CardFacts, build_card
+from registry.connection import is_server, plain_errors
+from registry.errors import IntegrityError, RegistryError
+from registry.integrity import read_bundle
+from registry.ledger import adapters_experiment, ensure_model
+from registry.packaging import digest_model, write_model
+from registry.refs import AdapterRef, require_name
+from registry.tracking import shortened
+from registry.versions import (
     CHECKPOINTS_TAG,
     DIGEST_TAG,
     FORM_TAG,
@@ -28,14 +36,6 @@ from registry.adapters import (
     find_versions,
     get_version,
 )
-from registry.bundle import read_bundle
-from registry.card import CardFacts, build_card
-from registry.connection import is_server, plain_errors
-from registry.errors import IntegrityError, RegistryError
-from registry.ledger import adapters_experiment, ensure_model
-from registry.packaging import digest_model, write_model
-from registry.refs import AdapterRef, require_name
-from registry.tracking import shortened
 from trainables.contract import SERVING_FORMS
 
 logger = logging.getLogger(__name__)

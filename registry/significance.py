@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from registry.errors import NotComparableError
-from registry.measures import Evaluation
+from registry.evaluation import Evaluation
 from trainables.contract import Formula, Numbers
 
 _DRAWS = 10_000

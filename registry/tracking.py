@@ -23,8 +23,8 @@ from mlflow.exceptions import MlflowException
 
 from registry.connection import connect, is_already_there, plain_errors
 from registry.errors import TrackingError
-from registry.news import End, Points, TrialNews
 from registry.search import find_runs
+from registry.trial_news import End, Points, TrialNews
 from trainables.contract import Outcome
 
 _STATUSES: dict[Outcome, str] = {

@@ -13,9 +13,9 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from registry.adapters import AdapterVersion, list_versions
 from registry.connection import plain_errors
 from registry.packaging import ADAPTER_IN_MODEL
+from registry.versions import AdapterVersion, list_versions
 from trainables.contract import MANIFEST
 
 logger = logging.getLogger(__name__)

@@ -50,7 +50,7 @@ COVERED_BY = {
     "trainables.objects": "tests/trainables/test_storage.py",
     "trainables.sources": "tests/trainables/test_data.py",
     "trainables.tokens": "tests/trainables/test_data.py",
-    "registry.news": "tests/registry/test_tracking.py",
+    "registry.trial_news": "tests/registry/test_tracking.py",
     "registry.packaging": "tests/registry/test_flavor.py",
 }
 """Modules without a test file of their own name, and the one that tests them: directly, or through

@@ -29,9 +29,9 @@ from registry import (
     Registry,
     TrackingError,
 )
-from registry.bundle import read_bundle
 from registry.card import CardFacts, build_card
-from registry.measures import Evaluation
+from registry.evaluation import Evaluation
+from registry.integrity import read_bundle
 from trainables.data import read_raw_splits
 from trainables.spec import TrialSpec
 

@@ -11,7 +11,7 @@ from orchestrator.adapters.evaluating import Evaluator
 from orchestrator.errors import SweepError
 from orchestrator.spec.complaint import require
 from registry import AdapterVersion
-from registry.measures import Evaluation
+from registry.evaluation import Evaluation
 
 _WHOLE = "whole"
 

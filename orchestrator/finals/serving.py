@@ -22,7 +22,7 @@ from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.storage import SweepStorage
 from orchestrator.spec.finals_sections import forms_of
 from orchestrator.spec.sweep import SweepSpec
-from registry.measures import Evaluation
+from registry.evaluation import Evaluation
 from registry.significance import Interval, interval, obstacle, paired_bootstrap
 from trainables.answers import metric_digests
 from trainables.contract import ServingForm

@@ -7,10 +7,10 @@ import pytest
 from mlflow import MlflowClient
 
 from registry import Registry
-from registry.adapters import DIGEST_TAG
 from registry.aliases import move_alias
 from registry.errors import AdapterNotFoundError, ConflictError, RefError, RetiredError
 from registry.ledger import ensure_model
+from registry.versions import DIGEST_TAG
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 
 from registry.card import CardFacts, build_card
 from registry.errors import RegistryError
-from registry.measures import Evaluation
+from registry.evaluation import Evaluation
 
 NewDocument = Callable[..., dict[str, Any]]
 

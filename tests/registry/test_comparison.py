@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from registry import Registry
-from registry.adapters import AdapterVersion
 from registry.comparison import TRAINING
 from registry.errors import AdapterNotFoundError, RefError
+from registry.versions import AdapterVersion
 
 Build = Callable[..., Path]
 NewDocument = Callable[..., dict[str, Any]]

@@ -13,8 +13,8 @@ from registry import Registry
 from registry.access import check_access
 from registry.connection import connect
 from registry.ledger import adapters_experiment
-from registry.news import End, Points, TrialNews
 from registry.tracking import Tracker, artifact_location_for
+from registry.trial_news import End, Points, TrialNews
 
 
 @pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.server)])

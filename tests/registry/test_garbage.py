@@ -8,10 +8,10 @@ import pytest
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from registry import Registry
-from registry.adapters import DIGEST_TAG
 from registry.errors import TrackingError
 from registry.garbage import find_models
 from registry.tracking import find_experiment
+from registry.versions import DIGEST_TAG
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from registry import Registry
-from registry.adapters import RETIRED_TAG
 from registry.errors import ConflictError, RetiredError
 from registry.ledger import AliasMove, append, ensure_model
 from registry.moves import current_user, move, settle
+from registry.versions import RETIRED_TAG
 
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 
@@ -212,7 +212,7 @@ def test_process_that_slept_does_not_undo_what_came_after(
 _RACER = """
 import sys
 from registry.connection import connect
-from registry.adapters import RETIRED_TAG
+from registry.versions import RETIRED_TAG
 from registry.errors import ConflictError, RetiredError
 from registry.moves import move, settle
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from registry import Registry
-from registry.adapters import AdapterVersion
 from registry.errors import RefError, RuleError
 from registry.promotion import PromotionDecision, PromotionRule
+from registry.versions import AdapterVersion
 
 Build = Callable[..., Path]
 NewDocument = Callable[..., dict[str, Any]]

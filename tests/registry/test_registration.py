@@ -11,10 +11,10 @@ import pytest
 from mlflow import MlflowClient
 
 from registry import Registry
-from registry.adapters import AdapterVersion
-from registry.bundle import read_bundle
 from registry.errors import AdapterNotFoundError, IntegrityError, RefError, RegistryError
+from registry.integrity import read_bundle
 from registry.tracking import Tracker
+from registry.versions import AdapterVersion
 
 Build = Callable[..., Path]
 

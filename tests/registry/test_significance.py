@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from registry.errors import NotComparableError
-from registry.measures import Evaluation
+from registry.evaluation import Evaluation
 from registry.significance import interval, obstacle, paired_bootstrap
 
 NewDocument = Callable[..., dict[str, Any]]

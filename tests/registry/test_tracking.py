@@ -8,8 +8,8 @@ import pytest
 from mlflow import MlflowClient
 
 from registry.errors import TrackingError
-from registry.news import End, Points, TrialNews
 from registry.tracking import INTERRUPTED_TAG, Tracker, tracking_uri_for
+from registry.trial_news import End, Points, TrialNews
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from registry.adapters import AdapterVersion, get_version
 from registry.connection import plain_errors
 from registry.errors import IntegrityError
 from registry.ledger import adapters_experiment
 from registry.refs import AdapterRef
 from registry.search import find_runs
+from registry.versions import AdapterVersion, get_version
 
 _FILE = "harness.json"
 _TAG = "lorchestra.harness"

@@ -10,9 +10,9 @@ import pytest
 from mlflow import MlflowClient
 
 from registry import Registry
-from registry.adapters import AdapterVersion
 from registry.errors import IntegrityError
 from registry.tracking import Tracker
+from registry.versions import AdapterVersion
 
 Build = Callable[..., Path]
 NewDocument = Callable[..., dict[str, Any]]

@@ -16,13 +16,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-from registry.adapters import AdapterVersion, get_version
 from registry.connection import is_missing, plain_errors
 from registry.errors import IntegrityError, RegistryError
+from registry.evaluation import Evaluation, read_evaluation
 from registry.ledger import adapters_experiment
-from registry.measures import Evaluation, read_evaluation
 from registry.refs import AdapterRef
 from registry.search import find_runs
+from registry.versions import AdapterVersion, get_version
 from trainables.contract import COSTS
 
 logger = logging.getLogger(__name__)
