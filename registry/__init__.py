@@ -1,7 +1,10 @@
-"""What is kept and trusted: sweeps' runs, registered adapters, and the folders they come from.
+"""The registry: adapter versions and the runs of sweeps, kept in MLflow.
 
-Names are imported on first use, so that errors and references can be had without MLflow, which
-takes 2 to 3 seconds to import.
+    from registry import Registry
+    adapters = Registry("http://mlflow:5000")
+
+Names are imported on first use: errors and references work without MLflow, whose import takes 2 to
+3 seconds.
 """
 
 from importlib import import_module
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from registry.client import Registry
     from registry.comparison import Comparison
+    from registry.connection import tracking_uri_for
     from registry.errors import (
         AdapterNotFoundError,
         ConflictError,
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     from registry.ledger import AliasMove
     from registry.promotion import PromotionDecision, PromotionRule
     from registry.refs import AdapterRef
-    from registry.tracking import Tracker, tracking_uri_for
+    from registry.tracking import Tracker
     from registry.versions import AdapterVersion
 
 __all__ = [
@@ -48,6 +52,7 @@ _HOMES = {
     "registry.versions": ("AdapterVersion",),
     "registry.client": ("Registry",),
     "registry.comparison": ("Comparison",),
+    "registry.connection": ("tracking_uri_for",),
     "registry.errors": (
         "AdapterNotFoundError",
         "ConflictError",
@@ -63,10 +68,7 @@ _HOMES = {
         "PromotionRule",
     ),
     "registry.refs": ("AdapterRef",),
-    "registry.tracking": (
-        "Tracker",
-        "tracking_uri_for",
-    ),
+    "registry.tracking": ("Tracker",),
 }
 
 

@@ -1,4 +1,4 @@
-"""Say which version of an adapter is which: aliases, their way back, and versions out of use."""
+"""Aliases of adapter versions: set, drop, roll back; and versions that are retired."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from registry.refs import AdapterRef, require_alias, require_name
 from registry.versions import RETIRED_TAG, AdapterVersion, get_version, list_versions
 
 CHAMPION = "champion"
-"""The version that is in use."""
+"""Alias of the version in use."""
 
 CHALLENGER = "challenger"
-"""The version that was last found not to be better than the champion."""
+"""Alias of the latest candidate that did not beat the champion."""
 
 
 def move_alias(
@@ -30,24 +30,24 @@ def move_alias(
     why: str,
     expected: int | None = None,
 ) -> AliasMove | None:
-    """Point an alias at a version, away from any other version of that adapter.
+    """Point an alias at a version; no other version of the adapter keeps the alias.
 
     Args:
         client: Of the server.
         ref: The version.
-        alias: Which.
-        why: For the ledger.
-        expected: Number of the latest move of this alias that the decision was made on, 0 when
-            there was none; left out, whatever was there is overwritten.
+        alias: Name of the alias.
+        why: Reason for the ledger.
+        expected: Number of the alias's latest move when the caller decided, 0 for none; `None`
+            moves the alias without this check.
 
     Returns:
-        The move; `None` when the alias stands there already.
+        The move; `None` when the alias points at the version already.
 
     Raises:
         AdapterNotFoundError: There is no such version.
         ConflictError: The alias was moved since `expected`.
-        RefError: The reference or the alias cannot be read, or it is of an earlier step.
-        RetiredError: The version was retired.
+        RefError: The reference or the alias cannot be read, or `ref` is an earlier step.
+        RetiredError: The version is retired.
         TrackingError: The server cannot be used.
     """
     require_alias(alias)
@@ -60,12 +60,12 @@ def move_alias(
 def set_alias(
     client: MlflowClient, ref: AdapterRef | str, alias: str, *, why: str = ""
 ) -> AdapterVersion:
-    """Point an alias at a version, away from any other version of that adapter.
+    """Point an alias at a version, and return the version with its aliases as they are then.
 
     Raises:
         AdapterNotFoundError: There is no such version.
         RefError: The reference or the alias cannot be read.
-        RetiredError: The version was retired.
+        RetiredError: The version is retired.
         TrackingError: The server cannot be used.
     """
     version = get_whole(client, ref)
@@ -74,7 +74,7 @@ def set_alias(
 
 
 def drop_alias(client: MlflowClient, name: str, alias: str, *, why: str = "") -> None:
-    """Take an alias away from an adapter; nothing happens when it has none of that name.
+    """Remove an alias from an adapter; an alias that does not exist is no error.
 
     Raises:
         RefError: The name or the alias cannot be read.
@@ -89,14 +89,14 @@ def drop_alias(client: MlflowClient, name: str, alias: str, *, why: str = "") ->
 def rollback(
     client: MlflowClient, name: str, *, alias: str = CHAMPION, why: str = ""
 ) -> AliasMove:
-    """Point an alias back at the version that held it before.
+    """Point an alias back at its previous version.
 
-    Done again it goes back further, and not to and fro. Versions that were retired or deleted
-    since are passed over.
+    A second rollback goes back one version further. Versions that were retired or deleted since
+    are skipped.
 
     Raises:
-        AdapterNotFoundError: No earlier version is left to go back to.
-        ConflictError: The alias was moved by another process meanwhile.
+        AdapterNotFoundError: The alias has no previous version in use.
+        ConflictError: Another process moved the alias meanwhile.
         RefError: The name or the alias cannot be read.
         TrackingError: The server cannot be used.
     """
@@ -104,30 +104,31 @@ def rollback(
     versions = list_versions(client, name)
     usable = {version.version for version in versions if not version.retired}
     with plain_errors(client.tracking_uri):
-        found = None
+        previous = None
         if versions:
             ledger = settle(client, name)
-            now = ledger.aliases.get(alias)
-            earlier = _held_before([one for one in ledger.moves if one.alias == alias])
-            found = next((one for one in earlier if one in usable and one != now), None)
-        if found is None:
+            present = ledger.aliases.get(alias)
+            held = _versions_held([one for one in ledger.moves if one.alias == alias])
+            candidates = (one for one in reversed(held) if one in usable and one != present)
+            previous = next(candidates, None)
+        if previous is None:
             raise AdapterNotFoundError(
                 f"adapter {name}: alias {alias!r} has no earlier version to go back to; allowed: "
-                "one that held it and was neither retired nor deleted. Point it at a version "
-                "yourself: set_alias."
+                "a version that held the alias and is neither retired nor deleted. Point the "
+                "alias at a version yourself: set_alias."
             )
         expected = ledger.last_number(alias)
-        made = move(client, name, alias, found, why, expected=expected, is_rollback=True)
-    assert made is not None  # it stood elsewhere at the `expected` move
+        made = move(client, name, alias, previous, why, expected=expected, is_rollback=True)
+    assert made is not None  # since the `expected` move, the alias points at another version
     return made
 
 
 def retire(client: MlflowClient, ref: AdapterRef | str, reason: str) -> AdapterVersion:
-    """Take a version out of use: it keeps its files and can have no alias any more.
+    """Take a version out of use: the files stay, the aliases go, and no alias can be set.
 
     Raises:
         AdapterNotFoundError: There is no such version.
-        RetiredError: It is the champion, or no reason is given.
+        RetiredError: The version is the champion, or `reason` is empty.
         TrackingError: The server cannot be used.
     """
     version = get_whole(client, ref)
@@ -136,11 +137,12 @@ def retire(client: MlflowClient, ref: AdapterRef | str, reason: str) -> AdapterV
             f"adapter {version.ref}: got no reason to retire it; allowed: a few words. Say why."
         )
     _require_no_champion(version)
-    record = {"at": _now(), "who": current_user(), "reason": reason.strip()}
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {"at": at, "who": current_user(), "reason": reason.strip()}
     with plain_errors(client.tracking_uri):
         number = str(version.version)
         client.set_model_version_tag(version.name, number, RETIRED_TAG, json.dumps(record))
-        settle(client, version.name)  # nobody begins to move an alias to it any more
+        settle(client, version.name)  # from now on no process begins to point an alias here
         retired = get_version(client, version.ref)
         if CHAMPION in retired.aliases:  # promoted meanwhile
             client.delete_model_version_tag(version.name, number, RETIRED_TAG)
@@ -151,7 +153,7 @@ def retire(client: MlflowClient, ref: AdapterRef | str, reason: str) -> AdapterV
 
 
 def unretire(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
-    """Bring a retired version back into use; its aliases stay where they went.
+    """Bring a retired version back into use; its former aliases are not restored.
 
     Raises:
         AdapterNotFoundError: There is no such version.
@@ -165,11 +167,11 @@ def unretire(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
 
 
 def get_whole(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
-    """The version that a reference points at, as a whole.
+    """The version of a reference, which must not name an earlier step.
 
     Raises:
         AdapterNotFoundError: There is no such version.
-        RefError: The reference cannot be read, or is of an earlier step.
+        RefError: The reference cannot be read, or names an earlier step.
         TrackingError: The server cannot be used.
     """
     ref = AdapterRef.parse(ref)
@@ -182,10 +184,10 @@ def get_whole(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
 
 
 def require_in_use(version: AdapterVersion) -> None:
-    """Refuse a version that was retired.
+    """Refuse a retired version.
 
     Raises:
-        RetiredError: It was.
+        RetiredError: The version is retired.
     """
     if version.retired:
         raise RetiredError(
@@ -202,11 +204,8 @@ def _require_no_champion(version: AdapterVersion) -> None:
         )
 
 
-def _held_before(moves: Sequence[AliasMove]) -> list[int]:
-    """Versions that an alias pointed at before, the latest first.
-
-    Going back to a version takes back all that came after it.
-    """
+def _versions_held(moves: Sequence[AliasMove]) -> list[int]:
+    """Versions that an alias pointed at, oldest first, without those that a rollback undid."""
     held: list[int] = []
     for one in moves:
         if one.is_rollback and one.target in held:
@@ -214,8 +213,4 @@ def _held_before(moves: Sequence[AliasMove]) -> list[int]:
                 held.pop()
         elif one.target is not None:
             held.append(one.target)
-    return held[::-1]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return held

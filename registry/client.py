@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from registry import (
     aliases,
-    comparison,
+    comparing,
     evaluation_runs,
     garbage,
     harness_runs,
@@ -95,8 +95,8 @@ class Registry:
         return ledger.history(self._client, name)
 
     def compare(self, refs: Sequence[AdapterRef | str], *, confidence: float = 0.95) -> Comparison:
-        """Two or more versions side by side; see `registry.comparison`."""
-        return comparison.compare(self._client, refs, confidence=confidence)
+        """Two or more versions side by side; see `registry.comparing`."""
+        return comparing.compare(self._client, refs, confidence=confidence)
 
     def best_specs(
         self,

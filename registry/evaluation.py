@@ -1,8 +1,8 @@
-"""What was measured of an adapter, row by row, and how numbers follow from it.
+"""Evaluations of adapters: documents with one number per row, read and checked.
 
-An evaluation is a document that training writes: which adapter, in which serving form, on which
-rows, and for every measure a column with one number per row, so that it can be compared, resampled
-and tabled without the model.
+Training writes such a document for an adapter in a serving form on some rows. Every measure
+follows from columns with one number per row, so evaluations are compared and resampled without
+the model.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Measure:
 
     Attributes:
         value: The number; NaN where it could not be computed.
-        formula: How it follows from the columns.
+        formula: How the value follows from the columns.
     """
 
     value: float
@@ -48,16 +48,16 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationData:
-    """The rows that were measured on, and how they became tokens.
+    """The rows of an evaluation, and their tokenization.
 
     Attributes:
-        digest: Over the rows in their order, before they are tokens.
+        digest: Digest of the rows as text, in order.
         name: `test`, `validation` or a file's name.
-        rows: How many.
-        tokenizer_digest: Of the base's tokenizer.
-        template_digest: Of its chat template, if the prompts went through one.
+        rows: Number of rows.
+        tokenizer_digest: Digest of the base's tokenizer.
+        template_digest: Digest of the chat template, if prompts use one.
         prompt_style: `plain` or `chat`.
-        max_tokens: Where rows were cut.
+        max_tokens: Length at which rows were cut.
     """
 
     digest: str
@@ -70,7 +70,7 @@ class EvaluationData:
 
     @property
     def tokens_record(self) -> dict[str, Any]:
-        """What numbers per token depend on besides the rows."""
+        """Settings that numbers per token depend on, besides the rows."""
         return {
             "tokenizer_digest": self.tokenizer_digest,
             "template_digest": self.template_digest,
@@ -81,24 +81,24 @@ class EvaluationData:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One adapter in one serving form, measured on some rows.
+    """An evaluation of an adapter in a serving form on some rows.
 
     Attributes:
-        adapter: Digest of its bundle.
+        adapter: Digest of the adapter's bundle.
         form: Serving form.
         data: The rows.
-        generation: How texts were generated, if they were.
-        measures: By name.
-        examples: Columns with one entry per row: numbers or texts; none when it was read without.
-        seconds: How long it took.
+        generation: Settings of text generation; `None` without generation.
+        measures: Measures by name.
+        examples: Columns with one entry per row, numbers or texts; empty when read without them.
+        seconds: Duration.
         rows_per_s: Rows per second.
         tokens_per_s: Tokens per second.
         peak_memory_gib: Largest memory in use.
         model_bytes: Size of the base in this form.
-        adapter_bytes: Size of the adapter beside it.
-        packages: Versions it was measured with.
-        run_id: MLflow run that keeps it; empty when none does.
-        at: When that run was started.
+        adapter_bytes: Size of the adapter beside the base.
+        packages: Versions of the packages in use.
+        run_id: MLflow run that keeps the evaluation; empty without one.
+        at: Start of this run.
     """
 
     adapter: str
@@ -119,10 +119,10 @@ class Evaluation:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Evaluation:
-        """Read a document and check it, the measures against their columns too.
+        """Read a document and check it, each measure against its columns too.
 
         Raises:
-            IntegrityError: It is of another format, or does not agree with itself.
+            IntegrityError: The document has another format or contradicts itself.
         """
         evaluation = read_evaluation(document)
         for name, measure in evaluation.measures.items():
@@ -131,7 +131,7 @@ class Evaluation:
 
     @property
     def digest(self) -> str:
-        """`sha256:` over what was measured and how, but not over what came of it."""
+        """`sha256:` over adapter, form, rows and conditions, but not over the results."""
         identity = {
             "adapter": self.adapter,
             "form": self.form,
@@ -144,7 +144,7 @@ class Evaluation:
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
     def columns(self, measure: str) -> tuple[Numbers, Numbers]:
-        """What the measure sums up and what it divides by, each (rows,).
+        """Numerator and denominator columns of a measure, each of shape (rows,).
 
         Raises:
             IntegrityError: There is no such measure, or the evaluation was read without examples.
@@ -163,22 +163,22 @@ class Evaluation:
             raise IntegrityError(
                 f"evaluation of {self.adapter}: it has no column {column!r}; allowed: "
                 f"{', '.join(sorted(self.examples)) or '(none were read)'}. "
-                "Read it with its examples, or measure again."
+                "Read it with its examples, or evaluate again."
             )
         numbers = self.examples[column]
         return np.array([math.nan if n is None else n for n in numbers], dtype=np.float64)
 
 
 def read_evaluation(document: Mapping[str, Any]) -> Evaluation:
-    """Read a document whose columns may have been left out; measures are taken at their word.
+    """Read a document with or without columns; measures are not checked against the columns.
 
     Raises:
-        IntegrityError: It is of another format.
+        IntegrityError: The document has another format.
     """
     if document.get("format") != EVALUATION_FORMAT:
         raise IntegrityError(
             f"evaluation: got format {document.get('format')!r}; allowed: {EVALUATION_FORMAT!r}. "
-            "Measure again with this version."
+            "Evaluate again with this version."
         )
     try:
         records = {one.name: document["data"].get(one.name) for one in fields(EvaluationData)}
@@ -196,7 +196,7 @@ def read_evaluation(document: Mapping[str, Any]) -> Evaluation:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(
             f"evaluation: a record is missing or of another kind ({type(error).__name__}: "
-            f"{error}); allowed: the document that an evaluation writes. Measure again."
+            f"{error}); allowed: the document that an evaluation writes. Evaluate again."
         ) from error
     _require_known(evaluation)
     return evaluation
@@ -221,7 +221,7 @@ def _number_or_none(value: object) -> float | None:
 
 
 def _require_known(evaluation: Evaluation) -> None:
-    """Refuse what later steps could not use: other forms, columns and names."""
+    """Refuse unknown forms, columns of another length and impossible names."""
     data = evaluation.data
     checks = {
         "adapter and data have digests": isinstance(evaluation.adapter, str)
@@ -247,19 +247,19 @@ def _require_known(evaluation: Evaluation) -> None:
     if broken:
         raise IntegrityError(
             f"evaluation of {evaluation.adapter}: it does not hold that {'; '.join(broken)}; "
-            "allowed: the document that an evaluation writes. Measure again."
+            "allowed: the document that an evaluation writes. Evaluate again."
         )
 
 
 def _require_value(name: str, measure: Measure, evaluation: Evaluation) -> None:
-    """Its columns are there, are numbers, and give its value."""
+    """Refuse a measure whose value does not follow from numbers in its columns."""
     formula = measure.formula
     for column in filter(None, (formula.of, formula.per)):
         for entry in evaluation.examples.get(column, ()):
             if entry is not None and not isinstance(entry, int | float):
                 raise IntegrityError(
                     f"evaluation of {evaluation.adapter}: column {column} of measure {name} has "
-                    f"the entry {entry!r}; allowed: numbers. Measure again."
+                    f"the entry {entry!r}; allowed: numbers. Evaluate again."
                 )
     of, per = evaluation.columns(name)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -268,5 +268,5 @@ def _require_value(name: str, measure: Measure, evaluation: Evaluation) -> None:
     if not is_same and (math.isfinite(measure.value) or math.isfinite(expected)):
         raise IntegrityError(
             f"evaluation of {evaluation.adapter}: measure {name} has the value {measure.value:g}; "
-            f"allowed: {expected:g}, as its rows give. Measure again."
+            f"allowed: {expected:g}, as its rows give. Evaluate again."
         )

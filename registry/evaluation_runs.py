@@ -1,4 +1,4 @@
-"""Evaluations of registered adapters, kept as MLflow runs and found again."""
+"""Evaluations of registered adapters, kept as MLflow runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from mlflow.exceptions import MlflowException
 from registry.connection import is_missing, plain_errors
 from registry.errors import IntegrityError, RegistryError
 from registry.evaluation import Evaluation, read_evaluation
-from registry.ledger import adapters_experiment
+from registry.experiments import adapters_experiment
+from registry.limits import MAX_TAG_CHARS
 from registry.refs import AdapterRef
 from registry.search import find_runs
 from registry.versions import AdapterVersion, get_version
@@ -32,28 +33,27 @@ _TABLE = "examples.json"
 _TABLE_ROWS = 200
 _TABLES_TAG = "mlflow.loggedArtifacts"
 _SUMMARY_TAG = "lorchestra.summary"
-_MAX_TAG_CHARS = 8000  # mlflow/utils/validation.py
 
 
 def record_evaluation(
     client: MlflowClient, ref: AdapterRef | str, document: Mapping[str, Any]
 ) -> str:
-    """Keep an evaluation of a version as an MLflow run, below the run that trained it.
+    """Keep an evaluation of a version as an MLflow run, below the adapter's training run.
 
-    The same measurement recorded again is the same run, with what was recorded first; one that was
-    cut short is completed.
+    Recording an evaluation again gives the first run with its first results. A run that was cut
+    short is completed.
 
     Args:
         client: Of the server.
         ref: The version, or one of its earlier steps.
-        document: As training wrote it.
+        document: Evaluation document that training wrote.
 
     Returns:
         Id of the run.
 
     Raises:
         AdapterNotFoundError: There is no such version.
-        IntegrityError: The document is broken, or of another adapter.
+        IntegrityError: The document is broken, or belongs to another adapter.
         TrackingError: The server cannot be used.
     """
     ref = AdapterRef.parse(ref)
@@ -88,14 +88,14 @@ def list_evaluations(
     data: str | None = None,
     with_examples: bool = True,
 ) -> list[Evaluation]:
-    """What was measured of a version, the newest first.
+    """Evaluations of a version, newest first.
 
     Args:
         client: Of the server.
         ref: The version, or one of its earlier steps.
-        form: Of this serving form only.
-        data: On rows of this digest only.
-        with_examples: Whether to fetch the columns too: a file for each evaluation.
+        form: Only evaluations in this serving form.
+        data: Only evaluations on rows with this digest.
+        with_examples: Fetch the columns too: one file for each evaluation.
 
     Raises:
         AdapterNotFoundError: There is no such version.
@@ -115,7 +115,7 @@ def list_evaluations(
             and run.data.tags.get("lorchestra.step") == tags.get("lorchestra.step")
         ]
         found = [_read(client, run, with_examples) for run in runs]
-    # Two processes that recorded the same at the same time: one of them will do.
+    # Two processes may have recorded the same evaluation at the same time: keep one.
     return list({one.digest: one for one in reversed(found)}.values())[::-1]
 
 
@@ -129,7 +129,7 @@ def _tags(version: AdapterVersion, step: int | None) -> dict[str, str]:
 
 
 def _experiments(client: MlflowClient, version: AdapterVersion) -> list[str]:
-    """Where a version's evaluations are: beside the run that trained it, or with those of none."""
+    """Experiments of a version's evaluations: of its training run, and of adapters without one."""
     alone = adapters_experiment(client)
     if version.run_id is not None:
         try:
@@ -150,12 +150,12 @@ def _fill(
 ) -> None:
     run_id = run.info.run_id
     plain = _without_infinities(document)
-    # Plain: on the way from a server a gzipped file arrives unpacked, as of its content encoding.
+    # Not gzipped: a server sends such a file with a content encoding, and it arrives unpacked.
     client.log_text(run_id, json.dumps(plain), _FILE)
     client.log_text(run_id, json.dumps(_table(plain["examples"])), _TABLE)
     client.set_tag(run_id, _TABLES_TAG, json.dumps([{"path": _TABLE, "type": "table"}]))
     summary = json.dumps({key: value for key, value in plain.items() if key != "examples"})
-    if len(summary) <= _MAX_TAG_CHARS:
+    if len(summary) <= MAX_TAG_CHARS:
         client.set_tag(run_id, _SUMMARY_TAG, summary)
     params = {
         "adapter": version.name,
@@ -177,7 +177,7 @@ def _fill(
 
 
 def _table(examples: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """The first rows as MLflow's pages show tables: pandas' split orientation."""
+    """The first rows as MLflow's pages read tables: pandas' split orientation."""
     rows = zip(*(column[:_TABLE_ROWS] for column in examples.values()), strict=True)
     return {
         "columns": ["row", *examples],
@@ -186,7 +186,7 @@ def _table(examples: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def _metrics(evaluation: Evaluation, at_ms: int, model_id: str | None) -> list[Metric]:
-    """The run's numbers; the time is the run's, so that the same point sent again stays one."""
+    """Metrics at the run's start time, so that a repeated write does not add points."""
     values = {name: measure.value for name, measure in evaluation.measures.items()}
     values |= {name: getattr(evaluation, name) for name in COSTS}
     # MLflow keeps up to 36 characters of a digest, and turns a model's NaN into 0.
@@ -218,12 +218,12 @@ def _read(client: MlflowClient, run: Run, with_examples: bool) -> Evaluation:
             raise IntegrityError(
                 f"evaluation run {run_id}: its {_FILE} cannot be used ({error}); allowed: the "
                 "file as it was recorded. Try again, restore the artifact store, or delete the "
-                "run and measure again."
+                "run and evaluate again."
             ) from error
     if evaluation.digest != tags["lorchestra.evaluation"]:
         raise IntegrityError(
             f"evaluation run {run_id}: what it keeps has digest {evaluation.digest}; allowed: "
-            f"{tags['lorchestra.evaluation']}, as recorded. Delete the run and measure again."
+            f"{tags['lorchestra.evaluation']}, as recorded. Delete the run and evaluate again."
         )
     at = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
     examples = evaluation.examples if with_examples else {}
@@ -231,7 +231,7 @@ def _read(client: MlflowClient, run: Run, with_examples: bool) -> Evaluation:
 
 
 def _without_infinities(value: Any) -> Any:
-    """The same with null for what JSON has no word for."""
+    """A copy with `None` for numbers that JSON cannot hold."""
     if isinstance(value, Mapping):
         return {key: _without_infinities(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

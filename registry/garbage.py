@@ -1,7 +1,7 @@
-"""Files that no adapter version needs: of registrations that were cut short, of deleted versions.
+"""Garbage: stored models without a version, after a crash or a deletion.
 
-A version's files are those of an MLflow logged model, made and filled before the version is. What
-a killed process leaves of that, and what a deleted version leaves, stays until it is collected.
+The files of a version belong to an MLflow logged model, which is made before the version. A killed
+registration and a deleted version leave such a model behind until it is collected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _OURS = "name = 'adapter'"
 _EXPERIMENTS_AT_ONCE = 100
-_MODELS_AT_ONCE = 100  # what a server gives per page at most
+_MODELS_AT_ONCE = 100  # most per page of a server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +35,12 @@ class Garbage:
     """A logged model that no version points at.
 
     Attributes:
-        model_id: MLflow's id of it.
-        digest: Of the bundle it was made for.
-        run_id: Run that trained that, if it was recorded.
-        location: Where its files are.
-        changed_at: When anything was last done to it.
-        bytes: Size of its files.
+        model_id: MLflow's id of the model.
+        digest: Digest of the bundle in the model.
+        run_id: Run that trained the adapter, if one is recorded.
+        location: Address of the files.
+        changed_at: Time of the last change.
+        bytes: Size of the files.
     """
 
     model_id: str
@@ -52,22 +52,23 @@ class Garbage:
 
 
 def find_garbage(client: MlflowClient, *, older_than_s: float = 86400) -> list[Garbage]:
-    """Logged models made for adapters that no version of any registered model points at.
+    """Logged models of adapters that no version of any registered model points at.
 
     Args:
         client: Of the server.
-        older_than_s: Models that were touched since are left out: they may be on their way to a
-            version.
+        older_than_s: Models changed within this time are left out: their registration may be in
+            progress.
 
     Returns:
-        The oldest first. Models that others made are never among them.
+        The oldest first; never a model that other software made.
 
     Raises:
         TrackingError: The server cannot be used.
     """
     with plain_errors(client.tracking_uri):
-        # The models before the versions: one that becomes a version meanwhile is not missed.
-        models = [model for model in find_models(client) if _age_s(model) >= older_than_s]
+        # Models are listed before versions, so that a version made in between is seen.
+        newest_ms = (time.time() - older_than_s) * 1000
+        models = [model for model in find_models(client) if _changed_ms(model) <= newest_ms]
         needed = _find_needed(client)
         garbage = [
             _describe(client, model) for model in models if not _is_needed(client, model, needed)
@@ -76,19 +77,19 @@ def find_garbage(client: MlflowClient, *, older_than_s: float = 86400) -> list[G
 
 
 def collect_garbage(client: MlflowClient, found: Sequence[Garbage]) -> list[Garbage]:
-    """Delete files and records of garbage, each after another look whether a version needs it.
+    """Delete garbage, after a second check that no version needs it.
 
-    The record, which says where the files are, goes last: interrupted, the rest is found again.
+    The record of a model is deleted after its files, so that an interrupted call can be repeated.
 
     Args:
         client: Of the server.
-        found: Of `find_garbage`.
+        found: Result of `find_garbage`.
 
     Returns:
-        What was deleted; what has come into use since, or is gone already, is not among it.
+        The deleted models, without those that came into use or disappeared meanwhile.
 
     Raises:
-        TrackingError: The server cannot be used, or does not let you delete.
+        TrackingError: The server cannot be used, or forbids deletion.
     """
     deleted = []
     with plain_errors(client.tracking_uri):
@@ -96,7 +97,7 @@ def collect_garbage(client: MlflowClient, found: Sequence[Garbage]) -> list[Garb
             model = _look_up(client, one.model_id)
             if model is None or not _is_ours(model):
                 continue
-            if _ms(model) != round(one.changed_at.timestamp() * 1000):
+            if _changed_ms(model) != round(one.changed_at.timestamp() * 1000):
                 logger.info("%s: was touched meanwhile and stays", one.model_id)
             elif _is_needed(client, model, _find_needed(client)):
                 logger.info("%s: a version points at it by now", one.model_id)
@@ -107,7 +108,7 @@ def collect_garbage(client: MlflowClient, found: Sequence[Garbage]) -> list[Garb
 
 
 def find_models(client: MlflowClient, page_size: int = _MODELS_AT_ONCE) -> Iterator[LoggedModel]:
-    """Every logged model that was made for an adapter, in whatever experiment.
+    """All logged models of adapters, in all experiments.
 
     Raises:
         MlflowException: The server cannot be used.
@@ -125,7 +126,7 @@ def find_models(client: MlflowClient, page_size: int = _MODELS_AT_ONCE) -> Itera
 
 
 def _find_needed(client: MlflowClient) -> str:
-    """All that versions of any registered model, ours or not, say of where their files are."""
+    """Where versions of all registered models, ours or not, say that their files are."""
     versions = all_pages(functools.partial(client.search_model_versions, max_results=PAGE_SIZE))
     return "\n".join(
         place or ""
@@ -135,7 +136,7 @@ def _find_needed(client: MlflowClient) -> str:
 
 
 def _is_needed(client: MlflowClient, model: LoggedModel, needed: str) -> bool:
-    # A source is the place of the files, or models:/ID: either holds the id.
+    # A source is the address of the files or models:/ID; both contain the id.
     if model.model_id in needed or model.artifact_location in needed:
         return True
     name, _, number = model.tags.get(VERSION_TAG, "").rpartition("/")
@@ -144,7 +145,7 @@ def _is_needed(client: MlflowClient, model: LoggedModel, needed: str) -> bool:
     try:
         client.get_model_version(name, number)
     except MlflowException as error:
-        # A server with users lists only what one may read: what it refuses can be there.
+        # A server lists only what the user may read: a refused version can exist.
         return not is_missing(error)
     return True
 
@@ -168,13 +169,13 @@ def _describe(client: MlflowClient, model: LoggedModel) -> Garbage:
         digest=model.params[DIGEST_TAG],
         run_id=model.source_run_id or None,  # a server says "" for none
         location=model.artifact_location,
-        changed_at=datetime.fromtimestamp(_ms(model) / 1000, UTC),
+        changed_at=datetime.fromtimestamp(_changed_ms(model) / 1000, UTC),
         bytes=_size(client, model.model_id),
     )
 
 
 def _size(client: MlflowClient, model_id: str, folder: str | None = None) -> int:
-    """Bytes of a model's files."""
+    """Bytes of a model's files, in a folder or all."""
     files = client.list_logged_model_artifacts(model_id, folder)
     return sum(
         _size(client, model_id, file.path) if file.is_dir else int(file.file_size or 0)
@@ -182,20 +183,16 @@ def _size(client: MlflowClient, model_id: str, folder: str | None = None) -> int
     )
 
 
-def _ms(model: LoggedModel) -> int:
-    """Milliseconds since the epoch of its last change."""
+def _changed_ms(model: LoggedModel) -> int:
+    """Time of a model's last change in milliseconds since the epoch."""
     return int(max(model.creation_timestamp, model.last_updated_timestamp))
-
-
-def _age_s(model: LoggedModel) -> float:
-    return time.time() - _ms(model) / 1000
 
 
 def _delete(client: MlflowClient, model: LoggedModel) -> None:
     repository = get_artifact_repository(model.artifact_location, client.tracking_uri)
     try:
         repository.delete_artifacts()
-    except OSError as error:  # those of the HTTP client are such, too
+    except OSError as error:  # errors of the HTTP client included
         raise TrackingError(
             f"model {model.model_id}: its files at {model.artifact_location} cannot be deleted "
             f"({error}); allowed: deleting them. Check that you may delete there."

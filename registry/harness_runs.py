@@ -1,4 +1,4 @@
-"""What the evaluation harness said of registered adapters, kept as MLflow runs."""
+"""Results of the evaluation harness on registered adapters, kept as MLflow runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlflow.entities import Metric, Param
 
 from registry.connection import plain_errors
 from registry.errors import IntegrityError
-from registry.ledger import adapters_experiment
+from registry.experiments import adapters_experiment
 from registry.refs import AdapterRef
 from registry.search import find_runs
 from registry.versions import AdapterVersion, get_version
@@ -22,21 +22,21 @@ _TAG = "lorchestra.harness"
 
 
 def record_harness(client: MlflowClient, ref: AdapterRef | str, results: Mapping[str, Any]) -> str:
-    """Keep the results of harness tasks with a version: a run below the one that trained it.
+    """Keep results of harness tasks as an MLflow run, below the adapter's training run.
 
-    The same tasks under the same conditions are the same run, with what was recorded last.
+    Results of the same tasks under the same conditions replace those of an earlier call.
 
     Args:
         client: Of the server.
         ref: The version.
-        results: As `trainables.harness.run_harness` gives them.
+        results: Return value of `trainables.harness.run_harness`.
 
     Returns:
         Id of the run. Its metrics are `TASK/METRIC` and `TASK/METRIC.stderr`.
 
     Raises:
         AdapterNotFoundError: There is no such version.
-        IntegrityError: The results are of another adapter.
+        IntegrityError: The results belong to another adapter.
         TrackingError: The server cannot be used.
     """
     version = get_version(client, ref)

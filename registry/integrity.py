@@ -1,4 +1,4 @@
-"""Read the folder a trial leaves behind, and believe nothing in it that was not checked.
+"""Read a bundle, the folder of an exported adapter, and check all its files.
 
 A bundle holds `adapter_config.json`, `adapter_model.safetensors`, `manifest.json` and perhaps
 `card.md`. The manifest names the digest of every file and of the bundle as a whole.
@@ -27,11 +27,11 @@ _RECORDS = ("base", "lora", "optim", "data", "metrics", "packages", "files")
 
 
 def read_bundle(folder: Path) -> dict[str, Any]:
-    """The manifest of a bundle that holds what it says and nothing else.
+    """The manifest of a bundle, after a check of every file.
 
     Raises:
-        IntegrityError: A file is missing, changed, unexpected or a link; or the manifest is of
-            another format or was changed.
+        IntegrityError: A file is missing, changed, unexpected or a link; or the manifest was
+            changed or has another format.
     """
     if folder.is_symlink() or not folder.is_dir():
         raise IntegrityError(
@@ -100,7 +100,7 @@ def _require_unchanged(path: Path, expected: Mapping[str, Any]) -> None:
 
 
 def _require_safetensors(path: Path) -> None:
-    """Refuse a pickle under another name: safetensors start with a length and a JSON object."""
+    """Refuse a pickle with a wrong name: safetensors start with a length and a JSON object."""
     with path.open("rb") as stream:
         header_bytes = int.from_bytes(stream.read(8), "little")
         starts_json = stream.read(1) == b"{"

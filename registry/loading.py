@@ -1,4 +1,4 @@
-"""Bring an adapter version to this machine: as a checked folder, or as a model that answers."""
+"""Bring an adapter version to this machine: as a checked folder or a loaded model."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from trainables.whole import new_folder
 
 
 def pull(client: MlflowClient, ref: AdapterRef | str, destination: str | Path) -> Path:
-    """Copy a version's bundle to a folder that appears whole and checked, or not at all.
+    """Copy a version's bundle to a folder, which appears whole and checked or not at all.
 
-    `name/7@step-400` gives the bundle of an earlier step, where that was kept.
+    `name/7@step-400` gives the bundle of an earlier step, if one was kept.
 
     Returns:
-        `destination`, a plain PEFT adapter folder. One that holds the same bundle already is left
-        as it is.
+        `destination`, a plain PEFT adapter folder. If it holds the bundle already, nothing is
+        copied.
 
     Raises:
         AdapterNotFoundError: There is no such version.
-        IntegrityError: The files are not those that were registered, or `destination` holds
-            anything else.
+        IntegrityError: The files differ from the registered ones, or `destination` holds
+            something else.
         RefError: The reference cannot be read.
         TrackingError: The server cannot be used.
     """
@@ -57,21 +57,20 @@ def load(
     base_model: str | None = None,
     form: str | None = None,
 ) -> Any:
-    """A version as an MLflow model: `.predict({"prompt": ["..."]})` gives the completions.
+    """A version as an MLflow model: `.predict({"prompt": ["..."]})` gives completions.
 
     A version carries the code that loads it: load versions only from a registry you trust. Code
-    and files are checked against what was registered before any of it runs.
+    and files are checked against their registered digests before the code runs.
 
     Args:
         client: Of the server.
-        ref: Which version.
-        base_model: Where the base lies on this machine, if not where the bundle says.
-        form: `trained`, `unquantized`, `merged` or `requantized`; left out, the one that the
-            version is meant for.
+        ref: The version.
+        base_model: Path of the base on this machine, if the bundle names another place.
+        form: `trained`, `unquantized`, `merged` or `requantized`; `None` is the version's own.
 
     Raises:
         AdapterNotFoundError: There is no such version.
-        IntegrityError: The files, or the base, are not those that were registered.
+        IntegrityError: The files or the base differ from the registered ones.
         RefError: The reference cannot be read.
         TrackingError: The server cannot be used.
         ValueError: There is no such form.
@@ -100,7 +99,7 @@ def _load_model(model: Path, options: dict[str, str]) -> Any:
     try:
         return pyfunc().load_model(str(model), model_config=options or None)
     except RuntimeError as error:
-        # The class is of the code that the version carries, not of ours.
+        # The class comes from the code in the version, not from this package.
         if type(error).__name__ == "RecordMismatchError":
             raise IntegrityError(str(error)) from error
         raise

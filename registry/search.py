@@ -37,7 +37,7 @@ def find_runs(
     newest_first: bool = False,
     page_size: int = PAGE_SIZE,
 ) -> Iterator[Run]:
-    """Runs that have these tags with exactly these values, by the time of their start.
+    """Runs with exactly these values of tags, in the order of their start times.
 
     Args:
         client: Of the server.
@@ -64,11 +64,11 @@ def find_runs(
 
 
 def _condition(tag: str, value: str) -> str:
-    """A filter that lets a tag's value through, and perhaps others that look alike.
+    """A filter for runs with a tag's value; runs with similar values can pass too.
 
-    MLflow's filters have two kinds of quotes and no way to write a quote within quotes of its own
-    kind (mlflow/utils/search_utils.py, `_strip_quotes`); sqlparse takes a backslash before the
-    last quote for part of the text. Where neither kind will do, a pattern stands for the value.
+    MLflow's filters have two kinds of quotes, and no escape for a quote within quotes of the same
+    kind (mlflow/utils/search_utils.py, `_strip_quotes`). A backslash before the last quote hides
+    that quote from sqlparse. If neither kind of quotes is possible, the filter is a pattern.
     """
     for quote in ("'", '"'):
         if quote not in value and not value.endswith("\\"):

@@ -1,4 +1,4 @@
-"""What there is to tell of a run: points, an end, and all that is new of a trial."""
+"""News of a trial for its MLflow run: points, parameters, and the end."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from trainables.contract import Outcome
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """One point of each of some metrics.
+    """Values of metrics at one step.
 
     Attributes:
-        metrics: Values by name; NaN and infinities are kept as such.
-        step: Where they are on the chart.
-        at_s: Seconds since the epoch. It is part of a point's identity: a point sent again with
-            the time that it had first stays one.
+        metrics: Values by name; NaN and infinities are kept.
+        step: Step of the values.
+        at_s: Seconds since the epoch, part of a point's identity: a point sent again with the
+            same time is not added twice.
     """
 
     metrics: Mapping[str, float]
@@ -27,10 +27,10 @@ class Points:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """How a run ended.
+    """The end of a run.
 
     Attributes:
-        outcome: An early stop has finished, a trial that could not go on has failed.
+        outcome: How the trial ended.
         reason: One sentence.
         at_s: Seconds since the epoch.
     """
@@ -42,17 +42,17 @@ class End:
 
 @dataclass(kw_only=True)
 class TrialNews:
-    """What is new of a trial; being told the same again changes nothing.
+    """News of a trial; recording equal news again changes nothing.
 
     Attributes:
-        trial: Its number in the sweep.
-        name: What its run is called when it is made.
-        params: Everything that defines it.
-        started_at_s: When it started first, in seconds since the epoch; always the same.
-        tags: More tags for its run when it is made.
-        is_begun: Whether it started or went on: a run that had ended is opened again.
-        points: What was measured.
-        end: How it ended since; `None` while it runs.
+        trial: Number of the trial in the sweep.
+        name: Name of a new run.
+        params: Configuration of the trial.
+        started_at_s: Time of the first start in seconds since the epoch; never changes.
+        tags: More tags of a new run.
+        is_begun: Whether the trial started or continued: an ended run is opened again.
+        points: New values of metrics.
+        end: End of the trial; `None` while it runs.
     """
 
     trial: int

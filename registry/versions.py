@@ -1,4 +1,4 @@
-"""The versions of named adapters, as the registry has them."""
+"""Versions of named adapters: read from MLflow's model registry."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _CHECKPOINT_PREFIX = "checkpoint."
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterVersion:
-    """One registered adapter.
+    """One registered version of an adapter.
 
     Attributes:
         name: Registered model name.
         version: Number from 1.
-        aliases: Names that point at it now, sorted.
-        digest: Identity of its bundle.
-        run_id: MLflow run that trained it, if that was recorded.
-        tags: What it is: base, adapter, data, seed.
-        metrics: What was measured of it.
-        retired: Why it is out of use, by whom and since when; empty while it is in use.
-        created_at: When it was registered.
+        aliases: Aliases of this version, sorted.
+        digest: Identity of the bundle.
+        run_id: MLflow run that trained the adapter, if one is recorded.
+        tags: Base, LoRA settings, data, seed and further tags.
+        metrics: Metrics in the bundle's manifest.
+        retired: Reason, user and time of retirement; empty while the version is in use.
+        created_at: Time of registration.
     """
 
     name: str
@@ -56,29 +56,29 @@ class AdapterVersion:
 
     @property
     def ref(self) -> AdapterRef:
-        """The reference that will always mean this version."""
+        """Reference by name and number, which never points at another version."""
         return AdapterRef(name=self.name, version=self.version)
 
     @property
     def model_id(self) -> str | None:
-        """Id of the MLflow model that holds its files."""
+        """Id of the MLflow model that holds the files."""
         return self.tags.get(MODEL_TAG)
 
     @property
     def form(self) -> str:
-        """The serving form that it is meant for."""
+        """Serving form in which the version is used."""
         return self.tags.get(FORM_TAG, "trained")
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
-        """Earlier steps whose adapters were kept, in order."""
+        """Earlier steps with a kept adapter, in order."""
         return tuple(int(step) for step in self.tags.get(CHECKPOINTS_TAG, "").split(",") if step)
 
     def digest_at(self, step: int | None) -> str:
-        """Digest of the version's bundle, or of the one that was kept at an earlier step.
+        """Digest of the version's bundle, or of the bundle kept at an earlier step.
 
         Raises:
-            AdapterNotFoundError: Nothing was kept at that step.
+            AdapterNotFoundError: No bundle was kept at `step`.
         """
         if step is None:
             return self.digest
@@ -92,7 +92,7 @@ class AdapterVersion:
 
 
 def checkpoint_tag(step: int) -> str:
-    """Tag that holds the digest of the bundle of an earlier step."""
+    """Tag with the digest of the bundle of an earlier step."""
     return f"{_CHECKPOINT_PREFIX}{step}"
 
 
@@ -100,7 +100,7 @@ def get_version(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
     """The version that a reference points at now.
 
     Raises:
-        AdapterNotFoundError: There is none; the message says what there is.
+        AdapterNotFoundError: There is none; the message lists versions and aliases.
         RefError: The reference cannot be read.
         TrackingError: The server cannot be used.
     """
@@ -112,14 +112,14 @@ def get_version(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
         versions = [version for version in versions if version.version == ref.version]
     if not versions:
         raise AdapterNotFoundError(_what_there_is(client, ref))
-    versions[0].digest_at(ref.step)  # it was kept, or this says what was
+    versions[0].digest_at(ref.step)  # refuses a step without a bundle
     return versions[0]
 
 
 def list_versions(client: MlflowClient, name: str | None = None) -> list[AdapterVersion]:
-    """All adapter versions, by name, the newest first; an unknown name has none.
+    """All versions of one adapter or of all, by name, newest first; none for an unknown name.
 
-    Models that were not registered from a bundle are left out.
+    Models without a bundle are left out.
 
     Raises:
         TrackingError: The server cannot be used.
@@ -129,7 +129,7 @@ def list_versions(client: MlflowClient, name: str | None = None) -> list[Adapter
 
 
 def find_versions(client: MlflowClient, name: str) -> list[AdapterVersion]:
-    """Versions of one adapter, the newest first; by way of an open client."""
+    """Versions of one adapter, newest first; MLflow's errors pass through."""
     require_name(name)
     try:
         aliases: Mapping[str, Any] = client.get_registered_model(name).aliases
@@ -142,7 +142,7 @@ def find_versions(client: MlflowClient, name: str) -> list[AdapterVersion]:
 
 
 def _all_versions(client: MlflowClient) -> list[AdapterVersion]:
-    """In two searches, however many names there are."""
+    """Versions of all adapters, by two searches for any number of names."""
     models = all_pages(functools.partial(client.search_registered_models, max_results=PAGE_SIZE))
     aliases = {model.name: model.aliases for model in models}
     found = [_version(entry, aliases.get(entry.name, {})) for entry in _entries(client, None)]
@@ -150,7 +150,7 @@ def _all_versions(client: MlflowClient) -> list[AdapterVersion]:
 
 
 def _entries(client: MlflowClient, wanted: str | None) -> list[Any]:
-    """MLflow's versions that were registered from bundles."""
+    """MLflow's entries of versions with a bundle."""
     entries = all_pages(
         functools.partial(client.search_model_versions, wanted, max_results=PAGE_SIZE)
     )

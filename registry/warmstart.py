@@ -1,4 +1,4 @@
-"""What the versions of a registered adapter were trained with, for a search to begin from."""
+"""Settings of an adapter's registered versions, as start points of a search."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def best_specs(
     metric: str = "eval_loss",
     mode: Literal["min", "max"] = "min",
 ) -> list[dict[str, Any]]:
-    """Settings of an adapter's versions, the champion's first and then the best by a metric.
+    """Settings of an adapter's versions: of the champion first, then of the best by a metric.
 
     Args:
         client: Of the server.
-        name: Registered model; one that there is not has no versions.
-        limit: Versions at most.
-        metric: What the others are ordered by; versions without it come last.
-        mode: Direction of better.
+        name: Registered model; an unknown model has no versions.
+        limit: Largest number of versions.
+        metric: Orders the versions after the champion; versions without the metric come last.
+        mode: Whether less or more is better.
 
     Returns:
-        Of each version `base`, `lora`, `optim` and `seed`, as its manifest has them, but target
-        layers as the trial named them where the run that trained it says so. A version whose
-        manifest cannot be read is left out.
+        For each version `base`, `lora`, `optim` and `seed` of its manifest, with target layers as
+        the training run named them, if a run is recorded. Versions without a readable manifest
+        are left out.
 
     Raises:
-        RefError: MLflow cannot hold the name.
+        RefError: MLflow does not allow the name.
         TrackingError: The server cannot be used.
     """
     sign = 1.0 if mode == "min" else -1.0
@@ -62,7 +62,7 @@ def best_specs(
     with plain_errors(client.tracking_uri):
         for version in versions[:limit]:
             manifest = _read_manifest(client, version)
-            # One made smaller was not trained with what its manifest says.
+            # A shrunk adapter was not trained with the settings in its manifest.
             if manifest is not None and "derived" not in manifest:
                 spec = {key: manifest[key] for key in _SECTIONS if key in manifest}
                 specs.append(_with_named_targets(spec, client, version))
@@ -87,7 +87,7 @@ def _read_manifest(client: MlflowClient, version: AdapterVersion) -> dict[str, A
 def _with_named_targets(
     spec: dict[str, Any], client: MlflowClient, version: AdapterVersion
 ) -> dict[str, Any]:
-    """A manifest lists the layers of `attention`; the run has the name that was searched."""
+    """The settings with the searched name of the targets (`attention`) in place of the layers."""
     if version.run_id is None or "lora" not in spec:
         return spec
     try:

@@ -50,8 +50,10 @@ COVERED_BY = {
     "trainables.objects": "tests/trainables/test_storage.py",
     "trainables.sources": "tests/trainables/test_data.py",
     "trainables.tokens": "tests/trainables/test_data.py",
+    "registry.comparison": "tests/registry/test_comparing.py",
+    "registry.experiments": "tests/registry/test_tracking.py",
+    "registry.limits": "tests/registry/test_tracking.py",
     "registry.trial_news": "tests/registry/test_tracking.py",
-    "registry.packaging": "tests/registry/test_flavor.py",
 }
 """Modules without a test file of their own name, and the one that tests them: directly, or through
 the module that uses them."""

@@ -11,9 +11,9 @@ import pytest
 import registry
 from registry import Registry
 from registry.access import check_access
-from registry.connection import connect
-from registry.ledger import adapters_experiment
-from registry.tracking import Tracker, artifact_location_for
+from registry.connection import artifact_location_for, connect
+from registry.experiments import adapters_experiment
+from registry.tracking import Tracker
 from registry.trial_news import End, Points, TrialNews
 
 

@@ -9,8 +9,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from registry import Registry
 from registry.errors import TrackingError
+from registry.experiments import find_experiment
 from registry.garbage import find_models
-from registry.tracking import find_experiment
 from registry.versions import DIGEST_TAG
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from registry.connection import tracking_uri_for
 from registry.errors import TrackingError
-from registry.tracking import INTERRUPTED_TAG, Tracker, tracking_uri_for
+from registry.tracking import INTERRUPTED_TAG, Tracker
 from registry.trial_news import End, Points, TrialNews
 
 

@@ -18,8 +18,7 @@ from registry import (
     Tracker,
     TrackingError,
 )
-from registry.connection import connect
-from registry.tracking import artifact_location_for
+from registry.connection import artifact_location_for, connect
 from trainables.spec import EvalSpec
 
 
