@@ -114,7 +114,11 @@ def _refuse_twins(refs: Sequence[str | AdapterRef], sides: Sequence[_Side]) -> N
 def _identities(
     sides: Sequence[_Side],
 ) -> tuple[dict[str, tuple[str | None, ...]], dict[str, str]]:
-    tags = [_identity(side) for side in sides]
+    tags = []
+    for side in sides:
+        kept = {k: v for k, v in side.version.tags.items() if k.startswith(_IDENTITY)}
+        step = {} if side.ref.step is None else {"steps": str(side.ref.step)}
+        tags.append(kept | {"serving.form": side.version.form} | step)
     names = dict.fromkeys(name for one in tags for name in one)
     values = {name: tuple(one.get(name) for one in tags) for name in sorted(names, key=_place)}
     differing = {name: found for name, found in values.items() if len(set(found)) > 1}
@@ -124,12 +128,6 @@ def _identities(
         if name not in differing and found[0] is not None
     }
     return differing, shared
-
-
-def _identity(side: _Side) -> dict[str, str]:
-    tags = {key: value for key, value in side.version.tags.items() if key.startswith(_IDENTITY)}
-    step = {} if side.ref.step is None else {"steps": str(side.ref.step)}
-    return tags | {"serving.form": side.version.form} | step
 
 
 def _place(tag: str) -> tuple[int, str]:

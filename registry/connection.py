@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -99,6 +100,21 @@ def plain_errors(tracking_uri: str) -> Iterator[None]:
             f"tracking server {without_secrets(tracking_uri)}: {without_secrets(str(error))} "
             "Check that it runs and that you may write to it, or set MLFLOW_TRACKING_URI."
         ) from error
+
+
+def if_exists(fetch: Callable[..., Any], *key: str) -> Any:
+    """Result of a request of MLflow's client; `None` if MLflow reports a missing resource.
+
+    Args:
+        fetch: Method of the client, such as `client.get_run`.
+        key: Arguments of `fetch`.
+    """
+    try:
+        return fetch(*key)
+    except MlflowException as error:
+        if is_missing(error):
+            return None
+        raise
 
 
 def is_missing(error: MlflowException) -> bool:

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-from registry.connection import is_missing, plain_errors
+from registry.connection import if_exists, plain_errors
 from registry.errors import IntegrityError, RegistryError
 from registry.evaluation import Evaluation, read_evaluation
 from registry.experiments import adapters_experiment
@@ -132,12 +132,10 @@ def _experiments(client: MlflowClient, version: AdapterVersion) -> list[str]:
     """Experiments of a version's evaluations: of its training run, and of adapters without one."""
     alone = adapters_experiment(client)
     if version.run_id is not None:
-        try:
-            return [str(client.get_run(version.run_id).info.experiment_id), alone]
-        except MlflowException as error:
-            if not is_missing(error):
-                raise
-            logger.info("adapter %s: its run is gone (%s)", version.ref, error)
+        run = if_exists(client.get_run, version.run_id)
+        if run is not None:
+            return [str(run.info.experiment_id), alone]
+        logger.info("adapter %s: its run %s is gone", version.ref, version.run_id)
     return [alone]
 
 

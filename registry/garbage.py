@@ -18,7 +18,7 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from registry.connection import is_missing, plain_errors
+from registry.connection import if_exists, is_missing, plain_errors
 from registry.errors import TrackingError
 from registry.search import PAGE_SIZE, all_pages
 from registry.versions import DIGEST_TAG, MODEL_TAG, VERSION_TAG
@@ -94,7 +94,7 @@ def collect_garbage(client: MlflowClient, found: Sequence[Garbage]) -> list[Garb
     deleted = []
     with plain_errors(client.tracking_uri):
         for one in found:
-            model = _look_up(client, one.model_id)
+            model = if_exists(client.get_logged_model, one.model_id)
             if model is None or not _is_ours(model):
                 continue
             if _changed_ms(model) != round(one.changed_at.timestamp() * 1000):
@@ -152,15 +152,6 @@ def _is_needed(client: MlflowClient, model: LoggedModel, needed: str) -> bool:
 
 def _is_ours(model: LoggedModel) -> bool:
     return model.name == "adapter" and DIGEST_TAG in model.params
-
-
-def _look_up(client: MlflowClient, model_id: str) -> LoggedModel | None:
-    try:
-        return client.get_logged_model(model_id)
-    except MlflowException as error:
-        if is_missing(error):
-            return None
-        raise
 
 
 def _describe(client: MlflowClient, model: LoggedModel) -> Garbage:

@@ -27,7 +27,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from registry.connection import is_already_there, is_missing, plain_errors
+from registry.connection import if_exists, is_already_there, plain_errors
 from registry.errors import ConflictError
 from registry.experiments import adapters_experiment
 from registry.limits import shortened
@@ -116,7 +116,7 @@ def history(client: MlflowClient, name: str) -> list[AliasMove]:
     """
     require_name(name)
     with plain_errors(client.tracking_uri):
-        model = _find_model(client, name)
+        model = if_exists(client.get_registered_model, name)
         if model is None:
             return []
         ledger = _ledger(_find_run(client, model), model)
@@ -127,7 +127,7 @@ def history(client: MlflowClient, name: str) -> list[AliasMove]:
 
 def ensure_model(client: MlflowClient, name: str) -> str:
     """Run id of an adapter's ledger; makes the registered model and the ledger if missing."""
-    model = _find_model(client, name)
+    model = if_exists(client.get_registered_model, name)
     if model is None:
         run_id = _create_run(client, name)
         try:
@@ -205,25 +205,9 @@ def mark(
     client.set_tag(run_id, f"{_DONE}{move.number:06d}", outcome)
 
 
-def _find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
-    try:
-        return client.get_registered_model(name)
-    except MlflowException as error:
-        if is_missing(error):
-            return None
-        raise
-
-
 def _find_run(client: MlflowClient, model: RegisteredModel) -> Run | None:
     run_id = model.tags.get(_LEDGER_TAG)
-    if run_id is None:
-        return None
-    try:
-        return client.get_run(run_id)
-    except MlflowException as error:
-        if is_missing(error):
-            return None
-        raise
+    return None if run_id is None else if_exists(client.get_run, run_id)
 
 
 def _create_run(client: MlflowClient, name: str) -> str:

@@ -92,17 +92,14 @@ def load(
             shutil.rmtree(model / ADAPTER_IN_MODEL)
             bundle.rename(model / ADAPTER_IN_MODEL)
         options = {"base_model": base_model, "form": form}
-        return _load_model(model, {key: value for key, value in options.items() if value})
-
-
-def _load_model(model: Path, options: dict[str, str]) -> Any:
-    try:
-        return pyfunc().load_model(str(model), model_config=options or None)
-    except RuntimeError as error:
-        # The class comes from the code in the version, not from this package.
-        if type(error).__name__ == "RecordMismatchError":
-            raise IntegrityError(str(error)) from error
-        raise
+        given = {key: value for key, value in options.items() if value}
+        try:
+            return pyfunc().load_model(str(model), model_config=given or None)
+        except RuntimeError as error:
+            # The class comes from the code in the version, not from this package.
+            if type(error).__name__ == "RecordMismatchError":
+                raise IntegrityError(str(error)) from error
+            raise
 
 
 def _bundle_folder(ref: AdapterRef) -> str:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from registry.connection import is_missing
+from registry.connection import if_exists, is_missing
 from registry.errors import ConflictError, RetiredError
 from registry.ledger import (
     AliasMove,
@@ -196,14 +196,11 @@ def _follow_later_moves(client: MlflowClient, name: str, run_id: str, done: Alia
 
 
 def _is_retired(client: MlflowClient, name: str, target: int | None) -> bool:
+    """Whether a version is retired; not if it is deleted, as setting an alias then fails."""
     if target is None:
         return False
-    try:
-        return RETIRED_TAG in client.get_model_version(name, str(target)).tags
-    except MlflowException as error:
-        if not is_missing(error):
-            raise
-        return False  # the version is deleted: setting the alias will fail and say so
+    version = if_exists(client.get_model_version, name, str(target))
+    return version is not None and RETIRED_TAG in version.tags
 
 
 def _set_alias(client: MlflowClient, name: str, alias: str, target: int | None) -> None:

@@ -60,7 +60,13 @@ def write_model(  # noqa: PLR0913
             mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
             python_model=str(code),
             artifacts={"adapter": str(adapter)},
-            model_config=_load_options(manifest, form),
+            # Only options that differ between uses: the bundle itself holds the rest.
+            model_config={
+                "base_model": manifest["base"]["model"],
+                "device": "auto",
+                "batch_size": 8,
+                "form": form,
+            },
             signature=_signature(),
             pip_requirements=pip_requirements(manifest),
         )
@@ -112,16 +118,6 @@ def _save_model(**options: Any) -> None:
         # The signature is given and needs no example to be inferred from.
         warnings.filterwarnings("ignore", ".*An input example was not provided", UserWarning)
         pyfunc().save_model(**options)
-
-
-def _load_options(manifest: Mapping[str, Any], form: str) -> dict[str, Any]:
-    # Only options that differ between uses: the bundle itself holds the rest.
-    return {
-        "base_model": manifest["base"]["model"],
-        "device": "auto",
-        "batch_size": 8,
-        "form": form,
-    }
 
 
 def _signature() -> ModelSignature:

@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
-from registry.connection import is_missing, plain_errors
+from registry.connection import if_exists, plain_errors
 from registry.errors import AdapterNotFoundError
 from registry.refs import AdapterRef, require_name
 from registry.search import PAGE_SIZE, all_pages
@@ -131,13 +130,10 @@ def list_versions(client: MlflowClient, name: str | None = None) -> list[Adapter
 def find_versions(client: MlflowClient, name: str) -> list[AdapterVersion]:
     """Versions of one adapter, newest first; MLflow's errors pass through."""
     require_name(name)
-    try:
-        aliases: Mapping[str, Any] = client.get_registered_model(name).aliases
-    except MlflowException as error:
-        if is_missing(error):
-            return []
-        raise
-    found = [_version(entry, aliases) for entry in _entries(client, f"name = '{name}'")]
+    model = if_exists(client.get_registered_model, name)
+    if model is None:
+        return []
+    found = [_version(entry, model.aliases) for entry in _entries(client, f"name = '{name}'")]
     return sorted(found, key=lambda version: -version.version)
 
 
