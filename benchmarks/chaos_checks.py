@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.journal.events import Event, read_events
 from registry import Registry
 from registry.connection import connect
+from registry.search import find_runs
 
 TIMED = ("tokens_per_s", "peak_memory_gib", "host_s")
 """Metrics that tell how fast the machine was."""
@@ -63,14 +64,13 @@ def read_traces(storage: Path, tracking_uri: str, model: str) -> Traces:
     )
 
 
-def read_tracked(tracking_uri: str, adapters: Registry, sweep_id: str, model: str) -> Tracked:
+def read_tracked(tracking_uri: str, sweep_id: str, model: str) -> Tracked:
     """What MLflow holds of the sweep and of the adapter it registers."""
     client = connect(tracking_uri)
     experiment = client.get_experiment_by_name("lorchestra")
-    wanted = f"tags.`lorchestra.sweep` = '{sweep_id}'"
-    runs = client.search_runs([experiment.experiment_id], wanted, max_results=1000)
+    runs = list(find_runs(client, [experiment.experiment_id], {"lorchestra.sweep": sweep_id}))
     trials = [run for run in runs if run.data.tags["lorchestra.kind"] == "trial"]
-    versions = adapters.versions(name=model)
+    versions = Registry(tracking_uri).versions(model)
     numbers = {run.info.run_id: int(run.data.tags["lorchestra.trial"]) for run in trials}
     champions = [version.version for version in versions if "champion" in version.aliases]
     return Tracked(
