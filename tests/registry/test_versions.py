@@ -64,7 +64,7 @@ def test_missing_version_names_what_there_is(
     with pytest.raises(AdapterNotFoundError, match=rf"allowed: {name}/1\."):
         adapters.get(f"{name}@champion")
     adapters.register(new_bundle(), "a-name")  # among the first of all names, which are listed
-    with pytest.raises(AdapterNotFoundError, match="allowed: .*a-name"):
+    with pytest.raises(AdapterNotFoundError, match=r"allowed: .*a-name"):
         adapters.get("nothing-of-the-kind")
 
 
