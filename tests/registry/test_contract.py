@@ -203,7 +203,6 @@ def test_of_two_promoted_at_once_the_better_is_champion(
 @pytest.mark.server
 def test_a_user_with_edit_needs_no_more(
     as_admin: str,
-    adapters: Registry,
     shared_server: Any,
     name: str,
     new_bundle: Callable[..., Path],
@@ -215,6 +214,7 @@ def test_a_user_with_edit_needs_no_more(
     user = shared_server.add_user("eve", {("experiment", ledgers): "EDIT"})
     for key, value in user.environment.items():
         monkeypatch.setenv(key, value)
+    adapters = Registry(as_admin)
     check_access(as_admin, f"of-{name}", name)
     tracker = Tracker(as_admin, f"of-{name}")
     tracker.start_sweep("s1", "sweep", {}, {})
