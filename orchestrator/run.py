@@ -61,7 +61,7 @@ from orchestrator.spec.complaint import require
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.supervision import Supervisor, Verdicts
 from orchestrator.tuning import Stage
-from registry import RegistryError, Tracker, best_specs, tracking_uri_for
+from registry import Registry, RegistryError, Tracker, tracking_uri_for
 from registry.access import check_access
 from trainables.answers import load_metrics
 from trainables.data import read_raw_splits
@@ -290,7 +290,9 @@ def _start_points(sweep: _Sweep) -> list[Mapping[str, Any]]:
         goal = sweep.spec.objective
         points = choose_start_points(
             sweep.spec,
-            lambda name: best_specs(name, sweep.tracking_uri, metric=goal.metric, mode=goal.mode),
+            lambda name: Registry(sweep.tracking_uri).best_specs(
+                name, metric=goal.metric, mode=goal.mode
+            ),
         )
         sweep.record.add("start_points", points=points)
     return sweep.record.history.start_points or []
@@ -326,7 +328,7 @@ def _register(sweep: _Sweep, delivery: Delivery) -> None:
                 record=sweep.record,
                 delivery=delivery,
                 storage=sweep.storage,
-                tracking_uri=sweep.tracking_uri,
+                adapters=Registry(sweep.tracking_uri),
             ).register_finalists()
         except (RegistryError, SweepError, TrialError) as error:
             said = f"not all was registered, run the sweep again: {error}"

@@ -1,12 +1,12 @@
-"""The code an adapter version carries: base and adapter put together exactly as they were trained.
+"""The code in an adapter version: puts base and adapter together exactly as in training.
 
-MLflow copies this file into every version and runs it when the version is loaded, also where
-lorchestra is not installed: it imports nothing of it. It runs too when a version is registered, by
-a driver that has no use for torch: torch, transformers and peft are imported where needed.
+MLflow copies this file into every version and runs it on loading, also where lorchestra is not
+installed; so nothing of lorchestra is imported. The file also runs at registration, in a driver
+without torch; so torch, transformers and peft are imported where needed.
 
     source (hub | folder | .gguf)  --check digest-->  plain folder  --quantize-->  stored form
 
-A version is meant for one serving form, which `model_config={"form": ...}` can change:
+A version has one serving form, which `model_config={"form": ...}` can change:
 
     trained      the stored form that the adapter was trained on, the adapter beside it
     unquantized  the plain weights in the compute dtype, the adapter beside them
@@ -32,30 +32,31 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 _FORMS = ("trained", "unquantized", "merged", "requantized")
+_MANIFEST = "manifest.json"
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
 class RecordMismatchError(RuntimeError):
-    """Files are not those that the bundle's manifest records."""
+    """Files differ from the bundle's manifest."""
 
 
 class AdapterModel(PythonModel):  # type: ignore[misc]
-    """A base with one adapter on it that completes prompts.
+    """A base with an adapter, which completes prompts.
 
     Attributes:
-        model: The PEFT model; the bare one in a form that the adapter is merged into.
-        tokenizer: The base's.
+        model: The PEFT model; without PEFT in a merged form.
+        tokenizer: The base's tokenizer.
     """
 
     model: Any
     tokenizer: Any
 
     def load_context(self, context: Any) -> None:
-        """Load the base that the bundle's manifest names, and the adapter on it.
+        """Load the base in the bundle's manifest, and the adapter.
 
         Raises:
-            RecordMismatchError: A file of the adapter, or the base, is not the recorded one.
-            FileNotFoundError: The base is not where the bundle or `base_model` says.
+            RecordMismatchError: The base or a file of the adapter differs from the manifest.
+            FileNotFoundError: The base is not at the place that bundle or `base_model` names.
             ValueError: There is no such form.
         """
         folder = Path(context.artifacts["adapter"])
@@ -134,7 +135,7 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
 
 
 class _Source(NamedTuple):
-    """Where a base's files lie; `gguf` names the one file in `folder` that is the model."""
+    """Place of a base's files; `gguf` names the model's file in `folder`, if it is one file."""
 
     folder: Path
     gguf: str | None
@@ -331,7 +332,7 @@ def _quantized(plain: Path, record: Mapping[str, Any], device: str, folder: Path
 
 
 def _cached_base(record: Mapping[str, Any]) -> Path | None:
-    """The base's stored form in the cache that training fills, if it is there."""
+    """The base's stored form in the cache that training fills; `None` without an entry."""
     form = "plain" if record["quantization"] == "none" else record["quantization"]
     return _cached(record, form + ("-dq" if record["double_quant"] else ""))
 
@@ -362,7 +363,7 @@ def _from_pretrained(folder: Path, dtype: Any, device: str, quantization: Any) -
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
     for name, expected in manifest["files"].items():
         found = _digest_file(folder / name)
         if found != expected["sha256"]:

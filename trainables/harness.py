@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainables.contract import ServingForm
 from trainables.errors import DataError, SpecError
-from trainables.serving import Form, load_served
+from trainables.serving import load_served
 
 FORMAT = "lorchestra.harness/1"
 
@@ -27,7 +28,7 @@ _SHOWN_NAMES = 20
 
 def run_harness(  # noqa: PLR0913
     bundle: Path,
-    form: Form,
+    form: ServingForm,
     tasks: Sequence[str],
     *,
     include_path: Path | None = None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,8 +12,10 @@ from typing import Literal
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from trainables.contract import digest_file
 from trainables.errors import BaseModelError
 from trainables.spec import BaseSpec
+from trainables.whole import replace_file
 
 SourceKind = Literal["hub", "folder", "gguf"]
 
@@ -151,11 +152,7 @@ def _sha256(file: Path) -> str:
     note = cache_folder() / "digests" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if note.is_file():
         return note.read_text()
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = digest_file(file)
     note.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=note.parent)
-    with os.fdopen(handle, "w") as out:
-        out.write(digest)
-    Path(temporary).replace(note)
+    replace_file(note, digest.encode())
     return digest

@@ -20,9 +20,9 @@ from orchestrator.hosts.scoring import (
     write_files,
 )
 from orchestrator.spec.complaint import require
-from orchestrator.spec.finals_sections import ALL_FORMS, SAME_UNQUANTIZED
-from registry import AdapterVersion, pull, record_evaluation
-from registry.harness import record_harness
+from orchestrator.spec.finals_sections import SAME_UNQUANTIZED
+from registry import AdapterVersion, Registry
+from trainables.contract import SERVING_FORMS
 from trainables.data import RawSplit
 from trainables.evaluation_spec import EvaluationSpec
 from trainables.sources import read_rows
@@ -75,7 +75,7 @@ class Evaluator:
     Attributes:
         rows: The rows.
         how: What to measure.
-        tracking_uri: MLflow server or database.
+        adapters: The registry.
         shape: Of the workers, on a running Ray.
         forms: Serving forms; empty for the one that each version is meant for.
         base_model: Where the base lies, if not where the versions say.
@@ -83,7 +83,7 @@ class Evaluator:
 
     rows: Rows
     how: EvaluationSpec
-    tracking_uri: str
+    adapters: Registry
     shape: WorkerShape
     forms: tuple[str, ...] = ()
     base_model: str | None = None
@@ -108,13 +108,11 @@ class Evaluator:
         with tempfile.TemporaryDirectory() as work:
             orders = {}
             for number, version in enumerate(versions):
-                folder = pull(
-                    version.ref, Path(work) / str(number), tracking_uri=self.tracking_uri
-                )
+                folder = self.adapters.pull(version.ref, Path(work) / str(number))
                 orders[str(version.ref)] = self._order(folder, self._forms_of(version))
         for scored in self._score(orders):
             if scored.document is not None:
-                record_evaluation(scored.key, scored.document, tracking_uri=self.tracking_uri)
+                self.adapters.record_evaluation(scored.key, scored.document)
             yield scored
 
     def _score(self, orders: Mapping[str, ScoringOrder]) -> Iterator[Scored]:
@@ -160,7 +158,7 @@ class HarnessRun:
     base_model: str | None = None
 
     def run(
-        self, versions: Sequence[AdapterVersion], tracking_uri: str, shape: WorkerShape
+        self, versions: Sequence[AdapterVersion], adapters: Registry, shape: WorkerShape
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Run them on one version after another; gives and records the results of each.
 
@@ -171,7 +169,7 @@ class HarnessRun:
         worker = ray.remote(_run_harness).options(**shape.options())
         for version in versions:
             with tempfile.TemporaryDirectory() as work:
-                folder = pull(version.ref, Path(work) / "bundle", tracking_uri=tracking_uri)
+                folder = adapters.pull(version.ref, Path(work) / "bundle")
                 files = read_files(folder)
             form = self.form or version.form
             try:
@@ -179,7 +177,7 @@ class HarnessRun:
             except ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None) or error
                 raise SweepError(f"{version.ref}: {cause}") from error
-            record_harness(version.ref, results, tracking_uri=tracking_uri)
+            adapters.record_harness(version.ref, results)
             yield str(version.ref), results
 
 
@@ -205,4 +203,6 @@ def require_forms(forms: Sequence[str]) -> None:
         SweepSpecError: One of them is unknown.
     """
     for form in forms:
-        require(form in ALL_FORMS, "--forms", form, ", ".join(ALL_FORMS), "Choose from these.")
+        require(
+            form in SERVING_FORMS, "--forms", form, ", ".join(SERVING_FORMS), "Choose from these."
+        )

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from orchestrator.errors import SweepSpecError, SweepStorageError
 from orchestrator.spec.complaint import complaint, require
 from trainables.spec import BaseSpec, DataSpec
+from trainables.whole import replace_file
 
 SPLITS = ("train", "validation", "test")
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
@@ -170,9 +170,7 @@ def save_rows(data: DataSpec, folder: Path) -> DataSpec:
         path = (folder / name).resolve()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            writing = path.with_suffix(f".{os.getpid()}")
-            writing.write_text(text, encoding="utf-8")
-            writing.replace(path)
+            replace_file(path, text.encode())
         except OSError as error:
             raise SweepStorageError(
                 f"{path}: cannot be written ({error}); allowed: a writable storage folder. "

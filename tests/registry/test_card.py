@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 
 from registry.card import CardFacts, build_card
 from registry.errors import RegistryError
-from registry.measures import Evaluation
+from registry.evaluation import Evaluation
 
 NewDocument = Callable[..., dict[str, Any]]
 
@@ -108,7 +108,7 @@ def test_what_is_not_known_is_left_out_or_said(manifest):
     assert card.startswith("# x\n")
     assert "## Scores" not in card
     assert "Found by" not in card
-    assert "registry.load('x/VERSION', tracking_uri=URI)" in card
+    assert "adapters.load('x/VERSION')" in card
     assert card.count("not stated") == 3
 
 

@@ -5,7 +5,7 @@ import pytest
 from orchestrator.journal.events import Event
 from orchestrator.report.news import NewsDesk, SweepBegun, SweepEnded
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
-from registry.news import TrialNews
+from registry.trial_news import TrialNews
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 SPEC = SweepSpec(
