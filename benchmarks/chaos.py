@@ -42,7 +42,7 @@ import psutil
 import yaml
 from chaos_checks import Traces, find_differences, find_faults, read_traces
 
-from orchestrator.events import Event, read_events
+from orchestrator.journal.events import Event, read_events
 from registry.server import serve_ui
 
 Victim = Literal["driver", "host", "proxy", "server"]

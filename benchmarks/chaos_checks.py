@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.events import Event, read_events
+from orchestrator.journal.events import Event, read_events
 from registry import list_adapters
 from registry.connection import connect
 

@@ -34,10 +34,9 @@ from ray.tune.search import Searcher
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from orchestrator.schedule import build_scheduler
-from orchestrator.search import OptunaSearcher
-from orchestrator.space import build_trial
-from orchestrator.spec import SweepSpec, parse_sweep
+from orchestrator.search.schedule import build_scheduler
+from orchestrator.search.searcher import OptunaSearcher
+from orchestrator.spec.sweep import SweepSpec, build_trial, parse_sweep
 from trainables.engine import Engine, build_engine
 
 WITHIN = 0.01

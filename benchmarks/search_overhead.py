@@ -36,21 +36,21 @@ import psutil
 import ray
 from rich.console import Console
 
-from orchestrator.broker import start_broker
-from orchestrator.budget import Budget
-from orchestrator.cluster import ray_cluster
-from orchestrator.control import Wishes
-from orchestrator.delivery import Delivery
-from orchestrator.history import SweepHistory
-from orchestrator.hosts import HostPool
-from orchestrator.layout import REPORT_FOLDER
-from orchestrator.progress import ProgressDisplay
+from orchestrator.hosts.broker import start_broker
+from orchestrator.hosts.cluster import ray_cluster
+from orchestrator.hosts.pool import HostPool
+from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.layout import REPORT_FOLDER
+from orchestrator.journal.recording import SweepRecord
+from orchestrator.journal.requests import Wishes
+from orchestrator.journal.storage import SweepStorage
 from orchestrator.quiet import hush_noisy_loggers
-from orchestrator.recording import SweepRecord
-from orchestrator.schedule import build_scheduler
-from orchestrator.search import OptunaSearcher
-from orchestrator.spec import SweepSpec, parse_sweep
-from orchestrator.storage import SweepStorage
+from orchestrator.report.delivery import Delivery
+from orchestrator.report.progress import ProgressDisplay
+from orchestrator.search.budget import Budget
+from orchestrator.search.schedule import build_scheduler
+from orchestrator.search.searcher import OptunaSearcher
+from orchestrator.spec.sweep import SweepSpec, parse_sweep
 from orchestrator.supervision import Supervisor
 from orchestrator.tuning import Stage
 from registry import Tracker, tracking_uri_for

@@ -34,12 +34,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from orchestrator.delivery import Delivery
-from orchestrator.events import EventLog
-from orchestrator.history import SweepHistory
-from orchestrator.layout import bundle_folder
-from orchestrator.recording import REPORTED, SweepRecord
-from orchestrator.spec import SweepSpec, parse_sweep
+from orchestrator.journal.events import EventLog
+from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.layout import bundle_folder
+from orchestrator.journal.recording import REPORTED, SweepRecord
+from orchestrator.report.delivery import Delivery
+from orchestrator.spec.sweep import SweepSpec, parse_sweep
 from registry import Tracker
 from registry.connection import connect
 from registry.tracking import artifact_location_for

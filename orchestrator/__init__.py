@@ -12,9 +12,9 @@ from orchestrator.errors import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.report import SweepReport
+    from orchestrator.report.report import SweepReport
     from orchestrator.run import run_sweep
-    from orchestrator.spec import SweepSpec
+    from orchestrator.spec.sweep import SweepSpec
 
 __all__ = [
     "SweepError",
@@ -27,8 +27,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "SweepReport": "orchestrator.report",
-    "SweepSpec": "orchestrator.spec",
+    "SweepReport": "orchestrator.report.report",
+    "SweepSpec": "orchestrator.spec.sweep",
     "run_sweep": "orchestrator.run",
 }
 

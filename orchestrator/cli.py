@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 # Only what starts in a moment; a subcommand imports the rest.
-from orchestrator.adapters_cli import add_adapter_commands, add_runs_option, tracking_uri_of
+from orchestrator.adapters.commands import add_adapter_commands, add_runs_option, tracking_uri_of
 from orchestrator.errors import SweepError, SweepSpecError
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
 
 if TYPE_CHECKING:
-    from orchestrator.history import SweepHistory
-    from orchestrator.spec import SweepSpec
+    from orchestrator.journal.history import SweepHistory
+    from orchestrator.spec.sweep import SweepSpec
 
 # MLflow opens on its pages for agents, where neither trials nor the model registry are in sight.
 _TRIALS_PAGE = "/#/experiments?workflowType=machine_learning"
@@ -101,7 +101,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from orchestrator.spec import SweepSpec
+    from orchestrator.spec.sweep import SweepSpec
 
     again = ["lorchestra", "run", str(options.sweep)]
     if options.storage:
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from orchestrator.spec import parse_sweep
+    from orchestrator.spec.sweep import parse_sweep
 
     history = _read_history(options, "resume")
     spec = parse_sweep(history.spec or {}, Path.cwd())
@@ -125,8 +125,8 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
         console.print(
             f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials", highlight=False
         )
+        from orchestrator.report.summary import render_summary
         from orchestrator.run import run_sweep
-        from orchestrator.summary import render_summary
 
         report = run_sweep(spec, storage, console=console)
     except KeyboardInterrupt:
@@ -141,10 +141,10 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from orchestrator.report import build_report
-    from orchestrator.spec import recorded_sweep
-    from orchestrator.storage import SweepStorage
-    from orchestrator.summary import render_summary
+    from orchestrator.journal.storage import SweepStorage
+    from orchestrator.report.report import build_report
+    from orchestrator.report.summary import render_summary
+    from orchestrator.spec.sweep import recorded_sweep
 
     history = _read_history(options, "status")
     spec = recorded_sweep(history.spec or {})
@@ -155,8 +155,8 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> int:
-    from orchestrator.control import stop_trial
-    from orchestrator.storage import SweepStorage
+    from orchestrator.journal.requests import stop_trial
+    from orchestrator.journal.storage import SweepStorage
 
     _read_history(options, "stop")
     print(stop_trial(SweepStorage(options.storage), options.trial))
@@ -164,8 +164,8 @@ def _stop(options: argparse.Namespace) -> int:
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    from orchestrator.control import cancel_sweep
-    from orchestrator.storage import SweepStorage
+    from orchestrator.journal.requests import cancel_sweep
+    from orchestrator.journal.storage import SweepStorage
 
     _read_history(options, "cancel")
     print(cancel_sweep(SweepStorage(options.storage)))
@@ -173,7 +173,7 @@ def _cancel(options: argparse.Namespace) -> int:
 
 
 def _read_history(options: argparse.Namespace, command: str) -> SweepHistory:
-    from orchestrator.storage import read_history
+    from orchestrator.journal.storage import read_history
 
     history = read_history(options.storage)
     if history.sweep_id is None:
@@ -185,8 +185,8 @@ def _read_history(options: argparse.Namespace, command: str) -> SweepHistory:
 
 
 def _prune(options: argparse.Namespace) -> int:
+    from orchestrator.journal.storage import SweepStorage
     from orchestrator.pruning import plan_pruning, prune, spec_at_end
-    from orchestrator.storage import SweepStorage
 
     history, storage = _read_history(options, "prune"), SweepStorage(options.storage)
     spec = spec_at_end(history)

@@ -18,17 +18,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.complaint import require
 from orchestrator.errors import SweepStorageError
-from orchestrator.history import SweepHistory, TrialRecord
-from orchestrator.layout import TRIALS_FOLDER, bundle_folder, state_folder, trial_folder
-from orchestrator.lease import Lease
+from orchestrator.finals.standings import finalists
+from orchestrator.journal.history import SweepHistory, TrialRecord
+from orchestrator.journal.layout import TRIALS_FOLDER, bundle_folder, state_folder, trial_folder
+from orchestrator.journal.lease import Lease
+from orchestrator.journal.storage import SweepStorage
 from orchestrator.outcome import Outcome
 from orchestrator.resuming import goes_on
-from orchestrator.schedule import build_scheduler, replay_history
-from orchestrator.spec import SweepSpec, recorded_sweep
-from orchestrator.standings import finalists
-from orchestrator.storage import SweepStorage
+from orchestrator.search.schedule import build_scheduler, replay_history
+from orchestrator.spec.complaint import require
+from orchestrator.spec.sweep import SweepSpec, recorded_sweep
 from trainables.errors import StorageError
 from trainables.storage import file_sizes, join_location, remove_folder
 

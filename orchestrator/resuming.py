@@ -6,19 +6,19 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from orchestrator.complaint import complaint
-from orchestrator.control import STOPPED_BY_USER, take_requests
+from orchestrator.adapters.registering import registrants
 from orchestrator.errors import SweepStorageError
-from orchestrator.final_scores import are_scored
-from orchestrator.finals import are_measured
-from orchestrator.history import TrialRecord
-from orchestrator.layout import REQUESTS_FOLDER, bundle_folder
-from orchestrator.measurements import measured_reports
+from orchestrator.finals.held_out import are_measured
+from orchestrator.finals.serving import are_scored
+from orchestrator.journal.history import TrialRecord
+from orchestrator.journal.layout import REQUESTS_FOLDER, bundle_folder
+from orchestrator.journal.recording import SweepRecord
+from orchestrator.journal.requests import STOPPED_BY_USER, take_requests
+from orchestrator.journal.storage import SweepStorage
 from orchestrator.outcome import Outcome
-from orchestrator.recording import SweepRecord
-from orchestrator.registering import registrants
-from orchestrator.spec import RESUMABLE_CHANGES, SweepSpec
-from orchestrator.storage import SweepStorage
+from orchestrator.report.measurements import measured_reports
+from orchestrator.spec.complaint import complaint
+from orchestrator.spec.sweep import RESUMABLE_CHANGES, SweepSpec
 
 StageName = Literal["search", "finals"]
 

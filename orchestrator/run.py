@@ -27,37 +27,38 @@ import ray
 from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 
-from orchestrator.broker import start_broker
-from orchestrator.budget import Budget
-from orchestrator.cluster import Placement, ray_cluster, shape_of_workers
-from orchestrator.complaint import require
-from orchestrator.control import CANCELLED_BY_USER, Wishes
-from orchestrator.delivery import Delivery
+from orchestrator.adapters.registering import Registration
 from orchestrator.errors import SweepError, SweepFailedError
-from orchestrator.final_scores import score_finalists
-from orchestrator.finals import evaluate_finalists
-from orchestrator.history import WITH_ADAPTER, SweepHistory, exceeded
-from orchestrator.hosts import HostPool
-from orchestrator.layout import (
+from orchestrator.finals.held_out import evaluate_finalists
+from orchestrator.finals.repeats import RepeatSearcher, are_repeated, unwanted_repeats
+from orchestrator.finals.serving import score_finalists
+from orchestrator.hosts.broker import start_broker
+from orchestrator.hosts.cluster import Placement, ray_cluster, shape_of_workers
+from orchestrator.hosts.pool import HostPool
+from orchestrator.journal.history import WITH_ADAPTER, SweepHistory, exceeded
+from orchestrator.journal.layout import (
     CURSOR_FILE,
     DATA_FOLDER,
     LOG_FILE,
     REPORT_FOLDER,
     bundle_folder,
 )
+from orchestrator.journal.recording import SweepRecord
+from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
+from orchestrator.journal.storage import SweepStorage
 from orchestrator.outcome import Outcome, TrialOutcome
-from orchestrator.progress import ProgressDisplay
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
-from orchestrator.recording import SweepRecord
-from orchestrator.registering import Registration
-from orchestrator.repeats import RepeatSearcher, are_repeated, unwanted_repeats
-from orchestrator.report import SweepReport, build_report, write_report
+from orchestrator.report.delivery import Delivery
+from orchestrator.report.files import write_report
+from orchestrator.report.progress import ProgressDisplay
+from orchestrator.report.report import SweepReport, build_report
 from orchestrator.resuming import SweepProgress
-from orchestrator.schedule import build_scheduler, replay_history
-from orchestrator.search import OptunaSearcher
-from orchestrator.spec import SweepSpec
-from orchestrator.startpoints import choose_start_points
-from orchestrator.storage import SweepStorage
+from orchestrator.search.budget import Budget
+from orchestrator.search.schedule import build_scheduler, replay_history
+from orchestrator.search.searcher import OptunaSearcher
+from orchestrator.search.startpoints import choose_start_points
+from orchestrator.spec.complaint import require
+from orchestrator.spec.sweep import SweepSpec
 from orchestrator.supervision import Supervisor, Verdicts
 from orchestrator.tuning import Stage
 from registry import RegistryError, Tracker, best_specs, tracking_uri_for

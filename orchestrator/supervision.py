@@ -15,15 +15,16 @@ import ray
 from ray import tune
 from ray.actor import ActorHandle
 
-from orchestrator.budget import Budget, Usage
-from orchestrator.control import Wishes, take_requests
 from orchestrator.errors import SweepStorageError
-from orchestrator.layout import REQUESTS_FOLDER
+from orchestrator.journal.layout import REQUESTS_FOLDER
+from orchestrator.journal.meter import Usage
+from orchestrator.journal.recording import SweepRecord
+from orchestrator.journal.requests import Wishes, take_requests
+from orchestrator.journal.storage import SweepStorage
 from orchestrator.outcome import TrialOutcome
-from orchestrator.pbt import Heir
-from orchestrator.recording import SweepRecord
-from orchestrator.schedule import EarlyStopping
-from orchestrator.storage import SweepStorage
+from orchestrator.search.budget import Budget
+from orchestrator.search.pbt import Heir
+from orchestrator.search.schedule import EarlyStopping
 
 logger = logging.getLogger(__name__)
 

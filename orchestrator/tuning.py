@@ -12,15 +12,15 @@ from ray.actor import ActorHandle
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.budget import Budget
-from orchestrator.cluster import PROXY_CPUS
-from orchestrator.control import CANCELLED_BY_USER, Wishes
-from orchestrator.layout import bundle_folder
+from orchestrator.hosts.cluster import PROXY_CPUS
+from orchestrator.hosts.proxy import SeatReleaser, TrialProxy
+from orchestrator.journal.layout import bundle_folder
+from orchestrator.journal.recording import SweepRecord, TrialRecorder
+from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
+from orchestrator.journal.storage import SweepStorage
 from orchestrator.outcome import Outcome, TrialOutcome
-from orchestrator.recording import SweepRecord, TrialRecorder
-from orchestrator.storage import SweepStorage
+from orchestrator.search.budget import Budget
 from orchestrator.supervision import SweepStopper
-from orchestrator.trial import SeatReleaser, TrialProxy
 
 _MAX_PROXY_FAILURES = 2
 
@@ -33,7 +33,7 @@ class Stage:
         record: Where events go.
         storage: Where the sweep keeps things.
         horizon: Steps of a trial that is never stopped.
-        broker: The actor of `orchestrator.broker`.
+        broker: The actor of `orchestrator.hosts.broker`.
         max_trials: Trials that can have a seat at once.
         budget: What may be spent.
         wishes: What the user asks for meanwhile.

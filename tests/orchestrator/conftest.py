@@ -14,12 +14,12 @@ from types import ModuleType
 import pytest
 import ray
 
-from orchestrator.closing import FinalsSpec, RegisterSpec
-from orchestrator.events import EventLog
-from orchestrator.history import SweepHistory
-from orchestrator.layout import bundle_folder
-from orchestrator.recording import SweepRecord
-from orchestrator.spec import BudgetSpec, SweepSpec
+from orchestrator.journal.events import EventLog
+from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.layout import bundle_folder
+from orchestrator.journal.recording import SweepRecord
+from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
+from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from trainables.base import load_base
 from trainables.engine import Engine
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec

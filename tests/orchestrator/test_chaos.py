@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from orchestrator.events import Event
+from orchestrator.journal.events import Event
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 EVERY = 8

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from orchestrator.cli import main
-from orchestrator.events import EventLog
-from orchestrator.spec import SweepSpec, parse_sweep
+from orchestrator.journal.events import EventLog
+from orchestrator.spec.sweep import SweepSpec, parse_sweep
 from registry.connection import connect
 
 SWEEP = {
@@ -132,7 +132,7 @@ def test_status_of_a_damaged_log_names_the_line(capsys):
 
 
 def first_trial(spec: SweepSpec):
-    from orchestrator.space import build_trial
+    from orchestrator.spec.sweep import build_trial
 
     return build_trial(spec, {"lora.rank": 2}).to_dict()
 

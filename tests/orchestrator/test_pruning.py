@@ -9,15 +9,17 @@ from rich.console import Console
 
 from orchestrator import run_sweep
 from orchestrator.errors import SweepInUseError, SweepSpecError, SweepStorageError
-from orchestrator.events import read_events
-from orchestrator.history import SweepHistory
-from orchestrator.layout import bundle_folder, state_folder
-from orchestrator.lease import Lease
+from orchestrator.finals.standings import finalists
+from orchestrator.journal.events import read_events
+from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.layout import bundle_folder, state_folder
+from orchestrator.journal.lease import Lease
+from orchestrator.journal.recording import SweepRecord
+from orchestrator.journal.storage import SweepStorage, read_history
 from orchestrator.pruning import plan_pruning, prune, spec_at_end
-from orchestrator.recording import SweepRecord
-from orchestrator.report import build_report
+from orchestrator.report.report import build_report
 from orchestrator.resuming import SweepProgress
-from orchestrator.spec import (
+from orchestrator.spec.sweep import (
     BudgetSpec,
     FinalsSpec,
     RegisterSpec,
@@ -25,8 +27,6 @@ from orchestrator.spec import (
     SweepSpec,
     parse_sweep,
 )
-from orchestrator.standings import finalists
-from orchestrator.storage import SweepStorage, read_history
 from trainables.progress import save_progress
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
 from trainables.storage import file_sizes, put_folder

@@ -27,12 +27,12 @@ def test_what_libraries_say_goes_to_the_file(tmp_path, capsys, root_logger):
         print("an error", file=sys.stderr)  # noqa: T201
         logging.getLogger("some.library").warning("a warning of %s", "theirs")
         logging.getLogger("some.library").info("a detail")
-        logging.getLogger("orchestrator.search").info("our detail")
+        logging.getLogger("orchestrator.search.searcher").info("our detail")
     text = file.read_text()
     assert "a print\n" in text
     assert "an error\n" in text
     assert "WARNING some.library: a warning of theirs" in text
-    assert "INFO orchestrator.search: our detail" in text
+    assert "INFO orchestrator.search.searcher: our detail" in text
     assert "a detail" not in text.replace("our detail", "")
     assert capsys.readouterr() == ("", "")
 

@@ -4,20 +4,20 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.closing import FinalsSpec
-from orchestrator.control import (
+from orchestrator.errors import SweepStorageError
+from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.recording import SweepRecord
+from orchestrator.journal.requests import (
     CANCELLED_BY_USER,
     STOPPED_BY_USER,
     Request,
     post_request,
     take_requests,
 )
-from orchestrator.errors import SweepStorageError
-from orchestrator.history import SweepHistory
-from orchestrator.recording import SweepRecord
+from orchestrator.journal.storage import SweepStorage
 from orchestrator.resuming import SweepProgress
-from orchestrator.spec import BudgetSpec, SweepSpec
-from orchestrator.storage import SweepStorage
+from orchestrator.spec.finals_sections import FinalsSpec
+from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
 
 SPEC = SweepSpec(

@@ -26,10 +26,10 @@ from rich.console import Console
 
 import registry
 from orchestrator import SweepFailedError, SweepSpec, SweepStorageError, run_sweep
-from orchestrator.closing import FinalsSpec
-from orchestrator.events import read_events
-from orchestrator.sections import BudgetSpec
-from orchestrator.spec import parse_sweep
+from orchestrator.journal.events import read_events
+from orchestrator.spec.finals_sections import FinalsSpec
+from orchestrator.spec.sections import BudgetSpec
+from orchestrator.spec.sweep import parse_sweep
 from registry.connection import connect
 from trainables.base import load_base
 from trainables.errors import DataError

@@ -10,10 +10,10 @@ from rich.console import Console
 
 import registry
 from orchestrator import run_sweep
-from orchestrator.events import read_events
-from orchestrator.sections import BudgetSpec
-from orchestrator.spec import parse_sweep
-from orchestrator.storage import SweepStorage, read_history
+from orchestrator.journal.events import read_events
+from orchestrator.journal.storage import SweepStorage, read_history
+from orchestrator.spec.sections import BudgetSpec
+from orchestrator.spec.sweep import parse_sweep
 from registry.connection import connect
 
 pytestmark = pytest.mark.ray

@@ -7,24 +7,25 @@ import pytest
 import ray
 from ray.tune.search import Searcher
 
-from orchestrator.broker import start_broker
-from orchestrator.budget import Budget, Usage
-from orchestrator.control import (
+from orchestrator.hosts.broker import start_broker
+from orchestrator.hosts.demand import HostLimits
+from orchestrator.hosts.pool import HostPool, HostShape
+from orchestrator.journal.events import read_events
+from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.meter import Usage
+from orchestrator.journal.recording import SweepRecord
+from orchestrator.journal.requests import (
     CANCELLED_BY_USER,
     STOPPED_BY_USER,
     Request,
     Wishes,
     post_request,
 )
-from orchestrator.demand import HostLimits
-from orchestrator.events import read_events
-from orchestrator.history import SweepHistory
-from orchestrator.hosts import HostPool, HostShape
+from orchestrator.journal.storage import SweepStorage
 from orchestrator.outcome import Outcome
-from orchestrator.recording import SweepRecord
-from orchestrator.schedule import EarlyStopping, NoRule
-from orchestrator.sections import BudgetSpec, ExitSpec
-from orchestrator.storage import SweepStorage
+from orchestrator.search.budget import Budget
+from orchestrator.search.schedule import EarlyStopping, NoRule
+from orchestrator.spec.sections import BudgetSpec, ExitSpec
 from orchestrator.supervision import Supervisor
 from orchestrator.tuning import Stage
 
@@ -98,7 +99,7 @@ class Scene:
 
 @pytest.fixture(autouse=True)
 def without_ray_tunes_own_files():
-    """As `orchestrator.cluster` has it; Ray Tune leaves those of a trial that it ends open."""
+    """As in `hosts.cluster`: Ray Tune leaves the files of a trial that it ends open."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         yield

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from orchestrator import run_sweep
-from orchestrator.spec import parse_sweep
+from orchestrator.spec.sweep import parse_sweep
 from registry.connection import connect
 from registry.server import serve_ui
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.members import HostStart
-from orchestrator.seats import Seats
+from orchestrator.hosts.members import HostStart
+from orchestrator.hosts.seats import Seats
 from trainables.bench import Bench, Failure, attempt
 from trainables.errors import SpecError
 from trainables.host import HostLoop

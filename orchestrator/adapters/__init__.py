@@ -1,0 +1,1 @@
+"""Commands on registered adapter versions: register, evaluate, shrink, compare, list."""

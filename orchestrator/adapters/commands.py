@@ -1,0 +1,404 @@
+"""The commands `lorchestra adapters …`: what the registry holds, and what can be done with it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from orchestrator.adapters.evaluating import Evaluator
+    from registry import AdapterVersion
+
+DEFAULT_RUNS = Path("runs")
+_REF = "NAME, NAME/VERSION or NAME@ALIAS"
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def add_adapter_commands(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add a parser for each verb."""
+    _add(verbs, "list", _list, "every version, newest first", name="?")
+    _add(verbs, "show", _show, "all that is recorded of one version", ref=None)
+    pull = _add(
+        verbs, "pull", _pull, "copy one version's files, verified, into a folder", ref=None
+    )
+    pull.add_argument("--to", type=Path, required=True, metavar="FOLDER")
+    compare = _add(verbs, "compare", _compare, "versions side by side", refs="+")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots, too")
+
+    evaluate = _add(
+        verbs, "evaluate", _evaluate, "measure versions on the rows of a file", refs="+"
+    )
+    _add_measuring(evaluate, "rows to measure on")
+    evaluate.add_argument("--forms", type=_words, default=(), metavar="FORM,…")
+    evaluate.add_argument("--tasks", type=_words, default=(), metavar="TASK,…",
+                          help="of lm-eval, in place of --data")  # fmt: skip
+    evaluate.add_argument(
+        "--task-files", type=Path, metavar="FOLDER", help="where tasks are defined"
+    )
+    evaluate.add_argument("--limit", type=int, metavar="N", help="examples of a task, at most")
+
+    shrink = _add(verbs, "shrink", _shrink, "register a lower rank that is as good", ref=None)
+    _add_measuring(shrink, "rows to measure on", is_required=True)
+    shrink.add_argument("--ranks", type=_numbers, required=True, metavar="N,…")
+    shrink.add_argument("--metric", default="loss")
+    shrink.add_argument("--tolerance", type=float, default=0.01, metavar="PART",
+                        help="how much worse it may be (default: 0.01)")  # fmt: skip
+
+    promote = _add(verbs, "promote", _promote, "make a version champion if it is better", ref=None)
+    _add_measuring(promote, "rows to measure both on, where they were not measured on the same")
+    promote.add_argument("--metric", default="loss", help="default: loss")
+    promote.add_argument("--form", help="serving form (default: the one the version is meant for)")
+    promote.add_argument("--min-improvement", type=float, default=0.0, metavar="X")
+    promote.add_argument("--confidence", type=float, default=0.95)
+    promote.add_argument("--force", action="store_true", help="without a comparison")
+    _add_why(promote, is_required=False)
+
+    _add_why(_add(verbs, "retire", _retire, "take a version out of use", ref=None))
+    _add_why(_add(verbs, "unretire", _unretire, "take it back into use", ref=None), False)
+    rollback = _add(verbs, "rollback", _rollback, "give an alias back to who had it", name=None)
+    rollback.add_argument("--alias", default="champion")
+    _add_why(rollback)
+    _add(verbs, "history", _history, "who moved which alias, when and why", name=None)
+    clean = _add(verbs, "clean", _clean, "remove models that no version points at")
+    clean.add_argument(
+        "--yes", action="store_true", help="do it; otherwise say what would be done"
+    )
+
+
+def add_runs_option(parser: argparse.ArgumentParser) -> None:
+    """Where a command looks for the registry."""
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=DEFAULT_RUNS,
+        help="folder with mlflow.db (default: runs); $MLFLOW_TRACKING_URI goes before it",
+    )
+
+
+def tracking_uri_of(options: argparse.Namespace) -> str:
+    """Where a command looks; it never makes a database where there is none.
+
+    Raises:
+        TrackingError: There is none.
+    """
+    from registry import TrackingError, tracking_uri_for
+
+    uri, _ = tracking_uri_for(options.runs)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise TrackingError(
+            f"--runs: got {str(options.runs)!r}, which has no mlflow.db; allowed: the folder that "
+            "sweeps were run in. Run a sweep first, or set MLFLOW_TRACKING_URI."
+        )
+    return uri
+
+
+def _add(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    verb: str,
+    command: Command,
+    about: str,
+    **arguments: str | None,
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(verb, help=about)
+    for name, count in arguments.items():
+        shown = "NAME" if name == "name" else "REF"
+        about = "an adapter" if name == "name" else _REF
+        parser.add_argument(name, nargs=count, metavar=shown, help=about)
+    add_runs_option(parser)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_measuring(
+    parser: argparse.ArgumentParser, about: str, *, is_required: bool = False
+) -> None:
+    parser.add_argument("--data", type=Path, metavar="FILE", help=about, required=is_required)
+    parser.add_argument("--base-model", metavar="PATH", help="where the base lies on this machine")
+    parser.add_argument("--max-new-tokens", type=int, default=0, metavar="N",
+                        help="tokens of greedy completions (default: 0, none)")  # fmt: skip
+    parser.add_argument("--pattern", metavar="REGEX", help="compare what it finds")
+    parser.add_argument("--choices", type=_words, default=(), metavar="A,B,…")
+    parser.add_argument("--metrics", type=_words, default=(), metavar="MODULE:FUNCTION,…")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N")
+    parser.add_argument("--max-rows", type=int, metavar="N", help="rows, at most")
+    parser.add_argument("--skip-cut", action="store_true",
+                        help="leave rows out that are too long for an answer")  # fmt: skip
+
+
+def _add_why(parser: argparse.ArgumentParser, is_required: bool = True) -> None:
+    parser.add_argument("--why", required=is_required, default="", metavar="TEXT",
+                        help="kept in the history")  # fmt: skip
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in _words(text))
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def _list(options: argparse.Namespace) -> int:
+    import registry
+    from orchestrator.adapters.terminal import render_versions
+
+    uri = tracking_uri_of(options)
+    Console().print(render_versions(registry.list_adapters(tracking_uri=uri, name=options.name)))
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    import registry
+    from orchestrator.adapters.terminal import render_version
+
+    uri = tracking_uri_of(options)
+    version = registry.get(options.ref, tracking_uri=uri)
+    evaluations = registry.list_evaluations(options.ref, tracking_uri=uri)
+    moves = registry.history(version.name, tracking_uri=uri)
+    Console().print(render_version(version, evaluations, moves))
+    return 0
+
+
+def _pull(options: argparse.Namespace) -> int:
+    import registry
+
+    folder = registry.pull(options.ref, options.to, tracking_uri=tracking_uri_of(options))
+    print(folder)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    import registry
+    from orchestrator.adapters.comparison_page import build_comparison_page, render_comparison
+    from orchestrator.files import replace_file
+
+    comparison = registry.compare(options.refs, tracking_uri=tracking_uri_of(options))
+    Console().print(render_comparison(comparison))
+    if options.html is not None:
+        options.html.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(options.html, build_comparison_page(comparison).encode())
+        print(options.html)
+    return 0
+
+
+def _history(options: argparse.Namespace) -> int:
+    import registry
+    from orchestrator.adapters.terminal import render_moves
+
+    moves = registry.history(options.name, tracking_uri=tracking_uri_of(options))
+    Console().print(render_moves(moves))
+    return 0
+
+
+# ----------------------------------------------------------------------------------- measuring
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from orchestrator.spec.complaint import require
+
+    require(
+        (options.data is None) != (not options.tasks),
+        "--data",
+        None if options.data is None else str(options.data),
+        "a file of rows, or --tasks",
+        "Say what to measure on.",
+    )
+    versions = _versions(options, options.refs)
+    if options.tasks:
+        return _run_tasks(options, versions)
+    failures = 0
+    with _evaluator(options, options.forms) as evaluator:
+        for scored in evaluator.evaluate(versions):
+            failures += bool(scored.error)
+            print(f"{scored.key} {scored.form}: {scored.error or _values(scored.document or {})}")
+    return 1 if failures else 0
+
+
+def _run_tasks(options: argparse.Namespace, versions: Sequence[AdapterVersion]) -> int:
+    from orchestrator.adapters.evaluating import HarnessRun, require_forms
+    from orchestrator.hosts.cluster import ray_for_scoring
+    from orchestrator.quiet import hush_noisy_loggers
+
+    require_forms(options.forms)
+    hush_noisy_loggers()
+    with ray_for_scoring() as shape:
+        for form in options.forms or (None,):
+            order = HarnessRun(
+                tasks=options.tasks,
+                include_path=options.task_files and options.task_files.absolute(),
+                limit=options.limit,
+                form=form,
+                base_model=options.base_model,
+            )
+            for ref, results in order.run(versions, tracking_uri_of(options), shape):
+                for task, found in results["tasks"].items():
+                    values = (
+                        f"{name} {one['value']:.4g}" for name, one in found["metrics"].items()
+                    )
+                    print(f"{ref} {results['form']} {task}: {', '.join(values)}")
+    return 0
+
+
+def _shrink(options: argparse.Namespace) -> int:
+    from orchestrator.adapters.shrinking import shrink_version
+    from orchestrator.adapters.terminal import render_shrunk
+
+    (version,) = _versions(options, [options.ref])
+    with _evaluator(options, ()) as evaluator:
+        shrunk = shrink_version(
+            version,
+            options.ranks,
+            evaluator,
+            measure=options.metric,
+            tolerance=options.tolerance,
+        )
+    Console().print(render_shrunk(version, shrunk, options.metric))
+    return 0 if shrunk.version is not None else 1
+
+
+def _promote(options: argparse.Namespace) -> int:
+    import registry
+    from registry.aliases import get_whole as whole_version
+
+    uri = tracking_uri_of(options)
+    version = whole_version(options.ref, tracking_uri=uri)
+    rule = registry.PromotionRule(
+        metric=options.metric,
+        form=options.form or version.form,
+        min_improvement=options.min_improvement,
+        confidence=options.confidence,
+    )
+
+    def reevaluate(versions: Sequence[AdapterVersion]) -> None:
+        with _evaluator(options, (rule.form,)) as evaluator:
+            for scored in evaluator.evaluate(versions):
+                print(f"{scored.key} {scored.form}: {scored.error or 'measured'}")
+
+    decision = registry.promote(
+        version.ref,
+        rule,
+        tracking_uri=uri,
+        why=options.why,
+        reevaluate=None if options.data is None else reevaluate,
+        force=options.force,
+    )
+    print(f"{'promoted' if decision.promoted else 'not promoted'}: {decision.reason}")
+    return 0 if decision.promoted else 1
+
+
+@contextmanager
+def _evaluator(options: argparse.Namespace, forms: tuple[str, ...]) -> Iterator[Evaluator]:
+    """Checked first, as Ray takes seconds to start."""
+    from orchestrator.adapters.evaluating import Evaluator, Rows, require_forms
+    from orchestrator.hosts.cluster import ray_for_scoring
+    from orchestrator.quiet import hush_noisy_loggers
+    from trainables.errors import SpecError
+    from trainables.evaluation_spec import EvaluationSpec
+
+    try:
+        how = EvaluationSpec(
+            max_new_tokens=options.max_new_tokens,
+            pattern=options.pattern,
+            choices=options.choices,
+            metrics=options.metrics,
+            batch_size=options.batch_size,
+            max_rows=options.max_rows,
+            skip_cut=options.skip_cut,
+        )
+    except SpecError as error:
+        raise SpecError(_as_options(str(error))) from error
+    require_forms(forms)
+    rows = Rows.of_file(options.data)
+    uri = tracking_uri_of(options)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    hush_noisy_loggers()
+    # It warns of a kernel for CPUs that it would download, had it the package for that.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    with ray_for_scoring() as shape:
+        yield Evaluator(
+            rows=rows,
+            how=how,
+            tracking_uri=uri,
+            shape=shape,
+            forms=forms,
+            base_model=options.base_model,
+        )
+
+
+def _as_options(text: str) -> str:
+    """A message on `evaluation.max_rows`, of what was given as `--max-rows`."""
+    return re.sub(r"evaluation\.(\w+)", lambda name: f"--{name[1].replace('_', '-')}", text)
+
+
+def _versions(options: argparse.Namespace, refs: Sequence[str]) -> list[AdapterVersion]:
+    from registry.aliases import get_whole as whole_version
+
+    uri = tracking_uri_of(options)
+    return [whole_version(ref, tracking_uri=uri) for ref in refs]
+
+
+def _values(document: dict[str, object]) -> str:
+    measures = document["measures"]
+    assert isinstance(measures, dict)
+    return ", ".join(
+        f"{name} {'-' if measure['value'] is None else format(measure['value'], '.4g')}"
+        for name, measure in measures.items()
+    )
+
+
+# ------------------------------------------------------------------------------------- changing
+
+
+def _retire(options: argparse.Namespace) -> int:
+    import registry
+
+    version = registry.retire(options.ref, options.why, tracking_uri=tracking_uri_of(options))
+    print(f"{version.ref} is retired")
+    return 0
+
+
+def _unretire(options: argparse.Namespace) -> int:
+    import registry
+
+    version = registry.unretire(options.ref, tracking_uri=tracking_uri_of(options))
+    print(f"{version.ref} is in use again")
+    return 0
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    import registry
+
+    move = registry.rollback(
+        options.name, alias=options.alias, why=options.why, tracking_uri=tracking_uri_of(options)
+    )
+    print(f"{options.name}@{options.alias} is version {move.target} again")
+    return 0
+
+
+def _clean(options: argparse.Namespace) -> int:
+    from registry.garbage import collect_garbage, find_garbage
+
+    uri = tracking_uri_of(options)
+    found = find_garbage(uri)
+    for each in found:
+        size = f"{each.bytes / 1e6:,.1f} MB"
+        print(f"{each.model_id}  {each.changed_at.astimezone():%Y-%m-%d %H:%M}  {size:>12}")
+    if not found:
+        print("nothing to remove: every model belongs to a version")
+    elif options.yes:
+        print(f"removed {len(collect_garbage(found, uri))}")
+    else:
+        print("nothing was removed; add --yes to remove these")
+    return 0

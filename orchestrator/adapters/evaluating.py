@@ -1,0 +1,208 @@
+"""Registered versions measured on any rows, by Ray workers, and what was found kept with them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+
+from orchestrator.errors import SweepError
+from orchestrator.hosts.scoring import (
+    Scored,
+    ScoringOrder,
+    WorkerShape,
+    read_files,
+    score,
+    write_files,
+)
+from orchestrator.spec.complaint import require
+from orchestrator.spec.finals_sections import ALL_FORMS, SAME_UNQUANTIZED
+from registry import AdapterVersion, pull, record_evaluation
+from registry.harness import record_harness
+from trainables.data import RawSplit
+from trainables.evaluation_spec import EvaluationSpec
+from trainables.sources import read_rows
+from trainables.spec import DataFormat, DataSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows to measure on.
+
+    Attributes:
+        name: What evaluations call them: a file's name, or the split they are.
+        rows: As dictionaries.
+        format: How they are read, as in `data.format`.
+    """
+
+    name: str
+    rows: tuple[Mapping[str, Any], ...]
+    format: DataFormat = "auto"
+
+    @classmethod
+    def of_file(cls, path: Path) -> Rows:
+        """All rows of a file.
+
+        Raises:
+            SweepSpecError: There is no such file.
+            DataError: It cannot be read.
+        """
+        require(
+            path.is_file(),
+            "--data",
+            str(path),
+            "a .jsonl, .json, .parquet or .csv file",
+            "Correct the path.",
+        )
+        found = read_rows(str(path.absolute()), "--data")
+        return cls(name=path.name, rows=tuple(row.values for row in found))
+
+    @classmethod
+    def of_split(cls, split: RawSplit, name: str, data_format: DataFormat) -> Rows:
+        """The rows of a split."""
+        rows = tuple(row.values for row in split.rows)
+        return cls(name=name, rows=rows, format=data_format)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Measures versions on one set of rows, and keeps what it found with them.
+
+    Attributes:
+        rows: The rows.
+        how: What to measure.
+        tracking_uri: MLflow server or database.
+        shape: Of the workers, on a running Ray.
+        forms: Serving forms; empty for the one that each version is meant for.
+        base_model: Where the base lies, if not where the versions say.
+    """
+
+    rows: Rows
+    how: EvaluationSpec
+    tracking_uri: str
+    shape: WorkerShape
+    forms: tuple[str, ...] = ()
+    base_model: str | None = None
+
+    def measure(self, bundles: Mapping[str, Path], forms: Sequence[str]) -> Iterator[Scored]:
+        """Measure adapters that lie on this machine, in the forms; keeps nothing.
+
+        Args:
+            bundles: Their folders, by a key that names them in the results.
+            forms: Serving forms.
+        """
+        yield from self._score(
+            {key: self._order(bundle, tuple(forms)) for key, bundle in bundles.items()}
+        )
+
+    def evaluate(self, versions: Sequence[AdapterVersion]) -> Iterator[Scored]:
+        """Measure versions and record what was found; the key of a result is its reference.
+
+        Raises:
+            RegistryError: A version cannot be read, or the evaluation not be recorded.
+        """
+        with tempfile.TemporaryDirectory() as work:
+            orders = {}
+            for number, version in enumerate(versions):
+                folder = pull(
+                    version.ref, Path(work) / str(number), tracking_uri=self.tracking_uri
+                )
+                orders[str(version.ref)] = self._order(folder, self._forms_of(version))
+        for scored in self._score(orders):
+            if scored.document is not None:
+                record_evaluation(scored.key, scored.document, tracking_uri=self.tracking_uri)
+            yield scored
+
+    def _score(self, orders: Mapping[str, ScoringOrder]) -> Iterator[Scored]:
+        for scored in score(orders, self.shape):
+            if scored.document is not None:
+                scored.document["data"]["name"] = self.rows.name
+            yield scored
+
+    def _order(self, bundle: Path, forms: tuple[str, ...]) -> ScoringOrder:
+        return ScoringOrder(
+            files=read_files(bundle),
+            forms=forms,
+            source=DataSpec(
+                train=tuple(dict(row) for row in self.rows.rows), format=self.rows.format
+            ),
+            how=self.how,
+            base_model=self.base_model,
+        )
+
+    def _forms_of(self, version: AdapterVersion) -> tuple[str, ...]:
+        wanted = self.forms or (version.form,)
+        if version.tags.get("quantization") != "none":
+            return wanted
+        return tuple(dict.fromkeys(SAME_UNQUANTIZED.get(form, form) for form in wanted))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarnessRun:
+    """Tasks of the evaluation harness to run on versions.
+
+    Attributes:
+        tasks: Their names.
+        include_path: A folder that defines tasks, at the same place on every node.
+        limit: Examples of each task, at most.
+        form: Serving form; `None` for the one that each version is meant for.
+        base_model: Where the base lies, if not where the versions say.
+    """
+
+    tasks: tuple[str, ...]
+    include_path: Path | None = None
+    limit: int | None = None
+    form: str | None = None
+    base_model: str | None = None
+
+    def run(
+        self, versions: Sequence[AdapterVersion], tracking_uri: str, shape: WorkerShape
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Run them on one version after another; gives and records the results of each.
+
+        Raises:
+            SweepError: A task could not be run.
+            RegistryError: A version cannot be read, or the results not be recorded.
+        """
+        worker = ray.remote(_run_harness).options(**shape.options())
+        for version in versions:
+            with tempfile.TemporaryDirectory() as work:
+                folder = pull(version.ref, Path(work) / "bundle", tracking_uri=tracking_uri)
+                files = read_files(folder)
+            form = self.form or version.form
+            try:
+                results = ray.get(worker.remote(files, form, self))
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None) or error
+                raise SweepError(f"{version.ref}: {cause}") from error
+            record_harness(version.ref, results, tracking_uri=tracking_uri)
+            yield str(version.ref), results
+
+
+def _run_harness(files: Mapping[str, bytes], form: str, order: HarnessRun) -> dict[str, Any]:
+    from trainables.harness import run_harness
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(files, Path(folder))
+        return run_harness(
+            Path(folder),
+            cast("Any", form),
+            order.tasks,
+            include_path=order.include_path,
+            limit=order.limit,
+            base_model=order.base_model,
+        )
+
+
+def require_forms(forms: Sequence[str]) -> None:
+    """Refuse serving forms that there are not.
+
+    Raises:
+        SweepSpecError: One of them is unknown.
+    """
+    for form in forms:
+        require(form in ALL_FORMS, "--forms", form, ", ".join(ALL_FORMS), "Choose from these.")

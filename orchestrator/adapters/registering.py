@@ -1,0 +1,215 @@
+"""The best adapters become versions, with all that is known of them, and the first meets the gate.
+
+Registering again makes nothing twice: versions are found by their bundle's digest, evaluations by
+what they measured.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.adapters.evaluating import Evaluator, Rows
+from orchestrator.finals.serving import read_scores
+from orchestrator.finals.standings import Standing, has_test_rows, rank_finalists
+from orchestrator.hosts.cluster import ray_for_scoring
+from orchestrator.hosts.members import group_key
+from orchestrator.journal.history import SweepHistory, TrialRecord
+from orchestrator.journal.recording import SweepRecord
+from orchestrator.journal.storage import SweepStorage
+from orchestrator.report.delivery import Delivery
+from orchestrator.spec.finals_sections import SAME_UNQUANTIZED, RegisterSpec
+from orchestrator.spec.sweep import SweepSpec
+from registry import (
+    AdapterVersion,
+    PromotionRule,
+    TrackingError,
+    promote,
+    record_evaluation,
+    register,
+)
+from registry.bundle import read_bundle
+from registry.card import CardFacts, build_card
+from registry.measures import Evaluation
+from trainables.data import read_raw_splits
+from trainables.spec import TrialSpec
+
+logger = logging.getLogger(__name__)
+
+
+def registrants(spec: SweepSpec, history: SweepHistory) -> list[Standing]:
+    """The finalists whose adapters become versions, best first."""
+    top = 0 if spec.register is None else spec.register.top
+    return [one for one in rank_finalists(spec, history) if one.adapter.bundle][:top]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """Brings a sweep's best to the registry.
+
+    Attributes:
+        spec: The sweep, with a section `register`.
+        record: Its log and history.
+        delivery: Knows the runs of the trials.
+        storage: Where the bundles are.
+        tracking_uri: MLflow server or database.
+    """
+
+    spec: SweepSpec
+    record: SweepRecord
+    delivery: Delivery
+    storage: SweepStorage
+    tracking_uri: str
+
+    def register_finalists(self) -> None:
+        """Make versions of the finalists and put the best before the promotion gate.
+
+        Raises:
+            RegistryError: MLflow cannot be used, or a bundle is not what its trial left.
+        """
+        section = self.spec.register
+        if section is None:
+            return
+        for rank, standing in enumerate(registrants(self.spec, self.record.history), 1):
+            version = self._register(section, rank, standing)
+            if rank == 1 and section.promote:
+                self._promote(section, version)
+
+    def _register(self, section: RegisterSpec, rank: int, standing: Standing) -> AdapterVersion:
+        trial = standing.adapter
+        bundle = self.storage.fetch_bundle(trial.number)
+        facts = self._facts(section, rank, standing, read_bundle(bundle))
+        complete = functools.partial(
+            register,
+            bundle,
+            section.name,
+            tracking_uri=self.tracking_uri,
+            run_id=self._run_of(trial),
+            tags={
+                "lorchestra.sweep": str(self.record.history.sweep_id),
+                "lorchestra.trial": str(trial.number),
+                "lorchestra.rank": str(rank),
+                **_standing_tags(standing),
+            },
+            form=facts.form,
+            checkpoints=self.storage.fetch_kept(trial.number, _kept_steps(self.spec, trial)),
+        )
+        version = complete(card=build_card(facts))
+        # Once more with its number, which nobody knows before.
+        version = complete(card=build_card(replace(facts, version=version.version)))
+        for document in read_scores(trial, self.storage):
+            record_evaluation(version.ref, document, tracking_uri=self.tracking_uri)
+        # Last: a version that lacks something is registered again, which completes it.
+        if trial.ref != str(version.ref):
+            self.record.add(
+                "registered", trial=trial.number, ref=str(version.ref), digest=version.digest
+            )
+        return version
+
+    def _facts(
+        self, section: RegisterSpec, rank: int, standing: Standing, manifest: Mapping[str, Any]
+    ) -> CardFacts:
+        history, trial = self.record.history, standing.adapter
+        sweep = {
+            "name": self.spec.name,
+            "id": history.sweep_id,
+            "trials": len(history.searched()),
+            "rank": rank,
+            "metric": standing.metric,
+            "mean": standing.mean,
+            "half_width": standing.half_width,
+            "runs": len(standing.values),
+        }
+        base = history.base_metrics.get(group_key(TrialSpec.from_dict(trial.spec)), {})
+        return CardFacts(
+            name=section.name,
+            manifest=manifest,
+            form=_form(section, trial),
+            sweep={key: value for key, value in sweep.items() if value is not None},
+            evaluations=[
+                Evaluation.from_document(document) for document in read_scores(trial, self.storage)
+            ],
+            base_scores={
+                split: {name.partition("_")[2]: value for name, value in metrics.items()}
+                for split, metrics in base.items()
+            },
+            licenses={str(of): name for of, name in section.licenses.items()},
+            confidence=section.confidence,
+        )
+
+    def _promote(self, section: RegisterSpec, version: AdapterVersion) -> None:
+        rule = PromotionRule(
+            metric=section.measure(self.spec.objective.metric),
+            form=version.form,
+            min_improvement=section.min_improvement,
+            confidence=section.confidence,
+        )
+        decision = promote(
+            version.ref,
+            rule,
+            tracking_uri=self.tracking_uri,
+            why=f"sweep {self.spec.name} ({self.record.history.sweep_id})",
+            reevaluate=lambda versions: self._evaluate(versions, rule.form),
+        )
+        self.record.add(
+            "promoted", ref=str(version.ref), promoted=decision.promoted, reason=decision.reason
+        )
+
+    def _evaluate(self, versions: Sequence[AdapterVersion], form: str) -> None:
+        """Measure versions of other sweeps on the rows of this one."""
+        splits = read_raw_splits(self.spec.data)
+        name = "test" if has_test_rows(self.spec) else "validation"
+        split = splits.validation if splits.test is None else splits.test
+        with ray_for_scoring() as shape:
+            evaluator = Evaluator(
+                rows=Rows.of_split(split, name, self.spec.data.format),
+                how=replace(self.spec.finals.evaluation, skip_cut=True),
+                tracking_uri=self.tracking_uri,
+                shape=shape,
+                forms=(form,),
+            )
+            for scored in evaluator.evaluate(versions):
+                if scored.error:
+                    logger.warning("%s cannot be measured: %s", scored.key, scored.error)
+
+    def _run_of(self, trial: TrialRecord) -> str:
+        """MLflow's id of the trial's run: what is registered without it can not be traced back.
+
+        Raises:
+            TrackingError: MLflow has not been told of the trial yet.
+        """
+        run_id = self.delivery.trial_run(trial.number)
+        if run_id is None:
+            problem = self.delivery.problem or "it is slow"
+            raise TrackingError(
+                f"trial {trial.number}: MLflow has no run of it yet ({problem}); allowed: "
+                "adapters of recorded trials. Run the sweep again when MLflow is back."
+            )
+        return run_id
+
+
+def _form(section: RegisterSpec, trial: TrialRecord) -> str:
+    """A base that is not quantized has fewer forms; the others mean the same there."""
+    if trial.spec["base"]["quantization"] != "none":
+        return section.form
+    return SAME_UNQUANTIZED.get(section.form, section.form)
+
+
+def _kept_steps(spec: SweepSpec, trial: TrialRecord) -> range:
+    every = spec.eval.keep_every
+    return range(every, trial.step, every) if every else range(0)
+
+
+def _standing_tags(standing: Standing) -> dict[str, str]:
+    """What the finals said of the version's configuration, over its seeds."""
+    if standing.half_width is None:
+        return {}
+    return {
+        "finals.metric": standing.metric,
+        "finals.mean": f"{standing.mean:.6g}",
+        "finals.half_width": f"{standing.half_width:.6g}",
+        "finals.runs": str(len(standing.values)),
+    }

@@ -1,0 +1,142 @@
+"""Lower ranks of a registered adapter: each measured, the smallest that is good enough kept."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.adapters.evaluating import Evaluator
+from orchestrator.errors import SweepError
+from orchestrator.spec.complaint import require
+from registry import AdapterVersion, pull, record_evaluation, register
+from registry.measures import Evaluation
+
+_WHOLE = "whole"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An adapter of one rank, as it was measured.
+
+    Attributes:
+        rank: Its rank.
+        value: Of the measure.
+        adapter_bytes: Size of its weights' file.
+        energy: Part of the squared singular values of the whole adapter that it keeps.
+    """
+
+    rank: int
+    value: float
+    adapter_bytes: int
+    energy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrunk:
+    """What came of it.
+
+    Attributes:
+        whole: The adapter as it was.
+        candidates: The lower ranks, the largest first.
+        chosen: The rank that was registered; `None` when each was worse by more than allowed.
+        version: Its version.
+    """
+
+    whole: Candidate
+    candidates: tuple[Candidate, ...]
+    chosen: int | None
+    version: AdapterVersion | None
+
+
+def shrink_version(
+    version: AdapterVersion,
+    ranks: Sequence[int],
+    evaluator: Evaluator,
+    *,
+    measure: str = "loss",
+    tolerance: float = 0.01,
+) -> Shrunk:
+    """Register the smallest of these ranks whose adapter is no worse than allowed.
+
+    Args:
+        version: The adapter to shrink.
+        ranks: Ranks below its own.
+        evaluator: Measures the whole adapter and the lower ranks in the form that it is meant for.
+        measure: What to compare them by.
+        tolerance: How much worse than the whole adapter, as a part of the whole one's value.
+
+    Raises:
+        SweepSpecError: A rank is not below the adapter's, or the measure is unknown.
+        SweepError: An adapter could not be measured.
+        RegistryError: MLflow cannot be used.
+    """
+    # torch, which the commands that only read do without
+    from trainables.shrink import choose_smallest, energy, shrink_bundle
+
+    own = int(version.tags["lora.rank"])
+    for rank in ranks:
+        require(
+            0 < rank < own,
+            "--ranks",
+            rank,
+            f"1 to {own - 1}, below the rank of {version.ref}",
+            "Leave it out.",
+        )
+    with tempfile.TemporaryDirectory() as work:
+        whole = pull(version.ref, Path(work) / _WHOLE, tracking_uri=evaluator.tracking_uri)
+        bundles = {_WHOLE: whole}
+        for rank in sorted(set(ranks), reverse=True):
+            bundles[str(rank)] = Path(work) / f"rank-{rank}"
+            shrink_bundle(whole, rank, bundles[str(rank)])
+        form = version.form
+        documents = {}
+        for scored in evaluator.measure(bundles, (form,)):
+            if scored.document is None:
+                raise SweepError(f"{version.ref} at rank {scored.key}: {scored.error}")
+            documents[scored.key] = scored.document
+        found = {key: Evaluation.from_document(document) for key, document in documents.items()}
+        known = found[_WHOLE].measures
+        require(measure in known, "--metric", measure, ", ".join(known), "Choose one of these.")
+        values = {key: one.measures[measure].value for key, one in found.items()}
+        kept = energy(whole)
+        sizes = {key: _weights_bytes(folder) for key, folder in bundles.items()}
+        candidates = tuple(
+            Candidate(
+                rank=int(key), value=values[key], adapter_bytes=sizes[key], energy=kept[int(key)]
+            )
+            for key in bundles
+            if key != _WHOLE
+        )
+        chosen = choose_smallest(
+            values[_WHOLE],
+            {one.rank: one.value for one in candidates},
+            known[measure].mode,
+            tolerance * abs(values[_WHOLE]),
+        )
+        uri = evaluator.tracking_uri
+        record_evaluation(version.ref, documents[_WHOLE], tracking_uri=uri)
+        smaller = None
+        if chosen is not None:
+            smaller = register(
+                bundles[str(chosen)],
+                version.name,
+                tracking_uri=uri,
+                run_id=version.run_id,
+                tags={"lorchestra.shrunk_from": str(version.ref)},
+                form=form,
+            )
+            record_evaluation(smaller.ref, documents[str(chosen)], tracking_uri=uri)
+    return Shrunk(
+        whole=Candidate(
+            rank=own, value=values[_WHOLE], adapter_bytes=sizes[_WHOLE], energy=kept[own]
+        ),
+        candidates=candidates,
+        chosen=chosen,
+        version=smaller,
+    )
+
+
+def _weights_bytes(bundle: Path) -> int:
+    return (bundle / "adapter_model.safetensors").stat().st_size

@@ -1,0 +1,208 @@
+"""Adapter versions, and results of commands on them, as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.adapters.shrinking import Candidate, Shrunk
+from orchestrator.wording import format_bounds, format_metric, one_line
+from registry import AdapterVersion, AliasMove, Evaluation
+from registry.measures import FORMS
+from registry.significance import interval
+
+_HEADINGS = (
+    "adapter", "alias", "loss", "accuracy", "split", "base", "form", "rank", "registered",
+)  # fmt: skip
+_RETIRED = "retired"
+_TOLD_APART = ("serving.form", "checkpoints")
+"""Tags with a line of their own."""
+
+_FIRST_MEASURES = ("loss", "accuracy")
+_PERPLEXITY = "perplexity"
+_MOST_MEASURES = 5
+
+
+def render_versions(versions: Sequence[AdapterVersion]) -> Table | str:
+    """One line per version, with its measures on test rows where it has them; retired ones dim."""
+    if not versions:
+        return "no adapter is registered yet; `lorchestra run SWEEP.yaml` registers its best"
+    table = Table(box=None, pad_edge=False)
+    for heading in _HEADINGS:
+        table.add_column(heading, overflow="fold")
+    for version in versions:
+        split = "test" if "test_loss" in version.metrics else "eval"
+        marks = [*version.aliases, *([_RETIRED] if version.retired else [])]
+        table.add_row(
+            Text(str(version.ref)),
+            ", ".join(marks),
+            *(_number(version, f"{split}_{measure}") for measure in ("loss", "accuracy")),
+            split,
+            Text(version.tags.get("quantization", "")),
+            Text(version.form),
+            Text(version.tags.get("lora.rank", "")),
+            _when(version),
+            style="dim" if version.retired else "",
+        )
+    return table
+
+
+def render_version(
+    version: AdapterVersion,
+    evaluations: Sequence[Evaluation] = (),
+    moves: Sequence[AliasMove] = (),
+) -> Group:
+    """Everything that is recorded of one version.
+
+    Args:
+        version: Which.
+        evaluations: What was measured of it, the newest first; intervals need their examples.
+        moves: Of all aliases of the adapter, the oldest first.
+    """
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for name, value in _facts(version):
+        table.add_row(name, Text(one_line(value)))  # brackets in it are no markup
+    for line in _alias_lines(version, moves):
+        table.add_row("alias history", Text(line))
+    for name, number in sorted(version.metrics.items()):
+        table.add_row(name, f"{number:.6g}")
+    for name, text in sorted(version.tags.items()):
+        if name not in _hidden_tags(version):
+            table.add_row(name, Text(text))
+    if not evaluations:
+        return Group(table)
+    return Group(table, Text(), render_evaluations(evaluations))
+
+
+def render_evaluations(evaluations: Sequence[Evaluation]) -> RenderableType:
+    """What was measured of one version: a line for each serving form and rows, the newest of each.
+
+    Args:
+        evaluations: The newest first.
+    """
+    newest: dict[tuple[str, str], Evaluation] = {}
+    for one in evaluations:
+        newest.setdefault((one.form, one.data.digest), one)
+    shown = sorted(newest.values(), key=lambda one: (one.data.name, FORMS.index(one.form)))
+    measures = _measures(shown)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("form", "rows", *measures):
+        table.add_column(Text(heading), overflow="fold")
+    for one in shown:
+        scores = (Text(_score(one, measure)) for measure in measures)
+        table.add_row(one.form, Text(f"{one_line(one.data.name)} ({one.data.rows})"), *scores)
+    left = len(evaluations) - len(shown)
+    if left == 0:
+        return table
+    return Group(table, Text(f"and {left} older or measured in another way", style="dim"))
+
+
+def render_moves(moves: Sequence[AliasMove]) -> Table | str:
+    """One line for each move of an alias, oldest first."""
+    if not moves:
+        return "no alias of it was ever moved"
+    table = Table(box=None, pad_edge=False)
+    for heading in ("when", "alias", "from", "to", "who", "why"):
+        table.add_column(heading, overflow="fold")
+    for move in moves:
+        table.add_row(
+            move.at.astimezone().strftime("%Y-%m-%d %H:%M"),
+            move.alias,
+            _version_number(move.source),
+            _version_number(move.target),
+            Text(move.who),
+            Text(("rolled back: " if move.is_rollback else "") + move.why),
+        )
+    return table
+
+
+def render_shrunk(version: AdapterVersion, shrunk: Shrunk, measure: str) -> Group:
+    """The ranks that were tried, and what became of them."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("rank", measure, "size", "energy kept"):
+        table.add_column(heading, justify="right")
+    for one in (shrunk.whole, *shrunk.candidates):
+        table.add_row(*_cells(one))
+    if shrunk.version is None:
+        said = f"none is as good as {version.ref}: nothing was registered"
+    else:
+        said = f"registered: {shrunk.version.ref}, rank {shrunk.chosen}"
+    return Group(table, said)
+
+
+def _facts(version: AdapterVersion) -> Iterator[tuple[str, str]]:
+    yield "adapter", str(version.ref)
+    yield "aliases", ", ".join(version.aliases) or "none"
+    if version.retired:
+        yield _RETIRED, version.retired
+    yield "registered", _when(version)
+    yield "run", version.run_id or "none"
+    yield "serving form", version.form
+    if version.checkpoints:
+        steps = ", ".join(map(str, version.checkpoints))
+        yield "kept steps", f"{steps} (as {version.ref}@step-{version.checkpoints[0]})"
+
+
+def _alias_lines(version: AdapterVersion, moves: Sequence[AliasMove]) -> Iterator[str]:
+    """Moves to this version and away from it, in words."""
+    for move in moves:
+        if not move.is_done or version.version not in (move.source, move.target):
+            continue
+        if move.target == version.version:
+            since = "" if move.source is None else f", which was at {move.source}"
+            verb = "got back" if move.is_rollback else "got"
+            what = f"{verb} {move.alias}{since}"
+        else:
+            to = "dropped" if move.target is None else f"went to {move.target}"
+            what = f"{move.alias} {to}"
+        at = move.at.astimezone().strftime("%Y-%m-%d %H:%M")
+        why = f": {move.why}" if move.why else ""
+        yield one_line(f"{at} {what} (by {move.who}){why}")
+
+
+def _hidden_tags(version: AdapterVersion) -> set[str]:
+    """Tags that are shown elsewhere, and digests of kept steps."""
+    metrics = {f"metric.{name}" for name in version.metrics} | set(version.metrics)
+    steps = {f"checkpoint.{step}" for step in version.checkpoints}
+    retired = {f"lorchestra.{_RETIRED}"} if version.retired else set()
+    return metrics | steps | retired | set(_TOLD_APART)
+
+
+def _measures(evaluations: Sequence[Evaluation]) -> list[str]:
+    names = dict.fromkeys(name for one in evaluations for name in one.measures)
+    first = [name for name in _FIRST_MEASURES if name in names]
+    rest = [name for name in names if name not in (*first, _PERPLEXITY)]
+    return [*first, *rest][:_MOST_MEASURES]
+
+
+def _score(one: Evaluation, measure: str) -> str:
+    if measure not in one.measures:
+        return ""
+    text = format_metric(one.measures[measure].value)
+    if not one.examples:
+        return text
+    found = interval(one, measure)
+    return f"{text} ({format_bounds(found.low, found.high)})"
+
+
+def _number(version: AdapterVersion, metric: str) -> str:
+    return f"{version.metrics[metric]:.4f}" if metric in version.metrics else ""
+
+
+def _when(version: AdapterVersion) -> str:
+    at = version.created_at.astimezone()
+    return at.strftime("%Y-%m-%d %H:%M")
+
+
+def _cells(one: Candidate) -> list[str]:
+    size = f"{one.adapter_bytes / 1e6:.2f} MB"
+    return [str(one.rank), f"{one.value:.4f}", size, f"{one.energy:.2%}"]
+
+
+def _version_number(version: int | None) -> str:
+    return "-" if version is None else str(version)

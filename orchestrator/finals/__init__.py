@@ -1,0 +1,1 @@
+"""Finalists: repeats with new seeds, test rows, serving forms, and their ranking."""

@@ -1,0 +1,159 @@
+"""Trains the finalists again with new seeds, as trials that Ray Tune runs like all others."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from orchestrator.finals.standings import finalists
+from orchestrator.journal.history import SweepHistory, TrialRecord
+from orchestrator.spec.settings import MAX_SEED
+from orchestrator.spec.sweep import SweepSpec
+from trainables.spec import TrialSpec
+
+logger = logging.getLogger(__name__)
+
+_APART = 1_000_003
+"""Between the new seeds of two finalists that may differ by nothing but their seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """One more run of a finalist.
+
+    Attributes:
+        trial: The finalist.
+        seed: Seed of the run.
+    """
+
+    trial: TrialRecord
+    seed: int
+
+    def spec(self) -> TrialSpec:
+        """The trial to run: the finalist's, under the new seed."""
+        return dataclasses.replace(TrialSpec.from_dict(self.trial.spec), seed=self.seed)
+
+
+def plan_repeats(spec: SweepSpec, history: SweepHistory) -> list[Repeat]:
+    """Runs that are wanted and were not started, those of the first new seed at the head.
+
+    So a budget that ends early has looked at every finalist before it looks at one twice.
+    """
+    planned = []
+    for turn in range(1, spec.finals.seeds + 1):
+        for trial in finalists(spec, history)[: spec.finals.top]:
+            seed = _new_seed(spec, trial, turn)
+            started = {run.spec["seed"] for run in history.repeats_of(trial.number)}
+            if seed not in started:
+                planned.append(Repeat(trial=trial, seed=seed))
+    return planned
+
+
+def unwanted_repeats(spec: SweepSpec, history: SweepHistory) -> list[TrialRecord]:
+    """Unfinished repeats of trials that are no finalists any more."""
+    wanted = {trial.number for trial in finalists(spec, history)[: spec.finals.top]}
+    return [
+        trial
+        for trial in history.unfinished()
+        if trial.repeat_of is not None and trial.repeat_of not in wanted
+    ]
+
+
+def are_repeated(spec: SweepSpec, history: SweepHistory) -> bool:
+    """Whether no repeat is left to start or to end."""
+    return not plan_repeats(spec, history) and not any(
+        trial.repeat_of is not None for trial in history.unfinished()
+    )
+
+
+def _new_seed(spec: SweepSpec, trial: TrialRecord, turn: int) -> int:
+    """A seed that neither the search nor another finalist has had with these settings."""
+    seed = int(trial.spec["seed"]) + turn
+    if "seed" in spec.search_space.knobs:
+        seed += _APART * (trial.number + 1)
+    return seed % (MAX_SEED + 1)
+
+
+class RepeatSearcher(Searcher):  # type: ignore[misc]
+    """Ray Tune's view of the finals: unfinished repeats first, then those that are planned.
+
+    Args:
+        spec: The sweep.
+        history: Its trials so far.
+        constants: Put into every trial's config.
+        may_start: Asked before each new repeat; gives a reason not to, or nothing.
+
+    Attributes:
+        finish_reason: Why repeats were left out; empty when none was.
+    """
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        history: SweepHistory,
+        constants: Mapping[str, Any],
+        may_start: Callable[[], str],
+    ) -> None:
+        super().__init__(metric=spec.objective.metric, mode=spec.objective.mode)
+        self.finish_reason = ""
+        self._constants = dict(constants)
+        self._may_start = may_start
+        self._unfinished = deque(t for t in history.unfinished() if t.repeat_of is not None)
+        self._planned = deque(plan_repeats(spec, history))
+        self._next = max(history.trials, default=-1) + 1
+        self._configs: dict[str, dict[str, Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune pickles its searchers; a copy suggests nothing.
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The config of the next repeat, or `Searcher.FINISHED`."""
+        if trial_id in self._configs:
+            return self._configs[trial_id]
+        if self._unfinished:
+            record = self._unfinished.popleft()
+            config = {
+                "trial": record.number,
+                "knobs": dict(record.knobs),
+                "spec": dict(record.spec),
+                "repeat_of": record.repeat_of,
+            }
+        elif self._planned:
+            self.finish_reason = self._may_start()
+            if self.finish_reason:
+                logger.warning("%d repeats left out: %s", len(self._planned), self.finish_reason)
+                self._planned.clear()
+                return str(Searcher.FINISHED)
+            config = self._new(self._planned.popleft())
+        else:
+            return str(Searcher.FINISHED)
+        self._configs[trial_id] = self._constants | config
+        return self._configs[trial_id]
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing to learn: what comes next does not depend on it."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write nothing: the event log holds all there is to know."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing, as nothing was saved."""
+
+    def _new(self, repeat: Repeat) -> dict[str, Any]:
+        number = self._next
+        self._next += 1
+        return {
+            "trial": number,
+            "knobs": dict(repeat.trial.knobs),
+            "spec": repeat.spec().to_dict(),
+            "repeat_of": repeat.trial.number,
+        }

@@ -1,0 +1,186 @@
+"""How the finalists stand: the same configuration with several seeds, as a mean and its interval.
+
+The search looked at many configurations with one seed each, so its best value flatters. In the
+finals each of the best is trained again to the full horizon with seeds it was not chosen by, and
+all its adapters are measured on test rows that no choice has seen.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.journal.history import SweepHistory, TrialRecord, exceeded
+from orchestrator.outcome import Outcome
+from orchestrator.spec.sections import ObjectiveSpec
+from orchestrator.spec.sweep import SweepSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """One finalist.
+
+    Attributes:
+        trial: The trial of the search.
+        runs: It, if it was trained from the start to the horizon, and its repeats that were;
+            those that were measured and keep the constraints.
+        metric: What `values` are of.
+        values: The metric of each run.
+        mean: Of the values; `None` without any.
+        half_width: Of the confidence interval of the mean; `None` for fewer than two values.
+    """
+
+    trial: TrialRecord
+    runs: tuple[TrialRecord, ...]
+    metric: str
+    values: tuple[float, ...]
+    mean: float | None
+    half_width: float | None
+
+    @property
+    def adapter(self) -> TrialRecord:
+        """The run whose adapter stands for the configuration; see `choose_adapter`."""
+        return self.trial if not self.runs else self.runs[0]
+
+    @property
+    def is_repeated(self) -> bool:
+        """It was trained again with another seed."""
+        return any(run.repeat_of is not None for run in self.runs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether the first finalist is really better than the second.
+
+    Attributes:
+        is_clear: The interval of the difference leaves zero out.
+        text: One sentence for the report.
+    """
+
+    is_clear: bool
+    text: str
+
+
+def finalists(spec: SweepSpec, history: SweepHistory) -> list[TrialRecord]:
+    """The trials of the search that go into the finals, best on validation rows first.
+
+    One whose state was pruned cannot be measured again and is none.
+    """
+    registered = 0 if spec.register is None else spec.register.top
+    able = [trial for trial in history.ranking(spec.objective) if "state" not in trial.pruned]
+    return able[: max(spec.finals.top, registered)]
+
+
+def rank_finalists(spec: SweepSpec, history: SweepHistory) -> list[Standing]:
+    """The finalists, best first.
+
+    Those that were trained again by their mean on test rows; the others after them in the order of
+    the search, as test rows are no place to choose from single runs.
+    """
+    standings = [_stand(spec, history, trial) for trial in finalists(spec, history)]
+    sign = 1.0 if spec.objective.mode == "min" else -1.0
+
+    def place(standing: Standing) -> tuple[bool, float]:
+        if standing.mean is None or not standing.is_repeated:
+            return True, 0.0
+        return False, sign * standing.mean
+
+    return sorted(standings, key=place)  # stable: the rest in the order of the search
+
+
+def compare_first_two(standings: Sequence[Standing], confidence: float) -> Verdict | None:
+    """Welch's interval for the difference of the first two means; `None` for fewer than two.
+
+    (B. L. Welch, "The generalization of 'Student's' problem when several different population
+    variances are involved", Biometrika 34, 1947.)
+    """
+    measured = [standing for standing in standings if standing.values]
+    if len(measured) < 2:
+        return None
+    first, second = measured[:2]
+    names = f"trial {first.trial.number} and trial {second.trial.number}"
+    if min(len(first.values), len(second.values)) < 2:
+        text = f"{names} have a single run: their difference says nothing beyond noise"
+        return Verdict(is_clear=False, text=text)
+    difference = statistics.fmean(first.values) - statistics.fmean(second.values)
+    margin = _welch_margin(first.values, second.values, confidence)
+    shown = f"{difference:+.4g} ± {margin:.2g} in {first.metric} at {confidence:.0%}"
+    if abs(difference) > margin:
+        return Verdict(is_clear=True, text=f"{names} differ by {shown}")
+    text = f"{names} cannot be told apart: they differ by {shown}"
+    return Verdict(is_clear=False, text=text)
+
+
+def has_test_rows(spec: SweepSpec) -> bool:
+    """There are rows that only finalists see."""
+    return spec.data.test is not None or spec.data.test_fraction > 0
+
+
+def held_out_name(objective: ObjectiveSpec, metrics: Mapping[str, float]) -> str:
+    """The objective as measured on test rows; as measured on validation rows without any."""
+    on_test = objective.metric.replace("eval_", "test_")
+    return on_test if on_test in metrics else objective.metric
+
+
+def _stand(spec: SweepSpec, history: SweepHistory, trial: TrialRecord) -> Standing:
+    runs = [
+        run
+        for run in (trial, *history.repeats_of(trial.number))
+        if run.outcome is Outcome.COMPLETED
+        and _value(run, spec) is not None
+        and not exceeded(run, spec.objective)
+    ]
+    if len(runs) > 1:  # one that went on from another's checkpoint is no run of these settings
+        runs = [run for run in runs if run.parent is None]
+    if not runs and _value(trial, spec) is not None:
+        runs = [trial]  # stopped or cut short, and nothing that went further
+    metric = held_out_name(spec.objective, runs[0].final_metrics or {}) if runs else ""
+    values = tuple(value for run in runs if (value := _value(run, spec)) is not None)
+    return Standing(
+        trial=trial,
+        runs=tuple(_by_validation(runs, spec.objective)),
+        metric=metric,
+        values=values,
+        mean=statistics.fmean(values) if values else None,
+        half_width=_half_width(values, spec.finals.confidence),
+    )
+
+
+def _by_validation(runs: Sequence[TrialRecord], objective: ObjectiveSpec) -> list[TrialRecord]:
+    """Best on validation rows first: choosing among seeds by test rows would spoil those."""
+    sign = 1.0 if objective.mode == "min" else -1.0
+    return sorted(runs, key=lambda run: sign * (run.last(objective.metric) or 0.0))
+
+
+def _value(run: TrialRecord, spec: SweepSpec) -> float | None:
+    """What a run is judged by; without a test split that is its last validation value."""
+    if not has_test_rows(spec):
+        return run.last(spec.objective.metric)
+    metrics = run.final_metrics or {}
+    value = metrics.get(held_out_name(spec.objective, metrics))
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _half_width(values: Sequence[float], confidence: float) -> float | None:
+    if len(values) < 2:
+        return None
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return _student_t(confidence, len(values) - 1) * error
+
+
+def _welch_margin(a: Sequence[float], b: Sequence[float], confidence: float) -> float:
+    parts = [(statistics.variance(values) / len(values), len(values) - 1) for values in (a, b)]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return 0.0
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+    return _student_t(confidence, freedom) * math.sqrt(variance)
+
+
+def _student_t(confidence: float, freedom: float) -> float:
+    """How many standard errors to either side hold this part of Student's distribution."""
+    from scipy.stats import t  # takes a second, and only a sweep with finals needs it
+
+    return float(t.ppf((1 + confidence) / 2, freedom))

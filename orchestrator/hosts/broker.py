@@ -1,0 +1,181 @@
+"""The actor between proxies and hosts: `Seats` with a clock and with callers that can wait."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.hosts.demand import HostLimits, start_hosts
+from orchestrator.hosts.members import HostStart, Phase, Standing
+from orchestrator.hosts.seats import MAX_LONE_CRASHES, Seats
+from trainables.bench import Failure
+from trainables.orders import HostReport, Orders, SeatRequest, Task, TaskReport
+
+MAX_WAIT_S = 5.0
+"""No call waits longer: each one renews the lease of the trial it is for."""
+
+IDLE_WAIT_S = 1.0
+"""How long a host without work is kept waiting."""
+
+T = TypeVar("T")
+
+
+def broker_name(location: str) -> str:
+    """Name of the broker actor of the sweep in this storage, as `SweepStorage.location` has it."""
+    return f"lorchestra-broker-{hashlib.sha256(location.encode()).hexdigest()[:12]}"
+
+
+def start_broker(
+    location: str, lease_s: float = 60.0, max_crashes: int = MAX_LONE_CRASHES
+) -> ActorHandle:
+    """The broker actor of a sweep, beside its driver.
+
+    It ends with the last handle to it. One that an earlier run of the sweep in this process left
+    is ended here: the folder's lock says that nobody else uses it.
+    """
+    _end(broker_name(location))
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(num_cpus=0, max_concurrency=10_000)(Broker)
+    return actor.options(name=broker_name(location), scheduling_strategy=node).remote(
+        lease_s, max_crashes
+    )
+
+
+def _end(name: str) -> None:
+    try:
+        while True:
+            ray.kill(ray.get_actor(name))
+            time.sleep(0.05)  # the name is free a moment later
+    except ValueError:
+        return  # there is none
+
+
+class Broker:
+    """Body of the actor; every method can be called again with the same arguments."""
+
+    def __init__(self, lease_s: float, max_crashes: int = MAX_LONE_CRASHES) -> None:
+        self._seats = Seats(lease_s, max_crashes)
+        self._changed = asyncio.Event()
+
+    # -------------------------------------------------------------------------------- proxies
+
+    async def join(self, trial: int, attempt: str, group: str, request: SeatRequest) -> Standing:
+        """See `Seats.join`."""
+        standing = self._seats.join(trial, attempt, group, request, time.monotonic())
+        self._wake()
+        return standing
+
+    async def advance(self, trial: int, attempt: str, until: int, wait_s: float) -> Standing:
+        """Grant credit up to step `until`; wait for the report, not longer than `wait_s`."""
+
+        def look() -> Standing:
+            return self._seats.advance(trial, attempt, until, time.monotonic())
+
+        look()
+        self._wake()
+        return await self._wait(look, lambda standing: standing.answers(until), wait_s)
+
+    async def leave(
+        self, trial: int, attempt: str | None, keep: bool, wait_s: float = 0.0
+    ) -> Standing:
+        """Give up the seat; wait for it to be free, not longer than `wait_s`."""
+
+        def look() -> Standing:
+            return self._seats.leave(trial, attempt, keep, time.monotonic())
+
+        look()
+        self._wake()
+        return await self._wait(look, lambda s: s.phase is not Phase.LEAVING, wait_s)
+
+    # ---------------------------------------------------------------------------------- hosts
+
+    async def hello(self, host_id: str, incarnation: str) -> None:
+        """See `Seats.hello`."""
+        self._seats.hello(host_id, incarnation)
+        self._wake()
+
+    async def refuse(self, host_id: str, failure: Failure) -> None:
+        """See `Seats.refuse`."""
+        self._seats.refuse(host_id, failure)
+        self._wake()
+
+    async def exchange(self, host_id: str, incarnation: str, report: HostReport) -> Orders:
+        """Hear a host's report; answer with its orders as soon as they leave something to do."""
+        self._seats.take(host_id, incarnation, report)
+        self._wake()
+
+        def look() -> Orders:
+            self._seats.expire(time.monotonic())
+            return self._seats.orders(host_id, incarnation)
+
+        return await self._wait(
+            look, lambda orders: not orders.is_settled(report.holding), IDLE_WAIT_S
+        )
+
+    # --------------------------------------------------------------------------------- driver
+
+    async def start_hosts(self, limits: HostLimits) -> list[HostStart]:
+        """See `orchestrator.hosts.demand.start_hosts`."""
+        now = time.monotonic()
+        self._seats.expire(now)
+        starts = start_hosts(self._seats, limits, now)
+        self._wake()
+        return starts
+
+    async def end_host(self, host_id: str, failure: Failure | None) -> None:
+        """See `Seats.end_host`."""
+        self._seats.end_host(host_id, failure)
+        self._wake()
+
+    async def submit_task(self, task_id: str, group: str, task: Task) -> None:
+        """See `Seats.submit_task`."""
+        self._seats.submit_task(task_id, group, task, time.monotonic())
+        self._wake()
+
+    async def task_report(self, task_id: str, wait_s: float) -> TaskReport | None:
+        """What a task measured, or `None` when it is not done within `wait_s`."""
+        return await self._wait(
+            lambda: self._seats.errands[task_id].report, lambda r: r is not None, wait_s
+        )
+
+    async def settle(self, wait_s: float) -> bool:
+        """Wait until nobody is leaving any more; whether that is so within `wait_s`."""
+
+        def is_settled() -> bool:
+            return not any(member.is_leaving for member in self._seats.members.values())
+
+        return await self._wait(is_settled, bool, wait_s)
+
+    async def close(self) -> None:
+        """See `Seats.close`."""
+        self._seats.close()
+        self._wake()
+
+    # -------------------------------------------------------------------------------- waiting
+
+    def _wake(self) -> None:
+        """Let those who wait look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _wait(
+        self, look: Callable[[], T], is_enough: Callable[[T], bool], wait_s: float
+    ) -> T:
+        deadline = time.monotonic() + min(wait_s, MAX_WAIT_S)
+        while not is_enough(value := look()):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return value
+            changed = self._changed
+            try:
+                await asyncio.wait_for(changed.wait(), left_s)
+            except TimeoutError:
+                return look()
+        return value

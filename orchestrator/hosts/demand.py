@@ -1,0 +1,124 @@
+"""Which hosts to start, and which to end so that another group gets one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.hosts.members import Errand, Host, HostStart, Member
+from orchestrator.hosts.seats import Seats
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostLimits:
+    """How many hosts there may be and what one is.
+
+    Attributes:
+        max_hosts: Hosts at once, those that are ending included.
+        seats: Seats per host.
+        hosts_per_group: Hosts that one base may have at once; `None` is as many as there may be.
+        is_fresh: A host serves one trial and ends.
+        patience_s: How long a group without a host waits before a busy host of another group takes
+            no new trials; an idle one gives way at once. Also how long a host may take to come up
+            before an idle one of another group gives way to it.
+    """
+
+    max_hosts: int
+    seats: int
+    hosts_per_group: int | None = None
+    is_fresh: bool = False
+    patience_s: float = 60.0
+
+
+def start_hosts(seats: Seats, limits: HostLimits, now: float) -> list[HostStart]:
+    """Open the hosts that are needed and allowed; the caller starts them.
+
+    Groups without a host come first, the one that waits longest at the head; then second hosts.
+    With no host to spare, one of another group is drained, at most one for each group without.
+    """
+    if seats.is_closed:
+        return []
+    lines = _lines(seats)
+    starts: list[HostStart] = []
+    homeless = [group for group in lines if not _open_hosts(seats, group)]
+    for group in homeless:
+        if len(seats.hosts) < limits.max_hosts:
+            starts.append(_open(seats, lines[group][0], limits, now))
+    still_homeless = [group for group in homeless if not _open_hosts(seats, group)]
+    blocked = [group for group in lines if _is_blocked(seats, group, limits, now)]
+    _make_room(seats, lines, [*still_homeless, *blocked], limits, now)
+    if still_homeless:
+        return starts
+    for group, line in lines.items():
+        while len(line) > _room(seats, group) and _may_open(seats, group, limits):
+            starts.append(_open(seats, line[0], limits, now))
+    return starts
+
+
+def _lines(seats: Seats) -> dict[str, list[Member | Errand]]:
+    """Who waits, by group, longest first."""
+    everyone: list[Member | Errand] = [*seats.members.values(), *seats.errands.values()]
+    waiting = [who for who in everyone if who.is_waiting]
+    lines: dict[str, list[Member | Errand]] = {}
+    for who in sorted(waiting, key=lambda one: one.since):
+        lines.setdefault(who.group, []).append(who)
+    return lines
+
+
+def _open_hosts(seats: Seats, group: str) -> list[Host]:
+    return [h for h in seats.hosts.values() if h.group == group and not h.is_draining]
+
+
+def _is_blocked(seats: Seats, group: str, limits: HostLimits, now: float) -> bool:
+    """No host of a group comes up: those of other groups may hold the CPUs or GPUs it needs."""
+    hosts = _open_hosts(seats, group)
+    is_any_up = any(host.incarnation is not None for host in hosts)
+    return not is_any_up and any(now - host.since > limits.patience_s for host in hosts)
+
+
+def _room(seats: Seats, group: str) -> int:
+    return sum(host.seats - seats.load(host.host_id) for host in _open_hosts(seats, group))
+
+
+def _may_open(seats: Seats, group: str, limits: HostLimits) -> bool:
+    """Whether a group that has hosts may have one more."""
+    of_group = limits.hosts_per_group
+    return len(seats.hosts) < limits.max_hosts and (
+        of_group is None or len(_open_hosts(seats, group)) < of_group
+    )
+
+
+def _open(seats: Seats, who: Member | Errand, limits: HostLimits, now: float) -> HostStart:
+    start = HostStart(host_id=seats.next_host_id(), group=who.group, base=who.base)
+    places = 1 if limits.is_fresh else limits.seats
+    seats.open_host(start, places, serves=1 if limits.is_fresh else None, now=now)
+    return start
+
+
+def _make_room(
+    seats: Seats,
+    lines: Mapping[str, list[Member | Errand]],
+    groups: Sequence[str],
+    limits: HostLimits,
+    now: float,
+) -> None:
+    """Drain the least busy host for each group, unless enough are ending already."""
+    ending = sum(host.is_draining for host in seats.hosts.values())
+    for group in groups[ending:]:
+        since = lines[group][0].since
+        blocked = _open_hosts(seats, group)
+        victims = [host for host in seats.hosts.values() if _may_end(host, lines, since)]
+        if blocked:  # none has come up: only an idle host that is up can help
+            victims = [host for host in victims if host.incarnation is not None]
+        if blocked or now - since <= limits.patience_s:
+            victims = [host for host in victims if seats.load(host.host_id) == 0]
+        if victims:
+            min(victims, key=lambda host: seats.load(host.host_id)).is_draining = True
+            for host in blocked:
+                host.since = now
+
+
+def _may_end(host: Host, lines: Mapping[str, list[Member | Errand]], since: float) -> bool:
+    """A host whose own group has an older trial in line stays: that trial is first."""
+    is_first = host.group in lines and lines[host.group][0].since <= since
+    return not host.is_draining and not is_first

@@ -1,0 +1,406 @@
+"""Who sits where: trials, their seats on hosts, and how far each may go.
+
+A state machine without clocks, threads or Ray: `now` is passed in, and calls can be repeated at no
+harm, since their callers retry. Trials of one group (same base in the same form) share hosts.
+
+    join ─► waiting ─► seated ─► leaving ─► left
+                          ├─► report with a fault
+                          └─► waiting, when its host is given up
+    a silent proxy ─► lost          a newer attempt of the same trial ─► superseded
+
+A trial's credit is the step it may go to (`until`), not a number of steps: asking twice grants
+nothing twice, and a host that restarts from a saved state finds the same credit again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+
+from orchestrator.hosts.members import Errand, Host, HostStart, Member, Phase, Standing
+from trainables.bench import Failure
+from trainables.orders import (
+    HostReport,
+    Orders,
+    SeatOrder,
+    SeatReport,
+    SeatRequest,
+    Task,
+    TaskOrder,
+    TaskReport,
+    fault_metrics,
+)
+
+MAX_LONE_CRASHES = 2
+"""Deaths of its host, while nobody else was training, that convict a trial by default."""
+
+MAX_DEAD_HOSTS = 3
+"""Hosts of a group that may be given up in a row, with no news of any trial in between."""
+
+NO_BUNDLE = "its host ended before the bundle was written"
+
+
+class Seats:
+    """All trials, hosts and tasks of a sweep.
+
+    Args:
+        lease_s: A trial whose proxy is silent for longer loses its seat, unexported.
+        max_crashes: A trial or task whose host dies so often while nobody else was training is
+            taken to be the cause, and fails.
+    """
+
+    def __init__(self, lease_s: float, max_crashes: int = MAX_LONE_CRASHES) -> None:
+        self.lease_s, self.max_crashes = lease_s, max_crashes
+        self.members: dict[str, Member] = {}  # in the order they joined: the waiting line
+        self.hosts: dict[str, Host] = {}
+        self.errands: dict[str, Errand] = {}
+        self.is_closed = False
+        self._current: dict[int, str] = {}
+        self._dead: dict[str, set[str]] = {}  # hosts lost since the last news, by group
+        self._past: dict[str, tuple[int, Standing]] = {}
+        self._numbers = itertools.count()
+
+    # -------------------------------------------------------------------------------- proxies
+
+    def join(
+        self, trial: int, attempt: str, group: str, request: SeatRequest, now: float
+    ) -> Standing:
+        """Stand in line for a seat, in place of any earlier attempt of the trial."""
+        key = _key(trial, attempt)
+        if key not in self.members and key not in self._past:
+            self._supersede(trial)
+            self.members[key] = Member(
+                key=key, trial=trial, group=group, request=request, since=now, seen=now
+            )
+            self._current[trial] = key
+        return self._hear(key, now)
+
+    def advance(self, trial: int, attempt: str, until: int, now: float) -> Standing:
+        """Let a trial go to step `until`, and say where it is."""
+        key = _key(trial, attempt)
+        member = self.members.get(key)
+        if member is not None and not member.is_leaving:
+            member.until = max(member.until, until)
+        return self._hear(key, now)
+
+    def leave(self, trial: int, attempt: str | None, keep: bool, now: float) -> Standing:
+        """Give up a seat or the place in line.
+
+        Args:
+            trial: Number of the trial.
+            attempt: Which attempt; `None` is the newest.
+            keep: Export the bundle of the last report first: the phase is `leaving` until then.
+            now: Seconds.
+        """
+        key = self._current.get(trial, "") if attempt is None else _key(trial, attempt)
+        member = self.members.get(key)
+        if member is None:
+            _, standing = self._past.get(key, (trial, Standing(phase=Phase.LEFT)))
+            return standing
+        if member.is_leaving or (keep and self._can_export(member)):
+            member.is_leaving = True
+            return self._hear(key, now)
+        return self._retire(member, Phase.LEFT)
+
+    def _can_export(self, member: Member) -> bool:
+        """A host can write its bundle: the one it sits on, or the next one after that was lost."""
+        is_between_hosts = member.is_waiting and member.known > 0
+        return member.host is not None or (is_between_hosts and not self.is_closed)
+
+    def _hear(self, key: str, now: float) -> Standing:
+        member = self.members.get(key)
+        if member is None:
+            _, standing = self._past.get(key, (0, Standing(phase=Phase.LOST)))
+            return standing
+        member.seen = now
+        self._seat_waiting()
+        return Standing(phase=self._phase(member), report=member.report)
+
+    def _phase(self, member: Member) -> Phase:
+        if member.is_leaving:
+            return Phase.LEAVING
+        if self.is_closed:
+            return Phase.CLOSED
+        return Phase.WAITING if member.host is None else Phase.SEATED
+
+    def _retire(self, member: Member, phase: Phase, reason: str = "") -> Standing:
+        standing = Standing(phase=phase, report=member.report, reason=reason)
+        del self.members[member.key]
+        self._past[member.key] = (member.trial, standing)
+        self._seat_waiting()
+        return standing
+
+    def _supersede(self, trial: int) -> None:
+        """An older attempt must not come back: not from its seat, nor after a lost lease."""
+        for member in [m for m in self.members.values() if m.trial == trial]:
+            self._retire(member, Phase.SUPERSEDED)
+        for key, (owner, standing) in self._past.items():
+            if owner == trial and standing.phase is Phase.LOST:
+                gone = dataclasses.replace(standing, phase=Phase.SUPERSEDED)
+                self._past[key] = (owner, gone)
+
+    def expire(self, now: float) -> None:
+        """Take the seats of trials whose proxies have gone silent."""
+        for member in list(self.members.values()):
+            if not member.is_leaving and now - member.seen > self.lease_s:
+                self._retire(member, Phase.LOST)
+
+    # ---------------------------------------------------------------------------------- hosts
+
+    def open_host(
+        self, start: HostStart, seats: int, serves: int | None, now: float = 0.0
+    ) -> None:
+        """Count on a host that is being started."""
+        self.hosts[start.host_id] = Host(
+            host_id=start.host_id, group=start.group, seats=seats, serves=serves, since=now
+        )
+
+    def next_host_id(self) -> str:
+        """A name no host of this sweep's driver had."""
+        return f"h{next(self._numbers):03d}"
+
+    def hello(self, host_id: str, incarnation: str) -> None:
+        """A host is up, for the first time or after a crash."""
+        host = self.hosts.get(host_id)
+        if host is None or incarnation in {host.incarnation, *host.past}:
+            return
+        if host.incarnation is not None:
+            host.past.add(host.incarnation)
+            self._blame_crash(host)
+        host.incarnation, host.holding, host.offered = incarnation, frozenset(), frozenset()
+        self._seat_waiting()
+
+    def take(self, host_id: str, incarnation: str, report: HostReport) -> None:
+        """Note what a host did; word from an incarnation that is past is not heard."""
+        host = self.hosts.get(host_id)
+        if host is None or host.incarnation != incarnation:
+            return
+        host.holding = report.holding
+        for seat_report in report.reports:
+            member = self.members.get(seat_report.key)
+            if member is not None and member.host == host_id:
+                self._note(member, seat_report)
+        for freed in report.freed:
+            member = self.members.get(freed.key)
+            if member is not None and member.is_leaving:
+                self._retire(member, Phase.LEFT, freed.error)
+        for task_report in report.tasks:
+            self.errands[task_report.task_id].report = task_report
+            self._dead.pop(host.group, None)
+        self._seat_waiting()
+
+    def _note(self, member: Member, report: SeatReport) -> None:
+        if report.step > member.known or report.fault is not None:
+            self._dead.pop(member.group, None)
+        member.report = report
+        member.is_suspect, member.lone_crashes = False, 0
+        if member.has_fault and not member.is_leaving:
+            member.host = None
+
+    def orders(self, host_id: str, incarnation: str) -> Orders:
+        """All that a host should be doing.
+
+        After a crash those who were training are suspects: they train one at a time, alone, each
+        to its next report, so that one that kills its host does not take its neighbours along.
+        """
+        host = self.hosts.get(host_id)
+        if host is None or host.incarnation != incarnation:
+            return Orders(is_over=True)
+        members = [m for m in self._seated(host_id) if m.is_leaving or not self.is_closed]
+        suspects = [m.key for m in members if m.is_suspect]
+        if suspects:
+            seats = tuple(self._quarantine(host, members, suspects[0]))
+            tasks: tuple[TaskOrder, ...] = ()
+        else:
+            seats = tuple(_order(member) for member in members)
+            tasks = tuple(TaskOrder(task_id=name, task=e.task) for name, e in self._busy(host_id))
+        offered = {s.key for s in seats if s.is_due or s.key not in host.holding}
+        host.offered = frozenset(offered | {task.task_id for task in tasks})
+        is_over = (host.is_draining or self.is_closed) and not members and not tasks
+        return Orders(seats=seats, tasks=tasks, is_over=is_over)
+
+    def _quarantine(
+        self, host: Host, members: Iterable[Member], suspect: str
+    ) -> Iterator[SeatOrder]:
+        for member in members:
+            if member.key == suspect:
+                yield _order(member)
+            elif member.key in host.holding and not member.is_suspect:
+                yield dataclasses.replace(_order(member), until=member.known, is_leaving=False)
+
+    def _blame_crash(self, host: Host) -> None:
+        active = [m for m in self._seated(host.host_id) if m.key in host.offered]
+        for member in active:
+            member.is_suspect = True
+        for name, errand in self._busy(host.host_id):
+            errand.crashes += name in host.offered
+            if errand.crashes >= self.max_crashes:
+                self._dead.pop(errand.group, None)
+                errand.report = TaskReport(
+                    task_id=name, error=f"its host died at it {self.max_crashes} times"
+                )
+        if len(active) == 1 and host.offered == {active[0].key}:
+            active[0].lone_crashes += 1
+            if active[0].lone_crashes >= self.max_crashes:
+                self._dead.pop(host.group, None)  # the cause is found
+                reason = f"its host died {self.max_crashes} times while training it alone"
+                self._fail(active[0], Failure(fault="failed", reason=reason))
+
+    def refuse(self, host_id: str, failure: Failure) -> None:
+        """A host cannot load its base.
+
+        Where it is the first and only one of its group, those who wait for it get the failure. One
+        that was up before shows that the base is sound: it is given up as in `end_host`.
+        """
+        host = self.hosts.get(host_id)
+        if host is None:
+            return
+        host.is_draining = True
+        if host.incarnation is not None:
+            self._give_up(host, failure)
+        elif all(other is host or other.group != host.group for other in self.hosts.values()):
+            self._fail_line(host.group, failure)
+
+    def end_host(self, host_id: str, failure: Failure | None) -> None:
+        """A host is gone for good; its trials go on in another one from their saved states.
+
+        With a failure its end counts as a crash; a row of `MAX_DEAD_HOSTS` such ends without news
+        fails those who wait. A host with a failure that was never up is one that `refuse`s.
+        """
+        host = self.hosts.get(host_id)
+        if host is None:
+            return
+        host.is_draining = True
+        if failure is not None:
+            self.refuse(host_id, failure)
+        self._put_back(host)
+        del self.hosts[host_id]
+        self._seat_waiting()
+
+    def _give_up(self, host: Host, failure: Failure) -> None:
+        self._dead.setdefault(host.group, set()).add(host.host_id)
+        self._blame_crash(host)
+        self._put_back(host)
+        if len(self._dead.get(host.group, ())) >= MAX_DEAD_HOSTS:
+            self._fail_line(host.group, failure)
+
+    def _put_back(self, host: Host) -> None:
+        """Those on a host stand in line again; for a bundle that is only done once."""
+        host.holding, host.offered = frozenset(), frozenset()
+        for member in list(self._seated(host.host_id)):
+            member.host = None
+            if member.is_leaving:
+                self._await_next_host(member)
+        for _, errand in self._busy(host.host_id):
+            errand.host = None
+
+    def _await_next_host(self, member: Member) -> None:
+        """Leave the export to the next host, if there may be one."""
+        if member.is_moved or member.has_fault or self.is_closed:
+            self._retire(member, Phase.LEFT, NO_BUNDLE)
+        else:
+            member.is_moved = True
+
+    def _fail_line(self, group: str, failure: Failure) -> None:
+        """Those who wait for a host of a group get the failure."""
+        for member in list(self.members.values()):
+            if member.is_waiting and member.group == group:
+                self._fail(member, failure)
+        for name, errand in self.errands.items():
+            if errand.is_waiting and errand.group == group:
+                errand.report = TaskReport(task_id=name, error=failure.reason)
+
+    def _fail(self, member: Member, failure: Failure) -> None:
+        last = {} if member.report is None else member.report.metrics
+        member.report = SeatReport(
+            key=member.key,
+            step=member.known,
+            metrics=fault_metrics({**last, "step": member.known}),
+            fault=failure.fault,
+            reason=failure.reason,
+        )
+        member.host, member.is_suspect = None, False
+        if member.is_leaving:
+            self._retire(member, Phase.LEFT, failure.reason)
+
+    # ---------------------------------------------------------------------------------- tasks
+
+    def submit_task(self, task_id: str, group: str, task: Task, now: float) -> None:
+        """Ask for a measurement on a group's base."""
+        self.errands.setdefault(task_id, Errand(task=task, group=group, since=now))
+        self._seat_waiting()
+
+    def close(self) -> None:
+        """Grant nothing more; hosts end when those who are leaving have left."""
+        self.is_closed = True
+        for member in list(self.members.values()):
+            if member.is_leaving and member.host is None:
+                self._retire(member, Phase.LEFT, NO_BUNDLE)
+        for name, errand in self.errands.items():
+            if errand.report is None:
+                errand.report = TaskReport(task_id=name, error="the sweep was closed")
+
+    # -------------------------------------------------------------------------------- seating
+
+    def load(self, host_id: str) -> int:
+        """Seats of a host that are taken, by trials and by tasks."""
+        return len(list(self._seated(host_id))) + len(self._busy(host_id))
+
+    def _seated(self, host_id: str) -> Iterator[Member]:
+        return (member for member in self.members.values() if member.host == host_id)
+
+    def _busy(self, host_id: str) -> list[tuple[str, Errand]]:
+        return [(n, e) for n, e in self.errands.items() if e.host == host_id and e.report is None]
+
+    def _seat_waiting(self) -> None:
+        """Give free seats to those who wait, first come first served."""
+        if self.is_closed:
+            return
+        for member in self.members.values():
+            if member.is_waiting and not self._is_held_elsewhere(member):
+                member.host = self._find_seat(member.group)
+        for errand in self.errands.values():
+            if errand.is_waiting:
+                errand.host = self._find_seat(errand.group)
+
+    def _is_held_elsewhere(self, member: Member) -> bool:
+        """A host still holds another attempt of the trial, and may be writing its state."""
+        prefix = _key(member.trial, "")
+        return any(
+            key.startswith(prefix) and key != member.key
+            for host in self.hosts.values()
+            for key in host.holding
+        )
+
+    def _find_seat(self, group: str) -> str | None:
+        """The emptiest host of the group with a free seat."""
+        free = [
+            host
+            for host in self.hosts.values()
+            if host.group == group
+            and host.incarnation is not None
+            and not host.is_draining
+            and self.load(host.host_id) < host.seats
+        ]
+        if not free:
+            return None
+        host = min(free, key=lambda host: self.load(host.host_id))
+        if host.serves is not None:
+            host.serves -= 1
+            host.is_draining = host.serves <= 0
+        return host.host_id
+
+
+def _key(trial: int, attempt: str) -> str:
+    return f"t{trial:04d}.{attempt}"
+
+
+def _order(member: Member) -> SeatOrder:
+    return SeatOrder(
+        key=member.key,
+        request=member.request,
+        known=member.known,
+        until=member.until,
+        is_leaving=member.is_leaving,
+    )

@@ -1,0 +1,152 @@
+"""What a user asks of a sweep from a second terminal: stop a trial, or cancel all of it.
+
+A request is a small file in the sweep's folder, so that it reaches a driver that runs and one that
+is started later. Without a driver the log itself is written, under its lock.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from orchestrator.errors import SweepInUseError, SweepSpecError
+from orchestrator.journal.events import EventLog
+from orchestrator.journal.history import TrialRecord
+from orchestrator.journal.layout import REQUESTS_FOLDER, bundle_folder
+from orchestrator.journal.storage import SweepStorage, read_history
+from orchestrator.outcome import Outcome, TrialOutcome
+
+logger = logging.getLogger(__name__)
+
+STOPPED_BY_USER = TrialOutcome(Outcome.CANCELLED, "stopped by the user")
+CANCELLED_BY_USER = "the sweep was cancelled by the user"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One wish of the user.
+
+    Attributes:
+        kind: `stop` ends one trial, `cancel` the sweep.
+        trial: Number of the trial to stop.
+    """
+
+    kind: Literal["stop", "cancel"]
+    trial: int | None = None
+
+
+class Wishes:
+    """What was asked of the sweep so far; thread-safe."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._stopped: set[int] = set()
+        self._is_cancelled = False
+
+    def add(self, request: Request) -> None:
+        """Take a request in."""
+        with self._guard:
+            if request.kind == "cancel":
+                self._is_cancelled = True
+            elif request.trial is not None:
+                self._stopped.add(request.trial)
+
+    def is_stopped(self, trial: int) -> bool:
+        """The user asked for an end of this trial."""
+        with self._guard:
+            return trial in self._stopped
+
+    def end_of(self, trial: int) -> TrialOutcome | None:
+        """How a trial ends that the user stopped; `None` for another."""
+        return STOPPED_BY_USER if self.is_stopped(trial) else None
+
+    @property
+    def is_cancelled(self) -> bool:
+        """The user asked for an end of the sweep."""
+        with self._guard:
+            return self._is_cancelled
+
+
+def post_request(storage: SweepStorage, request: Request) -> None:
+    """Leave a request for the driver of a sweep, wherever it runs."""
+    name = f"{REQUESTS_FOLDER}/{uuid.uuid4().hex}.json"
+    storage.send(name, json.dumps(asdict(request)).encode())
+
+
+def take_requests(folder: Path) -> list[Request]:
+    """The requests that were left in the driver's folder, each once; others are dropped."""
+    taken = []
+    for path in sorted((folder / REQUESTS_FOLDER).glob("*.json")):
+        try:
+            taken.append(Request(**json.loads(path.read_text())))
+        except (ValueError, TypeError) as error:
+            logger.warning("%s is no request: %s", path, error)
+        path.unlink()
+    return taken
+
+
+def stop_trial(storage: SweepStorage, trial: int) -> str:
+    """End one trial of a sweep, whether its driver runs or not; says what was done.
+
+    Raises:
+        SweepSpecError: There is no such trial, or it has ended.
+    """
+    history = read_history(storage.location)
+    record = history.trials.get(trial)
+    running = [one.number for one in history.unfinished()]
+    if record is None or record.outcome is not None:
+        ended = "" if record is None else f" ({record.outcome})"
+        raise SweepSpecError(
+            f"stop: got {trial}{ended}; allowed: a trial without an end: "
+            f"{', '.join(map(str, running)) or 'there is none'}. See lorchestra status."
+        )
+    try:
+        with storage.open_log() as events:
+            events.append("session_lost")
+            end_cancelled(events, record, STOPPED_BY_USER.reason)
+    except SweepInUseError:
+        post_request(storage, Request(kind="stop", trial=trial))
+        return f"trial {trial} is told to stop"
+    return f"trial {trial} is stopped; no driver is running the sweep"
+
+
+def cancel_sweep(storage: SweepStorage) -> str:
+    """End a sweep, whether its driver runs or not; says what was done.
+
+    Raises:
+        SweepSpecError: It has ended.
+    """
+    history = read_history(storage.location)
+    if history.status != "running":
+        raise SweepSpecError(
+            f"cancel: got {storage.location!r}, which is {history.status}; allowed: a sweep "
+            "without an end. There is nothing to cancel."
+        )
+    try:
+        with storage.open_log() as events:
+            events.append("session_lost")
+            for record in history.unfinished():
+                end_cancelled(events, record, CANCELLED_BY_USER)
+            events.append("sweep_ended", status="cancelled", reason=CANCELLED_BY_USER)
+    except SweepInUseError:
+        post_request(storage, Request(kind="cancel"))
+        return "the sweep is told to end"
+    return "the sweep is cancelled; no driver was running it"
+
+
+def end_cancelled(events: EventLog, record: TrialRecord, reason: str) -> None:
+    """Record that the user ended a trial; its adapter is exported from its state when wanted."""
+    events.append(
+        "trial_ended",
+        trial=record.number,
+        outcome=Outcome.CANCELLED.value,
+        reason=reason,
+        step=record.step,
+        bundle=bundle_folder(record.number) if record.reports else None,
+        by="user",
+    )

@@ -1,0 +1,300 @@
+"""Where a sweep keeps what it has: a local folder, or a place in a bucket, `s3://bucket/prefix`.
+
+The driver reads and writes files. For a sweep in a bucket it does so in a mirror, a folder of the
+cache; the bucket is the truth, and the mirror can be lost. Hosts and proxies are given locations
+and use the bucket themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.errors import SweepInUseError, SweepStorageError
+from orchestrator.files import replace_file
+from orchestrator.journal.events import EventLog, decode_events
+from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.layout import (
+    CURSOR_FILE,
+    EVENTS_FILE,
+    REPORT_FOLDER,
+    bundle_folder,
+    state_folder,
+)
+from orchestrator.journal.lease import Lease
+from orchestrator.journal.replica import LogReplica, read_remote_log
+from trainables.errors import StorageError
+from trainables.objects import (
+    delete_objects,
+    download_file,
+    list_objects,
+    read_object,
+    upload_file,
+    write_object,
+)
+from trainables.orders import kept_bundle
+from trainables.origin import cache_folder
+from trainables.storage import (
+    fetch_folder,
+    has_folder,
+    is_remote,
+    join_location,
+    path_below,
+    remove_folder,
+)
+
+_MADE_FROM_LOG = (CURSOR_FILE, REPORT_FOLDER, "trials", "tune", "hosts")
+
+
+class SweepStorage:
+    """The storage of one sweep. Making one touches nothing; `open_log` makes it the driver's.
+
+    Args:
+        location: A local folder, or `s3://bucket/prefix`.
+
+    Attributes:
+        location: The same as text, a local path made absolute: what hosts and proxies are given.
+        folder: Where the driver keeps its files: the folder itself, or the mirror of a remote one.
+        is_remote: It is in a bucket.
+
+    Raises:
+        SweepStorageError: It is neither.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        self.location = locate_storage(location)
+        self.is_remote = is_remote(self.location)
+        self.folder = _mirror(self.location) if self.is_remote else Path(self.location)
+
+    def open_log(self, lease: Lease | None = None) -> EventLog:
+        """The log, with this process as its one writer; a remote one is copied into the mirror.
+
+        Args:
+            lease: How a remote log is kept to one driver; the usual way when not given.
+
+        Raises:
+            SweepInUseError: Another driver is running the sweep.
+            SweepStorageError: The storage cannot be used.
+        """
+        path = self.folder / EVENTS_FILE
+        if not self.is_remote:
+            return EventLog(path)
+        known = path.read_bytes() if path.is_file() else b""
+        replica = LogReplica(self.location, lease or Lease(self.location))
+        try:
+            log = EventLog(path, replica)
+        except SweepInUseError as error:  # by the mirror's lock: nobody knows the mirror by name
+            message = str(error).replace(str(self.folder), self.location)
+            raise SweepInUseError(message) from error
+        if not path.read_bytes().startswith(known):
+            self._forget()
+        return log
+
+    def state_location(self, trial: int) -> str:
+        """Where a trial's states are saved, to go on from."""
+        return join_location(self.location, state_folder(trial))
+
+    def bundle_location(self, trial: int) -> str:
+        """Where a trial's adapter is exported to, once it has left its seat."""
+        return join_location(self.location, bundle_folder(trial))
+
+    def has_bundle(self, trial: int) -> bool:
+        """Whether a trial has left its adapter.
+
+        Raises:
+            SweepStorageError: The bucket cannot be read.
+        """
+        if not self.is_remote:
+            return (Path(self.bundle_location(trial)) / "manifest.json").is_file()
+        with _sweep_errors():
+            return has_folder(self.bundle_location(trial))
+
+    def remove_bundle(self, trial: int) -> None:
+        """Forget the adapter of a trial that goes on.
+
+        Raises:
+            SweepStorageError: The storage cannot be written.
+        """
+        with _sweep_errors():
+            remove_folder(self.bundle_location(trial))
+
+    def fetch_bundle(self, trial: int) -> Path:
+        """The local folder of a trial's adapter; copied into the mirror for a remote sweep.
+
+        Raises:
+            SweepStorageError: There is none, or the bucket cannot be read.
+        """
+        return self._fetch(self.bundle_location(trial))
+
+    def fetch_kept(self, trial: int, steps: Iterable[int]) -> dict[int, Path]:
+        """Local folders of the adapters that a trial kept at some of these steps.
+
+        Raises:
+            SweepStorageError: The bucket cannot be read.
+        """
+        places = {step: kept_bundle(self.bundle_location(trial), step) for step in steps}
+        with _sweep_errors():
+            there = {step: place for step, place in places.items() if has_folder(place)}
+        return {step: self._fetch(place) for step, place in there.items()}
+
+    def _fetch(self, location: str) -> Path:
+        found = self._download(location) if self.is_remote else Path(location)
+        if found is None or not found.is_dir():
+            raise SweepStorageError(
+                f"{location}: no such bundle; allowed: one that its trial has left. Run the sweep "
+                "again: finalists export theirs anew."
+            )
+        return found
+
+    def push(self, name: str) -> None:
+        """Copy a file or folder of the mirror, file by file, to the bucket.
+
+        Raises:
+            SweepStorageError: The bucket cannot be written.
+        """
+        if not self.is_remote:
+            return
+        root = self.folder / name
+        files = sorted(root.rglob("*")) if root.is_dir() else [root]
+        with _sweep_errors():
+            for file in files:
+                if file.is_file() and not file.name.startswith("."):
+                    upload_file(file, self._address(file.relative_to(self.folder).as_posix()))
+
+    def pull(self, name: str) -> None:
+        """Copy a file or folder from the bucket into the mirror, as far as it is there.
+
+        Raises:
+            SweepStorageError: The bucket cannot be read.
+        """
+        if not self.is_remote:
+            return
+        with _sweep_errors():
+            content = read_object(self._address(name))
+            if content is not None:
+                self._write(name, content)
+            for below in list_objects(self._address(name)):
+                self._download_file(f"{name}/{below}")
+
+    def send(self, name: str, content: bytes) -> None:
+        """Write a small file where the driver, wherever it runs, can `collect` it.
+
+        Raises:
+            SweepStorageError: The storage cannot be written.
+        """
+        if not self.is_remote:
+            self._write(name, content)
+            return
+        with _sweep_errors():
+            write_object(self._address(name), content)
+
+    def collect(self, name: str) -> None:
+        """Move what others sent below a name from the bucket into the driver's folder.
+
+        Raises:
+            SweepStorageError: The bucket cannot be read.
+        """
+        if not self.is_remote:
+            return
+        with _sweep_errors():
+            names = list_objects(self._address(name))
+            for below in names:
+                self._download_file(f"{name}/{below}")
+            delete_objects(self._address(name), names)
+
+    def _download(self, location: str) -> Path | None:
+        """A fresh copy in the mirror, put where the local storage would have it."""
+        target = self.folder / location.removeprefix(f"{self.location}/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=target.parent) as temporary:
+            with _sweep_errors():
+                found = fetch_folder(location, Path(temporary) / target.name)
+            if found is None:
+                return None
+            if target.exists():
+                shutil.rmtree(target)
+            found.rename(target)
+        return target
+
+    def _download_file(self, name: str) -> None:
+        target = path_below(self.folder, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        writing = target.with_name(f".{uuid.uuid4().hex}")
+        download_file(self._address(name), writing)
+        writing.replace(target)
+
+    def _write(self, name: str, content: bytes) -> None:
+        target = self.folder / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(target, content)
+        except OSError as error:
+            raise SweepStorageError(
+                f"{target}: cannot be written ({error}); allowed: a writable storage folder. "
+                "Choose another folder or mend its permissions."
+            ) from error
+
+    def _address(self, name: str) -> str:
+        return f"{self.location}/{name}"
+
+    def _forget(self) -> None:
+        """Clear the mirror of a sweep that is no longer the one in the bucket."""
+        for name in _MADE_FROM_LOG:
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def locate_storage(location: str | Path) -> str:
+    """A storage location as everyone is given it: an absolute path, or an address without `/`.
+
+    Raises:
+        SweepStorageError: It is neither a path nor an `s3://` address.
+    """
+    text = str(location)
+    if isinstance(location, str) and "://" in text:
+        address = text.rstrip("/")
+        if not is_remote(text) or address == "s3:":
+            raise SweepStorageError(
+                f"storage: got {text!r}; allowed: a local folder or s3://bucket/prefix. Choose "
+                "one of these."
+            )
+        return address
+    return str(Path(location).absolute())
+
+
+def read_history(location: str | Path) -> SweepHistory:
+    """What a sweep's log adds up to, read beside its driver and from any machine.
+
+    Raises:
+        SweepStorageError: The log is damaged, or the bucket cannot be read.
+    """
+    address = locate_storage(location)
+    if not is_remote(address):
+        return SweepHistory.read(Path(address) / EVENTS_FILE)
+    with _sweep_errors():
+        content = read_remote_log(address)
+    history = SweepHistory()
+    for event in decode_events(content, address):
+        history.apply(event)
+    return history
+
+
+def _mirror(location: str) -> Path:
+    digest = hashlib.sha256(location.encode()).hexdigest()[:16]
+    return cache_folder().absolute() / "storage" / digest
+
+
+@contextmanager
+def _sweep_errors() -> Iterator[None]:
+    try:
+        yield
+    except StorageError as error:
+        raise SweepStorageError(str(error)) from error

@@ -1,0 +1,1 @@
+"""A sweep as people see it: live table, summary, leaderboard, page, plots, MLflow runs."""

@@ -1,0 +1,160 @@
+"""Every trial of a sweep in one table: ranked ones first, failures apart from bad results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.journal.history import WITH_ADAPTER, SweepHistory, TrialRecord, exceeded
+from orchestrator.outcome import Outcome
+from orchestrator.report.measurements import measured_reports
+from orchestrator.spec.sections import ObjectiveSpec
+from orchestrator.spec.space import describe, searched_names
+from orchestrator.spec.sweep import SweepSpec
+from trainables.spec import TrialSpec
+
+UNFINISHED = "unfinished"
+"""Stands in the column `outcome` for a trial without an end."""
+
+UNRANKED_ORDER: tuple[str, ...] = (
+    Outcome.COMPLETED,  # completed or stopped without a finite value of the objective
+    Outcome.STOPPED,
+    Outcome.DIVERGED,
+    Outcome.INFEASIBLE,
+    Outcome.FAILED,
+    Outcome.CANCELLED,
+    UNFINISHED,
+)
+
+_METRICS = ("eval_loss", "eval_accuracy", "train_loss")
+_COSTS = ("tokens_per_s", "peak_memory_gib", "trainable_params", "host_s")
+
+
+def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
+    """One row per trial of the search; `rank` is empty for those that cannot be compared.
+
+    Metrics are those of a trial's last report, missing where not finite.
+    """
+    settings = searched_names(spec.search_space)
+    metrics = objective_first(spec.objective.metric)
+    ranked = history.ranking(spec.objective)
+    rows = []
+    for rank, record in _in_order(ranked, history):
+        rows.append(
+            {"rank": rank, "trial": record.number, "outcome": outcome_of(record)}
+            | _last_values(record, ("step", *metrics))
+            | {name: value for name, value in describe_trial(record).items() if name in settings}
+            | _last_values(record, _COSTS)
+            | {"seconds": _seconds(record), "reason": _reason(record, spec)}
+        )
+    columns = ["rank", "trial", "outcome", "step", *metrics]
+    columns += [*settings, *_COSTS, "seconds", "reason"]
+    whole = ("rank", "trial", "step", "trainable_params")
+    measured = (*metrics, "tokens_per_s", "peak_memory_gib", "host_s", "seconds")
+    types = dict.fromkeys(whole, "Int64") | dict.fromkeys(measured, "float64")
+    # Settings stay objects: pandas would turn 4 and None into 4.0 and NaN.
+    return pd.DataFrame(
+        {
+            name: pd.Series([row[name] for row in rows], dtype=types.get(name, "object"))
+            for name in columns
+        }
+    )
+
+
+def find_pareto(objective: ObjectiveSpec, history: SweepHistory) -> tuple[int, ...]:
+    """Ranked trials that no other betters in one objective without being worse in another.
+
+    Empty for a single objective, where the ranking says it all.
+    """
+    if not objective.also:
+        return ()
+    signs = {name: 1.0 if mode == "min" else -1.0 for name, mode in objective.goals.items()}
+    costs = {}
+    for record in history.ranking(objective):
+        values = [record.last(name) for name in signs]
+        if None not in values:
+            costs[record.number] = [
+                sign * float(value or 0.0)
+                for sign, value in zip(signs.values(), values, strict=True)
+            ]
+    return find_front(costs)
+
+
+def find_front(costs: Mapping[int, Sequence[float]]) -> tuple[int, ...]:
+    """Those that no other undercuts in one cost without being dearer in another."""
+    return tuple(
+        number
+        for number, cost in costs.items()
+        if not any(_dominates(other, cost) for other in costs.values())
+    )
+
+
+def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    pairs = list(zip(a, b, strict=True))
+    return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
+
+
+def objective_first(metric: str) -> list[str]:
+    """The metrics of a table of trials."""
+    return [metric, *(name for name in _METRICS if name != metric)]
+
+
+def setting_columns(board: pd.DataFrame) -> list[str]:
+    """The columns of a leaderboard that hold searched hyperparameters."""
+    names = [str(name) for name in board.columns]
+    first = 1 + max(names.index(name) for name in ("step", *_METRICS))
+    return names[first : names.index(_COSTS[0])]
+
+
+def describe_trial(record: TrialRecord) -> dict[str, Any]:
+    """All hyperparameters of a trial under readable names."""
+    return describe(TrialSpec.from_dict(record.spec))
+
+
+def outcome_of(record: TrialRecord) -> str:
+    """How the trial ended, or that it did not."""
+    return UNFINISHED if record.outcome is None else record.outcome.value
+
+
+def _in_order(
+    ranked: list[TrialRecord], history: SweepHistory
+) -> Iterator[tuple[int | None, TrialRecord]]:
+    yield from enumerate(ranked, 1)
+    placed = {record.number for record in ranked}
+    rest = [record for record in history.searched() if record.number not in placed]
+    for record in sorted(rest, key=_unranked_place):
+        yield None, record
+
+
+def _unranked_place(record: TrialRecord) -> tuple[int, int]:
+    return UNRANKED_ORDER.index(outcome_of(record)), record.number
+
+
+def _last_values(record: TrialRecord, names: tuple[str, ...]) -> dict[str, float | None]:
+    reports = measured_reports(record)
+    last: Mapping[str, float] = reports[-1].metrics if reports else {}
+    values = {name: last.get(name) for name in names}
+    found: dict[str, float | None] = {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in values.items()
+    }
+    if "step" in found:
+        found["step"] = reports[-1].step if reports else 0
+    return found
+
+
+def _reason(record: TrialRecord, spec: SweepSpec) -> str:
+    """Why it ended, and why it is not ranked although it has an adapter."""
+    broken = exceeded(record, spec.objective) if record.outcome in WITH_ADAPTER else ""
+    return f"{record.reason}; not {broken}" if broken else record.reason
+
+
+def _seconds(record: TrialRecord) -> float | None:
+    """From start to end, or to the last sign of life."""
+    end = record.ended_at
+    if end is None and record.reports:
+        end = record.reports[-1].at
+    return None if end is None else end - record.started_at

@@ -1,0 +1,67 @@
+"""What was measured of trials and of the base, set side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from orchestrator.journal.history import Report, TrialRecord
+from trainables.orders import WORST_METRICS
+
+MEASURES = ("loss", "accuracy", "token_accuracy")
+"""What every evaluation gives, without the prefix that names its rows."""
+
+_PREFIXES = {"validation": ("eval_",), "test": ("test_", "eval_")}
+
+
+class Comparison(NamedTuple):
+    """One measure of the base alone and of the base with an adapter, on the same rows."""
+
+    split: str
+    measure: str
+    base: float | None
+    adapter: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """Adapter minus base, when both were measured."""
+        if self.base is None or self.adapter is None:
+            return None
+        return self.adapter - self.base
+
+
+def is_measured(report: Report) -> bool:
+    """Not the stand-in that a trial with a fault tells the searcher."""
+    return report.metrics.get("eval_loss") != WORST_METRICS["eval_loss"]
+
+
+def measured_reports(record: TrialRecord) -> list[Report]:
+    """What was really measured of a trial; a copy, as another thread may be adding to it."""
+    return [report for report in list(record.reports) if is_measured(report)]
+
+
+def compare_with_base(
+    base: Mapping[str, Mapping[str, float]], adapter: Mapping[str, Mapping[str, float]]
+) -> list[Comparison]:
+    """Loss and accuracies by split; a measure that neither side has is left out.
+
+    Args:
+        base: Metrics of the base by split.
+        adapter: Metrics of the adapter by split.
+    """
+    compared = [
+        Comparison(
+            split,
+            measure,
+            _find(base.get(split, {}), split, measure),
+            _find(adapter.get(split, {}), split, measure),
+        )
+        for split in _PREFIXES
+        for measure in MEASURES
+    ]
+    return [each for each in compared if (each.base, each.adapter) != (None, None)]
+
+
+def _find(metrics: Mapping[str, float], split: str, measure: str) -> float | None:
+    names = (prefix + measure for prefix in _PREFIXES[split])
+    return next((metrics[name] for name in names if name in metrics), None)

@@ -1,0 +1,199 @@
+"""What a sweep's events mean for its runs in MLflow, gathered so that little has to be said.
+
+However many events of a trial there are, it is one piece of news; those of the sweep as a whole
+stay where they were among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from orchestrator.finals.standings import rank_finalists
+from orchestrator.hosts.members import group_key
+from orchestrator.journal.events import Event
+from orchestrator.journal.history import SweepHistory, TrialRecord
+from orchestrator.spec.space import describe
+from orchestrator.spec.sweep import SweepSpec
+from registry.news import End, Outcome, Points, TrialNews
+from trainables.spec import TrialSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepBegun:
+    """The sweep started or goes on.
+
+    Attributes:
+        sweep_id: Which one.
+        name: What its run is called.
+        params: What defines it.
+        tags: More of that.
+        text: The sweep file, as it was started.
+        at_s: Seconds since the epoch.
+    """
+
+    sweep_id: str
+    name: str
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+    text: str
+    at_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepEnded:
+    """The sweep ended.
+
+    Attributes:
+        begun: What is to be told first where its run is missing.
+        status: How it ended.
+        metrics: What its best adapter measures, and the bare base.
+        at_s: Seconds since the epoch.
+    """
+
+    begun: SweepBegun
+    status: Outcome
+    metrics: Mapping[str, float]
+    at_s: float
+
+
+News = SweepBegun | TrialNews | SweepEnded
+
+
+class NewsDesk:
+    """Folds events into a history and gathers what is new in them.
+
+    Args:
+        spec: The sweep.
+
+    Attributes:
+        history: What all events so far add up to.
+    """
+
+    def __init__(self, spec: SweepSpec) -> None:
+        self._spec = spec
+        self.history = SweepHistory()
+        self._news: list[News] = []
+        self._trials: dict[int, TrialNews] = {}  # those that can still take up more
+
+    def add(self, event: Event, *, is_told: bool = False) -> None:
+        """Take in the next event; one that MLflow was told of before is no news."""
+        self.history.apply(event)
+        if is_told:
+            return
+        if event.kind in _ON_TRIAL:
+            record = self.history.trials.get(event.fields["trial"])
+            if record is not None:
+                _ON_TRIAL[event.kind](self._of_trial(record), record, event)
+        elif event.kind in ("sweep_started", "sweep_resumed"):
+            self._of_sweep(self._begun(event.at))
+        elif event.kind == "sweep_ended":
+            self._of_sweep(self._ended(event))
+
+    def take(self) -> list[News]:
+        """What is new since the last call, in order of each one's first event."""
+        news, self._news, self._trials = self._news, [], {}
+        return news
+
+    def _of_trial(self, record: TrialRecord) -> TrialNews:
+        if record.number not in self._trials:
+            news = TrialNews(
+                trial=record.number,
+                name=_name(record),
+                params=describe(TrialSpec.from_dict(record.spec)),
+                started_at_s=record.started_at,
+                tags=_kinship(record),
+            )
+            self._trials[record.number] = news
+            self._news.append(news)
+        return self._trials[record.number]
+
+    def _of_sweep(self, news: SweepBegun | SweepEnded) -> None:
+        self._news.append(news)
+        self._trials = {}  # what comes later of a trial is told later
+
+    def _begun(self, at_s: float) -> SweepBegun:
+        """Of the sweep as it was started: a resumed one may read its data from elsewhere."""
+        spec: Mapping[str, Any] = self.history.spec or {}
+        return SweepBegun(
+            sweep_id=str(self.history.sweep_id),
+            name=self._spec.name,
+            params={
+                "base": spec["base"]["model"],
+                "data": spec["data"]["train"],
+                "search": spec["search"]["algorithm"],
+                "schedule": spec["schedule"]["algorithm"],
+                "objective": spec["objective"]["metric"],
+                "steps": spec["optim"]["steps"],
+                "seed": spec["seed"],
+            },
+            tags={"lorchestra.digest": str(self.history.digest)},
+            text=yaml.safe_dump(dict(spec)),
+            at_s=at_s,
+        )
+
+    def _ended(self, event: Event) -> SweepEnded:
+        standings = rank_finalists(self._spec, self.history)
+        return SweepEnded(
+            begun=self._begun(event.at),
+            status=event.fields["status"],
+            metrics=self._totals(standings[0].adapter) if standings else {},
+            at_s=event.at,
+        )
+
+    def _totals(self, best: TrialRecord) -> dict[str, float]:
+        """What the best adapter measures, and the bare base which that adapter sits on."""
+        key = group_key(TrialSpec.from_dict(best.spec))
+        base = self.history.base_metrics.get(key, {})
+        return {
+            **best.reports[-1].metrics,
+            **(best.final_metrics or {}),
+            **{f"base_{name}": v for split in base.values() for name, v in split.items()},
+        }
+
+
+def _begin(news: TrialNews, record: TrialRecord, event: Event) -> None:
+    news.is_begun, news.end = True, None
+
+
+def _report(news: TrialNews, record: TrialRecord, event: Event) -> None:
+    if not event.fields.get("is_fault"):  # its stand-ins are for the searcher, not for a chart
+        step, metrics = event.fields["step"], event.fields["metrics"]
+        news.points.append(Points(metrics=metrics, step=step, at_s=event.at))
+
+
+def _end(news: TrialNews, record: TrialRecord, event: Event) -> None:
+    outcome, reason = event.fields["outcome"], event.fields["reason"]
+    news.end = End(outcome=outcome, reason=reason, at_s=event.at)
+
+
+def _final(news: TrialNews, record: TrialRecord, event: Event) -> None:
+    metrics = event.fields["metrics"]
+    news.points.append(Points(metrics=metrics, step=record.step, at_s=event.at))
+
+
+_ON_TRIAL: Mapping[str, Callable[[TrialNews, TrialRecord, Event], None]] = {
+    "trial_started": _begin,
+    "trial_resumed": _begin,
+    "report": _report,
+    "trial_ended": _end,
+    "final_evaluated": _final,
+}
+
+
+def _name(record: TrialRecord) -> str:
+    name = f"trial-{record.number:04d}"
+    return name if record.repeat_of is None else f"{name} (repeats {record.repeat_of:04d})"
+
+
+def _kinship(record: TrialRecord) -> dict[str, str]:
+    """Tags that say which trial this one repeats or goes on from."""
+    tags = {}
+    if record.repeat_of is not None:
+        tags["lorchestra.repeat_of"] = str(record.repeat_of)
+    if record.parent is not None:
+        tags["lorchestra.parent"] = f"{record.parent['trial']}@{record.parent['step']}"
+    return tags

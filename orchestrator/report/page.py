@@ -1,0 +1,277 @@
+"""The report as one HTML page that needs neither a network nor other files."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.finals.form_scores import TRAINED, FormScore, list_form_scores
+from orchestrator.journal.history import SweepHistory
+from orchestrator.report.importance import Importance, plot_importance
+from orchestrator.report.leaderboard import UNRANKED_ORDER, outcome_of, setting_columns
+from orchestrator.report.markup import cell, document, embed, folded, note, number, table
+from orchestrator.report.plots import is_number, plot_learning_curves, plot_parallel_coordinates
+from orchestrator.report.report import SweepReport
+from orchestrator.report.tradeoffs import find_tradeoffs, plot_tradeoffs
+from orchestrator.wording import (
+    format_bounds,
+    format_difference,
+    format_duration,
+    format_interval,
+    format_metric,
+    format_setting,
+    one_line,
+)
+
+_DETAIL = re.compile(r"(.+?) \(([^()]*\d[^()]*)\)")
+_PERPLEXITY = "perplexity"  # the exponential of the loss, which says it all
+_MEASURED = ("eval_loss", "eval_accuracy", "eval_token_accuracy", "train_loss")
+
+
+def build_page(report: SweepReport, history: SweepHistory, importance: Importance) -> str:
+    """The page whole; every text in it that is not its own is escaped."""
+    reason = f": {one_line(report.reason)}" if report.reason else ""
+    return document(
+        f"{report.name} – sweep report",
+        f"Sweep {report.sweep_id}, {report.status}{reason}",
+        _sections(report, history, importance),
+    )
+
+
+def _sections(
+    report: SweepReport, history: SweepHistory, importance: Importance
+) -> Iterator[tuple[str, str]]:
+    best = None if report.best is None else report.best.trial
+    base = report.base_metrics.get("validation", {}).get(report.metric)
+    curves = plot_learning_curves(history, metric=report.metric, best=best, base=base)
+    coordinates = plot_parallel_coordinates(report.leaderboard, metric=report.metric)
+    yield "Best adapter", _best(report)
+    yield "Base and best adapter on held-out data", _comparison(report)
+    yield "Finals", _finals(report)
+    yield "Serving forms", _forms(report, history)
+    if curves.data:
+        yield f"{report.metric} by step", embed(curves, "learning-curves")
+    else:
+        yield "Learning curves", note("Nothing was measured yet.")
+    yield "Quality and cost", _tradeoffs(report)
+    yield "Which settings mattered", _importance(importance)
+    if coordinates is not None:
+        yield (
+            "Settings and objective of ranked trials, the best darkest",
+            embed(coordinates, "coordinates"),
+        )
+    yield "Leaderboard", _leaderboard(report)
+    yield "Outcomes and reasons", _outcomes(history)
+    yield "Time", _phases(report.phases)
+    yield "Spent", _spending(report)
+
+
+def _best(report: SweepReport) -> str:
+    best = report.best
+    if best is None:
+        return note(
+            "None: no trial ended with a finite objective. "
+            f"Promotion: {one_line(report.promotion)}."
+        )
+    facts = {
+        "adapter version": best.ref or "not registered",
+        "champion": "yes" if best.is_champion else "no",
+        "promotion": one_line(report.promotion),
+        "trial": str(best.trial)
+        if best.repeat_of is None
+        else f"{best.trial} (trial {best.repeat_of} with another seed)",
+        "bundle": "none" if best.bundle is None else str(report.storage / best.bundle),
+    }
+    searched = setting_columns(report.leaderboard) if not report.leaderboard.empty else []
+    settings = {name: format_setting(value) for name, value in best.hyperparameters.items()}
+    facts |= {name: settings.pop(name) for name in searched if name in settings}
+    return _facts(facts) + folded("All other settings", _facts(settings))
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return table(["", ""], [[cell(name), cell(value)] for name, value in facts.items()])
+
+
+def _comparison(report: SweepReport) -> str:
+    compared = report.comparisons()
+    rows = [
+        [cell(each.split), cell(each.measure)]
+        + [number(format_metric(value)) for value in (each.base, each.adapter)]
+        + [number("-" if each.difference is None else format_difference(each.difference))]
+        for each in compared
+    ]
+    return table(["rows", "measure", "base", "adapter", "difference"], rows)
+
+
+def _forms(report: SweepReport, history: SweepHistory) -> str:
+    """What the adapters score as they may be served; nothing when only one form was looked at."""
+    scores = list_form_scores(report.forms)
+    failed = [
+        note(f"Trial {number} could not be served {form}: {one_line(score['error'])}")
+        for number, trial in sorted(history.trials.items())
+        for form, score in trial.scores.items()
+        if score.get("error")
+    ]
+    if not any(score.form != TRAINED for score in scores):
+        return "".join(failed)
+    trials = dict.fromkeys(score.trial for score in scores)
+    tables = {number: _form_table(number, scores) for number in trials}
+    best = None if report.best is None else tables.pop(report.best.trial, None)
+    others = "".join(folded(f"Trial {number}", each) for number, each in tables.items())
+    return (best or "") + others + note(_FORMS_NOTE) + "".join(failed)
+
+
+def _form_table(trial: int, scores: Sequence[FormScore]) -> str:
+    rows = [
+        _form_row(score)
+        for score in scores
+        if score.trial == trial and score.measure != _PERPLEXITY
+    ]
+    heads = ["trial", "measure", "form", "score", "interval", "from trained form", "interval"]
+    return table(heads, rows)
+
+
+_FORMS_NOTE = (
+    "One adapter on the same held-out rows: beside the stored base that it was trained on "
+    "(trained), beside the base in its compute type (unquantized), merged into that, and merged "
+    "and quantized again. An interval of a difference that holds 0 says that these rows do not "
+    "tell the form from the trained one."
+)
+
+
+def _form_row(score: FormScore) -> list[str]:
+    change = score.difference
+    return [
+        number(str(score.trial)),
+        cell(score.measure),
+        cell(score.form),
+        number(format_metric(score.score.value)),
+        number(format_bounds(score.score.low, score.score.high)),
+        number("" if change is None else format_difference(change.value)),
+        number("" if change is None else format_bounds(change.low, change.high)),
+    ]
+
+
+def _tradeoffs(report: SweepReport) -> str:
+    tradeoffs = find_tradeoffs(report.leaderboard, metric=report.metric, mode=report.mode)
+    if not tradeoffs:
+        return ""
+    best = None if report.best is None else report.best.found_by
+    figure = embed(plot_tradeoffs(tradeoffs, metric=report.metric, best=best), "quality-and-cost")
+    if not report.pareto:
+        return figure
+    trials = ", ".join(map(str, report.pareto))
+    return figure + note(f"Not bettered in all objectives of the sweep at once: trials {trials}.")
+
+
+def _importance(importance: Importance) -> str:
+    constant = f" The same in all of them: {', '.join(importance.constant)}."
+    text = note(importance.note + (constant if importance.constant else ""))
+    if not importance.parts:
+        return text if importance.trials else ""
+    return embed(plot_importance(importance), "importance") + text
+
+
+def _leaderboard(report: SweepReport) -> str:
+    board = report.leaderboard
+    if board.empty:
+        return note("No trial was started.")
+    best = None if report.best is None else report.best.found_by
+    rows, styles = [], []
+    for row in board.to_dict("records"):
+        rows.append([_board_cell(str(name), value) for name, value in row.items()])
+        unranked = "unranked" if pd.isna(row["rank"]) else ""
+        styles.append("best" if row["trial"] == best else unranked)
+    return table([str(name) for name in board.columns], rows, styles, is_dense=True)
+
+
+def _board_cell(name: str, value: Any) -> str:
+    if name == "reason":
+        return cell(str(value), "reason")
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return number("")
+    if name in _MEASURED:
+        return number(format_metric(value))
+    if name in ("tokens_per_s", "trainable_params"):
+        return number(f"{value:,.0f}")
+    if name in ("seconds", "host_s", "peak_memory_gib"):
+        return number(f"{value:.2f}")
+    return (number if is_number(value) else cell)(format_setting(value))
+
+
+def _outcomes(history: SweepHistory) -> str:
+    """How trials ended and why; what a reason says of one trial stands with its number."""
+    ends: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for record in history.trials.values():
+        what, detail = _split_reason(one_line(record.reason))
+        ends[outcome_of(record), what][record.number] = detail
+    rows = []
+    for outcome, what in sorted(
+        ends, key=lambda key: (UNRANKED_ORDER.index(key[0]), min(ends[key]))
+    ):
+        details = sorted(ends[outcome, what].items())
+        trials = ", ".join(f"{trial} ({text})" if text else str(trial) for trial, text in details)
+        rows.append([cell(outcome), number(str(len(details))), cell(what), cell(trials)])
+    return table(["outcome", "count", "reason", "trials"], rows)
+
+
+def _split_reason(reason: str) -> tuple[str, str]:
+    """What many trials can share, and the numbers in brackets at the end."""
+    match = _DETAIL.fullmatch(reason)
+    return (reason, "") if match is None else (match[1], match[2])
+
+
+def _finals(report: SweepReport) -> str:
+    """Finalists with their runs and intervals; nothing when none was trained again."""
+    if not any(standing.half_width is not None for standing in report.finals):
+        return ""
+    rows = [
+        [
+            number(str(place)),
+            number(str(standing.trial.number)),
+            number(str(len(standing.values))),
+            number(format_interval(standing.mean, standing.half_width)),
+            cell(", ".join(map(format_metric, standing.values))),
+        ]
+        for place, standing in enumerate(report.finals, 1)
+    ]
+    metric = report.finals[0].metric
+    heads = ["#", "trial", "runs", f"mean {metric}", f"{metric} of each run"]
+    return f"{table(heads, rows)}\n{note(report.verdict)}"
+
+
+def _spending(report: SweepReport) -> str:
+    """What is gone of each limit, and what there was no limit of."""
+    spent = {"trials": float(len(report.leaderboard)), **report.spent}
+    rows = []
+    for name, amount in spent.items():
+        limit = report.limits.get(name)
+        if amount or limit is not None:
+            part = "" if limit is None else f"{amount / limit:.0%}"
+            allowed = "no limit" if limit is None else _amount(name, limit)
+            texts = (_amount(name, amount), allowed, part)
+            rows.append([cell(_BUDGET.get(name, name)), *map(number, texts)])
+    early = note(one_line(report.ended_early)) if report.ended_early else ""
+    return table(["budget", "spent", "allowed", "part"], rows) + early
+
+
+_BUDGET = {
+    "wall_clock_s": "wall clock",
+    "cpu_seconds": "CPU time of hosts",
+    "gpu_seconds": "GPU time of hosts",
+}
+
+
+def _amount(name: str, amount: float) -> str:
+    if name == "trials":
+        return f"{amount:.0f}"
+    return f"{amount:.2f}" if name == "money" else format_duration(amount)
+
+
+def _phases(phases: Mapping[str, float]) -> str:
+    rows = [[cell(name), number(format_duration(s))] for name, s in phases.items()]
+    return table(["phase", "time"], rows)

@@ -1,0 +1,332 @@
+"""A sweep as it happens: a table that redraws itself in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import NamedTuple
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.journal.history import Report, SweepHistory, TrialRecord
+from orchestrator.outcome import Outcome
+from orchestrator.report.measurements import is_measured, measured_reports
+from orchestrator.spec.sweep import SweepSpec
+from orchestrator.wording import format_duration, format_metric, format_settings, one_line
+
+_REFRESH_PER_S = 4
+_MAX_ROWS = 15
+
+_STYLES = {
+    "waiting": "dim",
+    "running": "cyan",
+    "completed": "green",
+    "stopped": "yellow",
+    "diverged": "red",
+    "infeasible": "magenta",
+    "failed": "bold red",
+    "cancelled": "dim",
+}
+_ADAPTERS = ("running", "completed", "stopped")
+"""States in which the last value of the objective counts."""
+
+
+class TrialLine(NamedTuple):
+    """What a display says of one trial."""
+
+    number: int
+    state: str
+    step: int
+    value: float | None
+    knobs: str
+    reason: str
+    is_repeat: bool = False
+
+
+class ProgressDisplay:
+    """Shows a sweep from entering to leaving; whatever happens, leaving restores the terminal.
+
+    Thread-safe: events come from several threads.
+
+    Attributes:
+        budget: Says what was spent of each limit; set once that is known.
+    """
+
+    def __init__(self, spec: SweepSpec, console: Console) -> None:
+        self._spec = spec
+        self._console = console
+        self._is_live = console.is_terminal and not console.is_dumb_terminal
+        # Reentrant, as a signal handler may update in the midst of an update.
+        self._guard = threading.RLock()
+        self._began = time.monotonic()
+        self._phase = ""
+        self._note = ""
+        self._history = SweepHistory()
+        self._diary = Diary(spec)
+        self._live: Live | None = None
+        self.budget: Callable[[], str] = str
+
+    def __enter__(self) -> ProgressDisplay:
+        self._began = time.monotonic()
+        if self._is_live:
+            self._live = Live(
+                console=self._console,
+                get_renderable=self._render,
+                refresh_per_second=_REFRESH_PER_S,
+                # What others print is sent to a file, not above the table.
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            try:
+                self._live.start()
+            except BaseException:
+                self._live.stop()
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def phase(self, name: str) -> None:
+        """Say what the sweep is doing now, such as `searching`."""
+        with self._guard:
+            if name != self._phase:
+                self._phase = name
+                spent = self.budget()
+                self._say(one_line(name) + (f"  spent: {spent}" if spent else ""))
+
+    def update(self, history: SweepHistory, note: str | None = None) -> None:
+        """Show what is new; updating again with the same history shows nothing more.
+
+        Args:
+            history: What is known of the sweep; another thread may be adding to it.
+            note: A sentence about the moment; it stands until the next one.
+        """
+        with self._guard:
+            if self._live is not None:
+                self._history = history  # read with the next frame, however much happens till then
+            else:
+                for line in self._diary.read_on(history):
+                    self._say(line)
+            if note is not None and note != self._note:
+                self._note = note
+                self._say(one_line(note))
+
+    def _say(self, line: str) -> None:
+        if self._live is None:
+            elapsed = f"[{time.monotonic() - self._began:7.1f}s] "
+            # A log's line is one line, however wide: whoever reads it can wrap it.
+            self._console.print(Text(elapsed + line), soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        with self._guard:
+            trials = _read_trials(self._history, self._spec)
+            elapsed = time.monotonic() - self._began
+            head = _render_head(self._spec, self._phase, elapsed, trials, self.budget())
+            best = _find_best(trials, self._spec)
+            parts: list[RenderableType] = [head]
+            if self._note:
+                parts.append(Text(one_line(self._note), style="dim"))
+            if trials:
+                parts.append(_render_trials(trials, best, self._spec))
+            parts.append(_render_best(best, self._spec))
+            return Group(*parts)
+
+
+class Diary:
+    """Turns a growing history into lines, each once.
+
+    The first reading of a resumed sweep tells the past in one line.
+    """
+
+    def __init__(self, spec: SweepSpec) -> None:
+        self._spec = spec
+        self._started, self._reports = 0, 0  # how many of each were told
+        self._going: set[int] = set()  # trials whose end was not told
+        self._best: int | None = None
+        self._is_new = True
+
+    def read_on(self, history: SweepHistory) -> list[str]:
+        """What happened since the last reading, in order."""
+        entries = sorted(self._entries(history), key=lambda entry: entry[:2])
+        lines = [line for *_, line in entries]
+        if self._is_new and (history.resumes or history.status not in (None, "running")):
+            begun, done = self._started, self._started - len(self._going)
+            lines = [f"resumed: {begun} trials started before, {done} of them ended"]
+        self._is_new = False
+        return lines
+
+    def _entries(self, history: SweepHistory) -> Iterator[tuple[float, int, str]]:
+        """When, which comes first of what happened at once, and the line."""
+        # Reports before trials: a trial is known by the time it reports.
+        reports = history.reports[self._reports :]
+        self._reports += len(reports)
+        news = list(history.trials.values())[self._started :]
+        self._started += len(news)
+        self._going |= {record.number for record in news}
+        for record in sorted(news, key=lambda record: record.number):
+            line = f"trial {record.number}  started  {_about(record)}".rstrip()
+            yield record.started_at, 0, line
+        for number, report in reports:
+            if is_measured(report):
+                line = f"trial {number}  step {report.step}/{self._spec.horizon}"
+                yield report.at, 1, line + "".join(self._measures(report))
+        for number in sorted(self._going):
+            record = history.trials[number]
+            if record.outcome is not None:
+                self._going.discard(number)
+                yield record.ended_at or record.started_at, 2, self._end(record, history)
+
+    def _end(self, record: TrialRecord, history: SweepHistory) -> str:
+        parts = [f"trial {record.number}", record.outcome or ""]
+        goal = self._spec.objective
+        if self._is_best(record, history):
+            parts.append(f"best so far: {goal.metric} {format_metric(record.last(goal.metric))}")
+        return "  ".join([*parts, one_line(record.reason)]).rstrip()
+
+    def _is_best(self, record: TrialRecord, history: SweepHistory) -> bool:
+        """Whether it beats the best so far, which alone it is compared with."""
+        numbers = {record.number} if self._best is None else {record.number, self._best}
+        two = SweepHistory(trials={number: history.trials[number] for number in numbers})
+        best = two.best(self._spec.objective)
+        self._best = None if best is None else best.number
+        return self._best == record.number
+
+    def _measures(self, report: Report) -> Iterator[str]:
+        names = dict.fromkeys((self._spec.objective.metric, "eval_loss", "eval_accuracy"))
+        for name in names:
+            if name in report.metrics:
+                yield f"  {name} {format_metric(report.metrics[name])}"
+
+
+def _read_trials(history: SweepHistory, spec: SweepSpec) -> list[TrialLine]:
+    lines = []
+    for record in list(history.trials.values()):
+        reports = measured_reports(record)
+        value = _value(reports[-1], spec.objective.metric) if reports else math.nan
+        lines.append(
+            TrialLine(
+                number=record.number,
+                state=_state_of(record, reports),
+                step=reports[-1].step if reports else 0,
+                value=value if math.isfinite(value) else None,
+                knobs=_about(record),
+                reason=one_line(record.reason),
+                is_repeat=record.repeat_of is not None,
+            )
+        )
+    return lines
+
+
+def _about(record: TrialRecord) -> str:
+    """What a trial tries, or what it repeats."""
+    if record.repeat_of is not None:
+        return f"trial {record.repeat_of} again, seed {record.spec['seed']}"
+    settings = format_settings(record.knobs)
+    if record.parent is not None:
+        origin = f"from trial {record.parent['trial']}, step {record.parent['step']}"
+        return f"{settings}, {origin}" if settings else origin
+    return settings
+
+
+def _value(report: Report, metric: str) -> float:
+    return report.metrics.get(metric, math.nan)
+
+
+def _state_of(record: TrialRecord, reports: list[Report]) -> str:
+    if record.outcome is not None:
+        return record.outcome.value
+    return "running" if reports else "waiting"
+
+
+def _cost(line: TrialLine, spec: SweepSpec) -> float:
+    """The objective where less is better."""
+    if line.value is None:
+        return math.inf
+    return line.value if spec.objective.mode == "min" else -line.value
+
+
+def _find_best(trials: list[TrialLine], spec: SweepSpec) -> TrialLine | None:
+    measured = [
+        line
+        for line in trials
+        if line.state in _ADAPTERS and line.value is not None and not line.is_repeat
+    ]
+    return min(measured, key=lambda line: (_cost(line, spec), -line.step), default=None)
+
+
+def _choose_rows(trials: list[TrialLine], spec: SweepSpec) -> list[TrialLine]:
+    """Those that go on, by number, then ended ones from the best to the failed."""
+    order = ["running", "waiting", "completed", "stopped"]
+
+    def place(line: TrialLine) -> tuple[int, float, int]:
+        if line.state in order[:2]:
+            return order.index(line.state), 0.0, line.number
+        return 2 if line.state in order else 3, _cost(line, spec), line.number
+
+    return sorted(trials, key=place)[:_MAX_ROWS]
+
+
+def _render_head(
+    spec: SweepSpec, phase: str, elapsed: float, trials: list[TrialLine], spent: str
+) -> RenderableType:
+    searched = [line for line in trials if not line.is_repeat]
+    ended = sum(line.state in set(Outcome) for line in searched)
+    total = spec.budget.trials
+    facts = [
+        format_duration(elapsed),
+        f"{ended}/{total} trials done",
+        f"budget left: {max(total - len(searched), 0)} trials",
+    ]
+    if spent:
+        facts.append(f"spent: {spent}")
+    return Text.assemble((spec.name, "bold"), f"  {one_line(phase)}\n", "  ".join(facts))
+
+
+def _render_trials(
+    trials: list[TrialLine], best: TrialLine | None, spec: SweepSpec
+) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=True)
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("", width=10)
+    table.add_column(spec.objective.metric, justify="right", no_wrap=True)
+    table.add_column("settings", ratio=1, no_wrap=True, overflow="ellipsis")
+    for line in _choose_rows(trials, spec):
+        is_best = best is not None and line.number == best.number
+        is_adapter = line.state in (*_ADAPTERS, "waiting")
+        table.add_row(
+            f"{'* ' if is_best else ''}{line.number}",
+            Text(line.state, style=_STYLES[line.state]),
+            f"{line.step}/{spec.horizon}",
+            ProgressBar(total=spec.horizon, completed=line.step, width=10),
+            format_metric(line.value) if is_adapter else "-",
+            Text(line.knobs if is_adapter else line.reason),
+            style="bold" if is_best else "",
+        )
+    left = len(trials) - _MAX_ROWS
+    return Group(table, Text(f"and {left} more trials", style="dim")) if left > 0 else table
+
+
+def _render_best(best: TrialLine | None, spec: SweepSpec) -> Text:
+    if best is None:
+        return Text("best so far: none yet")
+    return Text(
+        f"best so far: trial {best.number}, {spec.objective.metric} {format_metric(best.value)} "
+        f"at step {best.step}/{spec.horizon} ({best.knobs})"
+    )

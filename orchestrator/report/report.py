@@ -1,0 +1,192 @@
+"""What a sweep found: its leaderboard, its best adapter, and what became of that one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.finals.standings import Standing, compare_first_two, rank_finalists
+from orchestrator.hosts.members import base_key
+from orchestrator.journal.history import SweepHistory, TrialRecord
+from orchestrator.report.leaderboard import build_leaderboard, describe_trial, find_pareto
+from orchestrator.report.measurements import Comparison, compare_with_base
+from orchestrator.spec.sections import Metric, Mode
+from orchestrator.spec.sweep import SweepSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestAdapter:
+    """The adapter that leads the ranking, which is the one that goes before the gate.
+
+    Attributes:
+        ref: Its version, such as `wordnet-classes/1`; `None` when it was not registered.
+        trial: Number of the trial that trained it.
+        repeat_of: Number of the trial of the search that this one repeats with another seed.
+        bundle: Its folder, as recorded: within the sweep's storage when relative.
+        hyperparameters: All of them, under the names of `orchestrator.spec.space.describe`.
+        metrics: `eval_*` as last reported, on validation rows.
+        test_metrics: `test_*`; empty when it was not evaluated on test rows.
+        is_champion: The gate let it through.
+    """
+
+    ref: str | None
+    trial: int
+    repeat_of: int | None = None
+    bundle: str | None
+    hyperparameters: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    test_metrics: Mapping[str, float]
+    is_champion: bool
+
+    @property
+    def found_by(self) -> int:
+        """Number of the trial of the search that has its settings: itself, or what it repeats."""
+        return self.trial if self.repeat_of is None else self.repeat_of
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SweepReport:
+    """A sweep, whole or so far.
+
+    Attributes:
+        status: `running`, what the sweep ended with, or `not started`.
+        reason: Why it ended.
+        leaderboard: One row per trial; see `orchestrator.report.leaderboard`.
+        best: `None` until a trial ended with a finite value of the objective.
+        base_metrics: Of the base alone by split, as the best adapter sits on it.
+        phases: Seconds by name.
+        promotion: Why there is a new champion or none.
+        finals: The finalists as they stand, best first; empty before the finals.
+        verdict: Whether the first of them is better than the second, beyond noise.
+        pareto: Trials that none betters in all objectives at once; empty with one objective.
+        spent: What the sweep has taken: `wall_clock_s`, `cpu_seconds`, `gpu_seconds`, and `money`
+            where the budget has a price.
+        limits: What the budget allows, under the names of `spent` and for `trials`; those without
+            a limit are left out.
+        ended_early: Why the search or the finals left something out.
+        forms: Metrics by trial and serving form, of the trials that were measured in any.
+    """
+
+    name: str
+    sweep_id: str | None
+    storage: Path
+    status: str
+    reason: str
+    leaderboard: pd.DataFrame
+    best: BestAdapter | None
+    base_metrics: Mapping[str, Mapping[str, float]]
+    phases: Mapping[str, float]
+    metric: Metric
+    mode: Mode
+    promotion: str
+    finals: tuple[Standing, ...] = ()
+    verdict: str = ""
+    pareto: tuple[int, ...] = ()
+    spent: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    ended_early: str = ""
+    forms: Mapping[int, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+
+    def comparisons(self) -> list[Comparison]:
+        """Base and best adapter side by side, on validation and on test rows."""
+        adapter = {}
+        if self.best is not None:
+            adapter = {"validation": self.best.metrics, "test": self.best.test_metrics}
+        return compare_with_base(self.base_metrics, adapter)
+
+
+def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> SweepReport:
+    """Report a sweep as far as its history goes.
+
+    Args:
+        spec: The sweep.
+        history: What is known of it.
+        storage: Its folder.
+    """
+    standings = rank_finalists(spec, history)
+    record = standings[0].adapter if standings else None
+    best = None if record is None else _describe_best(record, history)
+    finals = tuple(standing for standing in standings if standing.values)
+    verdict = compare_first_two(finals, spec.finals.confidence)
+    base = dataclasses.asdict(spec.base) if record is None else record.spec["base"]
+    return SweepReport(
+        name=spec.name,
+        sweep_id=history.sweep_id,
+        storage=storage,
+        status=history.status or "not started",
+        reason=history.reason,
+        leaderboard=build_leaderboard(spec, history),
+        best=best,
+        base_metrics=dict(history.base_metrics.get(base_key(base), {})),
+        phases=dict(history.phases),
+        metric=spec.objective.metric,
+        mode=spec.objective.mode,
+        promotion=_explain_promotion(spec, history, best),
+        finals=finals,
+        verdict="" if verdict is None else verdict.text,
+        pareto=find_pareto(spec.objective, history),
+        spent=_sum_up(spec, history),
+        ended_early="; ".join(
+            reason for stage in history.stages.values() if (reason := str(stage["reason"]))
+        ),
+        limits=_limits(spec),
+        forms=_measured_forms(history),
+    )
+
+
+def _sum_up(spec: SweepSpec, history: SweepHistory) -> dict[str, float]:
+    meter, price = history.meter, spec.budget.price_per_gpu_hour
+    spent = {
+        "wall_clock_s": meter.wall_clock_s(),
+        "cpu_seconds": meter.cpu_s,
+        "gpu_seconds": meter.gpu_s,
+    }
+    return spent if price is None else spent | {"money": meter.gpu_s * price / 3600}
+
+
+def _limits(spec: SweepSpec) -> dict[str, float]:
+    names = ("trials", "wall_clock_s", "cpu_seconds", "gpu_seconds", "money")
+    limits = {name: getattr(spec.budget, name) for name in names}
+    return {name: float(limit) for name, limit in limits.items() if limit is not None}
+
+
+def _measured_forms(history: SweepHistory) -> dict[int, dict[str, Mapping[str, float]]]:
+    return {number: trial.forms for number, trial in history.trials.items() if trial.forms}
+
+
+def _describe_best(record: TrialRecord, history: SweepHistory) -> BestAdapter:
+    last = record.reports[-1].metrics if record.reports else {}
+    verdict = _last_verdict(history, record.ref)
+    return BestAdapter(
+        ref=record.ref,
+        trial=record.number,
+        repeat_of=record.repeat_of,
+        bundle=record.bundle,
+        hyperparameters=describe_trial(record),
+        metrics={name: value for name, value in last.items() if name.startswith("eval_")},
+        test_metrics=dict(record.final_metrics or {}),
+        is_champion=verdict is not None and bool(verdict["promoted"]),
+    )
+
+
+def _last_verdict(history: SweepHistory, ref: str | None) -> Mapping[str, Any] | None:
+    judged = [each for each in history.promotions if each["ref"] == ref]
+    return judged[-1] if judged else None
+
+
+def _explain_promotion(spec: SweepSpec, history: SweepHistory, best: BestAdapter | None) -> str:
+    if best is None:
+        return "there is no adapter to promote"
+    verdict = _last_verdict(history, best.ref)
+    if verdict is not None:
+        return str(verdict["reason"])
+    if spec.register is None:
+        return "the sweep registers nothing: it has no register section"
+    if not spec.register.promote:
+        return "register.promote is off"
+    return f"the adapter of trial {best.trial} did not come before the gate yet"

@@ -1,0 +1,167 @@
+"""What quality costs: trials by their objective and by memory, size and time of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from plotly.subplots import make_subplots
+
+from orchestrator.report.leaderboard import find_front
+from orchestrator.report.plots import BEST_COLOR, DPI, is_wide, make_log, to_png
+from orchestrator.spec.sections import Mode
+
+COSTS: Mapping[str, str] = {
+    "peak_memory_gib": "peak memory, GiB",
+    "trainable_params": "trainable parameters",
+    "host_s": "training, host seconds",
+}
+"""Columns of a leaderboard that are better when smaller."""
+
+_FRONT_COLOR, _OTHER_COLOR = "#0072b2", "#b0b0b0"
+_FRONT, _OTHER = "on the front", "others"
+
+
+class Point(NamedTuple):
+    """One ranked trial."""
+
+    trial: int
+    cost: float
+    quality: float
+
+
+class Tradeoff(NamedTuple):
+    """Ranked trials by one cost.
+
+    Attributes:
+        cost: A key of `COSTS`.
+        front: Trials that no other betters in the cost or the objective without being worse in
+            the other of the two, the cheapest first.
+        others: The rest.
+    """
+
+    cost: str
+    front: list[Point]
+    others: list[Point]
+
+    def staircase(self) -> tuple[list[float], list[float]]:
+        """Costs, and the best objective to be had for at most that."""
+        return [point.cost for point in self.front], [point.quality for point in self.front]
+
+
+def find_tradeoffs(board: pd.DataFrame, *, metric: str, mode: Mode) -> list[Tradeoff]:
+    """The tradeoffs among a leaderboard's ranked trials; only by costs in which they differ."""
+    ranked = board[board["rank"].notna()]
+    sign = 1.0 if mode == "min" else -1.0
+    found = []
+    for cost in COSTS:
+        rows = ranked[ranked[cost].notna()]
+        points = [
+            Point(int(trial), float(paid), float(quality))
+            for trial, paid, quality in zip(rows["trial"], rows[cost], rows[metric], strict=True)
+        ]
+        if len({point.cost for point in points}) > 1:
+            front = find_front({one.trial: (one.cost, sign * one.quality) for one in points})
+            first = [point for point in points if point.trial in front]
+            rest = [point for point in points if point.trial not in front]
+            found.append(Tradeoff(cost, sorted(first, key=lambda one: one.cost), rest))
+    return found
+
+
+def plot_tradeoffs(tradeoffs: Sequence[Tradeoff], *, metric: str, best: int | None) -> Any:
+    """A plotly figure with a panel for each tradeoff.
+
+    Args:
+        tradeoffs: One at least.
+        metric: The objective.
+        best: Number of the trial to stress.
+    """
+    figure = make_subplots(rows=1, cols=len(tradeoffs), shared_yaxes=True, horizontal_spacing=0.03)
+    for column, tradeoff in enumerate(tradeoffs, 1):
+        place = {"row": 1, "col": column}
+        costs, values = tradeoff.staircase()
+        figure.add_scatter(
+            x=costs, y=values, mode="lines", showlegend=False, hoverinfo="skip",
+            line={"shape": "hv", "color": _FRONT_COLOR, "width": 1}, **place,
+        )  # fmt: skip
+        for name, color, symbol, size, points in _groups(tradeoff, best):
+            figure.add_scatter(
+                x=[point.cost for point in points],
+                y=[point.quality for point in points],
+                mode="markers",
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                marker={"color": color, "symbol": symbol, "size": size},
+                customdata=[point.trial for point in points],
+                hovertemplate="trial %{customdata}<br>%{x:.4g}<br>%{y:.5g}<extra></extra>",
+                **place,
+            )
+        is_log = is_wide([point.cost for point in _points(tradeoff)])
+        axis = {"title": COSTS[tradeoff.cost], "type": "log" if is_log else "linear"}
+        figure.update_xaxes(**axis, **place)
+    if is_wide(_qualities(tradeoffs)):
+        figure.update_yaxes(type="log")
+    figure.update_yaxes(title=metric, row=1, col=1)
+    figure.update_layout(template="plotly_white", height=420, margin={"t": 30, "r": 20})
+    figure.update_layout(legend={"orientation": "h", "y": 1.12, "x": 0})
+    return figure
+
+
+def draw_tradeoffs(
+    tradeoffs: Sequence[Tradeoff], *, title: str, metric: str, best: int | None
+) -> bytes:
+    """`plot_tradeoffs` as a PNG 600 pixels high."""
+    width = 2.0 + 3.3 * len(tradeoffs)
+    figure = Figure(figsize=(width, 4), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(tradeoffs), sharey=True, squeeze=False)[0]
+    for axes, tradeoff in zip(panels, tradeoffs, strict=True):
+        costs, values = tradeoff.staircase()
+        axes.step(costs, values, where="post", color=_FRONT_COLOR, linewidth=1)
+        for name, color, symbol, size, points in _groups(tradeoff, best):
+            axes.scatter(
+                [point.cost for point in points],
+                [point.quality for point in points],
+                color=color,
+                marker="*" if symbol == "star" else "o",
+                s=size**2 / 2,
+                label=name,
+                zorder=3,
+            )
+        axes.set_xlabel(COSTS[tradeoff.cost])
+        axes.grid(alpha=0.25)
+        if is_wide([point.cost for point in _points(tradeoff)]):
+            make_log(axes, "x")
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if is_wide(_qualities(tradeoffs)):
+        make_log(panels[0], "y")
+    panels[0].set_ylabel(metric)
+    panels[-1].legend(frameon=False, fontsize="small")
+    figure.suptitle(title)
+    return to_png(figure)
+
+
+def _groups(tradeoff: Tradeoff, best: int | None) -> list[tuple[str, str, str, int, list[Point]]]:
+    """Names in the legend with colour, symbol, size in pixels, and the points."""
+    chosen = [point for point in _points(tradeoff) if point.trial == best]
+    front = [point for point in tradeoff.front if point.trial != best]
+    others = [point for point in tradeoff.others if point.trial != best]
+    groups = [
+        (_OTHER, _OTHER_COLOR, "circle", 8, others),
+        (_FRONT, _FRONT_COLOR, "circle", 10, front),
+        (f"best: trial {best}", BEST_COLOR, "star", 16, chosen),
+    ]
+    return [group for group in groups if group[-1]]
+
+
+def _points(tradeoff: Tradeoff) -> list[Point]:
+    return [*tradeoff.front, *tradeoff.others]
+
+
+def _qualities(tradeoffs: Sequence[Tradeoff]) -> list[float]:
+    return [point.quality for tradeoff in tradeoffs for point in _points(tradeoff)]

@@ -1,0 +1,1 @@
+"""Choice of configurations, and rules that stop a trial or end the search."""

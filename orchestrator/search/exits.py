@@ -1,0 +1,62 @@
+"""When a trial ends because of itself, whatever others do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.spec.sections import ExitSpec
+from orchestrator.wording import format_metric
+from trainables.orders import WORST_METRICS
+
+Report = Mapping[str, float]
+"""`step` and the metrics of that step."""
+
+
+def find_exit(exits: ExitSpec, reports: Sequence[Report]) -> TrialOutcome | None:
+    """Why a trial ends at its last report; `None` for one that may go on.
+
+    Args:
+        exits: What ends a trial.
+        reports: The trial's own, in order of steps.
+    """
+    return _find_divergence(exits.divergence, reports) or _find_overfitting(
+        exits.overfitting, reports
+    )
+
+
+def is_fault(report: Report) -> bool:
+    """Whether these are the metrics of a trial that broke, rather than a measurement."""
+    return all(report.get(name) == worst for name, worst in WORST_METRICS.items())
+
+
+def _find_divergence(factor: float, reports: Sequence[Report]) -> TrialOutcome | None:
+    last, first = reports[-1], reports[0].get("eval_loss", 0.0)
+    loss, step = last.get("eval_loss", 0.0), last["step"]
+    if not math.isfinite(loss):
+        return TrialOutcome(Outcome.DIVERGED, f"eval_loss is {loss} at step {step}")
+    if not factor or first <= 0 or loss <= factor * first:
+        return None
+    shown = f"eval_loss {format_metric(loss)} at step {step}"
+    return TrialOutcome(
+        Outcome.DIVERGED,
+        f"{shown} is more than {factor:g} times the first, {format_metric(first)}",
+    )
+
+
+def _find_overfitting(patience: int, reports: Sequence[Report]) -> TrialOutcome | None:
+    """Early stopping with patience (Prechelt 1998, "Early Stopping - But When?")."""
+    if not patience or not all("eval_loss" in one and "train_loss" in one for one in reports):
+        return None
+    # Of equal ones the last: an evaluation at the lowest is not above it.
+    at, lowest = min(enumerate(reports), key=lambda pair: (pair[1]["eval_loss"], -pair[0]))
+    after = len(reports) - 1 - at
+    if after < patience or reports[-1]["train_loss"] >= lowest["train_loss"]:
+        return None
+    shown = f"{format_metric(lowest['eval_loss'])} at step {lowest['step']}"
+    return TrialOutcome(
+        Outcome.STOPPED,
+        f"overfits: eval_loss above its lowest ({shown}) for {after} "
+        f"evaluation{'s' if after > 1 else ''} while train_loss fell",
+    )

@@ -1,0 +1,1 @@
+"""A sweep file as checked values: its sections and its search space."""

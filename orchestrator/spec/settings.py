@@ -1,0 +1,184 @@
+"""The settings of a trial by their dotted names, and which of them a search may vary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol, get_args, get_type_hints
+
+from orchestrator.errors import SweepSpecError
+from orchestrator.spec.complaint import require, unknown
+from trainables.errors import SpecError
+from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
+
+ALPHA_PER_RANK = "lora.alpha_per_rank"
+"""A knob that is no setting: `lora.alpha` is this times `lora.rank`."""
+
+MAX_SEED = 2**32 - 1
+
+_SECTIONS = {
+    "base": BaseSpec,
+    "lora": LoraSpec,
+    "optim": OptimSpec,
+    "data": DataSpec,
+    "eval": EvalSpec,
+}
+_COMPARABLE = "results are only comparable on the same data, measured the same way"
+_HORIZON = "trials are compared at equal steps of one horizon"
+
+SETTINGS: dict[str, Any] = {
+    f"{section}.{field.name}": get_type_hints(kind)[field.name]
+    for section, kind in _SECTIONS.items()
+    for field in dataclasses.fields(kind)
+} | {"seed": int}
+"""Every setting of a trial, with its type."""
+
+
+def why_fixed(name: str) -> str:
+    """Why a space may not hold this setting; empty for one that it may hold."""
+    if name == "optim.steps":
+        return _HORIZON
+    # Rows are cut for training only, and measured alike: this one setting of the data may differ.
+    is_measured = name.startswith(("data.", "eval.")) or name in ("data", "eval")
+    return _COMPARABLE if is_measured and name != "data.train_max_tokens" else ""
+
+
+KNOBS: dict[str, Any] = {name: hint for name, hint in SETTINGS.items() if not why_fixed(name)} | {
+    ALPHA_PER_RANK: float
+}
+"""What a space may hold, with its type."""
+
+NUMBERS = tuple(
+    name for name, hint in SETTINGS.items() if {int, float} & set(get_args(hint) or (hint,))
+)
+"""The settings that one can calculate with."""
+
+
+def require_knob(name: object) -> str:
+    """The name, if it is of a setting that a space may hold.
+
+    Raises:
+        SweepSpecError: It is not; the message says why.
+    """
+    require(
+        isinstance(name, str), "space", name, "dotted settings", "Write a name such as lora.rank."
+    )
+    word = str(name)
+    reason = why_fixed(word)
+    if reason:
+        raise SweepSpecError(
+            f"space.{word}: cannot be searched, as {reason}. Set {word} outside of `space`."
+        )
+    if word not in KNOBS:
+        raise unknown("space", word, KNOBS)
+    return word
+
+
+class Sections(Protocol):
+    """What a sweep and a trial both have."""
+
+    @property
+    def base(self) -> BaseSpec: ...  # noqa: D102
+    @property
+    def lora(self) -> LoraSpec: ...  # noqa: D102
+    @property
+    def optim(self) -> OptimSpec: ...  # noqa: D102
+    @property
+    def data(self) -> DataSpec: ...  # noqa: D102
+    @property
+    def eval(self) -> EvalSpec: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedSettings:
+    """What a sweep sets for all of its trials, whether or not it goes together."""
+
+    base: BaseSpec
+    lora: LoraSpec
+    optim: OptimSpec
+    data: DataSpec
+    eval: EvalSpec
+    seed: int
+
+
+def without_rows(sections: Sections) -> FixedSettings:
+    """The same settings with the names of rows in memory, which may be many, for the rows."""
+    names: dict[str, Any] = {
+        split: f"rows of {split}"
+        for split in ("train", "validation", "test")
+        if not isinstance(getattr(sections.data, split), str | None)
+    }
+    return FixedSettings(
+        base=sections.base,
+        lora=sections.lora,
+        optim=sections.optim,
+        data=dataclasses.replace(sections.data, **names) if names else sections.data,
+        eval=sections.eval,
+        seed=sections.seed,
+    )
+
+
+def flatten(sections: Sections) -> dict[str, Any]:
+    """Settings by dotted name; names of layers are a sorted list, as in a space."""
+    values = {
+        f"{section}.{field.name}": getattr(getattr(sections, section), field.name)
+        for section, kind in _SECTIONS.items()
+        for field in dataclasses.fields(kind)
+    }
+    targets = sections.lora.targets
+    layers = targets if isinstance(targets, str) else sorted(set(targets))
+    return values | {"lora.targets": layers, "seed": sections.seed}
+
+
+def changed_sections(sections: Sections, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections, and the seed, in which settings change, with the changes made.
+
+    Raises:
+        SweepSpecError: A section cannot be like that.
+    """
+    fields: dict[str, dict[str, Any]] = {}
+    changed: dict[str, Any] = {}
+    for name, value in changes.items():
+        if name == ALPHA_PER_RANK:
+            continue
+        section, _, field = name.partition(".")
+        if field:
+            plain = tuple(value) if isinstance(value, list) else value
+            fields.setdefault(section, {})[field] = plain
+        else:
+            require(0 <= value <= MAX_SEED, name, value, f"0 to {MAX_SEED}", "Use a small one.")
+            changed[name] = value
+    try:
+        for section, values in fields.items():
+            # Rows in memory have no hash.
+            replace = _replace if section == "data" else _replace_once
+            changed[section] = replace(getattr(sections, section), tuple(values.items()))
+    except SpecError as error:
+        raise SweepSpecError(str(error)) from error
+    return changed
+
+
+def _replace(section: Any, fields: tuple[tuple[str, Any], ...]) -> Any:
+    return dataclasses.replace(section, **dict(fields))
+
+
+_replace_once = lru_cache(maxsize=4096)(_replace)
+"""Spaces are listed: their configurations have few different sections, each checked in 10 us."""
+
+
+def assemble(sections: Sections, changes: Mapping[str, Any]) -> TrialSpec:
+    """The trial of these settings with some of them changed.
+
+    Raises:
+        SweepSpecError: They do not go together.
+    """
+    changed = changed_sections(sections, changes)
+    parts = {name: changed.get(name, getattr(sections, name)) for name in (*_SECTIONS, "seed")}
+    try:
+        return TrialSpec(**parts)
+    except SpecError as error:
+        raise SweepSpecError(str(error)) from error

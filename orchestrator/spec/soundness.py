@@ -1,0 +1,138 @@
+"""Whether a space can be searched: every value works somewhere, and something may be tried."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator.errors import SweepSpecError
+from orchestrator.spec.complaint import complaint
+from orchestrator.spec.distributions import Choice, Distribution
+from orchestrator.spec.settings import assemble
+from orchestrator.spec.space import MAX_LISTED, SearchSpace
+
+_MIXES = 64
+"""Random configurations tried around a value that does not work with the fixed settings."""
+
+_MAX_DRAWN = 1000
+"""Random configurations looked at for one that may be tried, in a space that is not listed."""
+
+
+def require_sound(space: SearchSpace) -> None:
+    """Refuse a space with a value that can never work, or with nothing left to try.
+
+    A value is tried with the fixed settings first; one that does not work with them may still
+    work with other values of other knobs, and then stays.
+
+    Raises:
+        SweepSpecError: It is one.
+    """
+    for name, knob in space.knobs.items():
+        context = _activation(space, name)
+        for value in knob.samples():
+            _require_works(space, name, {**context, name: value})
+    _require_any(space)
+
+
+def _activation(space: SearchSpace, name: str) -> dict[str, Any]:
+    """Values of other knobs with which this one is searched."""
+    condition = space.conditions.get(name)
+    if condition is None:
+        return {}
+    needed = _ancestors(space, name)
+    parents = [each for each in space.order if each in needed]
+    for known in space.expand(parents, only=condition.allowed):
+        if condition.holds(known):
+            return known
+    raise complaint(
+        f"space.{name}.when",
+        dict(condition.allowed),
+        "values that its knobs can have at once, given their own conditions",
+        "Correct one of the conditions.",
+    )
+
+
+def _ancestors(space: SearchSpace, name: str) -> set[str]:
+    found: set[str] = set()
+    todo = [name]
+    while todo:
+        condition = space.conditions.get(todo.pop())
+        parents = set(condition.allowed) - found if condition is not None else set()
+        found |= parents
+        todo += parents
+    return found
+
+
+def _require_works(space: SearchSpace, name: str, knobs: Mapping[str, Any]) -> None:
+    problem = _problem(space, knobs)
+    mixes = (mix for mix in _mixes(space, name, knobs) if name in space.active(mix))
+    if not problem or any(not _problem(space, mix) for mix in mixes):
+        return
+    shown = ", ".join(f"{each} {value!r}" for each, value in knobs.items())
+    if problem.startswith("space."):
+        raise SweepSpecError(problem)
+    if any(problem.startswith(f"{each}:") for each in knobs):
+        raise SweepSpecError(f"space.{problem}")
+    raise SweepSpecError(f"space.{name}: with {shown}: {problem}")
+
+
+def _problem(space: SearchSpace, knobs: Mapping[str, Any]) -> str:
+    """Why no trial can be built from these knobs, whether or not it is forbidden."""
+    try:
+        assemble(space.fixed, space.changes(knobs))
+    except SweepSpecError as error:
+        return str(error)
+    return ""
+
+
+def _mixes(space: SearchSpace, name: str, knobs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Configurations around a value: with random values of all others, then with each of one."""
+    others = {each: knob for each, knob in space.knobs.items() if each not in knobs}
+    generator = random.Random(0)
+    for _ in range(_MIXES):
+        drawn = {each: _draw(knob, generator) for each, knob in others.items()}
+        yield {**drawn, **knobs}
+    for other, knob in others.items():
+        for value in knob.samples():
+            yield {**knobs, **_activation(space, other), other: value, name: knobs[name]}
+
+
+def _random_configurations(space: SearchSpace, count: int) -> Iterator[dict[str, Any]]:
+    generator = random.Random(0)
+    for _ in range(count):
+        drawn = {name: _draw(knob, generator) for name, knob in space.knobs.items()}
+        yield {name: drawn[name] for name in space.active(drawn)}
+
+
+def _draw(knob: Distribution, generator: random.Random) -> Any:
+    if isinstance(knob, Choice):
+        return generator.choice(knob.values)
+    if knob.is_whole:
+        return knob.decode(generator.randint(int(knob.low), int(knob.high)))
+    return knob.decode(generator.uniform(knob.low, knob.high))
+
+
+def _require_any(space: SearchSpace) -> None:
+    """Refuse a space of which every configuration is refused, as far as one can look."""
+    listed = space.expand(space.order) if space.is_finite else iter(())
+    looked_at = itertools.chain(
+        itertools.islice(listed, MAX_LISTED), _random_configurations(space, _MAX_DRAWN)
+    )
+    first: dict[str, Any] | None = None
+    for knobs in looked_at:
+        if not space.refuse(knobs):
+            return
+        first = knobs if first is None else first
+    refused = space.refuse(first or {})
+    if not refused.startswith("forbid"):
+        shown = ", ".join(f"{name} {value!r}" for name, value in (first or {}).items())
+        prefix = f"space: no combination makes a trial; with {shown}: " if shown else ""
+        raise SweepSpecError(f"{prefix}{refused}")
+    raise complaint(
+        "forbid",
+        [str(rule) for rule in space.forbidden],
+        "rules that leave a configuration to try",
+        "Remove a rule, or offer more values in `space`.",
+    )

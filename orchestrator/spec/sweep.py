@@ -1,0 +1,414 @@
+"""What a sweep is: fixed settings, a space to search, a budget and what happens to the winners.
+
+`SweepSpec` is the schema of a sweep file. It checks itself when built, from YAML or in Python: a
+spec that exists is one that can be run, and what cannot is a `SweepSpecError` naming the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, cast, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.errors import SweepSpecError
+from orchestrator.spec.complaint import complaint, is_section, require, translate
+from orchestrator.spec.distributions import Range
+from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec, require_gate
+from orchestrator.spec.inputs import (
+    SPLITS,
+    content_digest,
+    locate_base,
+    locate_choices,
+    locate_data,
+    locate_rules,
+    rename_choices,
+    rename_in_rule,
+    save_rows,
+    with_located_sources,
+)
+from orchestrator.spec.population import check_pbt
+from orchestrator.spec.sections import (
+    BudgetSpec,
+    ExitSpec,
+    HostsSpec,
+    ObjectiveSpec,
+    ScheduleSpec,
+    SearchSpec,
+    require_slug,
+)
+from orchestrator.spec.settings import MAX_SEED, assemble, changed_sections, without_rows
+from orchestrator.spec.soundness import require_sound
+from orchestrator.spec.space import MAX_LISTED, SearchSpace, parse_space, split_constants
+from orchestrator.spec.yaml_file import load_mapping
+from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
+
+_STRICT: dict[str, Any] = {"extra": "forbid"}
+
+RESUMABLE_CHANGES = ("budget", "finals", "hosts", "register")
+"""Sections that say how far and where a sweep runs, not what its trials are: outside `digest`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """One search, whole.
+
+    Attributes:
+        name: Name of the sweep's folder and of its registered model.
+        base: Base model of every trial.
+        data: Rows of every trial; local paths become absolute.
+        lora: Adapter settings that no knob varies.
+        optim: Optimizer settings that no knob varies; `steps` is the horizon.
+        eval: How trials are measured.
+        space: Knobs with their distributions or expressions as written; `search_space` is its
+            parsed form. Constants in it become fixed settings.
+        forbid: Combinations of values that no trial may have, each a mapping of knobs to a value
+            or a list of values.
+        objective: What trials are compared by.
+        search: How configurations are chosen.
+        schedule: When a trial is stopped because others are better.
+        exits: When a trial is stopped because of itself.
+        budget: How much the sweep may spend.
+        finals: How the best are trained and measured once more.
+        hosts: Where trials are trained.
+        register: What happens to the best adapters.
+        seed: Decides every random choice: suggestions, adapter starts, the order of rows.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    name: str
+    base: BaseSpec
+    data: DataSpec
+    lora: LoraSpec = field(default_factory=LoraSpec)
+    optim: OptimSpec
+    eval: EvalSpec = field(default_factory=EvalSpec)
+    space: Mapping[str, Any] = field(default_factory=dict)
+    forbid: tuple[Mapping[str, Any], ...] = ()
+    objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
+    search: SearchSpec = field(default_factory=SearchSpec)
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    exits: ExitSpec = field(default_factory=ExitSpec)
+    budget: BudgetSpec
+    finals: FinalsSpec = field(default_factory=FinalsSpec)
+    hosts: HostsSpec = field(default_factory=HostsSpec)
+    register: RegisterSpec | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_slug("name", self.name)
+        self._settle_written()
+        require(
+            0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}", "Use a small one."
+        )
+        self._check_steps()
+        self._fill("base", locate_base(self.base, Path.cwd()))
+        self._fill("data", locate_data(self.data, Path.cwd()))
+        self._fill("schedule", self._complete_schedule())
+        self._check_register()
+        self._check_space()
+        self._check_search()
+        if self.schedule.algorithm == "pbt":
+            check_pbt(
+                self.search_space,
+                self.schedule,
+                trials=self.budget.trials,
+                every=self.eval.every,
+                horizon=self.horizon,
+            )
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> SweepSpec:
+        """Parse a sweep file; its relative paths start at the file's folder.
+
+        Raises:
+            SweepSpecError: The file or a value in it cannot work.
+        """
+        return parse_sweep(load_mapping(Path(path)), Path(path).parent)
+
+    @property
+    def horizon(self) -> int:
+        """Steps of a trial that is never stopped."""
+        return self.optim.steps
+
+    @cached_property
+    def search_space(self) -> SearchSpace:
+        """`space`, parsed and checked against the fixed settings."""
+        return parse_space(self.space, without_rows(self), self.forbid)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of everything that decides what trials are and how they compare.
+
+        A sweep resumes only under the digest it started with. `RESUMABLE_CHANGES` are left out.
+        Data files count by content: a moved file is the same, a changed one is not.
+        """
+        values = self.to_dict()
+        for section in RESUMABLE_CHANGES:
+            values.pop(section)
+        for split in SPLITS:
+            values["data"][split] = content_digest(values["data"][split])
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values for JSON; `parse_sweep` takes them back.
+
+        Raises:
+            SweepSpecError: Rows are still in memory; see `with_saved_rows`.
+        """
+        for split in SPLITS:
+            rows = getattr(self.data, split)
+            require(
+                rows is None or isinstance(rows, str),
+                f"data.{split}",
+                rows,
+                "a file or a hub dataset id here",
+                "Write the rows to files first: SweepSpec.with_saved_rows(folder).",
+            )
+        values = dataclasses.asdict(self)
+        # A round trip through JSON makes lists of tuples and proves that all of it is JSON.
+        return cast("dict[str, Any]", json.loads(json.dumps(values, allow_nan=False)))
+
+    def with_saved_rows(self, folder: Path) -> SweepSpec:
+        """The same sweep with rows in memory replaced by files in the folder.
+
+        Raises:
+            SweepStorageError: The folder cannot be written.
+        """
+        return dataclasses.replace(self, data=save_rows(self.data, folder))
+
+    def _fill(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_steps(self) -> None:
+        every = self.eval.every
+        _require_multiple("optim.steps", self.optim.steps, every)
+        grace = self.schedule.grace_steps
+        if grace:
+            require(
+                0 < grace <= self.horizon,
+                "schedule.grace_steps",
+                grace,
+                f"1 to optim.steps ({self.horizon})",
+                "Use a smaller first rung.",
+            )
+            _require_multiple("schedule.grace_steps", grace, every)
+
+    def _complete_schedule(self) -> ScheduleSpec:
+        every = self.eval.every
+        quarter = max(every, self.horizon // 4 // every * every)
+        return dataclasses.replace(self.schedule, grace_steps=self.schedule.grace_steps or quarter)
+
+    def _check_register(self) -> None:
+        if self.register is None:
+            return
+        self._fill(
+            "register", dataclasses.replace(self.register, name=self.register.name or self.name)
+        )
+        require_gate(self.finals, self.register)
+        top = self.register.top
+        require(
+            top <= self.budget.trials,
+            "register.top",
+            top,
+            f"up to budget.trials ({self.budget.trials})",
+            "Register fewer, or allow more trials.",
+        )
+        require(
+            top <= self.finals.top,
+            "register.top",
+            top,
+            f"up to finals.top ({self.finals.top})",
+            f"Register fewer, or set finals.top to {top}: only finalists are registered.",
+        )
+
+    def _settle_written(self) -> None:
+        """Make plain values of what is written by dotted names, and settings of its constants."""
+        space = {name: _plain(f"space.{name}", value) for name, value in self.space.items()}
+        forbid = [_plain(f"forbid[{i}]", rule) for i, rule in enumerate(self.forbid)]
+        start = [_plain(f"search.start[{i}]", point) for i, point in enumerate(self.search.start)]
+        constants, varied = split_constants(locate_choices(space, Path.cwd()))
+        for name, value in constants.items():
+            try:
+                changed = changed_sections(self, {name: value})
+            except SweepSpecError as error:
+                text = str(error)
+                where = "space." if text.startswith(f"{name}:") else f"space.{name}: "
+                raise SweepSpecError(f"{where}{text}") from error
+            for section, settings in changed.items():
+                self._fill(section, settings)
+        self._fill("space", varied)
+        self._fill("forbid", tuple(locate_rules(forbid, Path.cwd(), "forbid")))
+        located = tuple(locate_rules(start, Path.cwd(), "search.start"))
+        self._fill("search", dataclasses.replace(self.search, start=located))
+
+    def _check_space(self) -> None:
+        require(
+            len(self.search_space.knobs) > 0 or self.budget.trials == 1,
+            "space",
+            dict(self.space),
+            "at least one knob to search for more than one trial",
+            "Add a knob such as lora.rank: {choice: [4, 8]}, or set budget.trials to 1.",
+        )
+        require_sound(self.search_space)
+
+    def _check_search(self) -> None:
+        if self.search.algorithm == "grid":
+            self._check_grid()
+        if self.search.algorithm == "cmaes":
+            self._check_cmaes()
+        for i, point in enumerate(self.search.start):
+            where = f"search.start[{i}]"
+            knobs = self.search_space.settle(point, where)
+            if set(self.search_space.active(knobs)) == knobs.keys():
+                refused = self.search_space.refuse(knobs)
+                require(
+                    not refused, where, point, f"what may be tried ({refused})", "Change a value."
+                )
+
+    def _check_grid(self) -> None:
+        for name, knob in self.search_space.knobs.items():
+            require(
+                knob.size is not None,
+                f"space.{name}",
+                self.space[name],
+                "choice or int, for search.algorithm grid",
+                "List the values to try, or search with tpe or random.",
+            )
+        require(
+            len(self.search_space.knobs) > 0 and self.search_space.size is not None,
+            "space",
+            dict(self.space),
+            f"1 to {MAX_LISTED} configurations for search.algorithm grid",
+            "Offer fewer choices, or search with tpe or random.",
+        )
+
+    def _check_cmaes(self) -> None:
+        require(
+            not self.objective.also,
+            "search.algorithm",
+            self.search.algorithm,
+            "gp, nsga2, tpe, random or grid with objective.also",
+            "cmaes takes one objective: take out objective.also, or search with nsga2.",
+        )
+        space = self.search_space
+        ranges = [
+            name
+            for name, knob in space.knobs.items()
+            if isinstance(knob, Range) and name not in space.conditions
+        ]
+        require(
+            len(ranges) >= 2,
+            "search.algorithm",
+            self.search.algorithm,
+            "gp, nsga2, tpe, random or grid for a space with less than two ranges",
+            "cmaes learns from ranges without `when` only: add some, or search with tpe.",
+        )
+
+
+def parse_sweep(mapping: Mapping[str, Any], base_dir: Path) -> SweepSpec:
+    """Build a sweep from plain values; relative paths in them start at `base_dir`.
+
+    Raises:
+        SweepSpecError: A key is unknown or a value impossible; the message names the first one.
+    """
+    _refuse_misplaced_bools(mapping, SweepSpec, "")
+    try:
+        return _SWEEP.validate_python(with_located_sources(mapping, base_dir.resolve()))
+    except ValidationError as error:
+        raise translate(error, SweepSpec) from error
+
+
+def recorded_sweep(mapping: Mapping[str, Any]) -> SweepSpec:
+    """A sweep as its event log recorded it, for reading: its data and bases may be gone by now.
+
+    Raises:
+        SweepSpecError: The record is of another version.
+    """
+    gone = {split: [{"text": f"rows of {mapping['data'][split]}"}] for split in SPLITS}
+    # Trials have their own record of the base; a choice is only known to be one here.
+    names = {mapping["base"]["model"]: "recorded/base"}
+
+    def rename(model: str, _where: str) -> str:
+        return names.setdefault(model, f"recorded/base-{len(names)}")
+
+    search, forbid = mapping.get("search", {}), mapping.get("forbid", ())
+    start = [rename_in_rule(point, rename, "search.start") for point in search.get("start", ())]
+    sections = {
+        "base": {**mapping["base"], "model": "recorded/base"},
+        "data": {**mapping["data"], **gone},
+        "space": rename_choices(mapping["space"], rename),
+        "forbid": [rename_in_rule(rule, rename, "forbid") for rule in forbid],
+        "search": {**search, "start": start},
+    }
+    return parse_sweep({**mapping, **sections}, Path.cwd())
+
+
+def build_trial(spec: SweepSpec, knobs: Mapping[str, Any]) -> TrialSpec:
+    """The trial that a sweep's fixed settings and these knobs describe.
+
+    Tied settings are computed. Knobs that are left out or not active have their fixed setting.
+
+    Raises:
+        SweepSpecError: They do not go together.
+    """
+    return assemble(spec, spec.search_space.changes(knobs))
+
+
+_SWEEP = TypeAdapter(SweepSpec)
+
+
+def _refuse_misplaced_bools(values: Mapping[str, Any], owner: type, prefix: str) -> None:
+    """Pydantic takes `yes` for 1 where a number is due, and YAML reads `no` and `off` as false."""
+    hints = get_type_hints(owner)
+    for name, value in values.items():
+        hint = hints.get(name)
+        options = get_args(hint) or (hint,)
+        section = next(filter(is_section, options), None)
+        if isinstance(value, Mapping) and section is not None:
+            _refuse_misplaced_bools(value, section, f"{prefix}{name}.")
+        elif isinstance(value, bool) and hint is not None and bool not in options:
+            raise complaint(
+                f"{prefix}{name}", value, "no yes/no value", "Give a number, or quote the word."
+            )
+
+
+def _plain(where: str, written: Any) -> Any:
+    """The same as JSON would give it back, so that a spec equals the one its record makes."""
+    try:
+        return json.loads(json.dumps(written, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise complaint(
+            where, written, "finite numbers, text and lists", "Write the values out."
+        ) from error
+
+
+def _require_multiple(where: str, steps: int, every: int) -> None:
+    below = steps // every * every
+    near = f"{below} or {below + every}" if below else str(every)
+    require(
+        steps % every == 0, where, steps, f"a multiple of eval.every ({every})", f"Use {near}."
+    )
+
+
+__all__ = [
+    "BudgetSpec",
+    "ExitSpec",
+    "FinalsSpec",
+    "HostsSpec",
+    "ObjectiveSpec",
+    "RegisterSpec",
+    "ScheduleSpec",
+    "SearchSpec",
+    "SweepSpec",
+    "build_trial",
+    "parse_sweep",
+    "recorded_sweep",
+]

@@ -1,0 +1,76 @@
+"""A trial that runs away or learns its rows by heart is ended, and the sentence says why."""
+
+import pytest
+
+from orchestrator.outcome import Outcome
+from orchestrator.search.exits import find_exit, is_fault
+from orchestrator.spec.sections import ExitSpec
+from trainables.orders import fault_metrics
+
+
+def curve(eval_losses, train_losses=None):
+    """Reports of every tenth step; the training loss falls unless it is given."""
+    train_losses = train_losses or [1 / (i + 1) for i in range(len(eval_losses))]
+    return [
+        {"step": 10 * (i + 1), "eval_loss": eval_loss, "train_loss": train_loss}
+        for i, (eval_loss, train_loss) in enumerate(zip(eval_losses, train_losses, strict=True))
+    ]
+
+
+def test_a_loss_of_many_times_the_first_is_divergence():
+    end = find_exit(ExitSpec(divergence=3), curve([3.2, 2.0, 12.1]))
+    assert end.outcome is Outcome.DIVERGED
+    assert end.reason == "eval_loss 12.1000 at step 30 is more than 3 times the first, 3.2000"
+
+
+@pytest.mark.parametrize(
+    ("exits", "losses"),
+    [
+        pytest.param(ExitSpec(divergence=3), [3.0, 9.0], id="just that many times"),
+        pytest.param(ExitSpec(divergence=3), [0.1], id="the first itself"),
+        pytest.param(ExitSpec(divergence=3), [0.0, 0.5], id="nothing to compare with"),
+        pytest.param(ExitSpec(divergence=0), [1.0, 100.0], id="switched off"),
+    ],
+)
+def test_other_losses_are_no_divergence(exits, losses):
+    assert find_exit(exits, curve(losses)) is None
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_not_finite_always_ends_a_trial(loss):
+    end = find_exit(ExitSpec(divergence=0), curve([1.0, loss]))
+    assert end.outcome is Outcome.DIVERGED
+    assert end.reason == f"eval_loss is {loss} at step 20"
+
+
+def test_a_loss_above_its_lowest_for_long_is_overfitting():
+    end = find_exit(ExitSpec(overfitting=3), curve([0.9, 0.41, 0.5, 0.45, 0.6]))
+    assert end.outcome is Outcome.STOPPED
+    assert end.reason == (
+        "overfits: eval_loss above its lowest (0.4100 at step 20) for 3 evaluations "
+        "while train_loss fell"
+    )
+
+
+@pytest.mark.parametrize(
+    ("patience", "losses", "train_losses"),
+    [
+        pytest.param(3, [0.9, 0.41, 0.5, 0.45], None, id="not for long enough"),
+        pytest.param(2, [0.9, 0.4, 0.5, 0.4, 0.6], None, id="it came back to its lowest"),
+        pytest.param(2, [0.4, 0.5, 0.6], [0.3, 0.4, 0.5], id="the training loss rises, too"),
+        pytest.param(0, [0.4, 0.5, 0.6, 0.7], None, id="switched off"),
+    ],
+)
+def test_other_curves_are_not_overfitting(patience, losses, train_losses):
+    exits = ExitSpec(overfitting=patience)
+    assert find_exit(exits, curve(losses, train_losses)) is None
+
+
+def test_overfitting_is_not_looked_for_where_no_training_loss_is_reported():
+    reports = [{"step": step, "eval_loss": step / 10} for step in (10, 20, 30)]
+    assert find_exit(ExitSpec(divergence=0, overfitting=1), reports) is None
+
+
+def test_metrics_of_a_broken_trial_are_no_measurement():
+    assert is_fault(fault_metrics({"step": 20, "eval_loss": 0.5}))
+    assert not is_fault({"step": 20, "eval_loss": 0.5})

