@@ -10,18 +10,29 @@ import functools
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from trainables.errors import DataError
-from trainables.formats import ChatExample, Example, RowFormat, detect_format, parse_row
+from trainables.formats import (
+    ChatExample,
+    Example,
+    PlainExample,
+    RowFormat,
+    detect_format,
+    parse_row,
+)
 from trainables.sources import RawRow, read_rows
 from trainables.spec import DataSpec
-from trainables.tokens import chat_template, encode_example
+from trainables.asking import settle_asking
+from trainables.templates import Asking, template_digest
+from trainables.tokens import EncodedExample, Encoder, mark_answers
+from trainables.turns import has_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +43,9 @@ PromptStyle = Literal["plain", "chat"]
 
 IGNORED_TARGET = -100
 """Target of a position that does not count in the loss; what `torch` skips by default."""
+
+_MOST_SHOWN = 10
+"""Most rows that an error names one by one."""
 
 _WINDOW_BATCHES = 16
 """Most batches sorted by length together: more saves padding, fewer mixes better."""
@@ -83,18 +97,56 @@ class EncodedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitCounts:
+    """What became of the raw rows of a split.
+
+    Attributes:
+        rows: All of them.
+        split_rows: Chats that gave one sequence for each of their answers.
+        joined_rows: Chats of several answers in one sequence.
+        cut: Sequences that were longer than the limit.
+        dropped: Sequences that had no answer within the limit.
+        answers: Answers learned.
+        unlearned: Answers that became context, by the reason.
+        tokens: Of the sequences, after the cut.
+        answer_tokens: Those of them that count in the loss.
+        tools: Rows with tools on offer or called.
+        thoughts: Rows with a thought beside or in an answer.
+        systems: Rows with a system turn.
+        ends: Tokens that end the answers.
+    """
+
+    rows: int
+    split_rows: int = 0
+    joined_rows: int = 0
+    cut: int = 0
+    dropped: int = 0
+    answers: int = 0
+    unlearned: Mapping[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    answer_tokens: int = 0
+    tools: int = 0
+    thoughts: int = 0
+    systems: int = 0
+    ends: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """One split, ready to batch.
 
     Attributes:
-        rows: Rows with at least one answer token left after the cut at `max_tokens`.
+        rows: Sequences with at least one answer token left after the cut at `max_tokens`. A chat
+            is one, or one for each answer where its template renders the history otherwise.
         examples: The raw row of each entry of `rows`.
         digest: `RawSplit.digest`: over all rows of the split, also those dropped from `rows`.
+        counts: What became of the raw rows.
     """
 
     rows: tuple[EncodedRow, ...]
     examples: tuple[dict[str, Any], ...]
     digest: str
+    counts: SplitCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +155,9 @@ class Splits:
 
     Attributes:
         train: Its rows are cut at `train_max_tokens` too, where that is given.
-        template_digest: `sha256:...` of the chat template; `None` when prompts are plain text.
+        template_digest: `sha256:...` of the chat template and its settings; `None` when prompts
+            are plain text.
+        asking: How chats are asked; `None` when prompts are plain text.
     """
 
     train: Split
@@ -111,6 +165,17 @@ class Splits:
     test: Split | None
     prompt_style: PromptStyle
     template_digest: str | None
+    asking: Asking | None = None
+
+    @property
+    def given(self) -> tuple[Split, ...]:
+        """The splits that there are."""
+        return tuple(one for one in (self.train, self.validation, self.test) if one is not None)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end the answers of any split, ascending."""
+        return tuple(sorted(frozenset().union(*(one.counts.ends for one in self.given))))
 
 
 def read_raw_splits(spec: DataSpec) -> RawSplits:
@@ -154,26 +219,34 @@ def read_raw_splits(spec: DataSpec) -> RawSplits:
     )
 
 
-def load_splits(spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> Splits:
+def load_splits(
+    spec: DataSpec, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()
+) -> Splits:
     """Every split as tokens.
+
+    Args:
+        spec: Where the rows are and how they are asked.
+        tokenizer: Of the base.
+        stops: Tokens that the base stops at; see `trainables.stops`.
 
     Raises:
         DataError: As `read_raw_splits`; or the tokenizer has no end token or chat template, the
             template refuses a row, or no row of a split has an answer within `max_tokens`.
     """
     raw = read_raw_splits(spec)
-    # First: without a template nothing can be encoded, and the digest's error says so.
-    digest = template_digest(tokenizer, raw.prompt_style)
+    asking = _settle(raw, spec, tokenizer, stops) if raw.prompt_style == "chat" else None
+    encoder = Encoder(tokenizer, asking, stops)
 
     def encode(split: RawSplit) -> Split:
-        return _encode_split(split, raw.row_format, tokenizer, spec.max_tokens)
+        return _encode_split(split, raw.row_format, encoder, spec.max_tokens)
 
     splits = Splits(
         train=encode(raw.train),
         validation=encode(raw.validation),
         test=encode(raw.test) if raw.test is not None else None,
         prompt_style=raw.prompt_style,
-        template_digest=digest,
+        template_digest=None if asking is None else template_digest(tokenizer, asking),
+        asking=asking,
     )
     return splits if spec.train_max_tokens is None else cut_train(splits, spec.train_max_tokens)
 
@@ -190,15 +263,6 @@ def cut_example(
         is_answer=counted,
         is_cut=any(is_answer[max_tokens:]),
     )
-
-
-def template_digest(tokenizer: PreTrainedTokenizerBase, style: PromptStyle) -> str | None:
-    """`sha256:...` of the chat template; `None` when prompts are plain text.
-
-    Raises:
-        DataError: There is no template for chat prompts.
-    """
-    return _sha256(chat_template(tokenizer).encode()) if style == "chat" else None
 
 
 def cut_train(splits: Splits, max_tokens: int) -> Splits:
@@ -352,23 +416,84 @@ def _uniform(seed: int, group: object) -> float:
     return int.from_bytes(digest[:7], "big") / 2**56
 
 
+def _settle(
+    raw: RawSplits, spec: DataSpec, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
+) -> Asking:
+    examples = (parse_row(row, raw.row_format, raw.train.field) for row in raw.train.rows)
+    chats = [example for example in examples if isinstance(example, ChatExample)]
+    return settle_asking(chats, tokenizer, spec.template, spec.template_args, stops)
+
+
 def _encode_split(
-    raw: RawSplit, row_format: RowFormat, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    raw: RawSplit, row_format: RowFormat, encoder: Encoder, max_tokens: int
 ) -> Split:
-    rows, examples, cut = [], [], 0
+    rows, examples, encoded, refused = [], [], [], []
+    tally = Counter[str]()
     for row in raw.rows:
         example = parse_row(row, row_format, raw.field)
-        ids, counted = encode_example(example, tokenizer, f"{raw.field}: {row.place}")
-        cut += len(ids) > max_tokens
-        encoded = cut_example(ids, counted, max_tokens)
-        if encoded is not None:
-            rows.append(encoded)
-            examples.append(dict(row.values))
-    dropped = len(raw.rows) - len(rows)
+        try:
+            one = encoder.encode(example, f"{raw.field}: {row.place}")
+        except DataError as error:
+            refused.append(error)
+            continue
+        encoded.append(one)
+        tally.update(_features(example))
+        for pieces in one.sequences:
+            ids, counted = mark_answers(pieces)
+            tally["cut"] += len(ids) > max_tokens
+            sequence = cut_example(ids, counted, max_tokens)
+            if sequence is not None:
+                rows.append(sequence)
+                examples.append(dict(row.values))
+    _require_learnable(refused, len(raw.rows), raw.field)
+    total = sum(len(one.sequences) for one in encoded)
     if not rows:
-        raise _no_answer("data.max_tokens", dropped, raw.field, max_tokens)
-    _warn_of_cut("data.max_tokens", raw.field, len(raw.rows), max_tokens, cut, dropped)
-    return Split(rows=tuple(rows), examples=tuple(examples), digest=raw.digest)
+        raise _no_answer("data.max_tokens", total, raw.field, max_tokens)
+    dropped = total - len(rows)
+    _warn_of_cut("data.max_tokens", raw.field, total, max_tokens, tally["cut"], dropped)
+    counts = SplitCounts(
+        rows=len(raw.rows),
+        split_rows=sum(len(one.sequences) > 1 for one in encoded),
+        joined_rows=sum(len(one.sequences) == 1 < one.answers for one in encoded),
+        cut=tally["cut"],
+        dropped=dropped,
+        answers=sum(one.answers for one in encoded),
+        unlearned=_reasons(encoded),
+        tokens=sum(len(row.input_ids) for row in rows),
+        answer_tokens=sum(int(row.is_answer.sum()) for row in rows),
+        tools=tally["tools"],
+        thoughts=tally["thoughts"],
+        systems=tally["systems"],
+        ends=frozenset().union(*(one.ends for one in encoded)),
+    )
+    return Split(rows=tuple(rows), examples=tuple(examples), digest=raw.digest, counts=counts)
+
+
+def _features(example: Example) -> list[str]:
+    """What a row asks of a chat template, by the name of its count."""
+    if isinstance(example, PlainExample):
+        return []
+    found = {
+        "tools": bool(example.tools) or any("tool_calls" in turn for turn in example.turns),
+        "thoughts": any(has_thought(example.turns[position]) for position in example.answers),
+        "systems": any(turn["role"] in ("system", "developer") for turn in example.turns),
+    }
+    return [name for name, is_there in found.items() if is_there]
+
+
+def _reasons(encoded: Sequence[EncodedExample]) -> dict[str, int]:
+    """How many answers became context, by why: without the number of the message."""
+    reasons = (reason for one in encoded for reason in one.unlearned)
+    return dict(Counter(reason.partition(": ")[2] for reason in reasons).most_common())
+
+
+def _require_learnable(refused: Sequence[DataError], rows: int, field: str) -> None:
+    if not refused:
+        return
+    shown = [str(error) for error in refused[:_MOST_SHOWN]]
+    if len(refused) > 1:
+        shown.append(f"In all {len(refused)} of {rows} rows of {field} cannot be learned.")
+    raise DataError("\n".join(shown)) from refused[0]
 
 
 def _cut_row(row: EncodedRow, max_tokens: int) -> EncodedRow:

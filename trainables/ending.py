@@ -2,7 +2,8 @@
 
 In this order: the closing control token that the base stops at; the last control token that a
 template writes both behind a last answer and behind one that another turn follows; the first one
-that it writes when another turn follows; else the tokenizer's end token is appended.
+that it writes when another turn follows; else the tokenizer's end token is appended. A token that
+closes a whole conversation, behind one that closes each turn (Phi-3), is not the end of an answer.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ class Endings:
 
     Args:
         template: The template.
-        stops: Control tokens that the base stops at.
+        stops: Control tokens that the base stops at; the tokenizer's end token is one.
     """
 
     def __init__(self, template: ChatTemplate, stops: Collection[str]) -> None:
         self._template = template
-        self.stops = frozenset(stops)
+        end = template.tokenizer.eos_token
+        self.stops = frozenset(stops) | ({str(end)} if end is not None else set())
         self._known: dict[tuple[Any, ...], tuple[str, Ending] | None] = {}
 
     def of_words(self, before: Turns, tools: Turns) -> tuple[str, Ending] | None:
@@ -97,18 +99,17 @@ class Endings:
         if not found:
             return None
         closing = self._template.find_control(last)
-        stop = next((one for one in closing if one[2] in self.stops), None)
-        if stop is not None:
-            return last, Ending(text=last[: stop[1]], token=stop[2])
         behind = self._behind(turns, tools)
         if behind is None:
             # The template takes no further turn: what closes this one ends it.
-            return last, _until(last, closing[-1:])
+            stop = [one for one in closing if one[2] in self.stops]
+            return last, _until(last, stop[:1] or closing[-1:])
         following = self._template.find_control(behind)
         written = {token for _, _, token in following}
         shared = [one for one in closing if one[2] in written]
-        if shared:
-            return last, _until(last, shared[-1:])
+        stop = [one for one in shared or closing if one[2] in self.stops]
+        if stop or shared:
+            return last, _until(last, stop[:1] or shared[-1:])
         return last, _until(behind, following[:1])
 
     def _behind(self, turns: Turns, tools: Turns) -> str | None:

@@ -36,6 +36,7 @@ from trainables.data import (
 )
 from trainables.errors import BaseModelError, SpecError
 from trainables.eva import first_rows, observed_directions
+from trainables.findings import prompting_record
 from trainables.kernels import (
     Layout,
     PackedHead,
@@ -52,6 +53,7 @@ from trainables.optim import apply_gradients
 from trainables.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
 from trainables.spec import BaseSpec, DataSpec, TrialSpec
 from trainables.state import SeatState
+from trainables.stops import tokens_of
 
 SplitName = Literal["validation", "test"]
 
@@ -347,7 +349,8 @@ class Engine:
 
     def _read_splits(self, spec: DataSpec) -> Splits:
         if spec.train_max_tokens is None:
-            return load_splits(spec, self.base.tokenizer)
+            stops = tokens_of(self.base.model.generation_config)
+            return load_splits(spec, self.base.tokenizer, stops)
         # Trials that differ in it share the tokens of what they do not cut otherwise.
         return cut_train(self._splits(replace(spec, train_max_tokens=None)), spec.train_max_tokens)
 
@@ -360,6 +363,7 @@ class Engine:
             "prompt_style": splits.prompt_style,
             "template_digest": splits.template_digest,
             "tokenizer_digest": tokenizer_digest(self.base.tokenizer),
+            **prompting_record(splits, self.base.tokenizer),
             "max_tokens": seat.spec.data.max_tokens,
             "train_max_tokens": seat.spec.data.train_max_tokens,
         }

@@ -196,8 +196,8 @@ def _call(row: RawRow, where: str, value: object, field: str) -> dict[str, Any]:
         wrong = f"has no name of a function in {where!r}"
         allowed = "{function: {name, arguments}}"
         _refuse(row, field, wrong, allowed, "Name the function that is called.")
-    arguments = _from_json(function.get("arguments") or {})
-    if not isinstance(arguments, dict):
+    arguments = function.get("arguments") or {}
+    if not isinstance(_from_json(arguments), dict):
         wrong = f"has arguments that are no JSON object in {where!r}: {arguments!r}"
         allowed = "an object, or its JSON text"
         _refuse(row, field, wrong, allowed, "Mend the arguments.")

@@ -7,6 +7,8 @@ when built: a `TrialSpec` that exists is one that can be tried.
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -33,6 +35,12 @@ _REFUSED_INITS = {
     "mica": "it needs a base of full-precision weights",
 }
 """PEFT's other values of `init_lora_weights`, with why not."""
+
+_RENDERED = frozenset(
+    ("messages", "conversation", "tools", "documents", "add_generation_prompt", "chat_template")
+    + ("tokenize", "return_dict", "continue_final_message")
+)
+"""Arguments that a rendering gives itself."""
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
@@ -269,6 +277,9 @@ class DataSpec:
         train_max_tokens: A shorter limit for the rows trained on; `None` is `max_tokens`. Trials
             that differ in it are measured on the same rows.
         revision: Commit or tag of a hub dataset.
+        template: Name of the chat template to use, where the base's tokenizer has several.
+        template_args: Arguments of the chat template, such as `enable_thinking: false`. For a
+            template that writes today's date, `strftime_now: 2026-01-31` is the day it writes.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -284,8 +295,11 @@ class DataSpec:
     max_tokens: int = 512
     revision: str | None = None
     train_max_tokens: int | None = None
+    template: str | None = None
+    template_args: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        self._settle_template_args()
         for split in ("train", "validation", "test"):
             source = getattr(self, split)
             if source is not None and not isinstance(source, str):
@@ -331,6 +345,29 @@ class DataSpec:
             f"2 to data.max_tokens ({self.max_tokens})",
             "Lower it, or raise data.max_tokens.",
         )
+
+    def _settle_template_args(self) -> None:
+        # YAML reads a day as a date, which neither JSON nor a template takes.
+        args = {
+            name: value.isoformat() if isinstance(value, datetime.date) else value
+            for name, value in self.template_args.items()
+        }
+        object.__setattr__(self, "template_args", args)
+        taken = sorted(_RENDERED.intersection(args))
+        _require(
+            not taken,
+            "data.template_args",
+            ", ".join(taken),
+            "arguments that the rows do not give",
+            "Take it out; tools are a column of the rows.",
+        )
+        try:
+            json.dumps(args)
+        except (TypeError, ValueError) as error:
+            raise SpecError(
+                f"data.template_args: got {args!r} ({error}); allowed: text, numbers, true and "
+                "false, lists and mappings. Write the values as such."
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

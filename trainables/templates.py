@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainables.errors import DataError
@@ -56,7 +55,7 @@ class Asking:
     """
 
     template: str | None = None
-    template_args: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    template_args: Mapping[str, Any] = field(default_factory=dict)
     prefill_cut: str = ""
     arguments: Literal["mapping", "text"] = "mapping"
     content: Literal["text", "parts"] = "text"
@@ -156,8 +155,7 @@ class ChatTemplate:
         if formed["role"] == "developer" and not self.asking.has_developer:
             formed["role"] = "system"
         if self.asking.content == "parts" and isinstance(formed.get("content"), str):
-            text = formed["content"]
-            formed["content"] = [{"type": "text", "text": text}] if text else []
+            formed["content"] = [{"type": "text", "text": formed["content"]}]
         if formed.get("tool_calls"):
             formed["tool_calls"] = [
                 _formed_call(call, self.asking.arguments) for call in formed["tool_calls"]

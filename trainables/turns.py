@@ -1,18 +1,19 @@
 """One answer at a time: the prompt that a server would make, and the text to learn behind it.
 
-With P for the turns before under a generation prompt, and W for the turns through the answer: where
-W begins with P, the rest is the answer. Where it does not, the words of the answer are found in W
-and put behind P; thoughts that a template drops are put there as they are written.
+P are the turns before under a generation prompt, W the turns through the answer. Where W begins
+with P, the rest is the answer. Where it does not, the words of the answer are found in W and put
+behind P; thoughts that a template drops are put there as they are written.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainables.ending import Ending, Endings
+from trainables.ending import Endings
 from trainables.formats import ChatExample
 from trainables.templates import PROBE, ChatTemplate, TemplateRefusalError, Turns
 
@@ -115,10 +116,26 @@ def _moved(
     history = template.render(before, chat.tools)
     opening = len(prompt) - len(history) if prompt.startswith(history) else 0
     size = _longest_ending_in(prompt, head)
-    if size <= opening:
-        return None
-    lead = head[head.rfind(prompt[-size:]) + size :]
-    return lead + text[len(head) :] if len(lead) <= _LONGEST_LEAD else None
+    # The common end has to reach into the words of the last turn, else it says nothing.
+    words = before[-1]["content"].strip()
+    behind_words = len(prompt) - prompt.rfind(words) - len(words)
+    lead: str | None = None
+    if size > max(opening, behind_words):
+        lead = head[head.rfind(prompt[-size:]) + size :]
+    elif not turn.get("tool_calls"):
+        # A template that opens no answer leaves it to follow its prompt as it is.
+        lead = _usual_lead(template, prompt[-opening:]) if opening else ""
+    return None if lead is None or len(lead) > _LONGEST_LEAD else lead + text[len(head) :]
+
+
+def _usual_lead(template: ChatTemplate, opening: str) -> str | None:
+    """What the template writes between a generation prompt and an answer in the simplest chat."""
+    user = {"role": "user", "content": "x"}
+    prompt = template.render([user], is_prompt=True)
+    text = template.render([user, {"role": "assistant", "content": PROBE}])
+    lead, found, _ = text[len(prompt) :].partition(PROBE)
+    is_same = prompt.endswith(opening) and text.startswith(prompt)
+    return lead if is_same and found else None
 
 
 def _longest_ending_in(prompt: str, head: str) -> int:
@@ -156,6 +173,11 @@ def thought_of(turn: Mapping[str, Any]) -> str:
     return str(thought or "").strip()
 
 
+def has_thought(turn: Mapping[str, Any]) -> bool:
+    """Whether a turn holds a thought, beside its content or in it."""
+    return bool(thought_of(turn)) or _CLOSE in str(turn["content"])
+
+
 def _lacking(turn: Mapping[str, Any], text: str) -> str:
     """Name of the first part of an answer that a text does not hold; empty if it holds all."""
     text = _squeezed(text)
@@ -171,7 +193,8 @@ def _parts(turn: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for call in turn.get("tool_calls", ()):
         name = call["function"]["name"]
         yield f"its call of {name!r}", name
-        for word in _leaves(call["function"]["arguments"]):
+        arguments = call["function"]["arguments"]
+        for word in _leaves(json.loads(arguments) if isinstance(arguments, str) else arguments):
             yield f"the arguments of its call of {name!r}", word
 
 
@@ -212,9 +235,10 @@ def _require_one_end(
     answer: Answer, endings: Endings, template: ChatTemplate, where: str
 ) -> None:
     """A stop in the midst of an answer would end it there when it is served."""
-    inner = [token for _, end, token in template.find_control(answer.text) if end < len(answer.text)]
-    stops: Sequence[str] = [*endings.stops, *([answer.token] if answer.token else [])]
-    early = next((token for token in inner if token in stops), None)
+    inner = [token for *_, token in template.find_control(answer.text)]
+    if answer.token is not None:
+        inner.pop()
+    early = next((token for token in inner if token in {answer.token, *endings.stops}), None)
     if early is not None:
         raise CannotLearnError(
             f"{where}: holds {early!r}, which ends an answer, within its text; allowed: such a "
