@@ -63,8 +63,8 @@ from orchestrator.tuning import Stage
 from registry import RegistryError, Tracker, best_specs, tracking_uri_for
 from registry.access import check_access
 from trainables.answers import load_metrics
-from trainables.data import read_raw_splits
 from trainables.errors import TrialError
+from trainables.splits import read_raw_splits
 
 logger = logging.getLogger(__name__)
 

@@ -29,11 +29,11 @@ from trainables.data import (
     EncodedRow,
     Split,
     Splits,
-    batch_rows,
     cut_train,
     load_splits,
     tokenizer_digest,
 )
+from trainables.epochs import batch_rows
 from trainables.errors import BaseModelError, SpecError
 from trainables.eva import first_rows, observed_directions
 from trainables.kernels import (
@@ -49,6 +49,7 @@ from trainables.lora import (
     short_targets,
 )
 from trainables.optim import apply_gradients
+from trainables.sampling import sample
 from trainables.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
 from trainables.spec import BaseSpec, DataSpec, TrialSpec
 from trainables.state import SeatState
@@ -395,4 +396,6 @@ def _rows_of(splits: Splits, name: SplitName, max_rows: int | None) -> Sequence[
             "data.test: got None, but the test split was asked for; allowed: a file or "
             "data.test_fraction > 0. Give test rows."
         )
-    return split.rows[:max_rows] if name == "validation" else split.rows
+    if name == "test" or max_rows is None:
+        return split.rows
+    return [split.rows[position] for position in sample(len(split.rows), max_rows, split.digest)]

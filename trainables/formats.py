@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any
 
-from trainables.errors import DataError
-from trainables.sources import RawRow
-from trainables.spec import DataFormat
-
-RowFormat = Literal["messages", "prompt-completion", "text"]
-
-COLUMNS: dict[RowFormat, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "prompt-completion": ("prompt", "completion"),
-    "text": ("text",),
-}
-"""Columns each format needs; `auto` takes the first format whose columns are all there."""
+from trainables.arranging import arrange, describe_value
+from trainables.arranging import refuse_row as _refuse
+from trainables.layouts import RowLayout
+from trainables.readers import RawRow
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -55,62 +47,32 @@ class ChatExample:
 Example = PlainExample | ChatExample
 
 
-def detect_format(row: RawRow, wanted: DataFormat, field: str) -> RowFormat:
-    """The format to read rows with: the one wanted, or read off the columns of one row.
-
-    Raises:
-        DataError: `auto` finds no format that fits the columns.
-    """
-    if wanted != "auto":
-        return wanted
-    for name, columns in COLUMNS.items():
-        if all(column in row.values for column in columns):
-            return name
-    allowed = "; ".join(" and ".join(columns) for columns in COLUMNS.values())
-    raise DataError(
-        f"{field}: {row.place} has columns {_columns(row)}; allowed: {allowed}. Rename them."
-    )
-
-
-def parse_row(row: RawRow, row_format: RowFormat, field: str) -> Example:
+def parse_row(row: RawRow, layout: RowLayout, field: str) -> Example:
     """The example a row holds.
 
     Raises:
         DataError: A column is missing or of the wrong type, a role unknown, or the answer empty.
     """
-    for column in COLUMNS[row_format]:
-        if column not in row.values:
-            _refuse(
-                row,
-                field,
-                f"has no column {column!r} but {_columns(row)}",
-                f"the columns of format {row_format}: {', '.join(COLUMNS[row_format])}",
-                "Rename the columns or set data.format.",
-            )
-    if row_format == "messages":
+    row = arrange(row, layout, field)
+    columns = layout.columns
+    if layout.kind == "messages":
         return _parse_chat(row, "messages", field)
-    if row_format == "text":
-        return PlainExample(prompt="", answer=_answer(row, "text", field))
-    if isinstance(row.values["prompt"], str):
+    if layout.kind == "text":
+        return PlainExample(prompt="", answer=_answer(row, columns["text"], "text", field))
+    if layout.template is not None or isinstance(row.values["prompt"], str):
         return PlainExample(
             prompt=_text(row, "prompt", row.values["prompt"], field),
-            answer=_answer(row, "completion", field),
+            answer=_answer(row, columns["completion"], "completion", field),
         )
+    if not isinstance(row.values["prompt"], list | tuple):
+        _text(row, columns.get("prompt", "prompt"), row.values["prompt"], field)
     prompt = _turns(row, "prompt", field)
     return _parse_chat(row, "completion", field, before=prompt)
 
 
-def _columns(row: RawRow) -> str:
-    return ", ".join(repr(column) for column in row.values) or "(none)"
-
-
-def _refuse(row: RawRow, field: str, wrong: str, allowed: str, remedy: str) -> NoReturn:
-    raise DataError(f"{field}: {row.place} {wrong}; allowed: {allowed}. {remedy}")
-
-
 def _text(row: RawRow, where: str, value: object, field: str) -> str:
     if not isinstance(value, str):
-        wrong = f"has a {type(value).__name__} in {where!r}"
+        wrong = f"has {describe_value(value)} in {where!r}"
         _refuse(row, field, wrong, "text", "Write it as a string.")
     try:
         value.encode()
@@ -120,8 +82,8 @@ def _text(row: RawRow, where: str, value: object, field: str) -> str:
     return value
 
 
-def _answer(row: RawRow, column: str, field: str) -> str:
-    answer = _text(row, column, row.values[column], field)
+def _answer(row: RawRow, column: str, role: str, field: str) -> str:
+    answer = _text(row, column, row.values[role], field)
     if not answer.strip():
         wrong = f"has nothing to learn in {column!r}: got {answer!r}"
         _refuse(row, field, wrong, "text that is not blank", "Fill in or remove the row.")
