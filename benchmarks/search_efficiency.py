@@ -36,8 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from orchestrator.search.schedule import build_scheduler
 from orchestrator.search.searcher import OptunaSearcher
-from orchestrator.spec.space import build_trial
-from orchestrator.spec.sweep import SweepSpec, parse_sweep
+from orchestrator.spec.sweep import SweepSpec, build_trial, parse_sweep
 from trainables.engine import Engine, build_engine
 
 WITHIN = 0.01

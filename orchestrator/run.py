@@ -49,8 +49,9 @@ from orchestrator.journal.storage import SweepStorage
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
 from orchestrator.report.delivery import Delivery
+from orchestrator.report.files import write_report
 from orchestrator.report.progress import ProgressDisplay
-from orchestrator.report.report import SweepReport, build_report, write_report
+from orchestrator.report.report import SweepReport, build_report
 from orchestrator.resuming import SweepProgress
 from orchestrator.search.budget import Budget
 from orchestrator.search.schedule import build_scheduler, replay_history

@@ -17,11 +17,12 @@ from ray.actor import ActorHandle
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.journal.layout import REQUESTS_FOLDER
+from orchestrator.journal.meter import Usage
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import Wishes, take_requests
 from orchestrator.journal.storage import SweepStorage
 from orchestrator.outcome import TrialOutcome
-from orchestrator.search.budget import Budget, Usage
+from orchestrator.search.budget import Budget
 from orchestrator.search.pbt import Heir
 from orchestrator.search.schedule import EarlyStopping
 

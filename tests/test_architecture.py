@@ -5,6 +5,7 @@ import importlib
 import pickle
 import re
 import subprocess
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,9 @@ COVERED_BY = {
     "registry.errors": "tests/registry/test_refs.py",
     "orchestrator.hosts.broker": "tests/orchestrator/hosts/test_pool.py",
     "orchestrator.adapters.shrinking": "tests/orchestrator/adapters/test_evaluating.py",
-    "orchestrator.adapters.terminal": "tests/orchestrator/adapters/test_evaluating.py",
     "orchestrator.files": "tests/orchestrator/report/test_report.py",
     "orchestrator.journal.layout": "tests/orchestrator/finals/test_held_out.py",
+    "orchestrator.report.files": "tests/orchestrator/report/test_report.py",
     "orchestrator.report.leaderboard": "tests/orchestrator/report/test_report.py",
     "orchestrator.report.measurements": "tests/orchestrator/report/test_report.py",
     "orchestrator.hosts.members": "tests/orchestrator/hosts/test_seats.py",
@@ -66,9 +67,21 @@ def modules():
     return found
 
 
+def rooms():
+    """Folders of the orchestrator, by name."""
+    found = {path.parent.name: path for path in (ROOT / "orchestrator").glob("*/__init__.py")}
+    assert len(found) > 4
+    return found
+
+
 def own_test(module):
-    package, _, name = module.partition(".")
-    return ROOT / "tests" / package / f"test_{name}.py"
+    *folders, name = module.split(".")
+    return ROOT.joinpath("tests", *folders, f"test_{name}.py")
+
+
+def is_room(module):
+    """The module is the `__init__` of a room; a test below holds that it does nothing."""
+    return module in {f"orchestrator.{room}.__init__" for room in rooms()}
 
 
 def imports_of(path):
@@ -86,7 +99,7 @@ def test_every_module_is_tested_where_its_name_says_or_the_map():
     missing = [
         module
         for module in modules()
-        if not own_test(module).is_file() and module not in COVERED_BY
+        if not own_test(module).is_file() and module not in COVERED_BY and not is_room(module)
     ]
     assert missing == []
 
@@ -106,6 +119,40 @@ def test_the_map_names_modules_that_need_it_and_tests_that_use_them():
 def test_no_module_outgrows_one_sitting():
     lengths = {module: len(path.read_text().splitlines()) for module, path in modules().items()}
     assert {module: lines for module, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_a_room_holds_five_to_fourteen_modules():
+    folders = [ROOT / "orchestrator", *(path.parent for path in rooms().values())]
+    sizes = {
+        folder.name: sum(path.name != "__init__.py" for path in folder.glob("*.py"))
+        for folder in folders
+    }
+    assert {name: size for name, size in sizes.items() if not 5 <= size <= 14} == {}
+
+
+def test_the_init_of_a_room_says_what_belongs_there_and_does_nothing():
+    for name, path in rooms().items():
+        tree = ast.parse(path.read_text())
+        said = ast.get_docstring(tree)
+        assert said is not None, name
+        assert len(tree.body) == len(said.splitlines()) == 1, name
+
+
+def test_a_room_has_no_rooms_and_its_tests_lie_in_a_folder_of_its_name():
+    for name, path in rooms().items():
+        assert list(path.parent.glob("*/*.py")) == [], name
+    folders = {path.parent.name for path in (ROOT / "tests" / "orchestrator").glob("*/test_*.py")}
+    assert folders == set(rooms())
+
+
+def test_no_modules_import_each_other_not_even_for_their_types():
+    found = modules()
+    needs = {
+        module: [name for name in imports_of(path) if name in found]
+        for module, path in found.items()
+    }
+    assert sum(map(len, needs.values())) > 300
+    TopologicalSorter(needs).prepare()  # raises CycleError, which names the circle
 
 
 def test_the_public_surface_is_what_it_was():

@@ -1,4 +1,4 @@
-"""How versions of adapters look in a terminal."""
+"""Adapter versions, and results of commands on them, as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.adapters.shrinking import Candidate, Shrunk
 from orchestrator.wording import format_bounds, format_metric, one_line
 from registry import AdapterVersion, AliasMove, Evaluation
 from registry.measures import FORMS
@@ -101,6 +102,39 @@ def render_evaluations(evaluations: Sequence[Evaluation]) -> RenderableType:
     return Group(table, Text(f"and {left} older or measured in another way", style="dim"))
 
 
+def render_moves(moves: Sequence[AliasMove]) -> Table | str:
+    """One line for each move of an alias, oldest first."""
+    if not moves:
+        return "no alias of it was ever moved"
+    table = Table(box=None, pad_edge=False)
+    for heading in ("when", "alias", "from", "to", "who", "why"):
+        table.add_column(heading, overflow="fold")
+    for move in moves:
+        table.add_row(
+            move.at.astimezone().strftime("%Y-%m-%d %H:%M"),
+            move.alias,
+            _version_number(move.source),
+            _version_number(move.target),
+            Text(move.who),
+            Text(("rolled back: " if move.is_rollback else "") + move.why),
+        )
+    return table
+
+
+def render_shrunk(version: AdapterVersion, shrunk: Shrunk, measure: str) -> Group:
+    """The ranks that were tried, and what became of them."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("rank", measure, "size", "energy kept"):
+        table.add_column(heading, justify="right")
+    for one in (shrunk.whole, *shrunk.candidates):
+        table.add_row(*_cells(one))
+    if shrunk.version is None:
+        said = f"none is as good as {version.ref}: nothing was registered"
+    else:
+        said = f"registered: {shrunk.version.ref}, rank {shrunk.chosen}"
+    return Group(table, said)
+
+
 def _facts(version: AdapterVersion) -> Iterator[tuple[str, str]]:
     yield "adapter", str(version.ref)
     yield "aliases", ", ".join(version.aliases) or "none"
@@ -163,3 +197,12 @@ def _number(version: AdapterVersion, metric: str) -> str:
 def _when(version: AdapterVersion) -> str:
     at = version.created_at.astimezone()
     return at.strftime("%Y-%m-%d %H:%M")
+
+
+def _cells(one: Candidate) -> list[str]:
+    size = f"{one.adapter_bytes / 1e6:.2f} MB"
+    return [str(one.rank), f"{one.value:.4f}", size, f"{one.energy:.2%}"]
+
+
+def _version_number(version: int | None) -> str:
+    return "-" if version is None else str(version)

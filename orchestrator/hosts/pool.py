@@ -20,8 +20,8 @@ from ray.train.torch import TorchTrainer
 from orchestrator.hosts.broker import broker_name
 from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.members import HostStart
+from orchestrator.journal.meter import Usage
 from orchestrator.journal.storage import SweepStorage
-from orchestrator.search.budget import Usage
 from trainables.bench import Bench, Failure
 from trainables.spec import BaseSpec
 

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Usage(NamedTuple):
+    """Seconds that hosts of this session were up, times their devices."""
+
+    cpu_s: float = 0.0
+    gpu_s: float = 0.0
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -15,6 +15,7 @@ from orchestrator.report.importance import Importance, plot_importance
 from orchestrator.report.leaderboard import UNRANKED_ORDER, outcome_of, setting_columns
 from orchestrator.report.markup import cell, document, embed, folded, note, number, table
 from orchestrator.report.plots import is_number, plot_learning_curves, plot_parallel_coordinates
+from orchestrator.report.report import SweepReport
 from orchestrator.report.tradeoffs import find_tradeoffs, plot_tradeoffs
 from orchestrator.wording import (
     format_bounds,
@@ -25,9 +26,6 @@ from orchestrator.wording import (
     format_setting,
     one_line,
 )
-
-if TYPE_CHECKING:
-    from orchestrator.report.report import SweepReport
 
 _DETAIL = re.compile(r"(.+?) \(([^()]*\d[^()]*)\)")
 _PERPLEXITY = "perplexity"  # the exponential of the loss, which says it all

@@ -11,10 +11,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from orchestrator.journal.history import SweepHistory, TrialRecord
-from orchestrator.journal.meter import Meter
+from orchestrator.journal.meter import Meter, Usage
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.wording import format_duration
 
@@ -22,13 +21,6 @@ _HOUR_S = 3600.0
 
 _PACE_OF = 100
 """Trials whose pace counts, the newest: more say no more of the next, and take longer to ask."""
-
-
-class Usage(NamedTuple):
-    """Seconds that hosts of this session were up, times their devices."""
-
-    cpu_s: float = 0.0
-    gpu_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

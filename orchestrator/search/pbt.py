@@ -12,29 +12,16 @@ import random
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from orchestrator.spec.complaint import complaint, require
 from orchestrator.spec.distributions import Choice, Distribution, Range
+from orchestrator.spec.population import MIN_JUDGED, changeable_knobs
 from orchestrator.spec.sections import Mode, ScheduleSpec
 from orchestrator.spec.space import SearchSpace
 from orchestrator.wording import format_metric
 
-if TYPE_CHECKING:
-    from orchestrator.spec.sweep import SweepSpec
-
-MIN_RUNGS = 3
-"""Rungs before the horizon that it takes for copies to be copied again."""
-
-MIN_JUDGED = 4
-"""Trials that must have come to a rung before any is replaced there."""
-
 _FACTORS = (0.8, 1.2)
 _RESAMPLED = 0.25  # both as in the paper's appendix A
-
-_CHANGEABLE = ("optim.", "lora.dropout")
-_UNCHANGEABLE = ("optim.batch_size", "optim.micro_batch_size")
-"""Rows are dealt out by batch size from the first step on: a copy would see some again."""
 
 _MAX_DRAWS = 1000
 
@@ -121,72 +108,6 @@ class Pbt:
         return draw.choice(better[:replaced]) if better else None
 
 
-def population(spec: SweepSpec) -> int:
-    """Trials of a sweep that start from nothing."""
-    trials = spec.budget.trials
-    return spec.schedule.population or min(8, max(MIN_JUDGED, trials // 2))
-
-
-def check_pbt(spec: SweepSpec) -> None:
-    """Refuse a sweep in which nothing could be copied, changed or compared.
-
-    Raises:
-        SweepSpecError: The space, the rungs, the population or the budget does not allow it.
-    """
-    schedule, trials = spec.schedule, spec.budget.trials
-    if not changeable_knobs(spec.search_space):
-        raise complaint(
-            "schedule.algorithm",
-            "pbt",
-            "an algorithm other than pbt for a space without a knob that can change in the middle "
-            "of a trial",
-            "pbt needs a knob of optim (a batch size is none) or lora.dropout: add one, such as "
-            "optim.learning_rate, or use asha.",
-        )
-    every = spec.eval.every
-    longest = (spec.horizon - 1) // MIN_RUNGS // every * every
-    require(
-        0 < schedule.grace_steps <= longest,
-        "schedule.grace_steps",
-        schedule.grace_steps,
-        f"up to {longest} for pbt, so that {MIN_RUNGS} rungs come before optim.steps "
-        f"({spec.horizon})"
-        if longest
-        else f"for pbt at least {MIN_RUNGS} evaluations before optim.steps ({spec.horizon})",
-        f"Use {longest}." if longest else "Lower eval.every, or train for longer.",
-    )
-    require(
-        trials > MIN_JUDGED,
-        "budget.trials",
-        trials,
-        f"more than {MIN_JUDGED} for pbt: a population and those that come in its places",
-        "Allow more trials, or use asha.",
-    )
-    require(
-        schedule.population == 0 or MIN_JUDGED <= schedule.population < trials,
-        "schedule.population",
-        schedule.population,
-        f"{MIN_JUDGED} to {trials - 1} (below budget.trials) for pbt, or 0",
-        "Leave room for copies in budget.trials.",
-    )
-
-
-def changeable_knobs(space: SearchSpace) -> list[str]:
-    """Knobs that a copy may change: neither its base nor the shape of its checkpoint.
-
-    What decides on other settings stays, too: a knob that a `when` or a tied setting names.
-    """
-    deciding = {name for condition in space.conditions.values() for name in condition.allowed}
-    for name, tie in reversed(list(space.ties.items())):
-        if name in deciding or not _is_changeable(name):
-            deciding.update(tie.names)
-    return [
-        name
-        for name, knob in space.knobs.items()
-        if _is_changeable(name) and name not in deciding and knob.size != 1
-    ]
-
-
 def explore(space: SearchSpace, parent_knobs: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Changed knobs for a copy (arXiv:1711.09846, appendix A): perturbed, or drawn anew.
 
@@ -208,10 +129,6 @@ def said_better(better: float, worse: float, mode: Mode) -> str:
     """Two values and which way round they are: `0.4121 < 0.9312`."""
     sign = "<" if mode == "min" else ">"
     return f"{format_metric(better)} {sign} {format_metric(worse)}"
-
-
-def _is_changeable(setting: str) -> bool:
-    return setting.startswith(_CHANGEABLE) and setting not in _UNCHANGEABLE
 
 
 def _change(knob: Distribution, value: Any, draw: random.Random) -> Any:

@@ -19,7 +19,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from orchestrator.journal.history import SweepHistory
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.search.exits import find_exit, is_fault
-from orchestrator.search.pbt import Heir, Pbt, check_pbt, population, said_better
+from orchestrator.search.pbt import Heir, Pbt, said_better
+from orchestrator.spec.population import population
 from orchestrator.spec.sections import (
     EarlyStop,
     ExitSpec,
@@ -272,8 +273,8 @@ def _build_median(spec: SweepSpec) -> Rule:
 
 
 def _build_pbt(spec: SweepSpec) -> Rule:
-    check_pbt(spec)
-    return Pbt(spec.schedule, spec.objective.mode, spec.seed, population(spec))
+    fresh = population(spec.schedule, spec.budget.trials)
+    return Pbt(spec.schedule, spec.objective.mode, spec.seed, fresh)
 
 
 def _build_none(spec: SweepSpec) -> Rule:

@@ -28,8 +28,7 @@ from orchestrator.outcome import Outcome, TrialOutcome, infer_outcome
 from orchestrator.search.pbt import Heir, explore
 from orchestrator.search.samplers import LEARNERS, SamplerRequest
 from orchestrator.search.study import Observation, build_study, key_of, most_telling, observe
-from orchestrator.spec.space import build_trial
-from orchestrator.spec.sweep import SweepSpec
+from orchestrator.spec.sweep import SweepSpec, build_trial
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.distributions import BaseDistribution
 
@@ -46,20 +46,15 @@ from orchestrator.spec.settings import (
     assemble,
     flatten,
     require_knob,
-    without_rows,
 )
 from orchestrator.spec.tied import Tie, parse_tie
 from trainables.spec import TrialSpec
-
-if TYPE_CHECKING:
-    from orchestrator.spec.sweep import SweepSpec
 
 __all__ = [
     "ALPHA_PER_RANK",
     "KNOBS",
     "MAX_LISTED",
     "SearchSpace",
-    "build_trial",
     "describe",
     "parse_space",
     "searched_names",
@@ -320,8 +315,15 @@ def split_constants(space: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     return constants, varied
 
 
-def parse_space(mapping: Mapping[str, Any], spec: SweepSpec) -> SearchSpace:
+def parse_space(
+    mapping: Mapping[str, Any], fixed: FixedSettings, rules: Sequence[Mapping[str, Any]] = ()
+) -> SearchSpace:
     """Parse a space without constants, and the sweep's `forbid`.
+
+    Args:
+        mapping: Knobs with their distributions or expressions as written.
+        fixed: The settings of the sweep.
+        rules: `forbid` as written.
 
     Raises:
         SweepSpecError: A knob, a condition, an expression or a rule is impossible.
@@ -346,7 +348,6 @@ def parse_space(mapping: Mapping[str, Any], spec: SweepSpec) -> SearchSpace:
             (ALPHA_PER_RANK, "lora.rank"),
         )
     order = parents_first({name: tie.names for name, tie in ties.items()}, ".tied")
-    fixed = without_rows(spec)
     values = flatten(fixed)
     space = SearchSpace(
         knobs=knobs,
@@ -357,23 +358,12 @@ def parse_space(mapping: Mapping[str, Any], spec: SweepSpec) -> SearchSpace:
         ties={name: ties[name] for name in order},
         forbidden=tuple(
             _parse_rule(f"forbid[{i}]", rule, knobs, written_whens, values)
-            for i, rule in enumerate(spec.forbid)
+            for i, rule in enumerate(rules)
         ),
         fixed=fixed,
     )
     _ = space.order  # a circle of conditions is found here
     return space
-
-
-def build_trial(spec: SweepSpec, knobs: Mapping[str, Any]) -> TrialSpec:
-    """The trial that a sweep's fixed settings and these knobs describe.
-
-    Tied settings are computed. Knobs that are left out or not active have their fixed setting.
-
-    Raises:
-        SweepSpecError: They do not go together.
-    """
-    return assemble(spec, spec.search_space.changes(knobs))
 
 
 def describe(trial: TrialSpec) -> dict[str, Any]:

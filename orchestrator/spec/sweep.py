@@ -18,7 +18,6 @@ from typing import Any, ClassVar, cast, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import SweepSpecError
-from orchestrator.search.pbt import check_pbt
 from orchestrator.spec.complaint import complaint, is_section, require, translate
 from orchestrator.spec.distributions import Range
 from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec, require_gate
@@ -34,6 +33,7 @@ from orchestrator.spec.inputs import (
     save_rows,
     with_located_sources,
 )
+from orchestrator.spec.population import check_pbt
 from orchestrator.spec.sections import (
     BudgetSpec,
     ExitSpec,
@@ -43,11 +43,11 @@ from orchestrator.spec.sections import (
     SearchSpec,
     require_slug,
 )
-from orchestrator.spec.settings import MAX_SEED, changed_sections
+from orchestrator.spec.settings import MAX_SEED, assemble, changed_sections, without_rows
 from orchestrator.spec.soundness import require_sound
 from orchestrator.spec.space import MAX_LISTED, SearchSpace, parse_space, split_constants
 from orchestrator.spec.yaml_file import load_mapping
-from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec
+from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
@@ -115,7 +115,13 @@ class SweepSpec:
         self._check_space()
         self._check_search()
         if self.schedule.algorithm == "pbt":
-            check_pbt(self)
+            check_pbt(
+                self.search_space,
+                self.schedule,
+                trials=self.budget.trials,
+                every=self.eval.every,
+                horizon=self.horizon,
+            )
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> SweepSpec:
@@ -134,7 +140,7 @@ class SweepSpec:
     @cached_property
     def search_space(self) -> SearchSpace:
         """`space`, parsed and checked against the fixed settings."""
-        return parse_space(self.space, self)
+        return parse_space(self.space, without_rows(self), self.forbid)
 
     @cached_property
     def digest(self) -> str:
@@ -345,6 +351,17 @@ def recorded_sweep(mapping: Mapping[str, Any]) -> SweepSpec:
     return parse_sweep({**mapping, **sections}, Path.cwd())
 
 
+def build_trial(spec: SweepSpec, knobs: Mapping[str, Any]) -> TrialSpec:
+    """The trial that a sweep's fixed settings and these knobs describe.
+
+    Tied settings are computed. Knobs that are left out or not active have their fixed setting.
+
+    Raises:
+        SweepSpecError: They do not go together.
+    """
+    return assemble(spec, spec.search_space.changes(knobs))
+
+
 _SWEEP = TypeAdapter(SweepSpec)
 
 
@@ -391,6 +408,7 @@ __all__ = [
     "ScheduleSpec",
     "SearchSpec",
     "SweepSpec",
+    "build_trial",
     "parse_sweep",
     "recorded_sweep",
 ]

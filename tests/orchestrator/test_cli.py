@@ -132,7 +132,7 @@ def test_status_of_a_damaged_log_names_the_line(capsys):
 
 
 def first_trial(spec: SweepSpec):
-    from orchestrator.spec.space import build_trial
+    from orchestrator.spec.sweep import build_trial
 
     return build_trial(spec, {"lora.rank": 2}).to_dict()
 

@@ -12,6 +12,7 @@ from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.pool import HostPool, HostShape
 from orchestrator.journal.events import read_events
 from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.meter import Usage
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import (
     CANCELLED_BY_USER,
@@ -22,7 +23,7 @@ from orchestrator.journal.requests import (
 )
 from orchestrator.journal.storage import SweepStorage
 from orchestrator.outcome import Outcome
-from orchestrator.search.budget import Budget, Usage
+from orchestrator.search.budget import Budget
 from orchestrator.search.schedule import EarlyStopping, NoRule
 from orchestrator.spec.sections import BudgetSpec, ExitSpec
 from orchestrator.supervision import Supervisor
@@ -98,7 +99,7 @@ class Scene:
 
 @pytest.fixture(autouse=True)
 def without_ray_tunes_own_files():
-    """As in `orchestrator.hosts.cluster`: Ray Tune leaves the files of a trial that it ends open."""
+    """As in `hosts.cluster`: Ray Tune leaves the files of a trial that it ends open."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         yield

@@ -15,8 +15,7 @@ from orchestrator.report.importance import (
     find_importance,
     plot_importance,
 )
-from orchestrator.spec.space import build_trial
-from orchestrator.spec.sweep import BudgetSpec, SweepSpec
+from orchestrator.spec.sweep import BudgetSpec, SweepSpec, build_trial
 from trainables.spec import BaseSpec, DataSpec, OptimSpec
 
 SPACE: dict[str, Any] = {

@@ -16,6 +16,7 @@ from orchestrator.hosts.members import group_key
 from orchestrator.journal.events import Event
 from orchestrator.journal.history import SweepHistory
 from orchestrator.outcome import Outcome
+from orchestrator.report.files import write_report
 from orchestrator.report.leaderboard import UNFINISHED, UNRANKED_ORDER, setting_columns
 from orchestrator.report.plots import (
     OUTCOME_COLORS,
@@ -23,12 +24,11 @@ from orchestrator.report.plots import (
     plot_learning_curves,
     plot_parallel_coordinates,
 )
-from orchestrator.report.report import SweepReport, build_report, write_report
+from orchestrator.report.report import SweepReport, build_report
 from orchestrator.report.summary import render_summary
 from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
 from orchestrator.spec.sections import ObjectiveSpec
-from orchestrator.spec.space import build_trial
-from orchestrator.spec.sweep import BudgetSpec, SweepSpec
+from orchestrator.spec.sweep import BudgetSpec, SweepSpec, build_trial
 from trainables.spec import BaseSpec, DataSpec, OptimSpec, TrialSpec
 
 HOSTILE = '<script>alert("x")</script> & [red]no\x1b[31m\nsecond line'

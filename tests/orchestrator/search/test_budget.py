@@ -4,8 +4,9 @@ import pytest
 
 from orchestrator.journal.events import Event
 from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.meter import Usage
 from orchestrator.journal.requests import Wishes
-from orchestrator.search.budget import Budget, Usage
+from orchestrator.search.budget import Budget
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.supervision import LOOK_EVERY_S, SweepStopper
 

@@ -13,11 +13,10 @@ from orchestrator.errors import SweepSpecError
 from orchestrator.spec.space import (
     MAX_LISTED,
     SearchSpace,
-    build_trial,
     describe,
     searched_names,
 )
-from orchestrator.spec.sweep import BudgetSpec, SweepSpec, parse_sweep
+from orchestrator.spec.sweep import BudgetSpec, SweepSpec, build_trial, parse_sweep
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
 
 

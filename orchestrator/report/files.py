@@ -1,0 +1,61 @@
+"""A report as files: the leaderboard, the page and the pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.files import replace_file
+from orchestrator.journal.history import SweepHistory
+from orchestrator.report.importance import draw_importance, find_importance
+from orchestrator.report.page import build_page
+from orchestrator.report.plots import draw_learning_curves
+from orchestrator.report.report import SweepReport
+from orchestrator.report.tradeoffs import draw_tradeoffs, find_tradeoffs
+from orchestrator.spec.sweep import SweepSpec
+
+
+def write_report(
+    report: SweepReport, spec: SweepSpec, history: SweepHistory, folder: Path
+) -> list[Path]:
+    """Write the files of a report, each whole or not at all.
+
+    Those are `leaderboard.csv`, `report.html`, `learning_curves.png`, and where trials can be
+    compared by these `pareto.png` and `importance.png`. Pictures of an earlier report that there
+    is nothing to show on any more are removed.
+
+    Returns:
+        The files, the table first, then the page, then pictures.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    best = None if report.best is None else report.best.trial
+    found_by = None if report.best is None else report.best.found_by
+    importance = find_importance(spec, history)
+    tradeoffs = find_tradeoffs(report.leaderboard, metric=report.metric, mode=report.mode)
+    contents: dict[str, bytes | None] = {
+        "leaderboard.csv": report.leaderboard.to_csv(index=False).encode(),
+        "report.html": build_page(report, history, importance).encode(),
+        "learning_curves.png": draw_learning_curves(
+            history,
+            title=spec.name,
+            metric=report.metric,
+            best=best,
+            base=report.base_metrics.get("validation", {}).get(report.metric),
+        ),
+        "pareto.png": draw_tradeoffs(
+            tradeoffs, title=spec.name, metric=report.metric, best=found_by
+        )
+        if tradeoffs
+        else None,
+        "importance.png": draw_importance(importance, title=spec.name)
+        if importance.parts
+        else None,
+    }
+    for name, content in contents.items():
+        if content is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            replace_file(folder / name, content)
+    return [folder / name for name, content in contents.items() if content is not None]
