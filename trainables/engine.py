@@ -33,6 +33,7 @@ from trainables.data import (
     load_splits,
     tokenizer_digest,
 )
+from trainables.data_summary import summarize
 from trainables.epochs import batch_rows
 from trainables.errors import BaseModelError, SpecError
 from trainables.eva import first_rows, observed_directions
@@ -363,6 +364,7 @@ class Engine:
             "tokenizer_digest": tokenizer_digest(self.base.tokenizer),
             "max_tokens": seat.spec.data.max_tokens,
             "train_max_tokens": seat.spec.data.train_max_tokens,
+            **summarize(splits.raw, splits).to_dict(),
         }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -91,23 +92,23 @@ def files_of(source: str, split: str | None = None) -> tuple[Path, ...]:
         return (path,)
     anchor = Path(path.anchor) if path.is_absolute() else Path()
     pattern = str(path.relative_to(anchor)) if path.is_absolute() else str(path)
-    return tuple(sorted(one for one in anchor.glob(pattern) if _holds_rows(one, anchor)))
-
-
-def is_glob(source: str) -> bool:
-    """Whether a source names several files by a pattern."""
-    return bool(_GLOB.search(source)) and not Path(source).expanduser().exists()
+    return tuple(sorted(one for one in anchor.glob(pattern) if _holds_rows(one, one.parent)))
 
 
 def is_local(source: str) -> bool:
     """Whether a source is meant to lie on this machine."""
-    path = Path(source).expanduser()
-    is_path = source.startswith((".", "~", "/")) or is_readable(path) or path.exists()
-    return is_path or is_glob(source)
+    return names_path(source) or Path(source).expanduser().exists()
 
 
-def digest_files(files: Iterable[Path], root: Path) -> str:
-    """Hex SHA-256 over the names below a folder and the contents of files."""
+def names_path(source: str) -> bool:
+    """Whether a source is written as a path or glob, whatever is there."""
+    is_path = source.startswith((".", "~", "/")) or is_readable(Path(source))
+    return is_path or _GLOB.search(source) is not None
+
+
+def digest_files(files: Sequence[Path]) -> str:
+    """Hex SHA-256 over the names of files below their common folder, and over their contents."""
+    root = os.path.commonpath([file.parent for file in files]) if files else ""
     lines = []
     for file in sorted(files):
         with file.open("rb") as stream:
