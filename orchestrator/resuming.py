@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from orchestrator.journal.storage import SweepStorage
 from orchestrator.outcome import Outcome
 from orchestrator.report.measurements import measured_reports
 from orchestrator.spec.complaint import complaint
+from orchestrator.spec.inspection import DataReport
 from orchestrator.spec.sweep import RESUMABLE_CHANGES, SweepSpec
 
 StageName = Literal["search", "finals"]
@@ -66,6 +68,14 @@ class SweepProgress:
             self._require_kept()
             if not self.is_over() or not self.is_registered():
                 self._resume()
+
+    def keep_inputs(self, pins: Mapping[str, str], data: DataReport) -> None:
+        """Record the commits that were settled, and what is known of the rows, where it is new."""
+        history = self.record.history
+        if pins and history.pins != pins:
+            self.record.add("pinned", pins=dict(pins))
+        if history.data_facts != data.facts or history.data_lines != data.lines:
+            self.record.add("data_inspected", lines=list(data.lines), facts=data.facts)
 
     def has_ended(self, stage: StageName) -> bool:
         """Whether a stage was ended under the settings of today."""

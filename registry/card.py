@@ -267,7 +267,16 @@ def _data(facts: CardFacts) -> str:
         f"{plain(data.get('max_tokens'))} tokens."
     )
     listed = table(["split", "digest of its rows", "rows measured"], rows)
-    return f"{listed}\n\n{style}" if listed else style
+    return "\n\n".join(filter(None, [listed, " ".join([style, *_overlaps(data)])]))
+
+
+def _overlaps(data: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on rows that two splits share, as a manifest's `data.overlaps` counts them."""
+    names = {"train": "training"}
+    for one in data.get("overlaps", ()):
+        rows, other = (plain(names.get(one[key], one[key])) for key in ("rows", "other"))
+        near = f", and {one['near']} more are nearly the same as one" if one["near"] else ""
+        yield f"{one['same']} of {one['total']} {rows} rows are also {other} rows{near}."
 
 
 def _licenses(facts: CardFacts) -> str:
@@ -315,7 +324,7 @@ def _asking(data: Mapping[str, Any]) -> list[str]:
 
 
 def _has_tools(data: Mapping[str, Any]) -> bool:
-    return any(split.get("tools") for split in (data.get("counts") or {}).values())
+    return any(split.get("tools") for split in (data.get("learned") or {}).values())
 
 
 def _chat_settings(data: Mapping[str, Any]) -> str:

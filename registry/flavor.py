@@ -109,7 +109,7 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
         rows = model_input.to_dict("records")
         turns = [_plain(row.get("messages")) for row in rows]
         if all(isinstance(turn, dict) for turn in turns):
-            # One row for each turn of one conversation: what MLflow makes of {"messages": [{...}]}.
+            # MLflow makes a row of each turn of {"messages": [{...}]}: it is one conversation.
             rows = [{"messages": turns}]
         return [_request(row) for row in rows]
 
@@ -177,7 +177,7 @@ class _Request(NamedTuple):
     tools: Sequence[Mapping[str, Any]]
 
 
-def _request(row: Mapping[str, Any]) -> _Request:
+def _request(row: Mapping[Any, Any]) -> _Request:
     messages, tools = (_plain(row.get(name)) for name in ("messages", "tools"))
     prompt = row.get("prompt")
     prompt = prompt if isinstance(prompt, str) else None

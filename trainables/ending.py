@@ -8,12 +8,11 @@ closes a whole conversation, behind one that closes each turn (Phi-3), is not th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainables.templates import PROBE, ChatTemplate, TemplateRefusalError, Turns
+from trainables.templates import PROBE, ChatTemplate, TemplateRefusalError, Turns, common_start
 
 _NEXT = f"next{PROBE}"
 
@@ -90,7 +89,7 @@ class Endings:
         shared = [one for one in closing if one[2] in written]
         if shared:
             return last, _until(last, shared[-1:])
-        reach = len(os.path.commonprefix([last, behind]))
+        reach = common_start(last, behind)
         return last, _until(behind, [one for one in following if one[1] > reach][:1])
 
     def _find(self, before: Turns, tools: Turns) -> tuple[str, Ending] | None:
@@ -144,9 +143,7 @@ class Endings:
     def _inner(self, turns: Turns, tools: Turns) -> set[str]:
         """Control tokens that belong to a call: two calls have more of them than one."""
         *before, answer = turns
-        one, two = (
-            {**answer, "tool_calls": answer["tool_calls"] * times} for times in (1, 2)
-        )
+        one, two = ({**answer, "tool_calls": answer["tool_calls"] * times} for times in (1, 2))
         try:
             texts = [self._template.render([*before, turn], tools) for turn in (one, two)]
         except TemplateRefusalError:

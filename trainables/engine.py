@@ -25,18 +25,19 @@ from trainables import evaluate as scoring
 from trainables.base import LoadedBase, load_base
 from trainables.batches import Batch, build_batch, build_passes
 from trainables.bundle import write_bundle
+from trainables.chat_summary import chats_of
 from trainables.data import (
     EncodedRow,
     Split,
     Splits,
-    batch_rows,
     cut_train,
     load_splits,
     tokenizer_digest,
 )
+from trainables.data_summary import summarize
+from trainables.epochs import batch_rows
 from trainables.errors import BaseModelError, SpecError
 from trainables.eva import first_rows, observed_directions
-from trainables.findings import prompting_record
 from trainables.kernels import (
     Layout,
     PackedHead,
@@ -50,6 +51,7 @@ from trainables.lora import (
     short_targets,
 )
 from trainables.optim import apply_gradients
+from trainables.sampling import sample
 from trainables.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
 from trainables.spec import BaseSpec, DataSpec, TrialSpec
 from trainables.state import SeatState
@@ -363,9 +365,9 @@ class Engine:
             "prompt_style": splits.prompt_style,
             "template_digest": splits.template_digest,
             "tokenizer_digest": tokenizer_digest(self.base.tokenizer),
-            **prompting_record(splits, self.base.tokenizer),
             "max_tokens": seat.spec.data.max_tokens,
             "train_max_tokens": seat.spec.data.train_max_tokens,
+            **summarize(splits.raw, splits, chats=chats_of(splits, self.base.tokenizer)).to_dict(),
         }
 
 
@@ -399,4 +401,6 @@ def _rows_of(splits: Splits, name: SplitName, max_rows: int | None) -> Sequence[
             "data.test: got None, but the test split was asked for; allowed: a file or "
             "data.test_fraction > 0. Give test rows."
         )
-    return split.rows[:max_rows] if name == "validation" else split.rows
+    if name == "test" or max_rows is None:
+        return split.rows
+    return [split.rows[position] for position in sample(len(split.rows), max_rows, split.digest)]

@@ -73,17 +73,6 @@ def locate(spec: BaseSpec) -> BaseSource:
     return _hub_source(spec)
 
 
-def local_file(model: str) -> Path | None:
-    """The one file that is the model, for a `.gguf` file or one of a package; else `None`.
-
-    Raises:
-        BaseModelError: There is no such package or file.
-    """
-    if model.startswith("package:"):
-        return _existing_file(_packaged_file(model), model)
-    return _existing_file(Path(model).expanduser(), model) if model.endswith(".gguf") else None
-
-
 def digest_folder(folder: Path) -> str:
     """Identity of a model folder: its `config.json` and `*.safetensors`, by name and content.
 
@@ -111,17 +100,13 @@ def _packaged_file(model: str) -> Path:
     return Path(next(iter(found.submodule_search_locations))) / name
 
 
-def _existing_file(path: Path, model: str) -> Path:
+def _gguf_source(path: Path, model: str) -> BaseSource:
     if not path.is_file():
         raise BaseModelError(
             f"base.model: got {model!r}, but there is no file {path}; allowed: a .gguf file. "
             "Check the path."
         )
-    return path.resolve()
-
-
-def _gguf_source(path: Path, model: str) -> BaseSource:
-    path = _existing_file(path, model)
+    path = path.resolve()
     return BaseSource(
         kind="gguf",
         folder=path.parent,

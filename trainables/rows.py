@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from trainables.answers import missing_reading
 from trainables.data import (
     EncodedRow,
-    PromptStyle,
-    RawSplit,
     cut_example,
-    raw_split,
-    read_raw_splits,
-    style_of,
     tokenizer_digest,
 )
+from trainables.data_spec import DataSpec, Rows
 from trainables.errors import BaseModelError, DataError
 from trainables.evaluation_spec import EvaluationSpec
-from trainables.formats import Example, RowFormat, detect_format, parse_row
-from trainables.sources import RawRow, read_rows
-from trainables.spec import DataSpec, Rows
+from trainables.formats import Example, parse_row
+from trainables.layouts import RowLayout, find_layout, layout_from
+from trainables.sampling import sample
+from trainables.sources import read_rows
+from trainables.splits import PromptStyle, RawSplit, raw_split, read_raw_splits, style_of
 from trainables.templates import Asking, template_digest
 from trainables.tokens import Encoder, mark_answers
 
@@ -101,8 +99,10 @@ def evaluation_rows(
             another prompt style, or completions are asked for where there is no prompt.
         BaseModelError: The tokenizer or its template is not the one trained with.
     """
-    raw, row_format, style = _read(manifest, source)
-    raw = raw_split(raw.rows[: how.max_rows], raw.field)
+    raw, layout, style = _read(manifest, source)
+    if how.max_rows is not None:
+        chosen = sample(len(raw.rows), how.max_rows, raw.digest)
+        raw = raw_split(tuple(raw.rows[position] for position in chosen), raw.field)
     recorded = manifest["data"]
     max_tokens = recorded["max_tokens"]
     asking = Asking.from_record(recorded) if style == "chat" else None
@@ -112,18 +112,18 @@ def evaluation_rows(
     }
     for name, found in digests.items():
         _require_recorded(name, found, recorded[name])
-    if how.generates and row_format == "text":
+    if how.generates and layout.kind == "text":
         raise DataError(
             f"evaluation.max_new_tokens: got {how.max_new_tokens}, but rows of {raw.field} are "
             "text without prompts; allowed: 0, or rows with a prompt. Set it to 0."
         )
-    ends = recorded.get("end_tokens", {}).values()
+    ends = (recorded.get("end_tokens") or {}).values()
     reader = _Reader(tokenizer, Encoder(tokenizer, asking, tuple(ends)), max_tokens)
     encoded = [
         (where, measured)
         for row in raw.rows
         for where in [f"{raw.field}: {row.place}"]
-        for measured in reader.read(parse_row(row, row_format, raw.field), where)
+        for measured in reader.read(parse_row(row, layout, raw.field), where)
     ]
     is_strict = not (is_split(source) or how.skip_cut)
     rows = _with_answers(encoded, raw.field, max_tokens, is_strict)
@@ -158,24 +158,24 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 def _read(
     manifest: Mapping[str, Any], source: RowSource
-) -> tuple[RawSplit, RowFormat, PromptStyle]:
+) -> tuple[RawSplit, RowLayout, PromptStyle]:
     """All rows of a source, checked; their format and their style."""
     trained = manifest["data"]["prompt_style"]
     if is_split(source):
-        raw, row_format, style = _read_split(manifest, *source)
+        raw, layout, style = _read_split(manifest, *source)
     else:
-        raw, row_format, style = _read_rows(source)
+        raw, layout, style = _read_rows(manifest, source)
     if style != trained:
         raise DataError(
             f"{raw.field}: got {style} prompts; allowed: {trained} ones, which the adapter was "
             f"trained on. Write them as {'messages' if trained == 'chat' else 'text'}."
         )
-    return raw, row_format, style
+    return raw, layout, style
 
 
 def _read_split(
     manifest: Mapping[str, Any], data: DataSpec, split: SplitName
-) -> tuple[RawSplit, RowFormat, PromptStyle]:
+) -> tuple[RawSplit, RowLayout, PromptStyle]:
     if split not in get_args(SplitName):
         raise DataError(
             f"{FIELD}: got the split {split!r}; allowed: {', '.join(get_args(SplitName))}, or a "
@@ -195,28 +195,29 @@ def _read_split(
             "that the adapter's trial was given. Give its data as they were, or measure these "
             "rows as a file."
         )
-    return raw, splits.row_format, splits.prompt_style
+    return raw, splits.layout, splits.prompt_style
 
 
 def _read_rows(
+    manifest: Mapping[str, Any],
     source: DataSpec | str | Path | Rows,
-) -> tuple[RawSplit, RowFormat, PromptStyle]:
-    if isinstance(source, DataSpec):
-        field, wanted = "data.train", source.format
-        rows = read_rows(source.train, field, source.revision)
-    else:
-        field, wanted = FIELD, "auto"
-        rows = read_rows(_file_or_rows(source), field)
-    row_format = detect_format(rows[0], wanted, field)
-    first = style_of(parse_row(rows[0], row_format, field))
+) -> tuple[RawSplit, RowLayout, PromptStyle]:
+    field = "data.train" if isinstance(source, DataSpec) else FIELD
+    spec = source if isinstance(source, DataSpec) else DataSpec(train=_file_or_rows(source))
+    rows = read_rows(spec.train, field)
+    # Rows laid out as those of training are read as these, with the same template around them.
+    is_open = (spec.format, spec.columns, spec.prompt_template) == ("auto", None, None)
+    trained = layout_from(manifest["data"].get("layout"), rows) if is_open else None
+    layout = trained or find_layout(rows, spec, field)
+    first = style_of(parse_row(rows[0], layout, field))
     for row in rows:
-        style = style_of(parse_row(row, row_format, field))
+        style = style_of(parse_row(row, layout, field))
         if style != first:
             raise DataError(
                 f"{field}: {row.place} is {style} but the first row is {first}; allowed: one of "
                 "the two in all rows. Write all prompts as text, or all as messages."
             )
-    return raw_split(rows, field), row_format, first
+    return raw_split(rows, field), layout, first
 
 
 def _file_or_rows(source: str | Path | Rows) -> str | Rows:
@@ -225,8 +226,8 @@ def _file_or_rows(source: str | Path | Rows) -> str | Rows:
     path = Path(source).expanduser()
     if not path.is_file():
         raise DataError(
-            f"{FIELD}: got {str(source)!r}, which is no file; allowed: a .jsonl, .json, .parquet "
-            "or .csv file, or rows. Correct the path."
+            f"{FIELD}: got {str(source)!r}, which is no file; allowed: a file of rows, such as "
+            ".jsonl, .csv or .parquet, or the rows themselves. Correct the path."
         )
     # A name without a folder could be taken for a hub's.
     return str(path.absolute())

@@ -128,7 +128,7 @@ class ChatTemplate:
                 add_generation_prompt=is_prompt,
                 **self._args,
             )
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             # A template is a program of the base's: it raises whatever it likes.
             reason = " ".join(str(error).split()) or type(error).__name__
             raise TemplateRefusalError(reason) from error
@@ -234,9 +234,14 @@ def pin_date(text: str, day: str) -> str:
     steps = "".join(f"|replace('%{one}','{date.strftime('%' + one)}')" for one in _DIRECTIVES)
     # transformers lets no function in as an argument; a macro of the name hides its own. The
     # empty expression keeps a newline that the template may begin with.
-    return (
-        f"{{% macro {DATE_ARG}(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}{{{{ '' }}}}{text}"
-    )
+    macro = f"{{% macro {DATE_ARG}(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}"
+    return f"{macro}{{{{ '' }}}}{text}"
+
+
+def common_start(one: str, other: str) -> int:
+    """Count of the characters that two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def with_forms(tokenizer: PreTrainedTokenizerBase, asking: Asking) -> Asking:
@@ -258,7 +263,7 @@ def with_forms(tokenizer: PreTrainedTokenizerBase, asking: Asking) -> Asking:
     function = {"name": "probe_call", "arguments": arguments}
     call = {"id": "probeid00", "type": "function", "function": function}
     answer = {"role": "assistant", "content": "", "tool_calls": [call]}
-    turns = [{**user, "content": "x"}, answer]
+    turns: Turns = [{**user, "content": "x"}, answer]
     texts = replace(asking, arguments="text")
     # A template that prints a mapping writes Python, which is no JSON.
     is_json = not _writes(tokenizer, asking, turns, repr(arguments))

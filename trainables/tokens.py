@@ -1,8 +1,8 @@
 """Examples to token ids, each marked whether it is part of an answer.
 
-Chats go through the tokenizer's chat template, one answer at a time. The ids of a prompt are always
-those of the prompt alone, so a model is trained on the very prompts it is asked with; the ids of an
-answer are those it has behind its prompt.
+Chats go through the tokenizer's chat template, one answer at a time. The ids of a prompt are
+always those of the prompt alone, so a model is trained on the very prompts it is asked with; the
+ids of an answer are those it has behind its prompt.
 """
 
 from __future__ import annotations
@@ -113,9 +113,7 @@ class Encoder:
             prompt.insert(0, bos)
         if answer[-1:] != [eos]:
             answer.append(eos)
-        return EncodedExample(
-            sequences=((tuple(prompt), tuple(answer)),), ends=frozenset([eos])
-        )
+        return EncodedExample(sequences=((tuple(prompt), tuple(answer)),), ends=frozenset([eos]))
 
     def _encode_answer(self, answer: Answer) -> tuple[list[int], list[int]]:
         prompt = encode_text(self._tokenizer, answer.prompt)
@@ -160,7 +158,6 @@ def encode_behind(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) ->
     given. It is encoded behind its prompt; where the two would merge, behind something short that
     it does not merge with.
     """
-    # A space in front belongs to the text only if the prompt's last character is none.
     for anchor in (prompt, *_ANCHORS):
         ids, both = encode_text(tokenizer, anchor), encode_text(tokenizer, anchor + text)
         if both[: len(ids)] == ids:

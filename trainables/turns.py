@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from trainables.ending import Endings
 from trainables.formats import ChatExample
-from trainables.templates import PROBE, ChatTemplate, TemplateRefusalError, Turns
+from trainables.templates import PROBE, ChatTemplate, TemplateRefusalError, Turns, common_start
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _LONGEST_LEAD = 64
@@ -231,9 +231,7 @@ def _require_system(before: Turns, prompt: str) -> None:
             )
 
 
-def _require_one_end(
-    answer: Answer, endings: Endings, template: ChatTemplate, where: str
-) -> None:
+def _require_one_end(answer: Answer, endings: Endings, template: ChatTemplate, where: str) -> None:
     """A stop in the midst of an answer would end it there when it is served."""
     inner = [token for *_, token in template.find_control(answer.text)]
     if answer.token is not None:
@@ -259,9 +257,7 @@ def split_off_cut(prompt: str, whole: str, history: str, template: ChatTemplate)
         The end of the prompt that `whole` has otherwise; empty where no part of what the
         generation prompt adds would be left, or the difference begins before it.
     """
-    same = 0
-    while same < min(len(prompt), len(whole)) and prompt[same] == whole[same]:
-        same += 1
+    same = common_start(prompt, whole)
     inside = [start for start, end, _ in template.find_control(prompt) if start < same < end]
     same = inside[0] if inside else same
     opens_later = prompt.startswith(history) and same > len(history)

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, MambaConfig
 
 from trainables.base import load_base
-from trainables.data import batch_rows, collate, load_splits
+from trainables.data import collate, load_splits
 from trainables.engine import Engine, build_engine
+from trainables.epochs import batch_rows
 from trainables.errors import BaseModelError, SpecError
 from trainables.kernels import dropout_seed
 from trainables.lora import initial_weights, linear_layers
