@@ -15,6 +15,9 @@ CONTROL = re.compile(
 )
 """What looks like a control token in the text of a template."""
 
+MARKS = ("<think>", "</think>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
+"""Control tokens that templates put together out of roles."""
+
 LAYOUT = RowLayout(format="messages", columns={"messages": "messages", "tools": "tools"})
 
 TOOLS = (

@@ -356,7 +356,7 @@ GOOD_CHAT = {"messages": CHAT}
         pytest.param(
             GOOD_CHAT,
             {"messages": [CHAT[1], {"role": "bot", "content": "two"}]},
-            r"the role 'bot' in 'messages\[1\]'; allowed: system, developer, user, assistant, tool",
+            r"the role 'bot' in 'messages\[1\]'; allowed: system, developer, user, assistant, ",
             id="unknown-role",
         ),
         pytest.param(

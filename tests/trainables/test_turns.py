@@ -21,8 +21,9 @@ from trainables.templates import Asking, pin_date, template_digest
 from trainables.tokens import EncodedExample, Encoder
 
 CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 PHI3 = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -32,7 +33,8 @@ R1 = (
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|User|>' + m['content'] }}"
     "{% elif m['role'] == 'assistant' %}"
     "{{ '<|Assistant|>' + m['content'].split('</think>')[-1] + eos_token }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
 )
 GLM = (
     "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}"
@@ -182,9 +184,7 @@ def test_calls_are_learned_with_their_arguments_as_json(template, arguments):
 def test_a_call_that_the_template_leaves_out_is_refused_with_the_reason():
     tokenizer = byte_tokenizer(CHATML)
     one = chat(user("warm?"), call({"city": "Paris"}))
-    with pytest.raises(
-        DataError, match=r"message 2: .* does not render its call of 'get_weather'"
-    ):
+    with pytest.raises(DataError, match=r"message 2: .* render its call of 'get_weather'"):
         learn(tokenizer, one)
 
 
@@ -206,13 +206,13 @@ def test_an_earlier_answer_that_cannot_be_learned_is_context_and_counted():
 
 def test_a_system_turn_that_the_template_leaves_out_is_refused():
     silent = CHATML.replace("in messages %}", "in messages if m['role'] != 'system' %}", 1)
-    with pytest.raises(DataError, match="message 1: .* leaves this system turn out"):
+    with pytest.raises(DataError, match=r"message 1: .* leaves this system turn out"):
         learn(byte_tokenizer(silent), chat(system("Rule."), *TWO))
 
 
 def test_an_end_token_within_an_answer_is_refused():
     one = chat(user("one?"), assistant("two<|im_end|> more"))
-    with pytest.raises(DataError, match="message 2: holds '<|im_end|>', which ends an answer"):
+    with pytest.raises(DataError, match=r"message 2: holds '<\|im_end\|>', which ends an ans"):
         learn(byte_tokenizer(CHATML), one)
 
 
@@ -239,7 +239,7 @@ def test_parts_of_text_are_joined_and_other_parts_refused():
 
 def test_a_template_is_chosen_by_its_name():
     tokenizer = byte_tokenizer({"rag": PHI3, "plain": CHATML}, controls=("<|user|>",))
-    with pytest.raises(DataError, match="data.template: got None, .* plain, rag; allowed: one"):
+    with pytest.raises(DataError, match=r"data.template: got None, .* plain, rag; allowed: one"):
         settle_asking([chat(*TWO)], tokenizer)
     asking = settle_asking([chat(*TWO)], tokenizer, template="plain")
     encoded = Encoder(tokenizer, asking).encode(chat(*TWO), "row 1")
