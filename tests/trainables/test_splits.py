@@ -127,7 +127,7 @@ def test_overlap_is_dropped_from_what_matters_less():
 
 def test_dropping_everything_is_refused():
     same = DataSpec(train=PAIRS, validation=PAIRS, test_fraction=0, on_overlap="drop")
-    with pytest.raises(DataError, match="leaves no rows in data.train"):
+    with pytest.raises(DataError, match=r"leaves no rows in data\.train"):
         read_raw_splits(same)
 
 

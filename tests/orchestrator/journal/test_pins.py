@@ -1,6 +1,7 @@
 """What a sweep reads from the hub is one commit, whatever becomes of the branch meanwhile."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -97,7 +98,7 @@ def test_hub_is_asked_for_the_commit_of_a_dataset(hub: str, tmp_path: Path) -> N
     environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**__import__("os").environ, **environment},
+        env={**os.environ, **environment},
         check=True,
         capture_output=True,
         text=True,

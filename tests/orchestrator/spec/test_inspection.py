@@ -1,6 +1,7 @@
 """What is said of a sweep's rows, once for all bases or by base."""
 
 import json
+import shutil
 from pathlib import Path
 
 from orchestrator.spec.inspection import bases_of, inspect_rows
@@ -33,8 +34,6 @@ def test_rows_are_described_before_anything_is_started(tiny_base: Path, tmp_path
 
 
 def test_what_differs_between_bases_names_them(tiny_base: Path, tmp_path: Path) -> None:
-    import shutil
-
     short = tmp_path / "short"
     shutil.copytree(tiny_base, short)
     config = json.loads((short / "config.json").read_text())
