@@ -6,6 +6,7 @@ be filled from what was recorded. It is short: MLflow keeps 5,000 characters of 
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -298,7 +299,7 @@ def _loading(facts: CardFacts) -> str:
         "",
         f"model = registry.load({ref!r}, tracking_uri=URI)",
         f"model = mlflow.pyfunc.load_model({f'models:/{ref}'!r})  # after set_tracking_uri(URI)",
-        'model.predict({"prompt": ["…"]})',
+        *_asking(facts.manifest["data"]),
         "",
         f"# with PEFT, on the base loaded with transformers {_how_loaded(facts)}",
         f"folder = registry.pull({ref!r}, {folder!r}, tracking_uri=URI)",
@@ -306,10 +307,40 @@ def _loading(facts: CardFacts) -> str:
     ]
     if facts.form in _MERGED:
         lines += ['model.merge_and_unload().save_pretrained("merged")']
-    parts = [code_block("python", lines), *_vllm(facts, model, folder)]
+    parts = [code_block("python", lines), _chat_settings(facts.manifest["data"])]
+    parts += _vllm(facts, model, folder)
     if not from_hub:
         parts.append(f"BASE is a folder with {code(base['model'])} in transformers' format.")
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _asking(data: Mapping[str, Any]) -> list[str]:
+    """How to ask a loaded version, and what it stops at."""
+    if data.get("prompt_style") != "chat":
+        return ['model.predict({"prompt": ["…"]})']
+    turns = '[{"role": "user", "content": "…"}]'
+    tools = ', "tools": [{…}]' if _has_tools(data) else ""
+    return [f'model.predict([{{"messages": {turns}{tools}}}])']
+
+
+def _has_tools(data: Mapping[str, Any]) -> bool:
+    return any(split.get("tools") for split in (data.get("learned") or {}).values())
+
+
+def _chat_settings(data: Mapping[str, Any]) -> str:
+    """What another server has to be told so that its prompts are the trained ones."""
+    said = []
+    ends = list(data.get("end_tokens") or {})
+    if ends:
+        said.append(f"Answers end with {', '.join(map(code, ends))}: stop there.")
+    if data.get("template"):
+        said.append(f"Its chat template is the one named {code(data['template'])}.")
+    for name, value in sorted((data.get("template_args") or {}).items()):
+        said.append(f"Its chat template is given {code(f'{name}={json.dumps(value)}')}.")
+    if data.get("prefill_cut"):
+        cut = code(json.dumps(data["prefill_cut"]))
+        said.append(f"Prompts were trained without the {cut} that the template ends them with.")
+    return " ".join(said)
 
 
 def _how_loaded(facts: CardFacts) -> str:

@@ -10,21 +10,24 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from trainables.asking import settle_asking
 from trainables.bad_rows import bad_row, refuse_bad
 from trainables.data_spec import DataSpec
 from trainables.errors import DataError
-from trainables.formats import parse_row
+from trainables.formats import ChatExample, Example, parse_row
 from trainables.layouts import RowLayout
+from trainables.learned import Learned, count_learned
 from trainables.lengths import Lengths
 from trainables.readers import BadRow
 from trainables.splits import PromptStyle, RawSplit, RawSplits, canonical_json, read_raw_splits
-from trainables.tokens import chat_template, encode_example
+from trainables.templates import Asking, template_digest
+from trainables.tokens import EncodedExample, Encoder, mark_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,11 +59,13 @@ class Split:
     """One split, ready to batch.
 
     Attributes:
-        rows: Rows with at least one answer token left after the cut at `max_tokens`.
+        rows: Sequences with at least one answer token left after the cut at `max_tokens`. A chat
+            is one, or one for each answer where its template renders the history otherwise.
         examples: The raw row of each entry of `rows`.
         digest: `RawSplit.digest`: over all rows of the split, also those dropped from `rows`.
-        lengths: Of all rows of the split, and what the limit did to them.
-        refused: Rows that the tokenizer's chat template does not take.
+        lengths: Of all its sequences, and what the limit did to them.
+        refused: Rows of which nothing can be learned with the tokenizer's chat template.
+        learned: What is learned of it.
     """
 
     rows: tuple[EncodedRow, ...]
@@ -68,6 +73,7 @@ class Split:
     digest: str
     lengths: Lengths
     refused: tuple[BadRow, ...] = ()
+    learned: Learned = field(default_factory=Learned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +82,10 @@ class Splits:
 
     Attributes:
         train: Its rows are cut at `train_max_tokens` too, where that is given.
-        template_digest: `sha256:...` of the chat template; `None` when prompts are plain text.
+        template_digest: `sha256:...` of the chat template and its settings; `None` when prompts
+            are plain text.
         raw: The same splits before they were tokens.
+        asking: How chats are asked; `None` when prompts are plain text.
     """
 
     train: Split
@@ -86,6 +94,7 @@ class Splits:
     prompt_style: PromptStyle
     template_digest: str | None
     raw: RawSplits
+    asking: Asking | None = None
 
     @property
     def by_name(self) -> dict[str, Split]:
@@ -94,14 +103,22 @@ class Splits:
         return {name: split for name, split in named.items() if split is not None}
 
 
-def load_splits(spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> Splits:
+def load_splits(
+    spec: DataSpec, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()
+) -> Splits:
     """Every split as tokens.
 
+    Args:
+        spec: Where the rows are and how they are asked.
+        tokenizer: Of the base.
+        stops: Tokens that the base stops at; see `trainables.stops`.
+
     Raises:
-        DataError: As `read_raw_splits`; or the tokenizer has no end token or chat template, the
-            template refuses a row, or no row of a split has an answer within `max_tokens`.
+        DataError: As `read_raw_splits`; or the tokenizer has no end token or chat template,
+            nothing can be learned of a row, or no row of a split has an answer within
+            `max_tokens`.
     """
-    splits = encode_splits(read_raw_splits(spec), spec, tokenizer)
+    splits = encode_splits(read_raw_splits(spec), spec, tokenizer, stops)
     for name, split in splits.by_name.items():
         is_short = name == "train" and spec.train_max_tokens is not None
         _warn_of_cut(
@@ -110,25 +127,28 @@ def load_splits(spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> Splits:
     return splits
 
 
-def encode_splits(raw: RawSplits, spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> Splits:
-    """Splits as tokens; what was cut is told by `Split.lengths` alone.
+def encode_splits(
+    raw: RawSplits, spec: DataSpec, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()
+) -> Splits:
+    """Splits as tokens, as `load_splits` makes them; `Split.lengths` tells what was cut.
 
     Raises:
         DataError: As `load_splits` for rows that were read.
     """
-    # First: without a template nothing can be encoded, and the digest's error says so.
-    digest = template_digest(tokenizer, raw.prompt_style)
+    asking = _settle(raw, spec, tokenizer, stops) if raw.prompt_style == "chat" else None
+    encoder = Encoder(tokenizer, asking, stops)
 
     def encode(split: RawSplit) -> Split:
-        return _encode_split(split, raw.layout, tokenizer, spec)
+        return _encode_split(split, raw.layout, encoder, spec)
 
     splits = Splits(
         train=encode(raw.train),
         validation=encode(raw.validation),
         test=encode(raw.test) if raw.test is not None else None,
         prompt_style=raw.prompt_style,
-        template_digest=digest,
+        template_digest=None if asking is None else template_digest(tokenizer, asking),
         raw=raw,
+        asking=asking,
     )
     return splits if spec.train_max_tokens is None else _cut_train(splits, spec.train_max_tokens)
 
@@ -145,15 +165,6 @@ def cut_example(
         is_answer=counted,
         is_cut=any(is_answer[max_tokens:]),
     )
-
-
-def template_digest(tokenizer: PreTrainedTokenizerBase, style: PromptStyle) -> str | None:
-    """`sha256:...` of the chat template; `None` when prompts are plain text.
-
-    Raises:
-        DataError: There is no template for chat prompts.
-    """
-    return _sha256(chat_template(tokenizer).encode()) if style == "chat" else None
 
 
 def cut_train(splits: Splits, max_tokens: int) -> Splits:
@@ -219,22 +230,32 @@ def _sha256(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def _encode_split(
-    raw: RawSplit, layout: RowLayout, tokenizer: PreTrainedTokenizerBase, spec: DataSpec
-) -> Split:
-    rows, examples, refused, lengths = [], [], [], []
+def _settle(
+    raw: RawSplits, spec: DataSpec, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
+) -> Asking:
+    examples = (parse_row(row, raw.layout, raw.train.field) for row in raw.train.rows)
+    chats = [example for example in examples if isinstance(example, ChatExample)]
+    return settle_asking(chats, tokenizer, spec.template, spec.template_args, stops)
+
+
+def _encode_split(raw: RawSplit, layout: RowLayout, encoder: Encoder, spec: DataSpec) -> Split:
+    rows: list[EncodedRow] = []
+    examples, refused, lengths = [], [], []
+    encoded: list[tuple[Example, EncodedExample]] = []
     for row in raw.rows:
         try:
             example = parse_row(row, layout, raw.field)
-            ids, counted = encode_example(example, tokenizer, f"{raw.field}: {row.place}")
+            encoded.append((example, encoder.encode(example, f"{raw.field}: {row.place}")))
         except DataError as error:
             refused.append(bad_row(row, raw.field, error))
             continue
-        lengths.append(len(ids))
-        encoded = cut_example(ids, counted, spec.max_tokens)
-        if encoded is not None:
-            rows.append(encoded)
-            examples.append(dict(row.values))
+        for pieces in encoded[-1][1].sequences:
+            ids, counted = mark_answers(pieces)
+            lengths.append(len(ids))
+            sequence = cut_example(ids, counted, spec.max_tokens)
+            if sequence is not None:
+                rows.append(sequence)
+                examples.append(dict(row.values))
     if spec.on_bad_row == "fail" or not lengths:
         refuse_bad(refused, len(raw.rows), raw.field)
     found = Lengths(
@@ -251,6 +272,7 @@ def _encode_split(
         digest=raw.digest,
         lengths=found,
         refused=tuple(refused),
+        learned=count_learned(encoded, rows),
     )
 
 

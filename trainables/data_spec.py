@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from trainables.claims import require, require_choice
@@ -16,6 +18,14 @@ OverlapPolicy = Literal["warn", "fail", "drop"]
 
 Rows = tuple[dict[str, Any], ...]
 """Examples held in memory; a sweep writes them to its storage folder before a trial sees them."""
+
+_RENDERED = frozenset(
+    {
+        "messages", "conversation", "tools", "documents", "add_generation_prompt",
+        "chat_template", "tokenize", "return_dict", "continue_final_message",
+    }
+)  # fmt: skip
+"""Arguments that the rows or a rendering give to a chat template."""
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 _FORMS = (("messages",), ("prompt", "completion"), ("completion",), ("text",))
@@ -112,6 +122,9 @@ class DataSpec:
         on_overlap: What happens where a split holds rows of another: `warn` says so, `fail` ends
             the run, `drop` takes them out of the training rows, or out of validation where test
             rows are meant.
+        template: Name of the chat template to use, where the base's tokenizer has several.
+        template_args: Arguments of the chat template, such as `enable_thinking: false`. For a
+            template that writes today's date, `strftime_now: 2026-01-31` is the day it writes.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -133,6 +146,8 @@ class DataSpec:
     split: str | SplitNames | None = None
     on_bad_row: BadRowPolicy = "fail"
     on_overlap: OverlapPolicy = "warn"
+    template: str | None = None
+    template_args: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         self._settle()
@@ -151,6 +166,7 @@ class DataSpec:
         self._check_columns()
         self._check_fractions()
         self._check_lengths()
+        self._check_template_args()
 
     def split_name(self, source: str) -> str:
         """What is read of a hub dataset or folder that is `train`, `validation` or `test`."""
@@ -168,6 +184,29 @@ class DataSpec:
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, kind(**value))
+        # YAML reads a day as a date, which neither JSON nor a template takes.
+        args = {
+            name: value.isoformat() if isinstance(value, datetime.date) else value
+            for name, value in self.template_args.items()
+        }
+        object.__setattr__(self, "template_args", args)
+
+    def _check_template_args(self) -> None:
+        taken = sorted(_RENDERED.intersection(self.template_args))
+        require(
+            not taken,
+            "data.template_args",
+            ", ".join(taken),
+            "arguments that neither the rows nor a rendering give",
+            "Take it out; the tools on offer are a column of the rows.",
+        )
+        try:
+            json.dumps(self.template_args)
+        except (TypeError, ValueError) as error:
+            raise SpecError(
+                f"data.template_args: got {self.template_args!r} ({error}); allowed: text, "
+                "numbers, true and false, lists and mappings. Write the values as such."
+            ) from error
 
     def _check_columns(self) -> None:
         main = () if self.columns is None else tuple(self.columns.named)

@@ -17,6 +17,7 @@ from trainables.lengths import Lengths
 from trainables.readers import BadRow
 
 if TYPE_CHECKING:
+    from trainables.chat_summary import ChatSummary
     from trainables.data import Splits
     from trainables.splits import RawSplits
 
@@ -65,6 +66,7 @@ class DataSummary:
         overlaps: Rows that two splits have in common.
         positions: Tokens that the base was made for; `None` where it does not say.
         compared_on: Validation rows that trials are compared on.
+        chats: How the rows are asked and what ends answers; `None` before rows were tokens.
     """
 
     layout: RowLayout
@@ -73,6 +75,7 @@ class DataSummary:
     overlaps: tuple[Overlap, ...] = ()
     positions: int | None = None
     compared_on: int | None = None
+    chats: ChatSummary | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a manifest keeps them under `data`."""
@@ -80,6 +83,7 @@ class DataSummary:
             "layout": self.layout.to_dict(),
             "rows": {name: split.to_dict() for name, split in self.splits.items()},
             "overlaps": [asdict(overlap) for overlap in self.overlaps],
+            **({} if self.chats is None else self.chats.to_dict()),
         }
 
     def lines(self) -> list[str]:
@@ -87,6 +91,7 @@ class DataSummary:
         return [
             self.layout.describe(),
             self._sizes(),
+            *([] if self.chats is None else self.chats.lines()),
             *self._left_out(),
             *self._shared(),
             *self._cut(),
@@ -186,6 +191,7 @@ def summarize(
     *,
     positions: int | None = None,
     compared_on: int | None = None,
+    chats: ChatSummary | None = None,
 ) -> DataSummary:
     """What is known of the rows of a spec.
 
@@ -194,6 +200,7 @@ def summarize(
         splits: The same as tokens, where that was done.
         positions: Tokens that the base was made for.
         compared_on: Most validation rows that trials are compared on.
+        chats: How they are asked, where the rows were made into tokens.
     """
     encoded = {} if splits is None else splits.by_name
     return DataSummary(
@@ -215,6 +222,7 @@ def summarize(
         overlaps=raw.overlaps,
         positions=positions,
         compared_on=compared_on,
+        chats=chats,
     )
 
 

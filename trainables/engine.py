@@ -25,6 +25,7 @@ from trainables import evaluate as scoring
 from trainables.base import LoadedBase, load_base
 from trainables.batches import Batch, build_batch, build_passes
 from trainables.bundle import write_bundle
+from trainables.chat_summary import chats_of
 from trainables.data import (
     EncodedRow,
     Split,
@@ -54,6 +55,7 @@ from trainables.sampling import sample
 from trainables.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
 from trainables.spec import BaseSpec, DataSpec, TrialSpec
 from trainables.state import SeatState
+from trainables.stops import tokens_of
 
 SplitName = Literal["validation", "test"]
 
@@ -349,7 +351,8 @@ class Engine:
 
     def _read_splits(self, spec: DataSpec) -> Splits:
         if spec.train_max_tokens is None:
-            return load_splits(spec, self.base.tokenizer)
+            stops = tokens_of(self.base.model.generation_config)
+            return load_splits(spec, self.base.tokenizer, stops)
         # Trials that differ in it share the tokens of what they do not cut otherwise.
         return cut_train(self._splits(replace(spec, train_max_tokens=None)), spec.train_max_tokens)
 
@@ -364,7 +367,7 @@ class Engine:
             "tokenizer_digest": tokenizer_digest(self.base.tokenizer),
             "max_tokens": seat.spec.data.max_tokens,
             "train_max_tokens": seat.spec.data.train_max_tokens,
-            **summarize(splits.raw, splits).to_dict(),
+            **summarize(splits.raw, splits, chats=chats_of(splits, self.base.tokenizer)).to_dict(),
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -13,19 +13,18 @@ from trainables.answers import missing_reading
 from trainables.data import (
     EncodedRow,
     cut_example,
-    template_digest,
     tokenizer_digest,
 )
 from trainables.data_spec import DataSpec, Rows
 from trainables.errors import BaseModelError, DataError
 from trainables.evaluation_spec import EvaluationSpec
-from trainables.formats import parse_row
+from trainables.formats import Example, parse_row
 from trainables.layouts import RowLayout, find_layout, layout_from
-from trainables.readers import RawRow
 from trainables.sampling import sample
 from trainables.sources import read_rows
 from trainables.splits import PromptStyle, RawSplit, raw_split, read_raw_splits, style_of
-from trainables.tokens import encode_pieces, mark_answers
+from trainables.templates import Asking, template_digest
+from trainables.tokens import Encoder, mark_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,9 +105,10 @@ def evaluation_rows(
         raw = raw_split(tuple(raw.rows[position] for position in chosen), raw.field)
     recorded = manifest["data"]
     max_tokens = recorded["max_tokens"]
+    asking = Asking.from_record(recorded) if style == "chat" else None
     digests = {
         "tokenizer_digest": tokenizer_digest(tokenizer),
-        "template_digest": template_digest(tokenizer, style),
+        "template_digest": None if asking is None else template_digest(tokenizer, asking),
     }
     for name, found in digests.items():
         _require_recorded(name, found, recorded[name])
@@ -117,9 +117,13 @@ def evaluation_rows(
             f"evaluation.max_new_tokens: got {how.max_new_tokens}, but rows of {raw.field} are "
             "text without prompts; allowed: 0, or rows with a prompt. Set it to 0."
         )
+    ends = (recorded.get("end_tokens") or {}).values()
+    reader = _Reader(tokenizer, Encoder(tokenizer, asking, tuple(ends)), max_tokens)
     encoded = [
-        (f"{raw.field}: {row.place}", _encode(row, layout, raw.field, tokenizer, max_tokens))
+        (where, measured)
         for row in raw.rows
+        for where in [f"{raw.field}: {row.place}"]
+        for measured in reader.read(parse_row(row, layout, raw.field), where)
     ]
     is_strict = not (is_split(source) or how.skip_cut)
     rows = _with_answers(encoded, raw.field, max_tokens, is_strict)
@@ -237,26 +241,36 @@ def _name(source: RowSource) -> str:
     return Path(source).name if isinstance(source, str | Path) else "rows"
 
 
-def _encode(
-    row: RawRow,
-    layout: RowLayout,
-    field: str,
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-) -> EvaluationRow | None:
-    """The row as it is measured; `None` where no answer is left of it."""
-    example = parse_row(row, layout, field)
-    pieces = encode_pieces(example, tokenizer, f"{field}: {row.place}")
-    encoded = cut_example(*mark_answers(pieces), max_tokens)
-    if encoded is None:
-        return None
-    *before, last = pieces
-    return EvaluationRow(
-        encoded=encoded,
-        answer_bytes=sum(len(decode(tokenizer, run).encode()) for run in _answers(encoded)),
-        prompt=tuple(token for piece in before for token in piece),
-        reference=decode(tokenizer, last),
-    )
+@dataclass(frozen=True)
+class _Reader:
+    """Makes examples into rows as they are measured."""
+
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    max_tokens: int
+
+    def read(self, example: Example, where: str) -> list[EvaluationRow | None]:
+        """A row for each sequence of the example; `None` where no answer is left of it."""
+        found = self.encoder.encode(example, where)
+        return [self._measured(pieces, found.ends) for pieces in found.sequences]
+
+    def _measured(
+        self, pieces: Sequence[Sequence[int]], ends: Collection[int]
+    ) -> EvaluationRow | None:
+        encoded = cut_example(*mark_answers(pieces), self.max_tokens)
+        if encoded is None:
+            return None
+        *before, last = pieces
+        # A completion is read without the token that ends it, which may be no special one.
+        words = last[:-1] if last[-1] in ends else last
+        return EvaluationRow(
+            encoded=encoded,
+            answer_bytes=sum(
+                len(decode(self.tokenizer, run).encode()) for run in _answers(encoded)
+            ),
+            prompt=tuple(token for piece in before for token in piece),
+            reference=decode(self.tokenizer, words),
+        )
 
 
 def _answers(row: EncodedRow) -> list[list[int]]:

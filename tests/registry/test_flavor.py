@@ -75,6 +75,12 @@ def register_adapter(
     return build
 
 
+def asked(python_model: Any, **row: object) -> str:
+    """The text of the prompt that a request becomes."""
+    (request,) = type(python_model).requests(pd.DataFrame([row]))
+    return python_model.tokenizer.decode(python_model.encode(request))
+
+
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=IDS.to(model.device), use_cache=False).logits
@@ -190,7 +196,7 @@ def test_prompts_are_encoded_as_in_training(
 ) -> None:
     register_adapter("none-float32", "chat")
     python_model = load(name, tracking_uri=tracking_uri).unwrap_python_model()
-    text = python_model.tokenizer.decode(python_model._encode("hi"))
+    text = asked(python_model, prompt="hi")
     assert text == "<|user|>hi<|end|><|assistant|>"
 
 
@@ -247,7 +253,7 @@ def test_gguf_base_is_rebuilt_exactly(
     loaded = load(name, tracking_uri=tracking_uri)
     python_model = loaded.unwrap_python_model()
     assert (logits(python_model.model) - logits(trained)).abs().max().item() == 0.0
-    assert "assistant" in python_model.tokenizer.decode(python_model._encode("hi"))
+    assert "assistant" in asked(python_model, prompt="hi")
     assert len(loaded.predict({"prompt": ["Hi"]}, params={"max_new_tokens": 4})) == 1
 
 

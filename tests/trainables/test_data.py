@@ -109,8 +109,8 @@ def test_answer_gets_no_space_that_the_text_does_not_have():
 def test_token_that_would_span_prompt_and_answer_is_split():
     merging = small_tokenizer(["▁", "a", "b", "ab"], [("a", "b")])
     (row,) = load_splits(given(({"prompt": "a", "completion": "b"},)), merging).train.rows
-    assert tokens(row, merging) == ["▁", "a", "▁", "b", "</s>"]
-    assert row.is_answer.tolist() == [False, False, True, True, True]
+    assert tokens(row, merging) == ["▁", "a", "b", "</s>"]
+    assert row.is_answer.tolist() == [False, False, True, True]
 
 
 def test_completion_that_ends_itself_gets_no_second_end_token(tokenizer):

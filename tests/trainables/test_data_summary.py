@@ -40,8 +40,8 @@ def test_rows_that_a_limit_cuts_are_counted_with_the_limit_that_takes_them(token
     (line,) = (one for one in lines if one.startswith("data.train: "))
     assert line == (
         "data.train: 10 of 100 rows are longer than data.max_tokens=30 and cut: 10 lose the end "
-        "of an answer, and 0 are dropped, as no answer is left; data.max_tokens: 52 takes all rows "
-        "whole."
+        "of an answer, and 0 are dropped, as no answer is left; data.max_tokens: 52 takes all "
+        "rows whole."
     )
 
 

@@ -6,11 +6,12 @@ import logging
 import pytest
 
 from tests.conftest import build_byte_tokenizer
-from trainables.data import load_splits, template_digest, tokenizer_digest
+from trainables.data import load_splits, tokenizer_digest
 from trainables.errors import BaseModelError, DataError
 from trainables.evaluation_spec import EvaluationSpec
 from trainables.rows import FIELD, evaluation_rows
 from trainables.spec import DataSpec
+from trainables.templates import Asking, template_digest
 
 TOKENIZER = build_byte_tokenizer()
 WRITE = EvaluationSpec(max_new_tokens=4)
@@ -35,7 +36,7 @@ def manifest_of(data: DataSpec | None = None, style: str = "plain", max_tokens: 
             "validation": splits and splits.validation.digest,
             "test": splits and splits.test and splits.test.digest,
             "tokenizer_digest": tokenizer_digest(TOKENIZER),
-            "template_digest": template_digest(TOKENIZER, style),
+            "template_digest": template_digest(TOKENIZER, Asking()) if style == "chat" else None,
             "prompt_style": style,
             "max_tokens": max_tokens,
         }
