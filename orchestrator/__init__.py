@@ -1,4 +1,8 @@
-"""What to try, in which order, on which resources; `run_sweep` is the page to read first."""
+"""What to try, in which order, on which resources; `run_sweep` is the page to read first.
+
+The names of `__all__` are the public surface: a sweep, its sections, its report and its errors.
+Everything else may move between modules.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,26 @@ from orchestrator.errors import (
 if TYPE_CHECKING:
     from orchestrator.report.report import SweepReport
     from orchestrator.run import run_sweep
+    from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
+    from orchestrator.spec.sections import (
+        BudgetSpec,
+        ExitSpec,
+        HostsSpec,
+        ObjectiveSpec,
+        ScheduleSpec,
+        SearchSpec,
+    )
     from orchestrator.spec.sweep import SweepSpec
 
 __all__ = [
+    "BudgetSpec",
+    "ExitSpec",
+    "FinalsSpec",
+    "HostsSpec",
+    "ObjectiveSpec",
+    "RegisterSpec",
+    "ScheduleSpec",
+    "SearchSpec",
     "SweepError",
     "SweepFailedError",
     "SweepReport",
@@ -27,6 +48,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BudgetSpec": "orchestrator.spec.sections",
+    "ExitSpec": "orchestrator.spec.sections",
+    "FinalsSpec": "orchestrator.spec.finals_sections",
+    "HostsSpec": "orchestrator.spec.sections",
+    "ObjectiveSpec": "orchestrator.spec.sections",
+    "RegisterSpec": "orchestrator.spec.finals_sections",
+    "ScheduleSpec": "orchestrator.spec.sections",
+    "SearchSpec": "orchestrator.spec.sections",
     "SweepReport": "orchestrator.report.report",
     "SweepSpec": "orchestrator.spec.sweep",
     "run_sweep": "orchestrator.run",

@@ -58,6 +58,13 @@ class SweepProgress:
                 "sweep_started", sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest
             )
         elif history.digest != spec.digest:
+            if _is_same_but_rows(history.spec or {}, spec):
+                raise SweepStorageError(
+                    f"{self.storage.location}: holds sweep {history.sweep_id}, and its data files "
+                    "hold other rows than it was started with; allowed: the rows of the start, as "
+                    "trials before and after would be compared on different ones. Restore the "
+                    "files, or choose another --storage, or another name."
+                )
             allowed = ", ".join(RESUMABLE_CHANGES)
             raise SweepStorageError(
                 f"{self.storage.location}: holds sweep {history.sweep_id} of another spec; "
@@ -146,6 +153,13 @@ class SweepProgress:
         """What decides how far a stage goes."""
         values = self.spec.to_dict()
         return {name: values[name] for name in _STAGES[stage]}
+
+
+def _is_same_but_rows(recorded: Mapping[str, Any], spec: SweepSpec) -> bool:
+    """Whether a sweep is written as it was at its start, so that only its files can differ."""
+    written = spec.to_dict()
+    names = written.keys() - set(RESUMABLE_CHANGES)
+    return all(recorded.get(name) == written[name] for name in names)
 
 
 def goes_on(trial: TrialRecord, is_failed: bool) -> bool:

@@ -44,6 +44,7 @@ from orchestrator.journal.layout import (
     REPORT_FOLDER,
     bundle_folder,
 )
+from orchestrator.journal.pins import settle_pins
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
 from orchestrator.journal.storage import SweepStorage, read_history
@@ -60,7 +61,6 @@ from orchestrator.search.searcher import OptunaSearcher
 from orchestrator.search.startpoints import choose_start_points
 from orchestrator.spec.complaint import require
 from orchestrator.spec.inspection import inspect_rows
-from orchestrator.spec.pins import settle_pins
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.supervision import Supervisor, Verdicts
 from orchestrator.tuning import Stage

@@ -274,9 +274,12 @@ def _overlaps(data: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on rows that two splits share, as a manifest's `data.overlaps` counts them."""
     names = {"train": "training"}
     for one in data.get("overlaps", ()):
-        rows, other = (plain(names.get(one[key], one[key])) for key in ("rows", "other"))
-        near = f", and {one['near']} more are nearly the same as one" if one["near"] else ""
-        yield f"{one['same']} of {one['total']} {rows} rows are also {other} rows{near}."
+        said = {key: plain(names.get(value, value)) for key, value in one.items()}
+        near = f", and {said['near']} more are nearly the same as one" if one["near"] else ""
+        yield (
+            f"{said['same']} of {said['total']} {said['rows']} rows are also {said['other']} "
+            f"rows{near}."
+        )
 
 
 def _licenses(facts: CardFacts) -> str:

@@ -7,6 +7,7 @@ import re
 import subprocess
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -39,8 +40,14 @@ COVERED_BY = {
     "orchestrator.wording": "tests/orchestrator/report/test_progress.py",
     "trainables.__init__": "tests/trainables/test_engine.py",
     "trainables.bench": "tests/trainables/test_host.py",
+    "trainables.arranging": "tests/trainables/test_layouts.py",
+    "trainables.bad_rows": "tests/trainables/test_splits.py",
+    "trainables.claims": "tests/trainables/test_spec.py",
+    "trainables.epochs": "tests/trainables/test_data.py",
+    "trainables.hub": "tests/orchestrator/journal/test_pins.py",
     "trainables.formats": "tests/trainables/test_data.py",
     "trainables.kernels": "tests/trainables/test_engine.py",
+    "trainables.lengths": "tests/trainables/test_data.py",
     "trainables.lora": "tests/trainables/test_engine.py",
     "trainables.memory": "tests/trainables/test_worker.py",
     "trainables.optim": "tests/trainables/test_engine.py",
@@ -48,7 +55,6 @@ COVERED_BY = {
     "trainables.state": "tests/trainables/test_engine.py",
     "trainables.orders": "tests/trainables/test_host.py",
     "trainables.objects": "tests/trainables/test_storage.py",
-    "trainables.sources": "tests/trainables/test_data.py",
     "trainables.tokens": "tests/trainables/test_data.py",
     "registry.news": "tests/registry/test_tracking.py",
     "registry.packaging": "tests/registry/test_flavor.py",
@@ -157,8 +163,9 @@ def test_no_modules_import_each_other_not_even_for_their_types():
 
 def test_the_public_surface_is_what_it_was():
     assert orchestrator.__all__ == [
-        "SweepError", "SweepFailedError", "SweepReport", "SweepSpec", "SweepSpecError",
-        "SweepStorageError", "run_sweep",
+        "BudgetSpec", "ExitSpec", "FinalsSpec", "HostsSpec", "ObjectiveSpec", "RegisterSpec",
+        "ScheduleSpec", "SearchSpec", "SweepError", "SweepFailedError", "SweepReport", "SweepSpec",
+        "SweepSpecError", "SweepStorageError", "run_sweep",
     ]  # fmt: skip
     assert registry.__all__ == [
         "AdapterNotFoundError", "AdapterRef", "AdapterVersion", "AliasMove", "Comparison",
@@ -176,6 +183,18 @@ def test_every_public_name_is_there_and_no_other_is_made_up(package):
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = package.no_such_name
+
+
+def test_a_sweep_in_python_needs_no_module_of_the_orchestrator_by_name():
+    sections = {
+        name
+        for hint in get_type_hints(orchestrator.SweepSpec).values()
+        for kind in (get_args(hint) or (hint,))
+        if getattr(kind, "__module__", "").startswith("orchestrator.")
+        for name in [kind.__name__]
+    }
+    assert len(sections) == 8
+    assert sections <= set(orchestrator.__all__)
 
 
 def errors_of(package):

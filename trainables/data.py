@@ -118,13 +118,19 @@ def load_splits(
             nothing can be learned of a row, or no row of a split has an answer within
             `max_tokens`.
     """
-    return encode_splits(read_raw_splits(spec), spec, tokenizer, stops)
+    splits = encode_splits(read_raw_splits(spec), spec, tokenizer, stops)
+    for name, split in splits.by_name.items():
+        is_short = name == "train" and spec.train_max_tokens is not None
+        _warn_of_cut(
+            "data.train_max_tokens" if is_short else "data.max_tokens", name, split.lengths
+        )
+    return splits
 
 
 def encode_splits(
     raw: RawSplits, spec: DataSpec, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()
 ) -> Splits:
-    """Splits as tokens; the arguments are those of `load_splits`.
+    """Splits as tokens, as `load_splits` makes them; `Split.lengths` tells what was cut.
 
     Raises:
         DataError: As `load_splits` for rows that were read.
@@ -144,7 +150,7 @@ def encode_splits(
         raw=raw,
         asking=asking,
     )
-    return splits if spec.train_max_tokens is None else cut_train(splits, spec.train_max_tokens)
+    return splits if spec.train_max_tokens is None else _cut_train(splits, spec.train_max_tokens)
 
 
 def cut_example(
@@ -167,16 +173,22 @@ def cut_train(splits: Splits, max_tokens: int) -> Splits:
     Raises:
         DataError: No training row has an answer within `max_tokens`.
     """
+    cut = _cut_train(splits, max_tokens)
+    _warn_of_cut("data.train_max_tokens", "train", cut.train.lengths)
+    return cut
+
+
+def _cut_train(splits: Splits, max_tokens: int) -> Splits:
     kept = []
     for row, example in zip(splits.train.rows, splits.train.examples, strict=True):
         part = _cut_row(row, max_tokens)
         if part.is_answer.any():
             kept.append((part, example))
-    lengths = splits.train.lengths.cut_at(max_tokens, [row for row, _ in kept])
+    cut_within = sum(row.is_cut for row, _ in kept)
+    lengths = splits.train.lengths.cut_at(max_tokens, len(kept), cut_within)
     if not kept:
         raise _no_answer("data.train_max_tokens", lengths, "data.train")
     rows, examples = zip(*kept, strict=True)
-    _warn_of_cut("data.train_max_tokens", "data.train", lengths)
     return replace(
         splits, train=replace(splits.train, rows=rows, examples=examples, lengths=lengths)
     )
@@ -254,7 +266,6 @@ def _encode_split(raw: RawSplit, layout: RowLayout, encoder: Encoder, spec: Data
     )
     if not rows:
         raise _no_answer("data.max_tokens", found, raw.field)
-    _warn_of_cut("data.max_tokens", raw.field, found)
     return Split(
         rows=tuple(rows),
         examples=tuple(examples),
@@ -283,6 +294,6 @@ def _no_answer(limit: str, lengths: Lengths, field: str) -> DataError:
     )
 
 
-def _warn_of_cut(limit: str, field: str, lengths: Lengths) -> None:
+def _warn_of_cut(limit: str, split: str, lengths: Lengths) -> None:
     if lengths.cut:
-        logger.warning("%s: %s", field, lengths.describe(limit))
+        logger.warning("data.%s: %s", split, lengths.describe(limit))

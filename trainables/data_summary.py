@@ -127,7 +127,7 @@ class DataSummary:
             yield overlap.describe()
         dropped = {name: one.dropped for name, one in self.splits.items() if one.dropped}
         for name, count in dropped.items():
-            yield f"{count} of them are taken out of the {_NAMES[name]} rows."
+            yield f"{count} of the {_NAMES[name]} rows are taken out."
         if self.overlaps and not dropped:
             yield (
                 "Scores on rows that are trained on are those of memory; data.on_overlap: drop "
@@ -177,10 +177,11 @@ class DataSummary:
                 left = min(left, self.compared_on)
             if left < FEW_ROWS:
                 low, high = wilson_interval(0.5, left)
+                word = "row" if left == 1 else "rows"
                 yield (
-                    f"With {left} {_NAMES[name]} rows, an accuracy of 50 % means one between "
-                    f"{low:.0%} and {high:.0%} (95 % interval), so only large differences can be "
-                    f"told apart; give more rows, or a larger data.{name}_fraction."
+                    f"With {left} {_NAMES[name]} {word}, an accuracy of 50% means one between "
+                    f"{low:.0%} and {high:.0%} (95% interval): only large differences can be "
+                    "told apart. More rows tell more."
                 )
 
 

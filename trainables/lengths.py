@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from trainables.data import EncodedRow
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +46,22 @@ class Lengths:
         """Rows of more tokens than this."""
         return sum(length > limit for length in self.all)
 
-    def cut_at(self, limit: int, kept: Sequence[EncodedRow]) -> Lengths:
-        """The same rows under a shorter limit, which leaves these."""
-        ends_lost = sum(row.is_cut for row in kept) + self.rows - len(kept)
-        return replace(self, limit=limit, kept=len(kept), ends_lost=ends_lost)
+    def cut_at(self, limit: int, kept: int, cut_within: int) -> Lengths:
+        """The same rows under a shorter limit.
+
+        Args:
+            limit: Where they are cut.
+            kept: Rows that have an answer token left.
+            cut_within: Of these, the ones that lost the end of an answer.
+        """
+        return replace(self, limit=limit, kept=kept, ends_lost=cut_within + self.rows - kept)
 
     def describe(self, limit: str) -> str:
         """One sentence on what the limit of that name takes away."""
         return (
-            f"of {self.rows} rows, {self.cut} are longer than {limit}={self.limit} and cut; "
-            f"{self.dropped} of them are dropped, as no answer is left; {self.ends_lost} lose the "
-            f"end of an answer; {limit}: {self.longest} takes all rows whole"
+            f"{self.cut} of {self.rows} rows are longer than {limit}={self.limit} and cut: "
+            f"{self.ends_lost} lose the end of an answer, and {self.dropped} are dropped, as no "
+            f"answer is left; {limit}: {self.longest} takes all rows whole"
         )
 
     def to_dict(self) -> dict[str, Any]:

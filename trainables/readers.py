@@ -267,7 +267,7 @@ def _read_table(text: str, path: Path, field: str, delimiter: str) -> Iterator[F
     try:
         filled = ((records.line_num, record) for record in records if record)
         header_line, header = next(filled, (0, []))
-        if len(header) == 1 and header[0].lower().startswith("sep="):
+        if header and header[0].lower().startswith("sep="):  # what Excel reads the separator from
             header_line, header = next(filled, (0, []))
         names = _column_names(header, f"{path} line {header_line}", field)
         return iter([_table_row(f"{path} line {line}", record, names) for line, record in filled])

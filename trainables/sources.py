@@ -90,9 +90,11 @@ def files_of(source: str, split: str | None = None) -> tuple[Path, ...]:
         return _files_of_folder(path, split)[0]
     if path.exists() or not _GLOB.search(source):
         return (path,)
-    anchor = Path(path.anchor) if path.is_absolute() else Path()
-    pattern = str(path.relative_to(anchor)) if path.is_absolute() else str(path)
-    return tuple(sorted(one for one in anchor.glob(pattern) if _holds_rows(one, one.parent)))
+    # What is hidden above the pattern was named, what is hidden below it is not meant.
+    plain = list(itertools.takewhile(lambda part: not _GLOB.search(part), path.parts))
+    root = Path(*plain)
+    pattern = str(Path(*path.parts[len(plain) :]))
+    return tuple(sorted(one for one in root.glob(pattern) if _holds_rows(one, root)))
 
 
 def is_local(source: str) -> bool:

@@ -102,7 +102,7 @@ class SweepHistory:
         start_points: Configurations to begin with; `None` before they were chosen.
         stages: How `search` and `finals` ended (`reason`), and the settings that they ended
             `under`; a stage goes on when those have changed since.
-        pins: Commits of hub repositories that the sweep reads; see `orchestrator.spec.pins`.
+        pins: Commits of hub repositories that the sweep reads; see `orchestrator.journal.pins`.
         data_lines: What was said of the rows at the last start.
         data_facts: The same as plain values, by base.
     """

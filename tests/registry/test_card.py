@@ -161,12 +161,25 @@ def test_code_in_the_card_is_python(facts):
     compile(blocks[0].content, "card", "exec")
 
 
+def test_rows_that_splits_share_are_told(facts):
+    overlap = {"rows": "validation", "other": "train", "same": 18, "near": 2, "total": 20}
+    data = {**facts.manifest["data"], "overlaps": [overlap]}
+    card = build_card(replace(facts, manifest={**facts.manifest, "data": data}))
+    assert (
+        "18 of 20 validation rows are also training rows, and 2 more are nearly the same as one."
+    ) in card
+    assert "also training rows" not in build_card(facts)
+
+
 def test_foreign_text_stays_text(facts):
     manifest = dict(facts.manifest)
     manifest["base"] = {**manifest["base"], "model": HOSTILE, "revision": HOSTILE,
                         "source": "local"}  # fmt: skip
     manifest["lora"] = {**manifest["lora"], "targets": [HOSTILE, "q_proj"]}
     manifest["data"] = {**manifest["data"], "train": HOSTILE, "prompt_style": HOSTILE}
+    manifest["data"]["overlaps"] = [
+        {"rows": HOSTILE, "other": HOSTILE, "same": HOSTILE, "near": HOSTILE, "total": HOSTILE}
+    ]
     strange = replace(
         facts,
         name="a|b <b>",

@@ -211,9 +211,8 @@ def test_long_rows_are_cut_at_the_end_and_unanswered_ones_dropped(tokenizer, cap
     assert train.examples == rows[:2]
     warning = caplog.messages[0]
     assert warning == (
-        "data.train: of 3 rows, 2 are longer than data.max_tokens=5 and cut; 1 of them are "
-        "dropped, as no answer is left; 2 lose the end of an answer; data.max_tokens: 10 takes "
-        "all rows whole"
+        "data.train: 2 of 3 rows are longer than data.max_tokens=5 and cut: 2 lose the end of an "
+        "answer, and 1 are dropped, as no answer is left; data.max_tokens: 10 takes all rows whole"
     )
     assert len(caplog.messages) == 2  # one for each split
 
@@ -647,7 +646,7 @@ def test_rows_cut_in_training_are_counted(tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         splits_at(tokenizer, max_tokens=100, train_max_tokens=20)
     (warning,) = [line for line in caplog.messages if "train_max_tokens=20" in line]
-    assert re.search(r"data.train: of \d+ rows, \d+ are longer than", warning)
+    assert re.search(r"data.train: \d+ of \d+ rows are longer than", warning)
 
 
 # Digest of the tokenizer
