@@ -91,6 +91,11 @@ class ChatTemplate:
     Args:
         tokenizer: Of the base.
         asking: The settings.
+
+    Attributes:
+        text: The template as the tokenizer has it.
+        args: What it is given, the pinned day left out.
+        controls: Finds control tokens; `None` where the tokenizer has none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, asking: Asking) -> None:
@@ -99,10 +104,14 @@ class ChatTemplate:
         self.asking = asking
         self.text = chat_template(tokenizer, asking.template)
         self.controls = _control_tokens(tokenizer)
-        args = dict(asking.template_args)
-        self._day = args.pop(DATE_ARG, None)
-        self._args = args
+        self.args = dict(asking.template_args)
+        self._day = self.args.pop(DATE_ARG, None)
         self._texts: dict[bool, str] = {}
+
+    @property
+    def pinned(self) -> str:
+        """The template for chats without tools, with its day written in."""
+        return self._text_for(has_tools=False)
 
     def render(
         self, turns: Turns, tools: Turns = (), *, is_prompt: bool = False, is_whole: bool = False
@@ -118,7 +127,7 @@ class ChatTemplate:
         Raises:
             TemplateRefusalError: The template raised something.
         """
-        text = self._text_for(bool(tools))
+        text = self._text_for(has_tools=bool(tools))
         try:
             rendered: str = self.tokenizer.apply_chat_template(
                 [self._formed(turn) for turn in turns],
@@ -126,7 +135,7 @@ class ChatTemplate:
                 chat_template=text,
                 tokenize=False,
                 add_generation_prompt=is_prompt,
-                **self._args,
+                **self.args,
             )
         except Exception as error:
             # A template is a program of the base's: it raises whatever it likes.
@@ -144,7 +153,7 @@ class ChatTemplate:
         found = self.controls.finditer(text, start)
         return [(match.start(), match.end(), match.group()) for match in found]
 
-    def _text_for(self, has_tools: bool) -> str:
+    def _text_for(self, *, has_tools: bool) -> str:
         if has_tools not in self._texts:
             text = chat_template(self.tokenizer, self.asking.template, has_tools=has_tools)
             self._texts[has_tools] = text if self._day is None else pin_date(text, self._day)

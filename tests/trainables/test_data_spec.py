@@ -1,5 +1,7 @@
 """What a spec may say of its rows, and what is refused before any row is read."""
 
+import datetime
+
 import pytest
 
 from trainables.data_spec import ColumnsSpec, DataSpec, SplitNames, template_columns
@@ -51,3 +53,22 @@ def test_split_is_that_of_its_source_unless_named():
 
 def test_columns_of_a_template_are_named_once_in_their_order():
     assert template_columns("{b} {{no}} {a b} {b}") == ("b", "a b")
+
+
+def test_a_day_among_template_args_is_written_as_text():
+    spec = DataSpec(train="a.jsonl", template_args={"strftime_now": datetime.date(2026, 1, 31)})
+    assert spec.template_args == {"strftime_now": "2026-01-31"}
+    assert hash(spec) == hash(DataSpec(train="a.jsonl"))
+    assert spec != DataSpec(train="a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"tools": []}, "data.template_args: got 'tools'; allowed: arguments that neither"),
+        ({"x": {1, 2}}, "is not JSON serializable.*; allowed: text, numbers, true and"),
+    ],
+)
+def test_template_args_that_cannot_be_given_are_refused(args, message):
+    with pytest.raises(SpecError, match=message):
+        DataSpec(train="a.jsonl", template_args=args)
