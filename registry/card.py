@@ -339,7 +339,11 @@ def _chat_settings(data: Mapping[str, Any]) -> str:
         said.append(f"Answers end with {', '.join(map(code, ends))}: stop there ({option}).")
     if data.get("template"):
         said.append(f"Its chat template is the one named {code(data['template'])}.")
-    for name, value in sorted((data.get("template_args") or {}).items()):
+    args = dict(data.get("template_args") or {})
+    day = args.pop("strftime_now", None)
+    if day is not None:
+        said.append(f"Where its chat template writes today's date, training had {code(day)}.")
+    for name, value in sorted(args.items()):
         said.append(f"Its chat template is given {code(f'{name}={json.dumps(value)}')}.")
     if data.get("prefill_cut"):
         cut = code(json.dumps(data["prefill_cut"]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainables.learned import Learned
-from trainables.templates import PROBE, Asking, ChatTemplate, TemplateRefusalError, Turns
+from trainables.templates import DATE_ARG, PROBE, Asking, ChatTemplate, TemplateRefusalError, Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,11 +79,15 @@ class ChatSummary:
             return
         if self.asking.template is not None:
             yield f"The chat template is the one named {self.asking.template}."
-        if self.asking.template_args:
+        args = dict(self.asking.template_args)
+        day = args.pop(DATE_ARG, None)
+        if day is not None:
             yield (
-                f"The chat template is given {json.dumps(dict(self.asking.template_args))}, in "
-                "training and in serving."
+                f"The chat template writes today's date: {day} is written instead, in training and "
+                f"in serving (data.template_args.{DATE_ARG})."
             )
+        if args:
+            yield f"The chat template is given {json.dumps(args)}, in training and in serving."
         if self.asking.prefill_cut:
             yield (
                 f"Prompts are asked without the {json.dumps(self.asking.prefill_cut)} that the "

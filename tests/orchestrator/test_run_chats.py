@@ -79,7 +79,8 @@ def test_a_version_that_is_asked_with_messages_and_tools_writes_a_call_and_stops
             "budget": {"trials": 1},
             "finals": {"top": 1, "seeds": 0, "forms": ["trained"], "max_new_tokens": 64},
             "register": {"name": "caller"},
-        }
+        },
+        tmp_path,
     )
     console = Console(file=io.StringIO(), width=200)
     run_sweep(spec, tmp_path / "runs" / "calls", console=console)

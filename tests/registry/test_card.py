@@ -207,7 +207,7 @@ def test_a_card_of_chats_says_how_to_ask_and_where_to_stop(facts):
         **facts.manifest["data"],
         "prompt_style": "chat",
         "end_tokens": {"<|im_end|>": 7, "<|call|>": 3},
-        "template_args": {"enable_thinking": False},
+        "template_args": {"enable_thinking": False, "strftime_now": "2026-01-31"},
         "prefill_cut": "<think>\n",
         "learned": {"train": {"tools": 4}},
     }
@@ -215,6 +215,6 @@ def test_a_card_of_chats_says_how_to_ask_and_where_to_stop(facts):
     for part in (
         'model.predict([{"messages": [{"role": "user", "content": "…"}], "tools": [{…}]}])',
         "Answers end with `<|im_end|>`, `<|call|>`", '`"stop_token_ids": [3, 7]`',
-        "is given `enable_thinking=false`", 'without the `"<think>\\n"` that the template',
+        "is given `enable_thinking=false`", "today's date, training had `2026-01-31`", 'without the `"<think>\\n"` that the template',
     ):  # fmt: skip
         assert part in card

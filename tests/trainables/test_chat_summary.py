@@ -64,6 +64,7 @@ def test_settings_of_the_template_are_told_and_recorded():
     dated = byte_tokenizer(test_turns.DATED, "<|end|>", MARKS)
     found = summary_of(dated, row(*test_turns.TWO), template_args={"strftime_now": "2026-01-31"})
     assert found.to_dict()["template_args"] == {"strftime_now": "2026-01-31"}
+    assert any("today's date: 2026-01-31 is written instead" in one for one in found.lines())
 
 
 def test_stops_read_off_the_files_are_those_of_the_loaded_base(tiny_base: Path):
