@@ -83,8 +83,8 @@ class ChatSummary:
         day = args.pop(DATE_ARG, None)
         if day is not None:
             yield (
-                f"The chat template writes today's date: {day} is written instead, in training and "
-                f"in serving (data.template_args.{DATE_ARG})."
+                f"The chat template writes today's date: {day} is written instead, in training "
+                f"and in serving (data.template_args.{DATE_ARG})."
             )
         if args:
             yield f"The chat template is given {json.dumps(args)}, in training and in serving."

@@ -215,6 +215,8 @@ def test_a_card_of_chats_says_how_to_ask_and_where_to_stop(facts):
     for part in (
         'model.predict([{"messages": [{"role": "user", "content": "…"}], "tools": [{…}]}])',
         "Answers end with `<|im_end|>`, `<|call|>`", '`"stop_token_ids": [3, 7]`',
-        "is given `enable_thinking=false`", "today's date, training had `2026-01-31`", 'without the `"<think>\\n"` that the template',
+        "is given `enable_thinking=false`",
+        "today's date, training had `2026-01-31`",
+        'without the `"<think>\\n"` that the template',
     ):  # fmt: skip
         assert part in card
