@@ -342,9 +342,10 @@ def _has_tools(data: Mapping[str, Any]) -> bool:
 def _chat_settings(data: Mapping[str, Any]) -> str:
     """What another server has to be told so that its prompts are the trained ones."""
     said = []
-    ends = list(data.get("end_tokens") or {})
+    ends: Mapping[str, int] = data.get("end_tokens") or {}
     if ends:
-        said.append(f"Answers end with {', '.join(map(code, ends))}: stop there.")
+        option = code(f'"stop_token_ids": {sorted(ends.values())}')
+        said.append(f"Answers end with {', '.join(map(code, ends))}: stop there ({option}).")
     if data.get("template"):
         said.append(f"Its chat template is the one named {code(data['template'])}.")
     for name, value in sorted((data.get("template_args") or {}).items()):

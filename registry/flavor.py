@@ -44,10 +44,14 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
     Attributes:
         model: The PEFT model; the bare one in a form that the adapter is merged into.
         tokenizer: The base's.
+        data: What the bundle's manifest says of the rows: how they are asked and what ends them.
+        ends: Tokens that end a completion.
     """
 
     model: Any
     tokenizer: Any
+    data: Mapping[str, Any]
+    ends: Sequence[int]
 
     def load_context(self, context: Any) -> None:
         """Load the base that the bundle's manifest names, and the adapter on it.
@@ -65,8 +69,8 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
             self.model, self.tokenizer = _load(
                 folder, manifest["base"], options["form"], options, Path(work)
             )
-        self._ends = _forget_wishes(self.model, self.tokenizer, manifest["data"])
-        self._data: Mapping[str, Any] = manifest["data"]
+        self.ends = _forget_wishes(self.model, self.tokenizer, manifest["data"])
+        self.data = manifest["data"]
         self._batch_size: int = context.model_config["batch_size"]
 
     def predict(
@@ -93,7 +97,7 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
         limit = int((params or {}).get("max_new_tokens", 64))
         completions: list[str] = []
         for start in range(0, len(prompts), self._batch_size):
-            written = self._complete(prompts[start : start + self._batch_size], limit)
+            written = self.complete(prompts[start : start + self._batch_size], limit)
             completions += [
                 self.tokenizer.decode(tokens, skip_special_tokens=not one.tools)
                 for one, tokens in zip(asked[start:], written, strict=False)
@@ -115,7 +119,7 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
 
     def encode(self, asked: _Request) -> list[int]:
         """Tokens of a prompt as the adapter was trained with it."""
-        if self._data["prompt_style"] == "chat":
+        if self.data["prompt_style"] == "chat":
             return self._encode_chat(asked)
         if asked.messages is not None:
             raise ValueError(
@@ -134,16 +138,16 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
         turns = asked.messages
         if turns is None:
             turns = [{"role": "user", "content": asked.prompt or ""}]
-        text = _render_prompt(self.tokenizer, self._data, turns, asked.tools)
+        text = _render_prompt(self.tokenizer, self.data, turns, asked.tools)
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    def _complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
+    def complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
         """The tokens written behind each prompt, up to the first that ends a completion."""
         import torch
         from transformers import GenerationConfig
 
-        ends = self._ends
+        ends = self.ends
         pad = self.tokenizer.pad_token_id
         pad = (ends or [0])[0] if pad is None else pad
         length = max(map(len, prompts))

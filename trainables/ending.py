@@ -90,7 +90,8 @@ class Endings:
         if shared:
             return last, _until(last, shared[-1:])
         reach = common_start(last, behind)
-        return last, _until(behind, [one for one in following if one[1] > reach][:1])
+        first = [one for one in following if one[1] > reach][:1]
+        return last, _until(behind if first else last, first)
 
     def _find(self, before: Turns, tools: Turns) -> tuple[str, Ending] | None:
         turns = [*before, {"role": "assistant", "content": PROBE}]
@@ -109,7 +110,7 @@ class Endings:
         stop = [one for one in shared or closing if one[2] in self.stops]
         if stop or shared:
             return last, _until(last, stop[:1] or shared[-1:])
-        return last, _until(behind, following[:1])
+        return last, _until(behind if following else last, following[:1])
 
     def _behind(self, turns: Turns, tools: Turns) -> str | None:
         """What the template writes between an answer and the words of a user who goes on."""

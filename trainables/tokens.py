@@ -20,7 +20,7 @@ from trainables.turns import Answer, CannotLearnError, find_answer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ANCHORS = ("\n", "a", ".", ":", "0", " ")
+_LETTERS, _BREAKS = ("a", "x", "0"), ("\n", ".", ":")
 """Texts that an answer can be encoded behind where its prompt would merge with it."""
 
 
@@ -158,7 +158,9 @@ def encode_behind(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) ->
     given. It is encoded behind its prompt; where the two would merge, behind something short that
     it does not merge with.
     """
-    for anchor in (prompt, *_ANCHORS):
+    is_in_word = prompt[-1:].isalnum() and text[:1].isalnum()
+    anchors = (*_LETTERS, *_BREAKS) if is_in_word else (*_BREAKS, *_LETTERS)
+    for anchor in (prompt, *anchors):
         ids, both = encode_text(tokenizer, anchor), encode_text(tokenizer, anchor + text)
         if both[: len(ids)] == ids:
             return both[len(ids) :]

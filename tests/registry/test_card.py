@@ -210,3 +210,21 @@ def test_foreign_text_stays_text(facts):
 
 def test_a_usual_card_fits_into_mlflows_description(facts):
     assert len(build_card(facts)) < 5000
+
+
+def test_a_card_of_chats_says_how_to_ask_and_where_to_stop(facts):
+    data = {
+        **facts.manifest["data"],
+        "prompt_style": "chat",
+        "end_tokens": {"<|im_end|>": 7, "<|call|>": 3},
+        "template_args": {"enable_thinking": False},
+        "prefill_cut": "<think>\n",
+        "learned": {"train": {"tools": 4}},
+    }
+    card = build_card(replace(facts, manifest={**facts.manifest, "data": data}))
+    for part in (
+        'model.predict([{"messages": [{"role": "user", "content": "…"}], "tools": [{…}]}])',
+        "Answers end with `<|im_end|>`, `<|call|>`", '`"stop_token_ids": [3, 7]`',
+        "is given `enable_thinking=false`", 'without the `"<think>\\n"` that the template',
+    ):  # fmt: skip
+        assert part in card

@@ -41,9 +41,8 @@ THINKING_TEMPLATE = (
     "{% if m['role'] == 'assistant' and loop.last %}(no thought) {% endif %}"
     "{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-REWRITING_TEMPLATE = (
-    "{{ messages | length }}"
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+SILENT_TEMPLATE = (
+    "{% for m in messages if m['role'] != 'assistant' %}{{ m['content'] }}<|end|>{% endfor %}"
 )
 REFUSING_TEMPLATE = "{{ raise_exception('System role not supported') }}"
 
@@ -158,10 +157,14 @@ def test_message_lists_in_prompt_and_completion_are_a_chat(tokenizer):
     assert answers(splits.train, tokenizer) == ["six<|end|>"]
 
 
-def test_template_that_renders_the_last_turn_differently_still_gives_answers(tokenizer):
+def test_template_that_renders_the_last_turn_differently_gives_a_sequence_for_each_answer(
+    tokenizer,
+):
     tokenizer.chat_template = THINKING_TEMPLATE
     train = load_splits(given(({"messages": CHAT[:5]},)), tokenizer).train
-    assert answers(train, tokenizer) == ["two<|end|>(no thought) six<|end|>"]
+    assert answers(train, tokenizer) == ["(no thought) two<|end|>", "(no thought) six<|end|>"]
+    assert contexts(train, tokenizer)[1].endswith("two<|end|>\n<|user|>five<|end|>\n<|assistant|>")
+    assert (train.learned.answers, train.learned.split_rows) == (2, 1)
 
 
 def test_template_digest_follows_the_template(tokenizer):
@@ -175,7 +178,7 @@ def test_template_digest_follows_the_template(tokenizer):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        pytest.param(REWRITING_TEMPLATE, "does not render message 3", id="rewrites"),
+        pytest.param(SILENT_TEMPLATE, "message 5: .* does not render its words", id="silent"),
         pytest.param(REFUSING_TEMPLATE, "System role not supported", id="refuses"),
         pytest.param(None, "no chat template", id="none"),
     ],
@@ -352,7 +355,7 @@ GOOD_CHAT = {"messages": CHAT}
         pytest.param(
             GOOD_CHAT,
             {"messages": [CHAT[1], {"role": "bot", "content": "two"}]},
-            r"the role 'bot' in 'messages\[1\]'; allowed: system, user, assistant, tool",
+            r"the role 'bot' in 'messages\[1\]'; allowed: system, developer, user, assistant, ",
             id="unknown-role",
         ),
         pytest.param(
