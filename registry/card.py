@@ -267,7 +267,16 @@ def _data(facts: CardFacts) -> str:
         f"{plain(data.get('max_tokens'))} tokens."
     )
     listed = table(["split", "digest of its rows", "rows measured"], rows)
-    return "\n\n".join(filter(None, [listed, " ".join([style, *_overlaps(data)])]))
+    said = " ".join([style, *_layout(data.get("layout") or {}), *_overlaps(data)])
+    return f"{listed}\n\n{said}" if listed else said
+
+
+def _layout(layout: Mapping[str, Any]) -> Iterator[str]:
+    """How prompts were made of columns, where they are not a column as it is."""
+    if layout.get("template"):
+        yield f"Prompts were made of columns by {code(repr(layout['template']))}."
+    elif layout.get("format") == "alpaca":
+        yield "Prompts were made in Alpaca's words around instruction and input."
 
 
 def _overlaps(data: Mapping[str, Any]) -> Iterator[str]:

@@ -117,7 +117,8 @@ def find_layout(rows: Sequence[RawRow], spec: DataSpec, field: str) -> RowLayout
         format_, roles = _recognize(columns)
     roles |= _optional(format_, columns, roles)
     template = spec.prompt_template
-    used = {*roles.values(), *(template_columns(template) if template is not None else ())}
+    used = {spec.group_by, *roles.values()}
+    used |= set(() if template is None else template_columns(template))
     return RowLayout(
         format=format_,
         columns=roles,

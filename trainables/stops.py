@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.errors import BaseModelError
+from trainables.origin import COMPLETE, cache_entry, locate
 from trainables.shape import gguf_path
 from trainables.spec import BaseSpec
 
@@ -66,6 +67,10 @@ def tokens_of(config: Any) -> tuple[int, ...]:
 def _place(base: BaseSpec) -> tuple[str, Mapping[str, Any]]:
     """What transformers reads a base from."""
     if base.model.startswith("package:") or base.model.endswith(".gguf"):
+        # Reading a .gguf file's vocabulary takes many seconds; once loaded, a copy is kept.
+        plain = cache_entry(locate(base), "plain")
+        if (plain / COMPLETE).is_file():
+            return str(plain), {}
         file = gguf_path(base.model)
         return str(file.parent), {"gguf_file": file.name}
     if Path(base.model).expanduser().is_dir():

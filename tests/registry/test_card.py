@@ -171,6 +171,16 @@ def test_rows_that_splits_share_are_told(facts):
     assert "also training rows" not in build_card(facts)
 
 
+def test_how_prompts_were_made_is_told(facts):
+    def card(**layout):
+        data = {**facts.manifest["data"], "layout": layout}
+        return build_card(replace(facts, manifest={**facts.manifest, "data": data}))
+
+    assert r"by `'{q}\nA: '`." in card(format="prompt-completion", template="{q}\nA: ")
+    assert "in Alpaca's words" in card(format="alpaca", template=None)
+    assert "Prompts were made" not in card(format="prompt-completion", template=None)
+
+
 def test_foreign_text_stays_text(facts):
     manifest = dict(facts.manifest)
     manifest["base"] = {**manifest["base"], "model": HOSTILE, "revision": HOSTILE,

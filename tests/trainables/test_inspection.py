@@ -8,8 +8,10 @@ import pytest
 from trainables.data_spec import DataSpec
 from trainables.errors import BaseModelError
 from trainables.inspection import inspect_data
+from trainables.origin import COMPLETE, cache_entry, locate
 from trainables.spec import BaseSpec
 from trainables.splits import read_raw_splits
+from trainables.stops import load_tokenizer_only
 
 PAIRS = tuple({"prompt": f"{n} plus one is", "completion": f" {n + 1}"} for n in range(60))
 
@@ -38,3 +40,18 @@ def test_base_without_a_tokenizer_is_refused(base):
     spec = DataSpec(train=PAIRS)
     with pytest.raises(BaseModelError, match=r"^base\.model: the tokenizer of .* cannot be read"):
         inspect_data(BaseSpec(model=str(base)), spec, read_raw_splits(spec))
+
+
+def test_copy_of_a_gguf_file_in_the_cache_saves_reading_its_vocabulary(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LORCHESTRA_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"no vocabulary")
+    spec = BaseSpec(model=str(file))
+    with pytest.raises(BaseModelError):
+        load_tokenizer_only(spec)
+    copy = cache_entry(locate(spec), "plain")
+    shutil.copytree(tiny_base, copy)
+    (copy / COMPLETE).write_text("{}")
+    assert load_tokenizer_only(spec).eos_token == "<|end|>"

@@ -160,6 +160,7 @@ def test_text_alone_is_said_to_be_learned_whole():
     assert example == PlainExample(prompt="", answer="abc")
     assert "all of the text is learned" in layout.describe()
     assert layout.unused == ("url",)
+    assert read({"text": "abc", "url": "http://…"}, group_by="url")[0].unused == ()
 
 
 def test_column_that_is_not_there_is_named_with_the_nearest():
