@@ -37,6 +37,8 @@ def thinking_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = byte_tokenizer(THINKING, "<|endoftext|>", (*MARKS, "<call>", "</call>"))
     config = build_tiny_llama().config
     config.vocab_size, config.eos_token_id = len(tokenizer), tokenizer.eos_token_id
+    # The weights of a padding token are zero: it could not be learned.
+    config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
