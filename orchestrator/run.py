@@ -26,6 +26,7 @@ from typing import Any
 import ray
 from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
+from rich.text import Text
 
 from orchestrator.adapters.registering import Registration
 from orchestrator.errors import SweepError, SweepFailedError
@@ -43,9 +44,10 @@ from orchestrator.journal.layout import (
     REPORT_FOLDER,
     bundle_folder,
 )
+from orchestrator.journal.pins import settle_pins
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.storage import SweepStorage, read_history
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
 from orchestrator.report.delivery import Delivery
@@ -58,13 +60,13 @@ from orchestrator.search.schedule import build_scheduler, replay_history
 from orchestrator.search.searcher import OptunaSearcher
 from orchestrator.search.startpoints import choose_start_points
 from orchestrator.spec.complaint import require
+from orchestrator.spec.inspection import inspect_rows
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.supervision import Supervisor, Verdicts
 from orchestrator.tuning import Stage
 from registry import Registry, RegistryError, Tracker, tracking_uri_for
 from registry.access import check_access
 from trainables.answers import load_metrics
-from trainables.data import read_raw_splits
 from trainables.errors import TrialError
 
 logger = logging.getLogger(__name__)
@@ -121,12 +123,15 @@ def run_sweep(
     """
     kept = SweepStorage(storage or RUNS / spec.name)
     folder = kept.folder
+    console = console or Console(file=sys.stdout)
     spec = spec.with_saved_rows(folder / DATA_FOLDER)
-    read_raw_splits(spec.data)
+    spec, pins = settle_pins(spec, read_history(kept.location).pins)
+    data = inspect_rows(spec)
+    for line in data.lines:
+        console.print(Text(line), soft_wrap=True)
     load_metrics(spec.finals.metrics)
     tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
     check_access(tracking_uri, EXPERIMENT, spec.register.name if spec.register else None)
-    console = console or Console(file=sys.stdout)
     with (
         library_chatter_to(folder / LOG_FILE),
         kept.open_log() as log,
@@ -152,6 +157,7 @@ def run_sweep(
         )
         progress = sweep.progress
         progress.start_or_resume()
+        progress.keep_inputs(pins, data)
         with delivery, _pushing(kept):
             is_cancelled = not progress.is_over() and _train(sweep)
             if not is_cancelled and not progress.is_registered():

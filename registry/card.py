@@ -6,6 +6,7 @@ A card is short, as MLflow keeps 5,000 characters of a description.
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -261,7 +262,28 @@ def _data(facts: CardFacts) -> str:
         f"{plain(data.get('max_tokens'))} tokens."
     )
     listed = table(["split", "digest of its rows", "rows measured"], rows)
-    return f"{listed}\n\n{style}" if listed else style
+    said = " ".join([style, *_layout(data.get("layout") or {}), *_overlaps(data)])
+    return f"{listed}\n\n{said}" if listed else said
+
+
+def _layout(layout: Mapping[str, Any]) -> Iterator[str]:
+    """How prompts were made of columns, where they are not a column as it is."""
+    if layout.get("template"):
+        yield f"Prompts were made of columns by {code(repr(layout['template']))}."
+    elif layout.get("format") == "alpaca":
+        yield "Prompts were made in Alpaca's words around instruction and input."
+
+
+def _overlaps(data: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on rows that two splits share, as a manifest's `data.overlaps` counts them."""
+    names = {"train": "training"}
+    for one in data.get("overlaps", ()):
+        said = {key: plain(names.get(value, value)) for key, value in one.items()}
+        near = f", and {said['near']} more are nearly the same as one" if one["near"] else ""
+        yield (
+            f"{said['same']} of {said['total']} {said['rows']} rows are also {said['other']} "
+            f"rows{near}."
+        )
 
 
 def _licenses(facts: CardFacts) -> str:
@@ -286,7 +308,7 @@ def _loading(facts: CardFacts) -> str:
         "adapters = Registry(URI)",
         f"model = adapters.load({ref!r})",
         f"model = mlflow.pyfunc.load_model({f'models:/{ref}'!r})  # after set_tracking_uri(URI)",
-        'model.predict({"prompt": ["…"]})',
+        *_asking(facts.manifest["data"]),
         "",
         f"# with PEFT, on the base loaded with transformers {_how_loaded(facts)}",
         f"folder = adapters.pull({ref!r}, {folder!r})",
@@ -294,10 +316,45 @@ def _loading(facts: CardFacts) -> str:
     ]
     if facts.form in _MERGED:
         lines += ['model.merge_and_unload().save_pretrained("merged")']
-    parts = [code_block("python", lines), *_vllm(facts, model, folder)]
+    parts = [code_block("python", lines), _chat_settings(facts.manifest["data"])]
+    parts += _vllm(facts, model, folder)
     if not from_hub:
         parts.append(f"BASE is a folder with {code(base['model'])} in transformers' format.")
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _asking(data: Mapping[str, Any]) -> list[str]:
+    """How to ask a loaded version, and what it stops at."""
+    if data.get("prompt_style") != "chat":
+        return ['model.predict({"prompt": ["…"]})']
+    turns = '[{"role": "user", "content": "…"}]'
+    tools = ', "tools": [{…}]' if _has_tools(data) else ""
+    return [f'model.predict([{{"messages": {turns}{tools}}}])']
+
+
+def _has_tools(data: Mapping[str, Any]) -> bool:
+    return any(split.get("tools") for split in (data.get("learned") or {}).values())
+
+
+def _chat_settings(data: Mapping[str, Any]) -> str:
+    """What another server has to be told so that its prompts are the trained ones."""
+    said = []
+    ends: Mapping[str, int] = data.get("end_tokens") or {}
+    if ends:
+        option = code(f'"stop_token_ids": {sorted(ends.values())}')
+        said.append(f"Answers end with {', '.join(map(code, ends))}: stop there ({option}).")
+    if data.get("template"):
+        said.append(f"Its chat template is the one named {code(data['template'])}.")
+    args = dict(data.get("template_args") or {})
+    day = args.pop("strftime_now", None)
+    if day is not None:
+        said.append(f"Where its chat template writes today's date, training had {code(day)}.")
+    for name, value in sorted(args.items()):
+        said.append(f"Its chat template is given {code(f'{name}={json.dumps(value)}')}.")
+    if data.get("prefill_cut"):
+        cut = code(json.dumps(data["prefill_cut"]))
+        said.append(f"Prompts were trained without the {cut} that the template ends them with.")
+    return " ".join(said)
 
 
 def _how_loaded(facts: CardFacts) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import AnyType
 
 from trainables.contract import CARD, digest_file
 
@@ -122,7 +123,13 @@ def _save_model(**options: Any) -> None:
 
 def _signature() -> ModelSignature:
     return ModelSignature(
-        inputs=Schema([ColSpec("string", "prompt")]),
+        inputs=Schema(
+            [
+                ColSpec("string", "prompt", required=False),
+                ColSpec(AnyType(), "messages", required=False),
+                ColSpec(AnyType(), "tools", required=False),
+            ]
+        ),
         outputs=Schema([ColSpec("string")]),
         params=ParamSchema([ParamSpec(name, "long", value) for name, value in _PARAMS.items()]),
     )

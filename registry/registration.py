@@ -265,7 +265,7 @@ def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
         **{f"base.{key}": value for key, value in base.items() if key not in _ELSEWHERE},
         **{f"lora.{key}": value for key, value in lora.items() if key != "scaling"},  # follows
         **{f"optim.{key}": value for key, value in manifest["optim"].items()},
-        **{f"data.{key}": value for key, value in data.items()},
+        **{f"data.{key}": value for key, value in data.items() if not _is_nested(value)},
         **{f"package.{key}": value for key, value in manifest["packages"].items()},
         **{METRIC_PREFIX + key: float(value) for key, value in manifest["metrics"].items()},
         DIGEST_TAG: manifest["digest"],
@@ -277,3 +277,8 @@ def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
         "tokens": manifest["tokens"],
     }
     return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def _is_nested(value: object) -> bool:
+    """Whether a value is too much for a tag; the manifest has it."""
+    return isinstance(value, dict | list)

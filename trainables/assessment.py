@@ -176,8 +176,10 @@ def _forced_columns(served: Served, rows: EvaluationRows, batch_size: int) -> di
 
 
 def _completions(served: Served, rows: EvaluationRows, how: EvaluationSpec) -> list[list[int]]:
+    trained = served.manifest["data"].get("end_tokens", {}).values()
     ending = Ending(
-        tokens=end_tokens(served.model, served.tokenizer), max_new_tokens=how.max_new_tokens
+        tokens=end_tokens(served.model, served.tokenizer, trained),
+        max_new_tokens=how.max_new_tokens,
     )
     return complete(served.model, [row.prompt for row in rows.rows], ending, how.batch_size)
 

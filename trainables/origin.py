@@ -19,6 +19,9 @@ from trainables.whole import replace_file
 
 SourceKind = Literal["hub", "folder", "gguf"]
 
+COMPLETE = "complete.json"
+"""File of an entry of the cache that is written last."""
+
 _WEIGHTS_AND_TOKENIZER = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -44,6 +47,11 @@ def cache_folder() -> Path:
     """`$LORCHESTRA_CACHE`, else `~/.cache/lorchestra`."""
     named = os.environ.get("LORCHESTRA_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "lorchestra"
+
+
+def cache_entry(source: BaseSource, form: str) -> Path:
+    """The folder in the cache that is, or will be, a base in a form; `COMPLETE` marks it whole."""
+    return cache_folder() / "bases" / source.digest.removeprefix("sha256:")[:16] / form
 
 
 def locate(spec: BaseSpec) -> BaseSource:

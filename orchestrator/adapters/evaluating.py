@@ -23,10 +23,10 @@ from orchestrator.spec.complaint import require
 from orchestrator.spec.finals_sections import SAME_UNQUANTIZED
 from registry import AdapterVersion, Registry
 from trainables.contract import SERVING_FORMS
-from trainables.data import RawSplit
 from trainables.evaluation_spec import EvaluationSpec
 from trainables.sources import read_rows
-from trainables.spec import DataFormat, DataSpec
+from trainables.spec import DataSpec
+from trainables.splits import RawSplit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,13 @@ class Rows:
     Attributes:
         name: What evaluations call them: a file's name, or the split they are.
         rows: As dictionaries.
-        format: How they are read, as in `data.format`.
+        read_as: Data whose rows they are, for how their columns are read; `None` where the
+            columns or the adapter's own manifest say it.
     """
 
     name: str
     rows: tuple[Mapping[str, Any], ...]
-    format: DataFormat = "auto"
+    read_as: DataSpec | None = None
 
     @classmethod
     def of_file(cls, path: Path) -> Rows:
@@ -55,17 +56,30 @@ class Rows:
             path.is_file(),
             "--data",
             str(path),
-            "a .jsonl, .json, .parquet or .csv file",
+            "a file of rows, such as .jsonl, .csv or .parquet",
             "Correct the path.",
         )
         found = read_rows(str(path.absolute()), "--data")
         return cls(name=path.name, rows=tuple(row.values for row in found))
 
     @classmethod
-    def of_split(cls, split: RawSplit, name: str, data_format: DataFormat) -> Rows:
-        """The rows of a split."""
-        rows = tuple(row.values for row in split.rows)
-        return cls(name=name, rows=rows, format=data_format)
+    def of_split(cls, split: RawSplit, name: str, spec: DataSpec) -> Rows:
+        """The rows of a split of a spec."""
+        return cls(name=name, rows=tuple(row.values for row in split.rows), read_as=spec)
+
+    @property
+    def source(self) -> DataSpec:
+        """A spec whose `train` they are, read as those that they are of."""
+        rows = tuple(dict(row) for row in self.rows)
+        if self.read_as is None:
+            return DataSpec(train=rows)
+        read = self.read_as
+        return DataSpec(
+            train=rows,
+            format=read.format,
+            columns=read.columns,
+            prompt_template=read.prompt_template,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +139,7 @@ class Evaluator:
         return ScoringOrder(
             files=read_files(bundle),
             forms=forms,
-            source=DataSpec(
-                train=tuple(dict(row) for row in self.rows.rows), format=self.rows.format
-            ),
+            source=self.rows.source,
             how=self.how,
             base_model=self.base_model,
         )

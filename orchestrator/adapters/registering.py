@@ -32,8 +32,8 @@ from registry import (
 from registry.card import CardFacts, build_card
 from registry.evaluation import Evaluation
 from registry.integrity import read_bundle
-from trainables.data import read_raw_splits
 from trainables.spec import TrialSpec
+from trainables.splits import read_raw_splits
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class Registration:
         split = splits.validation if splits.test is None else splits.test
         with ray_for_scoring() as shape:
             evaluator = Evaluator(
-                rows=Rows.of_split(split, name, self.spec.data.format),
+                rows=Rows.of_split(split, name, self.spec.data),
                 how=replace(self.spec.finals.evaluation, skip_cut=True),
                 adapters=self.adapters,
                 shape=shape,

@@ -32,6 +32,8 @@ EVENTS: Mapping[str, frozenset[str]] = {
     for kind, fields in {
         "sweep_started": "sweep_id spec digest",
         "sweep_resumed": "",
+        "pinned": "pins",
+        "data_inspected": "lines facts",
         "base_evaluated": "base split metrics",
         "trial_started": "trial knobs spec",
         "trial_resumed": "trial step",

@@ -102,6 +102,9 @@ class SweepHistory:
         start_points: Configurations to begin with; `None` before they were chosen.
         stages: How `search` and `finals` ended (`reason`), and the settings that they ended
             `under`; a stage goes on when those have changed since.
+        pins: Commits of hub repositories that the sweep reads; see `orchestrator.journal.pins`.
+        data_lines: What was said of the rows at the last start.
+        data_facts: The same as plain values, by base.
     """
 
     sweep_id: str | None = None
@@ -118,6 +121,9 @@ class SweepHistory:
     meter: Meter = field(default_factory=Meter)
     start_points: list[Mapping[str, Any]] | None = None
     stages: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    pins: Mapping[str, str] = field(default_factory=dict)
+    data_lines: tuple[str, ...] = ()
+    data_facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> SweepHistory:
@@ -236,6 +242,15 @@ def _start(history: SweepHistory, event: Event) -> None:
     history.meter.begin(event.at)
 
 
+def _pin(history: SweepHistory, event: Event) -> None:
+    history.pins = event.fields["pins"]
+
+
+def _inspect_data(history: SweepHistory, event: Event) -> None:
+    history.data_lines = tuple(event.fields["lines"])
+    history.data_facts = event.fields["facts"]
+
+
 def _resume(history: SweepHistory, event: Event) -> None:
     history.status, history.reason = "running", ""
     history.resumes += 1
@@ -326,6 +341,8 @@ _ON_SWEEP: dict[str, Callable[[SweepHistory, Event], None]] = {
     "sweep_started": _start,
     "sweep_resumed": _resume,
     "sweep_ended": _end,
+    "pinned": _pin,
+    "data_inspected": _inspect_data,
     "trial_started": _start_trial,
     "report": _keep_order,
     "base_evaluated": _evaluate_base,

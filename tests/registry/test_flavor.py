@@ -1,6 +1,7 @@
 """A version loads as what was trained, on the base it was trained on, where lorchestra is not."""
 
 import ast
+import importlib
 import importlib.util
 import json
 import os
@@ -20,11 +21,15 @@ from transformers import AutoModelForCausalLM
 
 import registry
 from registry import Registry
+from registry.packaging import pyfunc
+from tests.trainables import chats, test_turns
+from trainables.asking import settle_asking
 from trainables.base import load_base
 from trainables.contract import MANIFEST, SERVING_FORMS
 from trainables.generation import Ending, complete, end_tokens
 from trainables.serving import load_served
 from trainables.spec import BaseSpec
+from trainables.tokens import Encoder
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 IDS = torch.tensor([[70, 80, 90, 100, 110, 120]])
@@ -74,6 +79,19 @@ def register_adapter(
         return base.model, folder
 
     return build
+
+
+def asked(python_model: Any, **row: object) -> str:
+    """The text of the prompt that a request becomes."""
+    (request,) = type(python_model).requests(pd.DataFrame([row]))
+    return python_model.tokenizer.decode(python_model.encode(request))
+
+
+@pytest.fixture(scope="module")
+def adapter_model() -> type[Any]:
+    """The class that a version carries, as a module of its own."""
+    pyfunc()
+    return importlib.import_module("registry.flavor").AdapterModel
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -206,8 +224,111 @@ def test_prompts_are_encoded_as_in_training(
 ) -> None:
     register_adapter("none-float32", "chat")
     python_model = adapters.load(name).unwrap_python_model()
-    text = python_model.tokenizer.decode(python_model._encode("hi"))
+    text = asked(python_model, prompt="hi")
     assert text == "<|user|>hi<|end|><|assistant|>"
+
+
+TURNS = [
+    {"role": "developer", "content": "Upper case."},
+    {"role": "user", "content": [{"type": "text", "text": "one?"}]},
+    {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "abcdef123", "type": "function",
+         "function": {"name": "get_weather", "arguments": {"city": "Paris"}}},
+    ]},
+    {"role": "tool", "tool_call_id": "abcdef123", "name": "get_weather", "content": "warm"},
+    {"role": "user", "content": "two?"},
+]  # fmt: skip
+
+KINDS = {
+    "turns-end-otherwise": (test_turns.CHATML, TURNS[:2], (), {}),
+    "opened-thought": (test_turns.R1, TURNS[1:2], (), {}),
+    "thinking-argument": (test_turns.GLM, TURNS[1:2], (), {}),
+    "system-in-last-turn": (
+        test_turns.MISTRAL, [{"role": "system", "content": "Rule."}, TURNS[1]], (), {}
+    ),
+    "day": (test_turns.DATED, TURNS[1:2], (), {"strftime_now": "2026-01-31"}),
+    "mapping": (test_turns.AS_MAPPING, TURNS, chats.TOOLS, {}),
+    "text": (test_turns.AS_TEXT, TURNS, chats.TOOLS, {}),
+    "printed": (test_turns.PRINTED, TURNS, chats.TOOLS, {}),
+    "named": ({"default": test_turns.CHATML, "tool_use": test_turns.AS_MAPPING}, TURNS,
+              chats.TOOLS, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("template", "turns", "tools", "args"), KINDS.values(), ids=KINDS)
+def test_a_prompt_of_messages_is_the_trained_one(
+    adapter_model: type[Any],
+    template: object,
+    turns: list[dict[str, Any]],
+    tools: tuple[Any, ...],
+    args: dict[str, str],
+) -> None:
+    tokenizer = chats.byte_tokenizer(template, "<|end|>", chats.MARKS)
+    row = chats.chat(*turns, {"role": "assistant", "content": "done"}, tools=tools)
+    asking = settle_asking([row], tokenizer, template_args=args)
+    encoded = Encoder(tokenizer, asking).encode(row, "row 1")
+    trained = [token for piece in encoded.sequences[-1][:-1] for token in piece]
+    served = adapter_model()
+    served.tokenizer = tokenizer
+    served.data = {"prompt_style": "chat", **json.loads(json.dumps(asking.to_record()))}
+    asked_as = {"messages": [turns], "tools": [list(tools) or None]}
+    (request,) = served.requests(pd.DataFrame(asked_as))
+    assert served.encode(request) == trained
+    as_text = {"messages": [json.dumps(turns)], "tools": [json.dumps(tools)]}
+    (request,) = served.requests(pd.DataFrame(as_text))
+    assert served.encode(request) == trained
+
+
+def test_a_chat_is_asked_with_messages_or_a_prompt_in_every_form_of_input(
+    register_adapter: Callable[..., tuple[Any, Path]], adapters: Registry, name: str
+) -> None:
+    register_adapter("none-float32", "chat")
+    model = adapters.load(name)
+    turns = [{"role": "user", "content": "ab"}]
+    params = {"max_new_tokens": 4}
+    (alone,) = model.predict([{"prompt": "ab"}], params=params)
+    assert model.predict([{"messages": turns}], params=params) == [alone]
+    assert model.predict({"messages": turns}, params=params) == [alone]
+    assert model.predict(pd.DataFrame({"messages": [turns]}), params=params) == [alone]
+    both = model.predict([{"prompt": "ab"}, {"messages": turns}], params=params)
+    assert both == [alone, alone]
+    told = [{"role": "system", "content": "Upper case."}, *turns]
+    text = asked(model.unwrap_python_model(), messages=told)
+    assert text == "<|system|>Upper case.<|end|><|user|>ab<|end|><|assistant|>"
+
+
+@pytest.mark.parametrize(
+    ("style", "row", "message"),
+    [
+        ("chat", {"messages": "hello"}, "messages as a list of {role, content}"),
+        ("chat", {"messages": []}, "messages as a list of {role, content}"),
+        ("chat", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "one of the"),
+        ("plain", {"messages": [{"role": "user", "content": "a"}]}, "allowed: prompt"),
+    ],
+)
+def test_a_request_that_cannot_be_asked_is_refused(
+    register_adapter: Callable[..., tuple[Any, Path]],
+    adapters: Registry,
+    name: str,
+    style: str,
+    row: dict[str, Any],
+    message: str,
+) -> None:
+    register_adapter("none-float32", style)
+    with pytest.raises(ValueError, match=message):
+        adapters.load(name).predict([row])
+
+
+def test_a_completion_ends_with_the_token_that_answers_were_trained_to_end_with(
+    register_adapter: Callable[..., tuple[Any, Path]], adapters: Registry, name: str
+) -> None:
+    register_adapter("none-float32")
+    model = adapters.load(name).unwrap_python_model()
+    prompt = model.tokenizer.encode("abc ->")
+    (free,) = model.complete([prompt], 8)
+    # Any token that it writes can be the one that answers end with.
+    model.ends = [free[3]]
+    assert model.complete([prompt], 8) == [free[: free.index(free[3])]]
 
 
 def test_empty_prompt_is_refused(
@@ -263,7 +384,7 @@ def test_gguf_base_is_rebuilt_exactly(
     loaded = adapters.load(name)
     python_model = loaded.unwrap_python_model()
     assert (logits(python_model.model) - logits(trained)).abs().max().item() == 0.0
-    assert "assistant" in python_model.tokenizer.decode(python_model._encode("hi"))
+    assert "assistant" in asked(python_model, prompt="hi")
     assert len(loaded.predict({"prompt": ["Hi"]}, params={"max_new_tokens": 4})) == 1
 
 

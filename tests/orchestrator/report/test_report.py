@@ -491,6 +491,16 @@ def test_what_was_spent_is_in_the_summary(spec: SweepSpec) -> None:
     assert "Ended early: no money was left" in text
 
 
+def test_the_page_says_what_is_known_of_the_rows(spec: SweepSpec, tmp_path: Path) -> None:
+    history = SweepHistory(
+        sweep_id="x", data_lines=("20 of 20 validation rows are also training rows.", "<b>")
+    )
+    write_report(build_report(spec, history, tmp_path), spec, history, tmp_path)
+    data = (tmp_path / "report.html").read_text().partition("<h2>Data</h2>")[2]
+    assert "20 of 20 validation rows are also training rows." in data.partition("<h2>")[0]
+    assert "&lt;b&gt;" in data.partition("<h2>")[0]
+
+
 def test_the_page_says_what_was_spent_of_what_was_allowed(spec: SweepSpec, tmp_path: Path) -> None:
     budget = BudgetSpec(trials=4, price_per_gpu_hour=3.0, money=6.0, cpu_seconds=7400.0)
     spec = replace(spec, budget=budget)
