@@ -17,7 +17,7 @@ import registry
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("orchestrator", "trainables", "registry")
 MAX_LINES = 460
-ONE_FILE = {"registry.flavor": 560}
+ONE_FILE = {"registry.flavor": 600}
 """Lines allowed to what has to be one file: every version carries it as its code."""
 
 COVERED_BY = {
