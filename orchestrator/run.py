@@ -66,8 +66,8 @@ from orchestrator.supervision import Supervisor, Verdicts
 from orchestrator.tuning import Stage
 from registry import Registry, RegistryError, Tracker, tracking_uri_for
 from registry.access import check_access
-from trainables.answers import load_metrics
 from trainables.errors import TrialError
+from trainables.evaluation.answers import load_metrics
 
 logger = logging.getLogger(__name__)
 

@@ -59,7 +59,7 @@ EVALUATION_FORMAT = "lorchestra.evaluation/1"
 """Value of `format` in an evaluation document."""
 
 ServingForm = Literal["trained", "unquantized", "merged", "requantized"]
-"""How a server holds an adapter; `trainables.serving` describes each form."""
+"""How a server holds an adapter; `trainables.evaluation.serving` describes each form."""
 
 SERVING_FORMS: tuple[ServingForm, ...] = get_args(ServingForm)
 

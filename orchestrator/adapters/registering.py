@@ -32,8 +32,8 @@ from registry import (
 from registry.card import CardFacts, build_card
 from registry.evaluation import Evaluation
 from registry.integrity import read_bundle
+from trainables.rows.splits import read_raw_splits
 from trainables.spec import TrialSpec
-from trainables.splits import read_raw_splits
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from orchestrator.spec.finals_sections import forms_of
 from orchestrator.spec.sweep import SweepSpec
 from registry.evaluation import Evaluation
 from registry.significance import Interval, interval, obstacle, paired_bootstrap
-from trainables.answers import metric_digests
 from trainables.contract import ServingForm
+from trainables.evaluation.answers import metric_digests
 from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)

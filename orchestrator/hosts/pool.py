@@ -22,7 +22,7 @@ from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.members import HostStart
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.storage import SweepStorage
-from trainables.bench import Bench, Failure
+from trainables.hosts.bench import Bench, Failure
 from trainables.spec import BaseSpec
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class HostPool:
 
 def _run_host(config: dict[str, Any]) -> None:
     """The body of a worker, imported there: the driver has no use for transformers."""
-    from trainables.worker import run_host
+    from trainables.hosts.worker import run_host
 
     run_host(config)
 

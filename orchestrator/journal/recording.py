@@ -14,7 +14,7 @@ from orchestrator.journal.history import WITH_ADAPTER, SweepHistory
 from orchestrator.journal.layout import bundle_folder
 from orchestrator.journal.requests import STOPPED_BY_USER, Wishes
 from orchestrator.outcome import Outcome, TrialOutcome, infer_outcome
-from trainables.orders import WORST_METRICS, ZERO_METRICS
+from trainables.hosts.orders import WORST_METRICS, ZERO_METRICS
 
 logger = logging.getLogger(__name__)
 

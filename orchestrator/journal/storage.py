@@ -26,8 +26,9 @@ from orchestrator.journal.layout import (
 )
 from orchestrator.journal.lease import Lease
 from orchestrator.journal.replica import LogReplica, read_remote_log
+from trainables.base.origin import cache_folder
 from trainables.errors import StorageError
-from trainables.objects import (
+from trainables.hosts.objects import (
     delete_objects,
     download_file,
     list_objects,
@@ -35,9 +36,8 @@ from trainables.objects import (
     upload_file,
     write_object,
 )
-from trainables.orders import kept_bundle
-from trainables.origin import cache_folder
-from trainables.storage import (
+from trainables.hosts.orders import kept_bundle
+from trainables.hosts.storage import (
     fetch_folder,
     has_folder,
     is_remote,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from orchestrator.journal.history import Report, TrialRecord
-from trainables.orders import WORST_METRICS
+from trainables.hosts.orders import WORST_METRICS
 
 MEASURES = ("loss", "accuracy", "token_accuracy")
 """What every evaluation gives, without the prefix that names its rows."""

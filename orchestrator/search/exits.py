@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.spec.sections import ExitSpec
 from orchestrator.wording import format_metric
-from trainables.orders import WORST_METRICS
+from trainables.hosts.orders import WORST_METRICS
 
 Report = Mapping[str, float]
 """`step` and the metrics of that step."""

@@ -27,9 +27,9 @@ from orchestrator.spec.sweep import (
     SweepSpec,
     parse_sweep,
 )
-from trainables.progress import save_progress
+from trainables.hosts.progress import save_progress
+from trainables.hosts.storage import file_sizes, put_folder
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
-from trainables.storage import file_sizes, put_folder
 
 SPEC = SweepSpec(
     name="tiny",

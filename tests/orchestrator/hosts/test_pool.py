@@ -13,7 +13,7 @@ from orchestrator.hosts.pool import HostPool, HostShape, last_line
 from orchestrator.hosts.proxy import TrialProxy
 from orchestrator.journal.layout import trial_folder
 from orchestrator.journal.storage import SweepStorage
-from trainables.orders import SeatRequest, Task
+from trainables.hosts.orders import SeatRequest, Task
 
 pytestmark = [
     pytest.mark.ray,

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.hosts.cluster import shape_of_workers
 from orchestrator.hosts.scoring import Scored, ScoringOrder, read_files, score
-from trainables.assessment import assess_bundle
+from trainables.evaluation.assessment import assess_bundle
 from trainables.evaluation_spec import EvaluationSpec
 
 pytestmark = pytest.mark.ray

@@ -13,8 +13,8 @@ from orchestrator.journal.events import read_events
 from orchestrator.journal.lease import Lease
 from orchestrator.journal.replica import SEGMENT_EVENTS
 from orchestrator.journal.storage import SweepStorage, read_history
-from trainables.objects import delete_objects, list_objects, upload_file, write_object
-from trainables.storage import put_folder
+from trainables.hosts.objects import delete_objects, list_objects, upload_file, write_object
+from trainables.hosts.storage import put_folder
 
 WRITER = """
 import sys

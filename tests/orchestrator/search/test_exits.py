@@ -5,7 +5,7 @@ import pytest
 from orchestrator.outcome import Outcome
 from orchestrator.search.exits import find_exit, is_fault
 from orchestrator.spec.sections import ExitSpec
-from trainables.orders import fault_metrics
+from trainables.hosts.orders import fault_metrics
 
 
 def curve(eval_losses, train_losses=None):
