@@ -109,8 +109,9 @@ class Formula:
 class Outcome(StrEnum):
     """How a trial can end.
 
-    Only `stopped` can come from comparing a trial with others. `infeasible` and `diverged` say that the
-    configuration itself cannot work; `failed` and `cancelled` say nothing about the configuration.
+    Only `stopped` can come from comparing a trial with others. `infeasible` and `diverged` say
+    that the configuration itself cannot work; `failed` and `cancelled` say nothing about the
+    configuration.
     """
 
     COMPLETED = "completed"
