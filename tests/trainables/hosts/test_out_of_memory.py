@@ -90,7 +90,9 @@ def test_half_a_micro_batch_per_pass_trains_the_same_adapter(spec, tmp_path):
         for name in ("roomy", "narrow")
     )
     assert one.keys() == other.keys()
-    assert max((one[name] - other[name]).abs().max().item() for name in one) <= 1e-6
+    assert (
+        max((one[name] - other[name]).abs().max().item() for name in one) <= 1e-5
+    )  # sums in another order
     manifest = json.loads((tmp_path / "narrow" / "bundle" / "manifest.json").read_text())
     assert manifest["optim"]["micro_batch_size"] == 3
     assert manifest["steps"] == STEPS
