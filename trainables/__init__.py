@@ -1,1 +1,1 @@
-"""Training one or many adapters on one frozen base; knows neither Ray Tune nor MLflow."""
+"""Training of one or several adapters on one frozen base; imports neither Ray Tune nor MLflow."""

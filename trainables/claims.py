@@ -1,4 +1,4 @@
-"""Claims about values that a user wrote: each is true, or a `SpecError` says what to write."""
+"""Checks of user-written values: a failed check raises a `SpecError` with a remedy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainables.errors import SpecError
 
 
 def require(claim: bool, where: str, value: object, allowed: str, remedy: str) -> None:
-    """Raise a `SpecError` that names the field, its value, what is allowed and the remedy."""
+    """Raise a `SpecError` with the field, the value, the allowed values and the remedy."""
     if not claim:
         raise SpecError(f"{where}: got {value!r}; allowed: {allowed}. {remedy}")
 
@@ -17,13 +17,13 @@ def require(claim: bool, where: str, value: object, allowed: str, remedy: str) -
 def require_choice(
     value: object, literal: object, where: str, remedy: str = "Choose one of these."
 ) -> None:
-    """`require` that a value is one of a `Literal`'s."""
+    """Require that a value is a member of a `Literal`."""
     allowed = get_args(literal)
     require(value in allowed, where, value, ", ".join(map(str, allowed)), remedy)
 
 
 def require_finite(value: float, where: str, *, above: float | None = None) -> None:
-    """`require` a finite number that is at least 0, or larger than `above`."""
+    """Require a finite number that is at least 0, or larger than `above`."""
     claim = math.isfinite(value) and (value >= 0 if above is None else value > above)
     require(
         claim,

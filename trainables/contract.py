@@ -1,7 +1,8 @@
-"""What training writes and the registry reads: bundles, serving forms, formulas, outcomes.
+"""Contract between training and the registry: bundles, serving forms, formulas, outcomes.
 
-Both packages take these facts from here. This module imports neither torch nor MLflow, so that
-every process can read it. `registry/flavor.py` has a copy of its own, as each version carries it.
+Both packages import these definitions from here. The module imports neither torch nor MLflow, so
+every process can import it. `registry/flavor.py` keeps a copy, because each version carries that
+file alone.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 """Files of a bundle besides the manifest, which lists them under `files`."""
 
 CARD = "card.md"
-"""Text for people that a bundle may hold."""
+"""Optional file of a bundle: a text for people."""
 
 _NOT_IDENTITY = ("metrics", "packages", "digest")
 
 
 def identity_digest(manifest: Mapping[str, Any]) -> str:
-    """`sha256:` over a manifest without metrics, package versions and the digest itself."""
+    """Digest `sha256:...` of a manifest without its metrics, package versions and digest."""
     identity = {key: value for key, value in manifest.items() if key not in _NOT_IDENTITY}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
@@ -80,13 +81,13 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Formula:
-    """How a measure follows from columns: `scale(sum of one column / sum of another)`.
+    """A measure as a formula over columns: `scale(sum of one column / sum of another)`.
 
     Attributes:
         of: Column whose sum is the numerator.
         per: Column whose sum is the denominator; `None` stands for the number of rows.
-        scale: Applied to the ratio: `identity`, `exp`, or `bits`, which converts from nats.
-        mode: Whether less or more is better.
+        scale: Function applied to the ratio: `identity`, `exp`, or `bits` (converts from nats).
+        mode: `min` where less is better, `max` where more is better.
     """
 
     of: str
@@ -95,7 +96,7 @@ class Formula:
     mode: Mode
 
     def scaled(self, ratios: npt.ArrayLike) -> Numbers:
-        """The measure for ratios of sums, of any shape; an overflow gives infinity."""
+        """Values of the measure for ratios of sums, of any shape; an overflow gives infinity."""
         values = np.asarray(ratios, dtype=np.float64)
         if self.scale == "exp":
             with np.errstate(over="ignore"):
@@ -107,17 +108,17 @@ class Formula:
 
 
 class Outcome(StrEnum):
-    """How a trial can end.
+    """The ways a trial can end.
 
-    Only `stopped` can come from comparing a trial with others. `infeasible` and `diverged` say
-    that the configuration itself cannot work; `failed` and `cancelled` say nothing about the
+    Only `stopped` can result from comparing a trial with others. `infeasible` and `diverged` mean
+    that the configuration cannot work; `failed` and `cancelled` say nothing about the
     configuration.
     """
 
     COMPLETED = "completed"
     """Trained to the horizon."""
     STOPPED = "stopped"
-    """Ended where other trials were better, or because it overfitted."""
+    """Ended early, because other trials were better or the trial overfitted."""
     INFEASIBLE = "infeasible"
     """Does not fit the accelerator's memory, even at half the micro-batch."""
     DIVERGED = "diverged"

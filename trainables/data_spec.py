@@ -1,4 +1,4 @@
-"""Where a trial's examples come from: sources, what their columns mean, how they are split."""
+"""Data of a trial: the sources, the meaning of their columns, and the split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BadRowPolicy = Literal["fail", "skip"]
 OverlapPolicy = Literal["warn", "fail", "drop"]
 
 Rows = tuple[dict[str, Any], ...]
-"""Examples held in memory; a sweep writes them to its storage folder before a trial sees them."""
+"""Examples held in memory; a sweep writes them to its storage folder before any trial starts."""
 
 _RENDERED = frozenset(
     {
@@ -25,22 +25,22 @@ _RENDERED = frozenset(
         "chat_template", "tokenize", "return_dict", "continue_final_message",
     }
 )  # fmt: skip
-"""Arguments that the rows or a rendering give to a chat template."""
+"""Arguments of a chat template that the rows or the rendering set."""
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 _FORMS = (("messages",), ("prompt", "completion"), ("completion",), ("text",))
-"""What may be named together, besides `system` and `tools`; a template stands for `prompt`."""
+"""Allowed combinations of columns, besides `system` and `tools`; a template replaces `prompt`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnsSpec:
-    """Which column of the data holds what.
+    """The column of each role: messages, prompt, completion, text, system and tools.
 
     Attributes:
         messages: A conversation: a list of messages, or that list as JSON text.
-        prompt: What is asked: text, or a list of messages.
-        completion: The answer to learn, of the same kind.
-        text: Text of which all is learned.
+        prompt: The question or instruction: text, or a list of messages.
+        completion: The answer to learn, of the same type as the prompt.
+        text: Text that is learned as a whole.
         system: Text of a system turn put before the messages.
         tools: Tools that a conversation may call: a list, or that list as JSON text.
     """
@@ -68,17 +68,19 @@ class ColumnsSpec:
 
     @property
     def named(self) -> dict[str, str]:
-        """Column by role, of the roles that are given."""
+        """Column name by role, for the roles that are set."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         return {role: column for role, column in values.items() if column is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitNames:
-    """Which part of a hub dataset or dataset folder each source reads; `None` for its own name.
+    """The part of a hub dataset or dataset folder to read for each source.
+
+    A source set to `None` reads the split of its own name.
 
     Attributes:
-        train: A split or an expression of them, such as `train[:80%]` or `train+extra`.
+        train: A split name or an expression of splits, such as `train[:80%]` or `train+extra`.
         validation: The same for `data.validation`.
         test: The same for `data.test`.
     """
@@ -92,7 +94,7 @@ class SplitNames:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """Where examples come from and how they are split and cut.
+    """Sources of the examples, and how rows are split and cut.
 
     Attributes:
         train: A file of rows (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, `.parquet`, each also
@@ -102,29 +104,30 @@ class DataSpec:
         validation: Rows that trials are compared on; split off `train` when not given.
         test: Rows that only finalists see; split off `train` when not given.
         format: `messages` or `sharegpt` (chat template), `alpaca`, `prompt-completion`, or `text`;
-            `auto` reads it off the columns.
-        columns: Which column holds what, where names do not say it.
+            `auto` recognizes the format by the column names.
+        columns: The column of each role, where the column names are not recognized.
         prompt_template: Text with columns in braces, such as `Q: {question} A: `, that makes
-            the prompt of a row; double braces stand for single ones.
-        validation_fraction: Part of `train` used when `validation` is not given.
-        test_fraction: Part of `train` used when `test` is not given; 0 for no test split.
+            the prompt of a row; doubled braces stand for literal ones.
+        validation_fraction: Share of `train` used when `validation` is not given.
+        test_fraction: Share of `train` used when `test` is not given; 0 for no test split.
         group_by: Column whose equal values stay in one split.
         split_seed: Seed of the split.
         max_tokens: Rows longer than this are cut at the end.
-        train_max_tokens: A shorter limit for the rows trained on; `None` is `max_tokens`. Trials
-            that differ in it are measured on the same rows.
+        train_max_tokens: A shorter limit for training rows; `None` means `max_tokens`. Trials with
+            different values are measured on the same rows.
         revision: Commit or tag of a hub dataset.
         config: Configuration of a hub dataset or dataset folder.
-        split: What is read of a hub dataset or dataset folder: an expression for `train`, such as
-            `train[:80%]`, or one for each source. A source without one reads the split of its
-            own name.
-        on_bad_row: `fail` refuses rows that cannot be used, `skip` leaves them out and says so.
-        on_overlap: What happens where a split holds rows of another: `warn` says so, `fail` ends
-            the run, `drop` takes them out of the training rows, or out of validation where test
-            rows are meant.
+        split: The part of a hub dataset or dataset folder to read: an expression for `train`, such
+            as `train[:80%]`, or one expression for each source. A source without an expression
+            reads the split of its own name.
+        on_bad_row: `fail` refuses unusable rows; `skip` leaves such rows out and reports the
+            count.
+        on_overlap: Reaction to rows that two splits share: `warn` reports the rows, `fail` ends
+            the run, `drop` removes the rows from training, or from validation where the other
+            split is test.
         template: Name of the chat template to use, where the base's tokenizer has several.
         template_args: Arguments of the chat template, such as `enable_thinking: false`. For a
-            template that writes today's date, `strftime_now: 2026-01-31` is the day it writes.
+            template that writes today's date, `strftime_now: 2026-01-31` sets the written day.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -169,13 +172,13 @@ class DataSpec:
         self._check_template_args()
 
     def split_name(self, source: str) -> str:
-        """What is read of a hub dataset or folder that is `train`, `validation` or `test`."""
+        """The split or expression to read for a source: `train`, `validation` or `test`."""
         if isinstance(self.split, SplitNames):
             return getattr(self.split, source) or source
         return self.split if self.split is not None and source == "train" else source
 
     def _settle(self) -> None:
-        """Make values of this module out of plain ones, as a record or a caller gives them."""
+        """Convert plain values, as records and callers give, to the types of this module."""
         for split in ("train", "validation", "test"):
             source = getattr(self, split)
             if source is not None and not isinstance(source, str):
@@ -184,7 +187,7 @@ class DataSpec:
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, kind(**value))
-        # YAML reads a day as a date, which neither JSON nor a template takes.
+        # YAML parses a day as a date; neither JSON nor a template accepts a date.
         args = {
             name: value.isoformat() if isinstance(value, datetime.date) else value
             for name, value in self.template_args.items()
@@ -266,10 +269,10 @@ class DataSpec:
 
 
 def template_columns(template: str) -> tuple[str, ...]:
-    """The columns that a prompt template names, in their order.
+    """Columns named by a prompt template, in order.
 
     Raises:
-        SpecError: A brace has no partner, or holds more than the name of a column.
+        SpecError: A brace has no partner, or encloses more than a column name.
     """
     try:
         parts = list(string.Formatter().parse(template))

@@ -1,4 +1,4 @@
-"""What can go wrong while describing or training adapters.
+"""Errors of describing and training adapters.
 
     TrialError
     ├── SpecError (ValueError)   a value a user wrote cannot work
@@ -7,13 +7,13 @@
     ├── BundleError (RuntimeError)     a bundle folder is incomplete, changed or unsafe
     └── StorageError (RuntimeError)    a bucket cannot be read or written
 
-Messages name the dotted field, the value, what is allowed and the remedy. No class takes other
-arguments than its message: they cross process borders pickled.
+Messages name the dotted field, the value, the allowed values and the remedy. A class takes no
+argument but the message, because errors are pickled between processes.
 """
 
 
 class TrialError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of every error that this package raises on purpose."""
 
 
 class SpecError(TrialError, ValueError):
@@ -21,7 +21,7 @@ class SpecError(TrialError, ValueError):
 
 
 class DataError(SpecError):
-    """A data source or one of its rows cannot be used."""
+    """A data file or a row of data cannot be used."""
 
 
 class BaseModelError(TrialError, RuntimeError):

@@ -1,6 +1,6 @@
-"""How adapters are measured once they are trained: what is generated and what is read off it.
+"""Settings of an evaluation: generation, extraction of answers, metrics and rows.
 
-Plain frozen values without torch, so that a driver can hold them.
+The values are plain, frozen and free of torch, so that a driver can hold them.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ _METRIC = re.compile(r".+:[A-Za-z_]\w*")
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSpec:
-    """What to measure besides loss and accuracy under teacher forcing.
+    """Settings of an evaluation beyond teacher-forced loss and accuracy.
 
     Attributes:
         max_new_tokens: Most tokens of a greedy completion; 0 for no generation.
-        pattern: Regular expression; what it finds first in a completion (its first group, if it
-            has one) is compared with what it finds in the reference.
-        choices: Answers to choose from; the first of them in a completion is compared with the
-            first in the reference. `trainables.evaluation.answers` says what counts as found.
-        metrics: `module:function` or `path/to/file.py:function`. Each is called with the lists of
-            predictions and references and gives one finite number for each row; more is better
+        pattern: Regular expression; its first match in a completion (group 1, if there is one) is
+            compared with its first match in the reference.
+        choices: Possible answers; the first choice in a completion is compared with the first
+            choice in the reference. `trainables.evaluation.answers` defines a match.
+        metrics: `module:function` or `path/to/file.py:function`. A function receives the lists of
+            predictions and references and returns one finite number for each row; more is better
             unless the function has an attribute `mode = "min"`.
-        batch_size: Rows per forward pass. Numbers depend on it by rounding alone; on an 8-bit base
-            by a little more, as rows share their outlier columns (arXiv:2208.07339, section 3.2).
-        max_rows: Rows used, a sample of them; `None` is all.
-        skip_cut: Leave rows out that have no answer within the adapter's `data.max_tokens`, as
-            training does, instead of refusing them.
+        batch_size: Rows per forward pass. It changes results only by rounding; on an 8-bit base
+            slightly more, as rows share their outlier columns (arXiv:2208.07339, section 3.2).
+        max_rows: Most rows, drawn as a sample; `None` for all rows.
+        skip_cut: Leave out rows without an answer within the adapter's `data.max_tokens`, as
+            training does, instead of refusing the rows.
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
@@ -55,12 +55,12 @@ class EvaluationSpec:
 
     @property
     def generates(self) -> bool:
-        """Whether completions are written."""
+        """Whether completions are generated."""
         return self.max_new_tokens > 0
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Names of what is measured this way."""
+        """Names of the measures under these settings."""
         read = {
             "exact_match": self.generates,
             "pattern_match": self.pattern is not None,

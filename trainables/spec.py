@@ -1,7 +1,7 @@
-"""What one trial is: a base, an adapter on it, an optimizer, data and how it is measured.
+"""Specification of one trial: base, adapter, optimizer, data and evaluation.
 
-Plain frozen values without torch, so that a driver or a proxy can hold them. They check themselves
-when built: a `TrialSpec` that exists is one that can be tried.
+The values are plain, frozen and free of torch, so that a driver or a proxy can hold them. Each
+value checks itself when built, so an existing `TrialSpec` is valid.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ Schedule = Literal["constant", "linear", "cosine"]
 LoraInit = Literal["kaiming", "gaussian", "orthogonal", "eva"]
 
 TARGET_GROUPS = ("attention", "mlp", "all-linear")
-"""Names that stand for sets of linear layers; `packing.lora` resolves them on a real model."""
+"""Names of groups of linear layers; `packing.lora` resolves each group on a real model."""
 
 _SHARED = "it changes the base's weights, which the trials of a host share"
 _REFUSED_INITS = {
     **dict.fromkeys(("pissa", "pissa_niter", "olora", "corda", "loftq", "lora_ga"), _SHARED),
     "mica": "it needs a base of full-precision weights",
 }
-"""PEFT's other values of `init_lora_weights`, with why not."""
+"""Refused values of PEFT's `init_lora_weights`, each with the reason."""
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
 def remedy_for_init(init: str) -> str:
-    """What to do about an impossible `lora.init`, with the reason for one that PEFT has."""
+    """Remedy for an invalid `lora.init`, with the reason where PEFT itself has the value."""
     why = _REFUSED_INITS.get(re.sub(r"_niter_\d+$", "_niter", init))
     return f"{init}: {why}. Choose one of these." if why else "Choose one of these."
 
 
 def _settle_floats(spec: object) -> None:
-    """Turn whole numbers in float fields into floats: 16 and 16.0 must be the same trial."""
+    """Convert whole numbers in float fields to floats, so that 16 and 16.0 are the same trial."""
     for one in dataclasses.fields(spec):  # type: ignore[arg-type]
         value = getattr(spec, one.name)
         if one.type == "float" and isinstance(value, int) and not isinstance(value, bool):
@@ -51,7 +51,7 @@ def _settle_floats(spec: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSpec:
-    """A frozen base model and the form its linear weights are stored in.
+    """A frozen base model and the stored form of its linear weights.
 
     Attributes:
         model: A hub id (`owner/name`), a local folder, a `.gguf` file, or `package:NAME/FILE` for
@@ -60,8 +60,8 @@ class BaseSpec:
         quantization: Stored form of the linear layers (arXiv:2305.14314, section 3).
         double_quant: Quantize the 4-bit constants too (saves about 0.37 bit per weight).
         compute_dtype: Type of activations and unquantized weights; `auto` is bfloat16 where the
-            hardware multiplies it, else float32. float16 is for GPUs that multiply nothing else
-            fast; activations above 65504 end a trial as diverged.
+            hardware multiplies bfloat16, else float32. float16 is for GPUs without another fast
+            type; activations above 65504 end a trial as diverged.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -94,10 +94,11 @@ class LoraSpec:
         targets: One of `TARGET_GROUPS`, or names of linear layers such as `("q_proj", "v_proj")`.
         dropout: Probability of zeroing an input of the adapter branch, in [0, 1).
         rslora: Scale by `alpha / sqrt(rank)` (arXiv:2312.03732) instead of `alpha / rank`.
-        init: How `A` starts: PEFT's kaiming uniform or normal numbers, or where the layer's inputs
-            vary most (`eva`, arXiv:2410.07170), with `B` at zero; or `orthogonal`, where neither
-            is zero but `B A` is. The adapted model starts as the base.
-        dora: Learn the norms of the rows of `W + scaling * B A`, too (arXiv:2402.09353).
+        init: Start of `A`: uniform (PEFT's kaiming) or normal random numbers, or the directions of
+            most variance in the layer's inputs (`eva`, arXiv:2410.07170), each with `B` at zero;
+            or `orthogonal`, where `A` and `B` are nonzero and `B A` is zero. The adapted model
+            starts equal to the base.
+        dora: Also learn the norms of the rows of `W + scaling * B A` (arXiv:2402.09353).
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -157,13 +158,13 @@ class OptimSpec:
     """AdamW, its schedule and the horizon of a trial.
 
     Attributes:
-        steps: Optimizer steps to the horizon. The schedule spans all of them, so a trial that is
-            stopped early is a prefix of the trial it would have been.
+        steps: Optimizer steps to the horizon. The schedule spans the whole horizon, so an early
+            stopped trial is a prefix of the full trial.
         batch_size: Rows per optimizer step.
-        micro_batch_size: Rows per forward pass; `None` takes the whole batch at once. The loss is
-            the mean over the answer tokens of the whole batch either way.
+        micro_batch_size: Rows per forward pass; `None` passes the whole batch at once. In both
+            cases the loss is the mean over the answer tokens of the whole batch.
         warmup_steps: Steps over which the learning rate rises linearly from 0.
-        max_grad_norm: Global norm the adapter's gradient is clipped to; 0 switches it off.
+        max_grad_norm: Upper bound of the adapter gradient's global norm; 0 disables clipping.
         loraplus_ratio: Learning rate of `B` (and of DoRA's magnitudes) over that of `A`, at least
             1 (LoRA+, arXiv:2402.12354); `learning_rate` is that of `A`.
     """
@@ -227,15 +228,15 @@ class OptimSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSpec:
-    """How often and on how much a trial is measured.
+    """Interval and size of the evaluations during training.
 
     Attributes:
-        every: Optimizer steps between two evaluations; also the unit in which a trial advances.
+        every: Optimizer steps between two evaluations; a trial also advances in this unit.
         batch_size: Rows per forward pass.
-        max_rows: Validation rows used during the search: a sample that is the same for all
-            trials; `None` is all. Finals always use every test row.
+        max_rows: Most validation rows of the search, the same sample for all trials; `None` for
+            all rows. Finals always use every test row.
         keep_every: Steps between two adapters that are kept besides the last, a multiple of
-            `every`; 0 keeps the last alone.
+            `every`; 0 keeps only the last adapter.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -266,7 +267,7 @@ class EvalSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSpec:
-    """Everything that decides what a trained adapter will be."""
+    """Complete specification of a trial; equal specifications train equal adapters."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
@@ -295,7 +296,7 @@ class TrialSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrialSpec:
-        """Rebuild what `to_dict` gave.
+        """Rebuild a spec from the values of `to_dict`.
 
         Raises:
             SpecError: A value is impossible or a key unknown.

@@ -1,4 +1,4 @@
-"""Local files and folders that readers find whole or not at all."""
+"""Atomic writes of local files and folders: readers find the whole content or none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """A path to write to: when the block ends well, the file replaces `target` in one step.
+    """A temporary path to write; when the block ends well, the file replaces `target` in one step.
 
     Raises:
         OSError: The folder of `target` cannot be written.
@@ -23,7 +23,7 @@ def new_file(target: Path) -> Iterator[Path]:
     writing = Path(temporary)
     try:
         yield writing
-        writing.chmod(0o644)  # mkstemp makes files that only the owner may read
+        writing.chmod(0o644)  # # mkstemp makes files that only the owner may read
         writing.replace(target)
     except BaseException:
         writing.unlink(missing_ok=True)
@@ -31,7 +31,7 @@ def new_file(target: Path) -> Iterator[Path]:
 
 
 def replace_file(target: Path, content: bytes) -> None:
-    """Write a file in place of an older one: readers see the old content or the new.
+    """Write a file over an older one: readers see the old content or the new.
 
     Raises:
         OSError: The folder of `target` cannot be written.
@@ -42,14 +42,15 @@ def replace_file(target: Path, content: bytes) -> None:
 
 @contextmanager
 def new_folder(target: Path, *, replaces: bool = True) -> Iterator[Path]:
-    """An empty folder to fill: when the block ends well, the folder is renamed to `target`.
+    """Empty folder to fill; when the block ends well, the folder is renamed to `target`.
 
     Args:
-        target: Where the folder goes; its parents are made.
+        target: Final path of the folder; missing parents are created.
         replaces: Whether an older folder at `target` is removed.
 
     Raises:
-        OSError: The parent of `target` cannot be written, or `target` exists and stays.
+        OSError: The parent of `target` cannot be written; or `target` exists and `replaces` is
+            false.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
@@ -64,7 +65,7 @@ def new_folder(target: Path, *, replaces: bool = True) -> Iterator[Path]:
 def remove_tree(folder: Path) -> None:
     """Remove a folder; a process killed during removal leaves nothing at `folder`.
 
-    Nothing happens when there is no such folder.
+    A missing folder is ignored.
     """
     gone = folder.with_name(f".gone-{uuid.uuid4().hex}")
     try:

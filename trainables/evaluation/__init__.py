@@ -1,1 +1,1 @@
-"""An adapter as it is served: its answers, and what is measured of them."""
+"""Evaluation of an adapter in a serving form: completions, answers and measures."""

@@ -1,4 +1,4 @@
-"""What is read off completions: a pattern's match, a choice, the scores of a user's functions."""
+"""Scores of completions: pattern matches, choices, and a user's metric functions."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Metric:
     """A user's function of predictions and references.
 
     Attributes:
-        name: Of the function, and of its column and measure.
-        mode: Whether less or more is better.
+        name: Name of the function, of its column and of its measure.
+        mode: `min` where less is better, `max` where more is better.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Metric:
 
 
 def find_pattern(pattern: str, text: str) -> str | None:
-    """What an expression finds first: its first group, if it has one; `None` for nothing."""
+    """First match of a regular expression: group 1, if there is one; `None` without a match."""
     found = re.search(pattern, text)
     if found is None:
         return None
@@ -44,7 +44,7 @@ def find_pattern(pattern: str, text: str) -> str | None:
 
 
 def find_choice(choices: Sequence[str], text: str) -> str | None:
-    """The choice that comes first in a text, the longest of those that begin there.
+    """The choice that occurs first in a text; of choices at the same place, the longest.
 
     An ASCII letter or digit at the border of a choice must not be part of a longer word: `A` is
     not found in `Answer`, nor `no` in `know`.
@@ -54,20 +54,20 @@ def find_choice(choices: Sequence[str], text: str) -> str | None:
 
 
 def load_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
-    """The functions that `EvaluationSpec.metrics` names; their files are run.
+    """The functions named by `EvaluationSpec.metrics`; their files are run.
 
     Raises:
-        SpecError: There is no such module, file or function, or it cannot be imported; or its
-            name is taken or its mode unknown.
+        SpecError: The module, file or function does not exist or cannot be imported; or the name
+            of the function is taken, or its mode is unknown.
     """
     return tuple(_load_metric(name) for name in names)
 
 
 def metric_digests(names: Sequence[str]) -> dict[str, str]:
-    """`sha256:` of the source file of each metric, by its name; its files are not run.
+    """Digest `sha256:...` of each metric's source file, by metric name; no file is run.
 
     Raises:
-        SpecError: There is no such module or file.
+        SpecError: The module or file does not exist.
     """
     return {name.rpartition(":")[2]: _source_digest(name) for name in names}
 
@@ -78,10 +78,10 @@ def judge(
     predictions: Sequence[str],
     references: Sequence[str],
 ) -> dict[str, list[float]]:
-    """Columns of what completions are worth, with one number for each row.
+    """Score columns of completions by name, with one number for each row.
 
     Raises:
-        SpecError: A metric gave something else than one finite number for each row.
+        SpecError: A metric returned something other than one finite number for each row.
     """
     pairs = list(zip(predictions, references, strict=True))
     columns: dict[str, list[float]] = {
@@ -95,7 +95,7 @@ def judge(
 
 
 def readings(how: EvaluationSpec) -> dict[str, Callable[[str], str | None]]:
-    """What is looked for in completions and references, by the column it gives."""
+    """Functions that extract a pattern or a choice from a text, by score column."""
     found: dict[str, Callable[[str], str | None]] = {}
     if how.pattern is not None:
         pattern = how.pattern
@@ -106,7 +106,10 @@ def readings(how: EvaluationSpec) -> dict[str, Callable[[str], str | None]]:
 
 
 def missing_reading(how: EvaluationSpec, reference: str) -> tuple[str, object] | None:
-    """The field and value of `how` that finds nothing in a reference, so the row has no truth."""
+    """Field and value of `how` without a match in a reference; `None` if all have a match.
+
+    A row whose reference has no match cannot be scored.
+    """
     fields: Mapping[str, tuple[str, object]] = {
         "pattern_match": ("pattern", how.pattern),
         "choice_match": ("choices", how.choices),
@@ -186,7 +189,7 @@ def _import_file(path: Path) -> ModuleType:
             f"evaluation.metrics: there is no file {str(path)!r}; allowed: an existing .py file. "
             "Correct the path."
         )
-    # Two files of one name are two modules; pickles and dataclasses look a module up by its name.
+    # Two files of the same name are two modules; pickle and dataclasses find a module by name.
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     name = f"lorchestra_metric_{path.stem}_{digest}"
     module = ModuleType(name)
@@ -204,7 +207,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _scores(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    # Lists of its own: a function may change what it is given.
+    # Pass copies: the function may change its arguments.
     given: Any = metric.function(list(predictions), list(references))
     allowed = f"a list of {len(predictions)} finite numbers, one for each row"
     where = f"evaluation.metrics: {metric.name}"

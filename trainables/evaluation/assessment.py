@@ -1,10 +1,10 @@
-"""Measure an adapter as it is served, row by row, and write down what came of it.
+"""Evaluate an adapter in its serving forms, row by row, and build the evaluation document.
 
     bundle --load_served--> Served --assess--> evaluation document, one for each form
 
-The document (`lorchestra.evaluation/1`) holds a column for everything that was measured, with one
-entry for each row, and the measures over them; `trainables.evaluation.measures` says how they
-follow.
+The document (`lorchestra.evaluation/1`) holds one column for each measured quantity, with one
+entry for each row, and the measures over the columns; `trainables.evaluation.measures` defines
+the formulas.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ def assess_bundle(
     base_model: str | None = None,
     device: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The evaluation document of a bundle in each of the forms, loaded one after another.
+    """Evaluation documents of a bundle, one for each form; the forms are loaded one after another.
 
-    What cannot work is refused before a model is loaded.
+    Impossible requests are refused before a model is loaded.
 
     Args:
-        bundle: Its folder.
-        forms: Of `trainables.evaluation.serving.forms_of` its base's quantization.
-        source: The rows to measure on.
-        how: What to measure.
-        base_model: Where the base lies, where that is not what the manifest says.
-        device: Such as `cuda:0`; the first CUDA device, else the CPU, when not given.
+        bundle: Folder of the bundle.
+        forms: Serving forms, of `trainables.evaluation.serving.forms_of` the base's quantization.
+        source: The rows to evaluate on.
+        how: Settings of the evaluation.
+        base_model: Location of the base, where it differs from the manifest's.
+        device: Such as `cuda:0`; by default the first CUDA device, else the CPU.
 
     Raises:
-        BundleError: The bundle's files are not what its manifest says.
-        BaseModelError: The base cannot be found or loaded, or is not the one trained on.
-        SpecError: There is no such form or metric.
+        BundleError: A file of the bundle differs from the manifest.
+        BaseModelError: The base cannot be found or loaded, or is not the training base.
+        SpecError: A form or metric does not exist.
         DataError: The rows cannot be used.
     """
     manifest = read_manifest(bundle)
@@ -77,24 +77,24 @@ def assess_bundle(
         _free_memory(place)
         served = load_served(bundle, form, base_model=base_model, device=str(place))
         documents.append(assess(served, rows, how))
-        # Before the next one is loaded: there may be room for one model only.
+        # Free it before the next model is loaded: there may be memory for one model only.
         del served
     _free_memory(place)
     return documents
 
 
 def assess(served: Served, rows: EvaluationRows, how: EvaluationSpec) -> dict[str, Any]:
-    """The evaluation document of a served adapter; plain values, ready for JSON.
+    """The evaluation document of a served adapter as plain values, ready for JSON.
 
     A loss that is not finite is `null` in its column, and so are the measures over it. `seconds`
-    are those of reading and writing tokens, loading left out; `tokens_per_s` counts the tokens of
-    the rows, and with generation those of prompts and completions besides, without padding.
-    `peak_memory_gib` is the highest since `assess_bundle` began to load, where the system can say
-    so, else since the process began.
+    covers reading and writing tokens, without loading; `tokens_per_s` counts the tokens of the
+    rows, and with generation also the tokens of prompts and completions, without padding.
+    `peak_memory_gib` is the peak since `assess_bundle` began to load, where the system supports a
+    reset, else since the process began.
 
     Raises:
-        SpecError: A metric cannot be found or gave something impossible; a completion could be
-            longer than the base has positions.
+        SpecError: A metric cannot be found or returned an impossible value; or a completion could
+            be longer than the base has positions.
     """
     metrics = load_metrics(how.metrics)
     began = time.perf_counter()
@@ -126,12 +126,12 @@ def assess(served: Served, rows: EvaluationRows, how: EvaluationSpec) -> dict[st
 
 @torch.no_grad()
 def score_rows(model: Any, rows: Sequence[EncodedRow], batch_size: int) -> RowScores:
-    """Teacher-forced scores of rows, in their order; `Engine.score` without an engine.
+    """Teacher-forced scores of rows, in their order, as `Engine.score` gives them.
 
     Args:
-        model: A causal language model of transformers, perhaps in PEFT.
-        rows: Each with an answer.
-        batch_size: Rows per forward pass; those of similar length share one.
+        model: A causal language model of transformers, possibly wrapped by PEFT.
+        rows: Rows with at least one answer token each.
+        batch_size: Rows per forward pass; rows of similar length share a pass.
     """
     lengths = [len(row.input_ids) for row in rows]
     return in_order(
@@ -146,7 +146,7 @@ def _score_batch(model: Any, rows: Sequence[EncodedRow]) -> RowScores:
     input_ids, labels = (torch.from_numpy(part).to(model.device) for part in collate(rows, 0))
     lengths = torch.tensor([len(row.input_ids) for row in rows], device=model.device)
     mask = torch.arange(input_ids.shape[1], device=model.device) < lengths[:, None]
-    # The logits of position t - 1 are scored on the token at t; others are not computed.
+    # The logits at position t - 1 score the token at t; no other logits are computed.
     is_scored = labels[:, 1:] != IGNORED_TARGET
     kept = is_scored.any(dim=0).nonzero().flatten()
     logits = model(
@@ -210,14 +210,14 @@ def _generation_record(how: EvaluationSpec) -> dict[str, Any] | None:
 
 
 def _free_memory(device: torch.device) -> None:
-    """Give back what an earlier model held, and measure the peak anew."""
+    """Release the memory of an earlier model, and reset the peak of memory use."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
-        # Linux: the peak of resident memory begins anew at what is held (man 5 proc).
+        # Linux: resets the peak of resident memory to the present value (man 5 proc).
         Path("/proc/self/clear_refs").write_text("5")
     except OSError as error:
         logger.debug("the peak of memory goes on from before: %s", error)

@@ -1,8 +1,8 @@
-"""Greedy completions, batched, with the keys and values of what was read kept.
+"""Greedy completions in batches, with a key-value cache.
 
-A loop of its own, as `generate` of transformers takes what it is not told from the base's
-generation_config.json: with a base that asks for a repetition penalty, or suppresses tokens, it
-would not write the most likely ones.
+The loop replaces `generate` of transformers, because `generate` reads defaults from the base's
+generation_config.json: a repetition penalty or suppressed tokens there would change the greedy
+completion.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """What ends completions.
+    """End conditions of a completion.
 
     Attributes:
-        tokens: A completion ends before the first of these.
-        max_new_tokens: Its most tokens.
+        tokens: End tokens; a completion stops before the first end token.
+        max_new_tokens: Most tokens of a completion.
     """
 
     tokens: tuple[int, ...]
@@ -41,9 +41,9 @@ def end_tokens(
     """Tokens that end a completion.
 
     Args:
-        model: Stops at tokens of its own.
-        tokenizer: Its end token is one, too.
-        trained: The tokens that the adapter's answers were trained to end with.
+        model: Adds the end tokens of its generation settings.
+        tokenizer: Adds its end token.
+        trained: End tokens that the adapter was trained with.
     """
     own = tokens_of(model.generation_config)
     return tuple(dict.fromkeys([*trained, *own, *_own_end(tokenizer)]))
@@ -55,14 +55,14 @@ def complete(
     """The most likely continuation of each prompt, token by token, without its end token.
 
     Args:
-        model: A causal language model of transformers, perhaps in PEFT.
-        prompts: At least one token each.
-        ending: What ends a completion.
-        batch_size: Prompts read at once; those of similar length share a batch.
+        model: A causal language model of transformers, possibly wrapped by PEFT.
+        prompts: Token ids; at least one token each.
+        ending: End conditions of a completion.
+        batch_size: Prompts per batch; prompts of similar length share a batch.
 
     Raises:
-        SpecError: A prompt and its completion could be longer than the base has positions, or grow
-            beyond those where its rotary frequencies change.
+        SpecError: A prompt and its completion could exceed the positions of the base, or cross the
+            length at which its rotary frequencies change.
     """
     longest = max(map(len, prompts))
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -84,7 +84,10 @@ def complete(
 
 
 def _require_one_side(lengths: Sequence[int], ending: Ending, switch: int | None) -> None:
-    """Keys that are kept were turned by the frequencies of the length at which they were read."""
+    """Refuse completions that cross the length at which rotary frequencies change.
+
+    Cached keys keep the rotation of the length at which they were computed.
+    """
     for length in lengths:
         if switch is not None and length <= switch < length + ending.max_new_tokens:
             raise SpecError(
@@ -104,7 +107,7 @@ def _complete_batch(
 ) -> list[list[int]]:
     longest = max(map(len, prompts))
     ends = torch.tensor(ending.tokens, device=model.device, dtype=torch.long)
-    # Padding is masked: any token does. On the left, so that all completions begin together.
+    # Padding is masked, so any token serves. Left padding lets all completions begin together.
     padding = [longest - len(prompt) for prompt in prompts]
     ids = torch.tensor(
         [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)],

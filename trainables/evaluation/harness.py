@@ -1,7 +1,8 @@
-"""Tasks of EleutherAI's evaluation harness (lm-eval) on an adapter as it would be served.
+"""Tasks of EleutherAI's evaluation harness (lm-eval) on an adapter in a serving form.
 
-The harness reads a task's YAML file, downloads its rows and words its prompts; the model that it
-asks is `trainables.evaluation.serving`'s. It is an extra, imported by the first call.
+The harness reads a task's YAML file, downloads the rows and writes the prompts;
+`trainables.evaluation.serving` loads the model. lm-eval is an optional dependency, imported by the
+first call.
 """
 
 from __future__ import annotations
@@ -41,31 +42,32 @@ def run_harness(  # noqa: PLR0913
 ) -> dict[str, Any]:
     """Run tasks of the harness on an adapter in one serving form.
 
-    An adapter of chat rows is asked through its base's chat template with the settings of its
-    training, with few-shot examples as turns of a conversation; another one is asked plainly.
-    Few-shot examples are lm-eval's choice under its default seed.
+    An adapter trained on chats is prompted through its base's chat template with the settings of
+    its training, and few-shot examples become turns of a conversation; any other adapter gets
+    plain text. lm-eval chooses the few-shot examples under its default seed.
 
     Args:
         bundle: An exported adapter.
-        form: How it is served; see `trainables.evaluation.serving`.
+        form: The serving form; see `trainables.evaluation.serving`.
         tasks: Names of tasks, groups or tags.
-        include_path: A folder of task files; they go before the harness's own of the same name.
-        limit: Rows of each task at most; all when not given.
+        include_path: A folder of task files; these take precedence over harness tasks of that
+            name.
+        limit: Most rows of each task; all rows when not given.
         batch_size: Requests per forward pass.
-        base_model: Where the base lies, where that is not what the manifest says.
+        base_model: Location of the base, where it differs from the manifest's.
         device: Such as `cuda:0`.
 
     Returns:
         Plain values: `adapter` (digest of the bundle), `form`, `limit`, `packages`, and by name
         `tasks` of `{"version", "num_fewshot", "rows", "metrics"}`. A metric is `{"value",
-        "stderr", "higher_is_better"}`, the error `None` where lm-eval gives none; its name is
-        followed by `,FILTER` where the task filters answers.
+        "stderr", "higher_is_better"}`; `stderr` is `None` where lm-eval gives none. The metric's
+        name is followed by `,FILTER` where the task filters answers.
 
     Raises:
-        SpecError: lm-eval is not installed, a task is unknown or not of text alone, or a number
+        SpecError: lm-eval is not installed, a task is unknown or needs more than text, or a number
             is impossible.
         DataError: The rows of a task cannot be read.
-        BundleError: The bundle's files are not what its manifest says.
+        BundleError: A file of the bundle differs from the manifest.
         BaseModelError: The base cannot be found or loaded.
     """
     _require_at_least_one("limit", limit)
@@ -102,10 +104,10 @@ def _require_at_least_one(name: str, value: int | None) -> None:
 
 
 def _import_harness() -> tuple[Any, Any]:
-    """The harness's `evaluate` and its class of models.
+    """The `evaluate` function and the model class of lm-eval.
 
     Raises:
-        SpecError: It is not installed.
+        SpecError: lm-eval is not installed.
     """
     try:
         from lm_eval import evaluate
@@ -119,10 +121,10 @@ def _import_harness() -> tuple[Any, Any]:
 
 
 def _find_tasks(tasks: Sequence[str], include_path: Path | None) -> Any:
-    """The harness's index of task files, with all of these tasks in it.
+    """The harness's index of task files, which contains every requested task.
 
     Raises:
-        SpecError: One of them is in none.
+        SpecError: A task is in no index.
     """
     from lm_eval.tasks import TaskManager
 
@@ -133,7 +135,7 @@ def _find_tasks(tasks: Sequence[str], include_path: Path | None) -> Any:
         )
     own = TaskManager(include_path=include_path, include_defaults=False)
     if all(task in own.all_tasks for task in tasks):
-        return own  # without reading the harness's own files: 14 thousand, 18 s
+        return own  # # skips the harness's own task files: 14 thousand files, 18 s
     every = TaskManager(include_path=include_path)
     unknown = [task for task in tasks if task not in every.all_tasks]
     if unknown:
@@ -158,15 +160,15 @@ def _what_there_is(unknown: str, own: Any, every: Any) -> str:
 
 
 def _load_tasks(manager: Any, tasks: Sequence[str]) -> Any:
-    """The tasks with their rows, set up as lm-eval's own command does.
+    """The tasks with their rows, set up as the lm-eval command does.
 
     Raises:
-        DataError: Rows cannot be read, or a task file is broken.
-        SpecError: A task runs code or is not of text.
+        DataError: Rows cannot be read, or a task file is invalid.
+        SpecError: A task runs code or needs more than text.
     """
     try:
         loaded = manager.load(list(dict.fromkeys(tasks)))
-    # What datasets raises for rows that cannot be had: no network, no such file, no such hub id.
+    # Errors of datasets when rows are unavailable: no network, no such file, no such hub id.
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"tasks: the rows of {', '.join(tasks)} cannot be read ({error}); allowed: tasks "
@@ -186,7 +188,7 @@ def _load_tasks(manager: Any, tasks: Sequence[str]) -> Any:
 
 
 def _build_model(model_class: Any, served: Served, batch_size: int) -> Any:
-    """The harness's model, asked and stopped as the adapter was trained."""
+    """The harness's model object, with the prompt format and end tokens from training."""
     data = served.manifest["data"]
     trained = (data.get("end_tokens") or {}).values()
     ends = end_tokens(served.model, served.tokenizer, trained)
@@ -211,14 +213,14 @@ def _build_model(model_class: Any, served: Served, batch_size: int) -> Any:
 
 
 def _describe(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """What the harness found out about one task or group."""
+    """Result of one task or group: version, few-shot examples, rows and metrics."""
     measured = found["results"][name]
     directions = found["higher_is_better"].get(name, {})
     metrics = {}
     for key, value in measured.items():
         metric, comma, answer_filter = key.partition(",")
         if not comma or metric.endswith("_stderr"):
-            continue  # names and counts, and what is read beside its metric
+            continue  # # names, counts and standard errors
         error = measured.get(f"{metric}_stderr,{answer_filter}")
         metrics[metric if answer_filter == _NO_FILTER else key] = {
             "value": float(value),
@@ -235,7 +237,7 @@ def _describe(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Keep lm-eval's log to errors: it warns of a model that was made before, as ours is."""
+    """Limit lm-eval's log to errors: lm-eval warns when given a model object."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""What is measured of an adapter, each as a formula over columns with one entry for each row.
+"""Measures of an adapter, each a formula over columns with one entry for each row.
 
-A measure's value is `scale(sum of its column / sum of another)`, so whoever holds the columns of
-an evaluation document can compute it again: on all rows, on some, or on resampled ones.
+A measure's value is `scale(sum of its column / sum of another)`. A reader with the columns of an
+evaluation document can therefore compute the value again, on all rows, on a part or resampled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from trainables.contract import Formula, Mode
 
 Columns = Mapping[str, Sequence[Any]]
-"""Numbers (`None` where one is not finite) or texts, one for each row, by name."""
+"""Columns by name, one entry for each row: texts, or numbers with `None` for non-finite ones."""
 
 
 def _mean(column: str) -> Formula:
@@ -24,7 +24,7 @@ def _mean(column: str) -> Formula:
 MEASURES: dict[str, Formula] = {
     "loss": Formula(of="loss_sum", per="answer_tokens", scale="identity", mode="min"),
     "perplexity": Formula(of="loss_sum", per="answer_tokens", scale="exp", mode="min"),
-    # Bytes are the same for every tokenizer. The end token costs bits and has no bytes.
+    # Bytes do not depend on the tokenizer. The end token costs bits and has no bytes.
     "bits_per_byte": Formula(of="loss_sum", per="answer_bytes", scale="bits", mode="min"),
     "token_accuracy": Formula(
         of="correct_tokens", per="answer_tokens", scale="identity", mode="max"
@@ -34,17 +34,17 @@ MEASURES: dict[str, Formula] = {
     "pattern_match": _mean("pattern_match"),
     "choice_match": _mean("choice_match"),
 }
-"""The measures there are; one is taken where its columns are."""
+"""Built-in measures; a measure is computed where its columns exist."""
 
 RESERVED = frozenset(
     {*MEASURES, "prediction", "reference"}
     | {column for one in MEASURES.values() for column in (one.of, one.per) if column is not None}
 )
-"""Names that a user's metric cannot have."""
+"""Names that a user's metric may not take."""
 
 
 def value_of(columns: Columns, formula: Formula) -> float | None:
-    """The measure's value; `None` where it is not finite, or a row has none (`None` or NaN)."""
+    """Value of the measure; `None` if it is not finite, or a row's entry is `None` or NaN."""
     of = columns[formula.of]
     per = [1] * len(of) if formula.per is None else columns[formula.per]
     if any(entry is None for entry in (*of, *per)) or sum(per) == 0:
@@ -54,11 +54,11 @@ def value_of(columns: Columns, formula: Formula) -> float | None:
 
 
 def measured(columns: Columns, own: Mapping[str, Mode]) -> dict[str, dict[str, Any]]:
-    """Every measure whose columns are there, as an evaluation document holds it.
+    """Records of all measures whose columns exist, in the form of an evaluation document.
 
     Args:
-        columns: What was measured of each row.
-        own: Columns of a user's metrics and which way they are better; each gives a mean.
+        columns: Columns of the evaluated rows.
+        own: Mode of each user metric, by its column; the measure is the mean of the column.
     """
     formulas = {
         name: formula

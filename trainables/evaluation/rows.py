@@ -1,4 +1,4 @@
-"""The rows an adapter is measured on, made into the very tokens it was trained with."""
+"""Rows to evaluate an adapter on, encoded exactly as in its training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 FIELD = "evaluation.rows"
-"""What messages call rows of a file or in memory."""
+"""Field name in messages about rows of a file or in memory."""
 
 SplitName = Literal["validation", "test"]
 
@@ -42,19 +42,20 @@ SplitSource = tuple[DataSpec, SplitName]
 """One split of the data that an adapter was trained with."""
 
 RowSource = SplitSource | DataSpec | str | Path | Rows
-"""A split; or every row of a spec's `train`, of a file, or of those in memory."""
+"""A split; or every row of a spec's `train`, of a file, or of rows in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRow:
-    """One example as it is measured.
+    """One encoded example to evaluate.
 
     Attributes:
         encoded: Prompt and answers as in training, cut at the manifest's `max_tokens`.
-        answer_bytes: UTF-8 bytes of the text of the answer tokens that are left of it. A character
-            cut in two counts as the three bytes of U+FFFD.
-        prompt: What the last answer follows, not cut; what a completion is asked with.
-        reference: Text of the last answer, not cut, decoded from its tokens as a completion is.
+        answer_bytes: UTF-8 bytes of the answer text after the cut. A character that the cut splits
+            counts as the three bytes of U+FFFD.
+        prompt: Token ids before the last answer, not cut; the prompt of a completion.
+        reference: Text of the last answer, not cut, decoded from tokens in the same way as a
+            completion.
     """
 
     encoded: EncodedRow
@@ -65,11 +66,11 @@ class EvaluationRow:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRows:
-    """Rows to measure on.
+    """Rows to evaluate on.
 
     Attributes:
         rows: At least one.
-        data: What an evaluation document says of them under `data`.
+        data: Record of the rows, stored under `data` in an evaluation document.
     """
 
     rows: tuple[EvaluationRow, ...]
@@ -82,22 +83,22 @@ def evaluation_rows(
     source: RowSource,
     how: EvaluationSpec,
 ) -> EvaluationRows:
-    """The rows of a source as the adapter of a manifest is measured on them.
+    """The rows of a source, encoded for the adapter of a manifest.
 
-    A split drops the rows whose answers `max_tokens` cuts off, as training does; of other sources
-    every row is measured, unless `how.skip_cut` drops them there, too. `how.max_rows` counts
-    before rows are dropped, and the digest is over those it leaves.
+    A split drops rows whose answers `max_tokens` cuts off, as training does; other sources keep
+    every row, unless `how.skip_cut` drops such rows, too. `how.max_rows` limits the rows before
+    rows are dropped, and the digest covers the rows within this limit.
 
     Args:
-        manifest: Of the adapter's bundle.
-        tokenizer: Of its base.
-        source: Where the rows come from.
-        how: What is done with them; rows that it could not be done with are refused.
+        manifest: Manifest of the adapter's bundle.
+        tokenizer: Tokenizer of the base.
+        source: Source of the rows.
+        how: Settings of the evaluation; rows that do not permit these settings are refused.
 
     Raises:
-        DataError: A source or row cannot be used, the rows are not those of the manifest or of
-            another prompt style, or completions are asked for where there is no prompt.
-        BaseModelError: The tokenizer or its template is not the one trained with.
+        DataError: A source or row cannot be used, the rows differ from the manifest's or have
+            another prompt style, or completions are requested for rows without prompts.
+        BaseModelError: The tokenizer or its template differs from that of the training.
     """
     raw, layout, style = _read(manifest, source)
     if how.max_rows is not None:
@@ -149,7 +150,7 @@ def is_split(source: RowSource) -> TypeIs[SplitSource]:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of tokens without the special ones, spaces as the tokens say."""
+    """Text of tokens without special tokens; spaces stay as decoded."""
     text: str = tokenizer.decode(
         list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
@@ -159,7 +160,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 def _read(
     manifest: Mapping[str, Any], source: RowSource
 ) -> tuple[RawSplit, RowLayout, PromptStyle]:
-    """All rows of a source, checked; their format and their style."""
+    """All rows of a source after checks, their layout and their prompt style."""
     trained = manifest["data"]["prompt_style"]
     if is_split(source):
         raw, layout, style = _read_split(manifest, *source)
@@ -205,7 +206,7 @@ def _read_rows(
     field = "data.train" if isinstance(source, DataSpec) else FIELD
     spec = source if isinstance(source, DataSpec) else DataSpec(train=_file_or_rows(source))
     rows = read_rows(spec.train, field)
-    # Rows laid out as those of training are read as these, with the same template around them.
+    # Rows in the training layout are read like training rows, with the same prompt template.
     is_open = (spec.format, spec.columns, spec.prompt_template) == ("auto", None, None)
     trained = layout_from(manifest["data"].get("layout"), rows) if is_open else None
     layout = trained or find_layout(rows, spec, field)
@@ -229,7 +230,7 @@ def _file_or_rows(source: str | Path | Rows) -> str | Rows:
             f"{FIELD}: got {str(source)!r}, which is no file; allowed: a file of rows, such as "
             ".jsonl, .csv or .parquet, or the rows themselves. Correct the path."
         )
-    # A name without a folder could be taken for a hub's.
+    # An absolute path cannot be mistaken for a hub id.
     return str(path.absolute())
 
 
@@ -243,14 +244,14 @@ def _name(source: RowSource) -> str:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Makes examples into rows as they are measured."""
+    """Encoder of examples into rows to evaluate."""
 
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
     max_tokens: int
 
     def read(self, example: Example, where: str) -> list[EvaluationRow | None]:
-        """A row for each sequence of the example; `None` where no answer is left of it."""
+        """A row for each sequence of the example; `None` where the cut leaves no answer."""
         found = self.encoder.encode(example, where)
         return [self._measured(pieces, found.ends) for pieces in found.sequences]
 
@@ -261,7 +262,7 @@ class _Reader:
         if encoded is None:
             return None
         *before, last = pieces
-        # A completion is read without the token that ends it, which may be no special one.
+        # A completion is decoded without its end token, which need not be a special token.
         words = last[:-1] if last[-1] in ends else last
         return EvaluationRow(
             encoded=encoded,
@@ -286,7 +287,7 @@ def _answers(row: EncodedRow) -> list[list[int]]:
 def _with_answers(
     encoded: Sequence[tuple[str, EvaluationRow | None]], field: str, max_tokens: int, strict: bool
 ) -> list[tuple[str, EvaluationRow]]:
-    """The rows that have an answer left; with `strict`, all of them must."""
+    """The rows with an answer after the cut; `strict` requires an answer in every row."""
     kept = [(where, row) for where, row in encoded if row is not None]
     lacking = [where for where, row in encoded if row is None]
     if lacking and (strict or not kept):

@@ -1,11 +1,11 @@
-"""An adapter as a server holds it: read through PEFT, on its base in one of four forms.
+"""An adapter and its base, loaded through PEFT in one of four serving forms.
 
     trained        the base in the stored form it was trained on, adapter beside it
     unquantized    the base in its compute type, adapter beside it
     merged         the adapter's update added to the unquantized base's weights
     requantized    merged, then quantized like the base it was trained on
 
-A base without quantization has two of them: trained and merged.
+A base without quantization has only the forms trained and merged.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _NOTES = ("bitsandbytes__nf4", "bitsandbytes__fp4", "weight_format")
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """A model that answers, in eval mode.
+    """A loaded model in eval mode, ready to answer.
 
     Attributes:
-        model: Of transformers, in PEFT where the adapter is beside it.
-        tokenizer: The base's.
-        manifest: Of the bundle.
-        model_bytes: Bytes of the model's weights as loaded, the adapter's left out: 4-bit ones
-            packed, with the constants they are scaled by; shared ones once.
-        adapter_bytes: Bytes of the adapter's weights beside them; 0 once merged.
+        model: A model of transformers, wrapped by PEFT unless the adapter is merged.
+        tokenizer: Tokenizer of the base.
+        manifest: Manifest of the bundle.
+        model_bytes: Bytes of the model's weights as loaded, without the adapter's: packed 4-bit
+            weights with their scaling constants; shared weights count once.
+        adapter_bytes: Bytes of the separate adapter weights; 0 once merged.
     """
 
     model: Any
@@ -54,21 +54,21 @@ class Served:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """Device of the model."""
         device: torch.device = self.model.device
         return device
 
 
 def forms_of(quantization: str) -> tuple[ServingForm, ...]:
-    """The forms an adapter of a base with this quantization can be served in."""
+    """Serving forms of adapters whose base has this quantization."""
     return ("trained", "merged") if quantization == "none" else SERVING_FORMS
 
 
 def require_form(manifest: Mapping[str, Any], form: str) -> ServingForm:
-    """The form, where the base of a bundle has it.
+    """The validated serving form of a bundle's base.
 
     Raises:
-        SpecError: It has not.
+        SpecError: The base does not have the form.
     """
     quantization = manifest["base"]["quantization"]
     for one in forms_of(quantization):
@@ -85,21 +85,21 @@ def load_served(
 ) -> Served:
     """Put a bundle and its base together in one form.
 
-    Merging is PEFT's: the update is computed in the adapter's float32, added to the weight, and
-    the sum is rounded once to the recorded compute type. Requantizing starts from those rounded
-    numbers and is read back in the compute type, as a base's stored form is in training; it takes
-    room for the merged model in the folder for temporary files.
+    PEFT merges: the update is computed in the adapter's float32, added to the weight, and the sum
+    is rounded once to the recorded compute type. Requantizing starts from the rounded weights; the
+    result is loaded in the compute type, as a base's stored form is in training. The temporary
+    folder needs room for the merged model.
 
     Args:
-        bundle: Its folder.
-        form: One of `forms_of` its base's quantization.
-        base_model: Where the base lies, where that is not what the manifest says.
+        bundle: Folder of the bundle.
+        form: One of `forms_of` the base's quantization.
+        base_model: Location of the base, where it differs from the manifest's.
         device: Such as `cuda:0`; `default_device()` when not given.
 
     Raises:
-        BundleError: The bundle's files are not what its manifest says.
-        SpecError: The base has no such form.
-        BaseModelError: The base cannot be found or loaded, or is not the one trained on.
+        BundleError: A file of the bundle differs from the manifest.
+        SpecError: The base does not have the form.
+        BaseModelError: The base cannot be found or loaded, or is not the training base.
     """
     manifest = read_manifest(bundle)
     require_form(manifest, form)
@@ -117,7 +117,7 @@ def load_served(
     if form == "requantized":
         with tempfile.TemporaryDirectory(prefix="lorchestra-") as work:
             model.save_pretrained(Path(work) / "merged")
-            # Two models of unquantized weights would be the peak of it all.
+            # Free it first: two unquantized models would set the peak of memory use.
             del model
             gc.collect()
             model = _requantized(Path(work), manifest["base"], tokenizer, place)
@@ -133,17 +133,17 @@ def load_served(
 
 
 def load_served_tokenizer(manifest: Mapping[str, Any], base_model: str | None = None) -> Any:
-    """The tokenizer that `load_served` would give, without loading the base's weights.
+    """The tokenizer that `load_served` would load, without the base's weights.
 
     Raises:
-        BaseModelError: The base cannot be found, has no tokenizer, or is not the one trained on.
+        BaseModelError: The base cannot be found, has no tokenizer, or is not the training base.
     """
     return load_tokenizer(_recorded_source(_base_spec(manifest, base_model), manifest))
 
 
 def _with_adapter(model: Any, bundle: Path) -> Any:
     with warnings.catch_warnings():
-        # PEFT says so of each Conv1D layer of GPT-2, and then does what is right.
+        # PEFT warns about each Conv1D layer of GPT-2 and then corrects the setting itself.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False but the target module")
         return PeftModel.from_pretrained(model, str(bundle)).eval()
 
@@ -169,7 +169,7 @@ def _unquantized(spec: BaseSpec) -> BaseSpec:
 
 
 def _recorded_source(spec: BaseSpec, manifest: Mapping[str, Any]) -> BaseSource:
-    """Where the base lies that the adapter was trained on."""
+    """Location of the base that the adapter was trained on."""
     record, source = manifest["base"], locate(spec)
     if source.digest != record["digest"]:
         raise BaseModelError(
@@ -184,7 +184,7 @@ def _recorded_source(spec: BaseSpec, manifest: Mapping[str, Any]) -> BaseSource:
 def _requantized(
     work: Path, record: Mapping[str, Any], tokenizer: Any, device: torch.device
 ) -> Any:
-    """The model in `work`/merged in the stored form that a base's record describes."""
+    """The model in `work`/merged, quantized as a base's record describes."""
     merged, stored = work / "merged", work / "requantized"
     config = {**record["quantization_config"], "bnb_4bit_compute_dtype": "float32"}
     config.pop("quant_method", None)
@@ -199,7 +199,7 @@ def _requantized(
     tokenizer.save_pretrained(stored)
     del quantized
     gc.collect()
-    # Read back as any stored form is: a folder says itself how it is quantized.
+    # Load it like any stored form: the folder's config holds the quantization.
     spec = BaseSpec(model=str(stored), quantization="none", compute_dtype=record["compute_dtype"])
     return load_base(spec, device).model
 
@@ -208,7 +208,7 @@ def _weight_bytes(tensors: Mapping[str, Any]) -> int:
     sizes = {
         tensor.data_ptr(): tensor.nbytes
         for name, tensor in tensors.items()
-        # Beside its weights a quantized layer keeps notes on their format.
+        # The state of a quantized layer holds notes on its format beside the weights.
         if isinstance(tensor, torch.Tensor) and not name.endswith(_NOTES)
     }
     return sum(sizes.values())

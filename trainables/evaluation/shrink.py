@@ -1,11 +1,11 @@
 """Lower the rank of a trained adapter: truncated SVD of each layer's update, `scaling * B A`.
 
-No lower rank comes closer to the update, in the spectral and in the Frobenius norm (C. Eckart and
-G. Young, "The approximation of one matrix by another of lower rank", Psychometrika 1, 1936); what
-is lost is the tail of its singular values. The update, as large as a layer, is never built: with
-the QR decompositions `B = Q R` and `A^T = P T` its singular values are those of the small core
-`R T^T` (recompression of low-rank matrices: M. Bebendorf, "Hierarchical Matrices", Springer 2008,
-chapter 1).
+By the Eckart-Young theorem the truncation is the closest update of the lower rank in the spectral
+and in the Frobenius norm (C. Eckart and G. Young, "The approximation of one matrix by another of
+lower rank", Psychometrika 1, 1936); the error is the tail of the singular values. The update, as
+large as a layer, is never built: with the QR decompositions `B = Q R` and `A^T = P T` its singular
+values are those of the small core `R T^T` (recompression of low-rank matrices: M. Bebendorf,
+"Hierarchical Matrices", Springer 2008, chapter 1).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 class _Factors(NamedTuple):
-    """The singular value decomposition of `B A`, in float64; singular values descend.
+    """Singular value decomposition of `B A` in float64; singular values descend.
 
     Attributes:
         left: (out_features, rank), orthonormal columns.
-        values: (rank,), zero beyond the layer's own width.
+        values: (rank,), zero beyond the smaller dimension of the layer.
         right: (rank, in_features), orthonormal rows.
     """
 
@@ -44,25 +44,25 @@ class _Factors(NamedTuple):
 def shrink_bundle(
     bundle: Path, rank: int, folder: Path, *, metrics: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
-    """Write a bundle whose adapter is the best one of a lower rank.
+    """Write a bundle with the best adapter of a lower rank.
 
-    `alpha`, targets and the way of scaling stay; the factor by which the scaling changes with the
-    rank is folded into the weights, evenly into A and B. The singular values are split evenly,
-    too, so A and B have equal norms. With DoRA the magnitudes stay: every row of the adapted
-    weight keeps its trained norm, and the truncation turns its direction alone.
+    `alpha`, targets and the scaling rule stay; the change of the scaling with the rank is folded
+    into the weights, evenly into A and B. The singular values are split evenly, too, so A and B
+    have equal norms. With DoRA the magnitudes stay: every row of the adapted weight keeps its
+    trained norm, and the truncation changes only its direction.
 
     Args:
         bundle: An exported adapter.
-        rank: From 1 to the adapter's own; at its own the update stays what it is.
-        folder: Where the new bundle goes, whole or not at all; replaced when it is there.
-        metrics: Measurements of the new adapter; those of the old one do not hold any more.
+        rank: From 1 to the adapter's rank; the adapter's own rank keeps the update.
+        folder: Folder of the new bundle, written whole or not at all; an older one is replaced.
+        metrics: Measurements of the new adapter; the old adapter's no longer hold.
 
     Returns:
-        The new manifest: `derived` says from which adapter it comes.
+        The new manifest; `derived` names the source adapter.
 
     Raises:
-        SpecError: The rank is not in that range, or the folder is the bundle's own.
-        BundleError: The bundle is missing, changed or not of one rank.
+        SpecError: The rank is outside the range, or the folder is the bundle's own.
+        BundleError: The bundle is missing or changed, or its layers differ in rank.
     """
     manifest = read_manifest(bundle)
     _require_rank(rank, manifest)
@@ -86,13 +86,13 @@ def shrink_bundle(
 
 
 def energy(bundle: Path) -> dict[int, float]:
-    """Share of the update that each rank keeps: its squared singular values, over all layers.
+    """Share of the update's energy within each rank: squared singular values over all layers.
 
     Returns:
-        By rank from 1 to the adapter's own, in [0, 1]; 1 for an update that is zero.
+        Share in [0, 1] by rank, from 1 to the adapter's rank; 1 for an update of zero.
 
     Raises:
-        BundleError: The bundle is missing, changed or not of one rank.
+        BundleError: The bundle is missing or changed, or its layers differ in rank.
     """
     manifest = read_manifest(bundle)
     squares = torch.zeros(manifest["lora"]["rank"], dtype=torch.float64)
@@ -109,16 +109,16 @@ def choose_smallest(
     mode: Literal["min", "max"],
     tolerance: float,
 ) -> int | None:
-    """The smallest rank that is no worse than the whole adapter by more than a tolerance.
+    """The smallest rank whose measure is within a tolerance of the whole adapter's.
 
     Args:
-        reference: What was measured of the whole adapter.
-        candidates: What was measured of each rank; one that is not finite is never chosen.
-        mode: Direction of better.
+        reference: Measure of the whole adapter.
+        candidates: Measure by rank; a rank with a non-finite value is never chosen.
+        mode: `min` where less is better, `max` where more is better.
         tolerance: In units of the measure, at least 0.
 
     Returns:
-        The rank; `None` when every one is worse.
+        The rank; `None` when every candidate is worse.
 
     Raises:
         SpecError: The reference is not finite, or the tolerance is negative.
@@ -158,11 +158,10 @@ def _load_tensors(bundle: Path) -> dict[str, torch.Tensor]:
 def _decompose(
     tensors: Mapping[str, torch.Tensor], manifest: Mapping[str, Any]
 ) -> Iterator[tuple[str, _Factors]]:
-    """The update of each layer, without its scaling.
+    """Decomposed update of each layer, without its scaling.
 
     Raises:
-        BundleError: A layer has another rank than the manifest says, or weights that are no
-            numbers.
+        BundleError: A layer's rank differs from the manifest, or a weight is not finite.
     """
     own = manifest["lora"]["rank"]
     for name in [name for name in tensors if name.endswith(_A)]:
@@ -182,7 +181,7 @@ def _decompose(
 
 
 def _factorize(a: torch.Tensor, b: torch.Tensor) -> _Factors:
-    """Decompose `b @ a` by way of the small core between two orthonormal bases.
+    """Decompose `b @ a` through the small core between two orthonormal bases.
 
     Args:
         a: (rank, in_features).
