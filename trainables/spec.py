@@ -267,7 +267,7 @@ class EvalSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSpec:
-    """Complete specification of a trial; equal specifications train equal adapters."""
+    """Complete specification of a trial: base, LoRA, optimizer, data, evaluation and seed."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 

@@ -1,1 +1,1 @@
-"""Many adapters in one pass: whose tokens lie where, and the layers that keep them apart."""
+"""Packing of several adapters into one pass: the token layout, and layers that separate seats."""

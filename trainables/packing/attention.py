@@ -1,8 +1,9 @@
-"""Causal attention in which each sequence of a pack sees itself alone.
+"""Causal attention within each sequence of a pack, never across sequences.
 
-transformers exchanges a model's attention by name, and with it the masks that the model builds:
-plain causal, a sliding window, chunks. `packed_mask` keeps the rule of such a mask instead of the
-(tokens, tokens) matrix of the whole pack; `packed_attention` applies the rule to each block.
+transformers lets a caller replace a model's attention by name, together with the masks that the
+model builds: plain causal, a sliding window, chunks. `packed_mask` keeps the rule of such a mask
+instead of the (tokens, tokens) matrix of the whole pack; `packed_attention` applies the rule to
+each block.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ PACKED_ATTENTION = "lorchestra_packed"
 
 @dataclass(frozen=True)
 class PackedMask:
-    """Who sees whom in the layers of one kind.
+    """Mask rule of one kind of layers: whether a query position sees a key position.
 
     Attributes:
-        rule: transformers' mask function: of batch, head, query and key position, each an index
-            into the packed sequence, whether the query sees the key.
-        window: Sequences shorter than this are plainly causal; `None` if the rule always counts.
-        device: Where masks are made.
+        rule: transformers' mask function of batch, head, query and key position, each an index
+            into the packed sequence; true if the query sees the key.
+        window: Sequences shorter than this are plain causal; `None` if the rule always applies.
+        device: Device of the masks.
     """
 
     rule: Callable[..., torch.Tensor]
@@ -37,7 +38,7 @@ class PackedMask:
     _made: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
 
     def of(self, block: Block, start: int) -> torch.Tensor | None:
-        """The mask (1, 1, length, length) of a block's sequences; `None` for plainly causal.
+        """Mask (1, 1, length, length) of a block's sequences; `None` for plain causal.
 
         Args:
             block: The rows; all of them have the same mask.
@@ -60,13 +61,13 @@ def packed_mask(
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> PackedMask | None:
-    """What a transformers model hands to its attention layers as their mask.
+    """The mask object that a transformers model passes to its attention layers.
 
     Args:
         mask_function: The rule.
         local_size: Window or chunk size in tokens, where the layers have one.
-        use_vmap: Whether the model added a rule of its own.
-        device: Where masks are made.
+        use_vmap: Whether the model added a rule to its mask.
+        device: Device of the masks.
     """
     if local_size is None and not use_vmap:
         return None
@@ -87,11 +88,11 @@ def packed_attention(
     Sequences are padded on the right, so causality alone keeps real tokens from seeing padding.
 
     Args:
-        module: The attention layer that calls.
+        module: The calling attention layer.
         query: (1, heads, tokens, head size).
-        key: The same, perhaps with fewer heads.
-        value: The same as `key`.
-        attention_mask: What `packed_mask` made.
+        key: The same shape, possibly with fewer heads.
+        value: The same shape as `key`.
+        attention_mask: The mask from `packed_mask`.
         kwargs: Scaling and dropout, as the model passes them.
     """
     outputs = []
@@ -121,18 +122,18 @@ def _softcapped_attention(
     mask: torch.Tensor | None,
     options: Mapping[str, Any],
 ) -> torch.Tensor:
-    """Attention whose logits are bounded (Gemma 2, arXiv:2408.00118, section 2).
+    """Attention with bounded logits (Gemma 2, arXiv:2408.00118, section 2).
 
-    torch's fused attention has no such bound; the operations and their order are transformers'
-    eager ones.
+    torch's fused attention has no such bound; the operations and their order follow transformers'
+    eager attention.
 
     Args:
-        module: The attention layer that calls.
+        module: The calling attention layer.
         query: (rows, heads, length, head size).
-        key: The same, perhaps with fewer heads.
-        value: The same as `key`.
-        mask: (1, 1, length, length), or `None` for plainly causal.
-        options: `softcap`, and perhaps `scaling`.
+        key: The same shape, possibly with fewer heads.
+        value: The same shape as `key`.
+        mask: (1, 1, length, length), or `None` for plain causal.
+        options: `softcap`, and optionally `scaling`.
     """
     length, softcap = query.shape[2], options["softcap"]
     scaling = options.get("scaling") or module.head_dim**-0.5
@@ -148,15 +149,15 @@ def _softcapped_attention(
 
 
 def install_packed_attention(model: Any, layout: Layout) -> None:
-    """Make a transformers model attend by the blocks of `layout`.
+    """Replace a transformers model's attention by attention within the blocks of `layout`.
 
     Raises:
-        ValueError: transformers cannot exchange the attention of this model.
+        ValueError: transformers cannot replace the attention of this model.
     """
     AttentionInterface.register(PACKED_ATTENTION, packed_attention)
     AttentionMaskInterface.register(PACKED_ATTENTION, packed_mask)
     model.set_attn_implementation(PACKED_ATTENTION)
-    # transformers only warns when a model computes its attention itself.
+    # transformers only warns about a model with its own attention code.
     if model.config.get_text_config()._attn_implementation != PACKED_ATTENTION:
         raise ValueError("this model computes its attention itself")
     for module in model.modules():

@@ -1,7 +1,7 @@
-"""Rows of one seat as the model takes them: padded behind one another, with what they score on.
+"""Batches: rows of one seat, concatenated with padding, and the positions to score.
 
-A micro-batch that does not fit into memory is passed in parts. The sums are those of the whole,
-and dropout masks are drawn for the whole and cut, so the trial stays the same trial.
+A micro-batch that exceeds the memory is passed in parts. The loss sums are those of the whole, and
+dropout masks are drawn for the whole and sliced, so the trial stays the same trial.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from trainables.rows.data import IGNORED_TARGET, EncodedRow, collate
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows of one seat for one forward pass, and what they are scored on.
+    """Rows of one seat for one forward pass, with the positions and targets to score.
 
     Attributes:
         input_ids: (1, rows * length).
-        scored: Positions in the block whose logits are wanted.
-        targets: The token that should follow each of them.
-        row_answers: Scored positions of each row.
-        real_tokens: Tokens of the rows, padding left out.
+        scored: Positions in the block whose logits are computed.
+        targets: Next token after each scored position.
+        row_answers: Number of scored positions of each row.
+        real_tokens: Number of tokens of the rows, without padding.
     """
 
     block: Block
@@ -43,9 +43,9 @@ def build_batch(
     device: torch.device,
     dropout: Dropout | None = None,
 ) -> Batch:
-    """Rows of a seat, or of the bare base for `None`, on the device."""
+    """A batch of a seat's rows on the device; seat `None` stands for the bare base."""
     input_ids, labels = (torch.from_numpy(part) for part in collate(rows, pad_id or 0))
-    # The logits of position t - 1 are scored on the token at t.
+    # The logits at position t - 1 score the token at t.
     is_scored = labels[:, 1:] != IGNORED_TARGET
     scored = F.pad(is_scored, (0, 1)).flatten().nonzero().flatten()
     block = Block(
@@ -74,15 +74,15 @@ def build_passes(
     key: tuple[int, int, int],
     passes: int,
 ) -> list[Batch]:
-    """One micro-batch as one batch for each forward pass.
+    """One micro-batch split into one batch for each forward pass.
 
     Args:
-        seat: Whose rows these are.
+        seat: Name of the seat.
         rows: The rows of the micro-batch.
-        pad_id: Token that fills short rows up; 0 when there is none.
-        device: Where the tensors go.
-        key: (seed, step, micro-step), which dropout masks are drawn from.
-        passes: Passes to split the rows into; the first ones take what does not divide.
+        pad_id: Token that pads short rows; 0 when there is none.
+        device: Device of the tensors.
+        key: (seed, step, micro-step), the key of the dropout masks.
+        passes: Number of passes; the first passes take the remainder.
     """
     length = max(len(row.input_ids) for row in rows)
     batches, first = [], 0
@@ -97,13 +97,13 @@ def build_passes(
 def batches_by_length(
     lengths: Sequence[int], size: int, boundary: int | None = None
 ) -> list[list[int]]:
-    """Numbers of rows in batches of similar length, the shortest first.
+    """Row numbers in batches of similar length, the shortest batch first.
 
     Args:
         lengths: Tokens of each row.
-        size: Rows of a batch at most.
-        boundary: Tokens that all rows of a batch are within or all beyond, where a base computes
-            both kinds differently.
+        size: Most rows of a batch.
+        boundary: Length in tokens that no batch crosses: a base may compute rows within and beyond
+            this length differently.
     """
     by_length = sorted(range(len(lengths)), key=lambda row: lengths[row])
     within = [row for row in by_length if boundary is None or lengths[row] <= boundary]
@@ -115,6 +115,6 @@ def batches_by_length(
 
 
 def part_sizes(rows: int, passes: int) -> list[int]:
-    """Rows of each pass: as even as can be, the larger first, none empty."""
+    """Number of rows of each pass: as even as possible, larger passes first, none empty."""
     passes = min(rows, passes)
     return [rows // passes + (part < rows % passes) for part in range(passes)]

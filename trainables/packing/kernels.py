@@ -1,9 +1,9 @@
-"""Frozen linear layers that carry the adapters of many seats, exactly.
+"""Frozen linear layers that carry the adapters of many seats, bit for bit as each alone.
 
-The tokens of all seats lie behind one another in one sequence. What mixes rows in a way that
-depends on how many there are — a matrix product picks its kernel by its row count — is done seat
-by seat on exactly the rows the seat would have alone, so that a seat's numbers do not depend on
-its neighbours, bit for bit, on any hardware. What a pack shares is the base, its dequantization
+The tokens of all seats are concatenated into one sequence. An operation whose result for a row
+depends on the number of rows, such as a matrix product with a kernel chosen by row count, runs
+seat by seat on exactly the seat's rows. A seat's numbers therefore do not depend on its
+neighbours, bit for bit, on any hardware. The seats of a pack share the base, its dequantization
 (once per layer and pass for all seats) and every elementwise operation.
 """
 
@@ -23,17 +23,17 @@ from trainables.packing.lora import derive_seed
 from trainables.packing.pack import Block, Dropout, Layout
 
 FrozenLayer: TypeAlias = nn.Linear | Conv1D
-"""A linear layer of a base; GPT-2's `Conv1D` is one that keeps its weight as (in, out)."""
+"""A linear layer of a base; GPT-2's `Conv1D` stores its weight as (in, out)."""
 
 
 class Branch(nn.Module):
-    """One seat's adapter on one layer, in float32 and as PEFT computes it.
+    """One seat's adapter on one layer, in float32 and computed as in PEFT.
 
     LoRA adds `scaling * B A dropout(x)` to the base's output. Below float32, PEFT rounds this
     update before adding it to the output of a quantized layer; elsewhere it rounds the sum alone.
-    DoRA (arXiv:2402.09353) learns the norms of the rows of `W + scaling * B A` besides: it scales
-    the whole of a row's output by `magnitude / norm`, the norm without a gradient (section 4.3).
-    With dropout, the base's share of what is scaled is that of `dropout(x)`.
+    DoRA (arXiv:2402.09353) also learns the norms of the rows of `W + scaling * B A`: it scales the
+    whole output of a row by `magnitude / norm`, the norm without a gradient (section 4.3). With
+    dropout, the base's share of the scaled output is computed from `dropout(x)`.
 
     Attributes:
         a: (rank, in_features).
@@ -58,13 +58,13 @@ class Branch(nn.Module):
     def forward(
         self, x: torch.Tensor, y: torch.Tensor, block: Block, base: FrozenLayer
     ) -> torch.Tensor:
-        """The adapted output (tokens of the block, out_features).
+        """Adapted output of the layer: (tokens of the block, out_features).
 
         Args:
             x: (tokens, in_features).
-            y: What the base makes of it.
+            y: Output of the base for `x`.
             block: The seat's rows.
-            base: The frozen layer, which DoRA takes the norms of.
+            base: The frozen layer; DoRA takes the norms of its weight.
         """
         x = x.to(self.a.dtype)
         dropout = block.dropout if self.dropout > 0 else None
@@ -86,7 +86,7 @@ class Branch(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """A frozen linear layer and, by seat, the branches on it."""
+    """A frozen linear layer with one adapter branch for each seat."""
 
     def __init__(self, base: FrozenLayer, layout: Layout) -> None:
         super().__init__()
@@ -94,10 +94,10 @@ class PackedLinear(nn.Module):
         self.branches: dict[str, Branch] = {}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `x` (..., in_features) to (..., out_features); its rows are those of the pack.
+        """Map `x` (..., in_features) to (..., out_features); rows of `x` are the pack's tokens.
 
         Raises:
-            ValueError: Other rows arrive than the tokens of the pack, as at a routed expert.
+            ValueError: The rows are not the tokens of the pack, as at a routed expert.
         """
         counts = self.layout.token_counts()
         if math.prod(x.shape[:-1]) != sum(counts):
@@ -105,9 +105,9 @@ class PackedLinear(nn.Module):
                 f"a linear layer gets {math.prod(x.shape[:-1])} rows of a pack of {sum(counts)} "
                 "tokens, as routed experts do"
             )
-        # Two-dimensional, as torch multiplies slices of anything else by copying them. Flattened
-        # twice, as the gradients of base and branches must reach x one by one, as in PEFT: a sum
-        # of sums rounds differently.
+        # Two dimensions, because torch copies slices of any other shape before multiplying.
+        # Flattened twice, because gradients of base and branches must reach x one by one, as in
+        # PEFT: adding partial sums first rounds differently.
         y = frozen_linear(self.base, x.flatten(0, -2), counts)
         if any(block.seat in self.branches for block in self.layout.blocks):
             blocks = zip(
@@ -126,7 +126,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedHead(nn.Module):
-    """The output head, applied to each seat's scored positions on their own."""
+    """The output head, applied to the scored positions of each seat separately."""
 
     def __init__(self, base: nn.Linear, layout: Layout) -> None:
         super().__init__()
@@ -139,19 +139,20 @@ class PackedHead(nn.Module):
 
 
 def layer_shape(base: FrozenLayer) -> tuple[int, int]:
-    """Features in and features out of a frozen linear layer."""
+    """Input features and output features of a frozen linear layer."""
     if isinstance(base, Conv1D):
         return int(base.weight.shape[0]), int(base.weight.shape[1])
     return base.in_features, base.out_features
 
 
 def frozen_linear(base: FrozenLayer, x: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """Apply a frozen linear layer to each of the `counts` runs of rows of `x` separately.
+    """Apply a frozen linear layer to each run of `counts` rows of `x` separately.
 
-    A 4-bit layer is dequantized once for all of them. Other layers are called once per run; for
-    8-bit ones this also keeps outlier columns (arXiv:2208.07339, section 3.2) a seat's own affair.
-    While gradients are recorded, bitsandbytes multiplies by the dequantized 8-bit weight on a CPU;
-    elsewhere it quantizes the inputs too. The layer's training mode tells it which is wanted.
+    A 4-bit layer is dequantized once for all runs. Other layers are called once per run; for 8-bit
+    layers the separate calls also confine outlier columns (arXiv:2208.07339, section 3.2) to a
+    seat. While gradients are recorded, bitsandbytes multiplies by the dequantized 8-bit weight on
+    a CPU; elsewhere it quantizes the inputs too. The layer's training mode selects between the
+    two.
 
     Args:
         base: A linear layer without gradients; full-precision, 8-bit or 4-bit.
@@ -167,15 +168,15 @@ def frozen_linear(base: FrozenLayer, x: torch.Tensor, counts: list[int]) -> torc
 
 @torch.no_grad()
 def row_norms(base: FrozenLayer, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Norm of each row of `W + scaling * B A`, (out_features,); no gradient passes through it."""
-    # In PEFT's order of operations and memory layout, so that it rounds alike.
+    """Norm of each row of `W + scaling * B A`, (out_features,), without a gradient."""
+    # PEFT's order of operations and memory layout, for the same rounding.
     delta = F.linear(a.T.contiguous(), b).T
     norms: torch.Tensor = torch.linalg.norm(dense_weight(base, a.dtype) + scaling * delta, dim=1)
     return norms
 
 
 def dense_weight(base: FrozenLayer, dtype: torch.dtype) -> torch.Tensor:
-    """The weight (out_features, in_features) of a full-precision or 4-bit layer."""
+    """Weight (out_features, in_features) of a full-precision or 4-bit layer."""
     state: QuantState | None = getattr(base.weight, "quant_state", None)
     if state is None:
         plain: torch.Tensor = base.weight.to(dtype)
@@ -192,7 +193,7 @@ def _frozen_product(
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """`x W^T + bias`, where a dense form of `W` is made once per pass and kept by neither."""
+    """Product `x W^T + bias` with `W` made dense once per pass; the dense weight is not saved."""
 
     @staticmethod
     def forward(
@@ -219,18 +220,18 @@ class _FrozenProduct(torch.autograd.Function):
 def dropout_mask(
     layer: str, whole: Dropout, part: tuple[int, int], probability: float, like: torch.Tensor
 ) -> torch.Tensor:
-    """Inverted-dropout factors, 0 or 1 / (1 - p): (rows, length, features) of a pass.
+    """Inverted-dropout factors of a pass, 0 or 1 / (1 - p): (rows, length, features).
 
-    A pure function of the layer's name and the micro-batch (its key and its shape), so that a
-    restart redraws the same, and so do the passes that a micro-batch is split into. On the CPU
-    they equal what `torch.nn.Dropout` draws after `torch.manual_seed(dropout_seed(layer, key))`.
+    The mask is a pure function of the layer's name and the micro-batch (its key and shape), so a
+    restart draws the same mask, and so do the passes of a split micro-batch. On the CPU the
+    factors equal those of `torch.nn.Dropout` after `torch.manual_seed(dropout_seed(layer, key))`.
 
     Args:
-        layer: Full name.
-        whole: The micro-batch, and where the pass begins in it.
+        layer: Full name of the layer.
+        whole: The micro-batch, and the position of the pass in it.
         part: Rows and length of the pass.
-        probability: That of a 0.
-        like: (tokens, features); the mask has its device and type.
+        probability: Probability of a 0.
+        like: (tokens, features); the mask takes its device and type.
     """
     generator = torch.Generator(like.device).manual_seed(dropout_seed(layer, whole.key))
     shape = (whole.rows, whole.length, like.shape[-1])
@@ -238,7 +239,7 @@ def dropout_mask(
     noise.bernoulli_(1 - probability, generator=generator).div_(1 - probability)
     if shape[:2] == part:
         return noise
-    # A copy: backward would keep a whole mask alive for the sake of a slice.
+    # A copy: backward would otherwise keep the whole mask alive for a slice.
     return noise[whole.first : whole.first + part[0], : part[1]].clone()
 
 

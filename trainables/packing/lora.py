@@ -1,4 +1,4 @@
-"""Adapters in general: which layers they sit on, how they start, and PEFT's names for them."""
+"""Adapter weights: target layers, initial values and PEFT's tensor names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PEFT_NAMES = {
 
 
 def linear_layers(model: Any) -> dict[str, nn.Linear | Conv1D]:
-    """Every linear layer that an adapter may sit on, by full name, in the model's order.
+    """Every linear layer that can carry an adapter, by full name, in the model's order.
 
     The output head is left out, as in PEFT's `all-linear`, and so are layers that do more than
     multiply, such as the routers of Llama 4.
@@ -42,15 +42,15 @@ def linear_layers(model: Any) -> dict[str, nn.Linear | Conv1D]:
 
 
 def resolve_targets(layers: Sequence[str], targets: str | Sequence[str]) -> tuple[str, ...]:
-    """Full names of the layers that `targets` means, in the model's order.
+    """Full names of the layers selected by `targets`, in the model's order.
 
     Args:
         layers: Full names of all linear layers.
-        targets: `attention`, `mlp`, `all-linear`, or layer names matched as PEFT matches them: the
-            full name or its end after a dot.
+        targets: `attention`, `mlp`, `all-linear`, or layer names, matched by PEFT's rule: the full
+            name or its end after a dot.
 
     Raises:
-        SpecError: Nothing matches; the message lists what there is.
+        SpecError: Nothing matches; the message lists the available layers.
     """
     if isinstance(targets, str):
         return _resolve_group(layers, targets)
@@ -64,7 +64,7 @@ def resolve_targets(layers: Sequence[str], targets: str | Sequence[str]) -> tupl
 
 
 def short_targets(layers: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """The shortest sorted list of target names that PEFT would resolve to exactly `chosen`."""
+    """Shortest sorted list of target names that PEFT resolves to exactly `chosen`."""
     leaves = leaf_names(chosen)
     if resolve_targets(layers, leaves) == tuple(chosen):
         return leaves
@@ -72,17 +72,17 @@ def short_targets(layers: Sequence[str], chosen: Sequence[str]) -> list[str]:
 
 
 def leaf_names(names: Iterable[str]) -> list[str]:
-    """Sorted last parts of dotted names, each once."""
+    """Last parts of dotted names, sorted and without duplicates."""
     return sorted({name.rsplit(".", 1)[-1] for name in names})
 
 
 def initial_weights(
     lora: LoraSpec, layer: str, in_features: int, out_features: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random start on one layer: `A` (rank, in) and `B` (out, rank), whose product is zero.
+    """Random initial `A` (rank, in) and `B` (out, rank) of one layer, with a product of zero.
 
-    A pure function of the seed and the layer's name, so it does not depend on which other layers
-    are adapted. The distributions are PEFT's: kaiming uniform with a = sqrt(5), or normal with
+    The weights are a pure function of the seed and the layer's name, so other adapted layers do
+    not change them. The distributions are PEFT's: kaiming uniform with a = sqrt(5), or normal with
     standard deviation 1 / rank, both with `B` zero; or `orthogonal`.
     """
     generator = torch.Generator().manual_seed(derive_seed("init", seed, layer))
@@ -101,7 +101,8 @@ def _orthogonal_weights(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Random `A` and `B` in orthogonal halves of the inner space, so that `B A` is zero.
 
-    As PEFT's `init_lora_weights="orthogonal"`: https://datta0.github.io/posts/rethink-lora-init/
+    The same as PEFT's `init_lora_weights="orthogonal"`:
+    https://datta0.github.io/posts/rethink-lora-init/
     """
     q, _ = torch.linalg.qr(torch.randn(rank, rank, generator=generator))
     a = torch.randn(in_features, rank // 2, generator=generator).mm(q[0::2]).T / 10
@@ -119,8 +120,8 @@ def peft_tensors(weights: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str,
     """Adapter weights under the names of a PEFT `adapter_model.safetensors`.
 
     Args:
-        weights: By full layer name: `a` (rank, in_features), `b` (out_features, rank) and, with
-            DoRA, `magnitude` (out_features,).
+        weights: Tensors by full layer name: `a` (rank, in_features), `b` (out_features, rank) and,
+            with DoRA, `magnitude` (out_features,).
     """
     return {
         f"base_model.model.{layer}.{_PEFT_NAMES[leaf]}": tensor

@@ -1,4 +1,4 @@
-"""Whose tokens lie where in the forward pass of a pack."""
+"""Layout of a pack: the position of each seat's tokens in the forward pass."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Dropout:
-    """The micro-batch whose dropout masks the rows of a pass share.
+    """The micro-batch that the dropout masks of a pass belong to.
 
     Attributes:
         key: (seed, step, micro-step).
         rows: Sequences of the micro-batch.
         length: Tokens of its longest sequence.
-        first: Place in it of the first sequence of the pass.
+        first: Index of the pass's first sequence within the micro-batch.
     """
 
     key: tuple[int, int, int]
@@ -29,11 +29,11 @@ class Block:
     """The rows of one seat in a packed forward pass.
 
     Attributes:
-        seat: Whose rows these are; `None` for the bare base.
+        seat: Name of the seat; `None` for the bare base.
         rows: Sequences in the block.
         length: Tokens per sequence, padding included.
         answers: Positions of the block whose next token is scored.
-        dropout: What dropout masks are drawn for, or `None` for no dropout.
+        dropout: The micro-batch of the dropout masks; `None` for no dropout.
     """
 
     seat: str | None
@@ -44,31 +44,31 @@ class Block:
 
     @property
     def tokens(self) -> int:
-        """Positions the block takes in the packed sequence."""
+        """Number of positions of the block in the packed sequence."""
         return self.rows * self.length
 
     @property
     def whole_length(self) -> int:
-        """Tokens of the longest sequence of the micro-batch that the block is a part of."""
+        """Tokens of the longest sequence in the whole micro-batch of the block."""
         return self.length if self.dropout is None else self.dropout.length
 
 
 @dataclass
 class Layout:
-    """The blocks of the forward pass under way; one per engine, shared by its layers.
+    """The blocks of the current forward pass; one layout per engine, shared by its layers.
 
     Attributes:
-        blocks: In the order of their tokens.
-        scored: Positions in the packed sequence whose logits are wanted.
+        blocks: Blocks in the order of their tokens.
+        scored: Positions in the packed sequence whose logits are computed.
     """
 
     blocks: tuple[Block, ...] = ()
     scored: torch.Tensor | None = None
 
     def token_counts(self) -> list[int]:
-        """Positions of each block, in order."""
+        """Number of positions of each block, in order."""
         return [block.tokens for block in self.blocks]
 
     def answer_counts(self) -> list[int]:
-        """Scored positions of each block, in order."""
+        """Number of scored positions of each block, in order."""
         return [block.answers for block in self.blocks]

@@ -1,14 +1,14 @@
-"""Rotary embeddings whose frequencies depend on how long the sequence is.
+"""Rotary embeddings with frequencies that depend on the sequence length.
 
-transformers computes the angles of a whole forward pass at once and looks at its longest sequence
-to choose the frequencies (`modeling_rope_utils.dynamic_rope_update`). In a pack that would be the
-longest neighbour:
+transformers computes the angles of a whole forward pass at once and chooses the frequencies by
+the longest sequence (`modeling_rope_utils.dynamic_rope_update`). In a pack the longest sequence
+may belong to a neighbour:
 
     longrope   two sets of frequencies; a sequence beyond the positions of the original pretraining
-               takes the second (LongRoPE, arXiv:2402.13753, section 3). `PackedRotary` asks for
-               each seat on its own.
+               takes the second (LongRoPE, arXiv:2402.13753, section 3). `PackedRotary` chooses
+               the set for each seat separately.
     dynamic    frequencies grow with the longest sequence ever seen (NTK-aware scaling), so numbers
-               depend on what was computed before. Rows that would make them grow are refused.
+               depend on earlier passes. Rows that would make the frequencies grow are refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainables.packing.pack import Layout
 
 
 class PackedRotary(nn.Module):
-    """A rotary embedding that computes the angles of each seat's rows on their own."""
+    """A rotary embedding that computes the angles of each seat's rows separately."""
 
     def __init__(self, base: nn.Module, layout: Layout) -> None:
         super().__init__()
@@ -35,16 +35,16 @@ class PackedRotary(nn.Module):
         """Cosines and sines, each (1, tokens, rotary features).
 
         Args:
-            x: (1, tokens, hidden); its device and type count.
+            x: (1, tokens, hidden); only its device and type are used.
             position_ids: (1, tokens).
-            args: What else the model passes, such as the kind of layer.
-            kwargs: The same by name.
+            args: Other positional arguments of the model, such as the kind of layer.
+            kwargs: Other keyword arguments of the model.
         """
         parts = []
         for block, positions in zip(
             self.layout.blocks, position_ids.split(self.layout.token_counts(), dim=1), strict=True
         ):
-            # A part of a micro-batch takes the frequencies that the whole would take.
+            # A part of a micro-batch takes the frequencies of the whole.
             longest = positions.new_tensor([[block.whole_length - 1]])
             asked = torch.cat([positions, longest], dim=1)
             angles = self.base(x, asked, *args, **kwargs)
@@ -53,16 +53,16 @@ class PackedRotary(nn.Module):
 
 
 def install_packed_rotary(model: Any, layout: Layout) -> None:
-    """Compute length-dependent angles seat by seat; other rotary embeddings stay as they are."""
+    """Compute length-dependent angles seat by seat; leave other rotary embeddings unchanged."""
     for name, module in list(model.named_modules()):
         if "longrope" in _rope_types(module):
             model.set_submodule(name, PackedRotary(module, layout))
 
 
 def longest_row(model: Any) -> int | None:
-    """Most tokens that a row may have with this model; `None` when any number is computed right.
+    """Most tokens of a row that the model computes correctly; `None` without a limit.
 
-    Learned positions end at the last one. Dynamic scaling begins behind the original positions.
+    Learned positions end at the last one. Dynamic scaling begins after the original positions.
     """
     rotary = [module for module in model.modules() if _rope_types(module)]
     if not rotary:
@@ -77,10 +77,10 @@ def longest_row(model: Any) -> int | None:
 
 
 def rope_switch(config: Any) -> int | None:
-    """Tokens beyond which a sequence takes other rotary frequencies; `None` when there are none.
+    """Length in tokens beyond which rotary frequencies change; `None` if they never change.
 
     Args:
-        config: Of a transformers model.
+        config: Configuration of a transformers model.
     """
     found = [
         int(one["original_max_position_embeddings"])
@@ -98,7 +98,7 @@ def _rope_types(module: nn.Module) -> tuple[str, ...]:
 
 
 def _rope_parameters(parameters: object) -> Iterator[Mapping[str, Any]]:
-    """One mapping for the whole model, or one for each kind of layer."""
+    """Rotary parameters: one mapping for the whole model, or one for each kind of layer."""
     if not isinstance(parameters, Mapping):
         return
     if "rope_type" in parameters:

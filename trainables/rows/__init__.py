@@ -1,1 +1,1 @@
-"""Data sets: rows parted into splits, cut to a length, drawn for each epoch, summarized."""
+"""Data sets: rows divided into splits, cut to a length, ordered for each epoch, summarized."""

@@ -1,4 +1,4 @@
-"""What is found out about a base's chat template and the answers it teaches."""
+"""Summary of a base's chat template and of the answers learned under it."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _SPOKEN = {"systems": "system", "tools": "tools", "thoughts": "thoughts"}
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSummary:
-    """How a base is asked with the rows, and what ends its answers.
+    """Facts on chats: prompt settings, end tokens and the amount of learned answers.
 
     Attributes:
-        end_tokens: Texts of the tokens that end answers, with their ids.
+        end_tokens: Texts of the end tokens of answers, with their ids.
         base_end: Text of the end token that the tokenizer names.
-        sequences: Chats of several answers are one sequence (`joined`), one for each answer
-            (`split`), or either (`mixed`).
+        sequences: Chats of several answers become one sequence (`joined`), one for each answer
+            (`split`), or both kinds occur (`mixed`).
         supports: Whether the chat template renders `system`, `tools`, `calls` and `thoughts`;
             empty when prompts are plain text.
         asking: Settings of the template; `None` when prompts are plain text.
-        learned: What is learned, by split.
+        learned: Counts of the learned answers, by split.
     """
 
     end_tokens: Mapping[str, int]
@@ -53,7 +53,7 @@ class ChatSummary:
     learned: Mapping[str, Learned]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as a manifest keeps them under `data`."""
+        """Plain values, in the form of a manifest's `data`."""
         return {
             **(Asking() if self.asking is None else self.asking).to_record(),
             "end_tokens": dict(self.end_tokens),
@@ -63,7 +63,7 @@ class ChatSummary:
         }
 
     def lines(self) -> list[str]:
-        """A sentence for each fact that a user should know before training starts."""
+        """Sentences for the user, one for each fact to know before training starts."""
         return [
             self._endings(),
             *self._settings(),
@@ -135,7 +135,7 @@ class ChatSummary:
 
 
 def chats_of(splits: Splits, tokenizer: PreTrainedTokenizerBase) -> ChatSummary:
-    """What is known of splits that are tokens."""
+    """Summary of the chats in tokenized splits."""
     learned = {name: split.learned for name, split in splits.by_name.items()}
     ends = sorted(frozenset[int]().union(*(one.ends for one in learned.values())))
     split_rows = sum(one.split_rows for one in learned.values())

@@ -1,7 +1,7 @@
-"""Examples as a trial sees them: tokenized, with the answer tokens marked, cut at the limits.
+"""Tokenized examples of a trial: answer tokens marked, rows cut at the limits.
 
-All of it is a pure function of spec and tokenizer, so a worker that starts again sees the same
-rows in the same order.
+The result is a pure function of spec and tokenizer, so a restarted worker sees the same rows in
+the same order.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IGNORED_TARGET = -100
-"""Target of a position that does not count in the loss; what `torch` skips by default."""
+"""Target of a position outside the loss; `torch` ignores this value by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class EncodedRow:
     Attributes:
         input_ids: `(length,)` int64.
         is_answer: `(length,)` bool: the token is part of an answer and counts in the loss. Never
-            set on the first token, which nothing predicts.
-        is_cut: `max_tokens` cut off a token of an answer, the end token at least.
+            set on the first token, because no position predicts it.
+        is_cut: `max_tokens` cut off a token of an answer, at least the end token.
     """
 
     input_ids: npt.NDArray[np.int64]
@@ -66,12 +66,13 @@ class Split:
 
     Attributes:
         rows: Sequences with at least one answer token left after the cut at `max_tokens`. A chat
-            is one, or one for each answer where its template renders the history otherwise.
+            is one sequence, or one for each answer where its template renders the history
+            differently.
         examples: The raw row of each entry of `rows`.
-        digest: `RawSplit.digest`: over all rows of the split, also those dropped from `rows`.
-        lengths: Of all its sequences, and what the limit did to them.
-        refused: Rows of which nothing can be learned with the tokenizer's chat template.
-        learned: What is learned of it.
+        digest: `RawSplit.digest`: over all rows of the split, including those dropped from `rows`.
+        lengths: Lengths of all sequences, and the effect of the limit.
+        refused: Rows without a learnable answer under the tokenizer's chat template.
+        learned: Counts of the learned answers.
     """
 
     rows: tuple[EncodedRow, ...]
@@ -84,14 +85,14 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """All that a trial trains and is measured on.
+    """All splits of a trial as tokens.
 
     Attributes:
-        train: Its rows are cut at `train_max_tokens` too, where that is given.
+        train: Rows cut at `train_max_tokens` too, where that limit is given.
         template_digest: `sha256:...` of the chat template and its settings; `None` when prompts
             are plain text.
-        raw: The same splits before they were tokens.
-        asking: How chats are asked; `None` when prompts are plain text.
+        raw: The same splits before tokenization.
+        asking: Settings of the chat template; `None` when prompts are plain text.
     """
 
     train: Split
@@ -104,7 +105,7 @@ class Splits:
 
     @property
     def by_name(self) -> dict[str, Split]:
-        """The splits that there are."""
+        """The existing splits by name."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
@@ -112,17 +113,16 @@ class Splits:
 def load_splits(
     spec: DataSpec, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()
 ) -> Splits:
-    """Every split as tokens.
+    """Every split of a spec as tokens.
 
     Args:
-        spec: Where the rows are and how they are asked.
-        tokenizer: Of the base.
-        stops: Tokens that the base stops at; see `trainables.base.stops`.
+        spec: Data spec of the trial.
+        tokenizer: Tokenizer of the base.
+        stops: End tokens of the base's generation; see `trainables.base.stops`.
 
     Raises:
-        DataError: As `read_raw_splits`; or the tokenizer has no end token or chat template,
-            nothing can be learned of a row, or no row of a split has an answer within
-            `max_tokens`.
+        DataError: As `read_raw_splits`; or the tokenizer has no end token or chat template, a row
+            has no learnable answer, or no row of a split has an answer within `max_tokens`.
     """
     splits = encode_splits(read_raw_splits(spec), spec, tokenizer, stops)
     for name, split in splits.by_name.items():
@@ -136,10 +136,10 @@ def load_splits(
 def encode_splits(
     raw: RawSplits, spec: DataSpec, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()
 ) -> Splits:
-    """Splits as tokens, as `load_splits` makes them; `Split.lengths` tells what was cut.
+    """Tokenized splits, as from `load_splits`; `Split.lengths` counts the cut rows.
 
     Raises:
-        DataError: As `load_splits` for rows that were read.
+        DataError: As `load_splits`, apart from errors of reading.
     """
     asking = _settle(raw, spec, tokenizer, stops) if raw.prompt_style == "chat" else None
     encoder = Encoder(tokenizer, asking, stops)
@@ -162,7 +162,7 @@ def encode_splits(
 def cut_example(
     ids: Sequence[int], is_answer: Sequence[bool], max_tokens: int
 ) -> EncodedRow | None:
-    """The first `max_tokens` tokens of an example; `None` where no answer token is among them."""
+    """The first `max_tokens` tokens of an example; `None` if no answer token is among them."""
     counted = np.array(is_answer[:max_tokens], dtype=np.bool_)
     if not counted.any():
         return None
@@ -201,9 +201,9 @@ def _cut_train(splits: Splits, max_tokens: int) -> Splits:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """`sha256:...` of what turns text into ids: the backend's state and the special tokens.
+    """Digest `sha256:...` of a tokenizer: the backend's state and the special tokens.
 
-    Padding and truncation are left out: calls switch them on and off.
+    Padding and truncation are left out, because calls change both.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
@@ -217,10 +217,10 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def collate(
     rows: Sequence[EncodedRow], pad_id: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """`input_ids` and `targets`, both `(rows, longest)` int64, padded on the right.
+    """Padded batch: `input_ids` and `targets`, both `(rows, longest)` int64, padded on the right.
 
-    Targets are not shifted: position `t` holds `input_ids[t]` where that token is part of an
-    answer, else `IGNORED_TARGET`. The logits that predict it stand at `t - 1`.
+    Targets are not shifted: position `t` holds `input_ids[t]` where the token is part of an
+    answer, else `IGNORED_TARGET`. The logits at `t - 1` predict the token at `t`.
     """
     longest = max(len(row.input_ids) for row in rows)
     input_ids = np.full((len(rows), longest), pad_id, dtype=np.int64)

@@ -1,6 +1,7 @@
-"""What is said of the rows before anything is trained: how they are read, parted and cut.
+"""Summary of the rows before training: layout, splits, cuts and warnings.
 
-Plain frozen values without torch: a driver prints them, a manifest and a report keep them.
+The values are plain, frozen and free of torch: a driver prints the summary, a manifest and a
+report keep it.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ if TYPE_CHECKING:
     from trainables.rows.splits import RawSplits
 
 FEW_ROWS = 50
-"""Rows below which a difference between trials is hard to tell from chance."""
+"""Number of rows below which a difference between trials is hard to tell from chance."""
 
 _NAMES = {"train": "training", "validation": "validation", "test": "test"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSummary:
-    """What became of the rows of one split.
+    """Counts and lengths of the rows of one split.
 
     Attributes:
-        rows: That it holds.
-        skipped: Rows of its source that cannot be used and were left out.
-        dropped: Rows that were taken out as another split holds them, too.
-        unread: Files of its source's folder that belong to other splits.
-        lengths: In tokens; `None` before rows were tokens.
+        rows: Number of rows in the split.
+        skipped: Rows of the source that cannot be used and were left out.
+        dropped: Rows that were removed because another split holds them, too.
+        unread: Files of the source's folder that belong to other splits.
+        lengths: Lengths in tokens; `None` before tokenization.
     """
 
     rows: int
@@ -57,16 +58,16 @@ class SplitSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary:
-    """What was found out about the rows of a sweep, for one base.
+    """Summary of a sweep's rows for one base.
 
     Attributes:
-        layout: How their columns are read.
+        layout: The layout of the columns.
         prompt_style: `plain` or `chat`.
-        splits: By name.
+        splits: Summary of each split, by name.
         overlaps: Rows that two splits have in common.
-        positions: Tokens that the base was made for; `None` where it does not say.
-        compared_on: Validation rows that trials are compared on.
-        chats: How the rows are asked and what ends answers; `None` before rows were tokens.
+        positions: Context length of the base in tokens; `None` where it is unknown.
+        compared_on: Number of validation rows for comparing trials.
+        chats: Prompt settings and end tokens of chats; `None` before tokenization.
     """
 
     layout: RowLayout
@@ -78,7 +79,7 @@ class DataSummary:
     chats: ChatSummary | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as a manifest keeps them under `data`."""
+        """Plain values, in the form of a manifest's `data`."""
         return {
             "layout": self.layout.to_dict(),
             "rows": {name: split.to_dict() for name, split in self.splits.items()},
@@ -87,7 +88,7 @@ class DataSummary:
         }
 
     def lines(self) -> list[str]:
-        """A sentence for each fact that a user should know before training starts."""
+        """Sentences for the user, one for each fact to know before training starts."""
         return [
             self.layout.describe(),
             self._sizes(),
@@ -193,14 +194,14 @@ def summarize(
     compared_on: int | None = None,
     chats: ChatSummary | None = None,
 ) -> DataSummary:
-    """What is known of the rows of a spec.
+    """Summary of the rows of a spec.
 
     Args:
-        raw: Before they were tokens.
-        splits: The same as tokens, where that was done.
-        positions: Tokens that the base was made for.
-        compared_on: Most validation rows that trials are compared on.
-        chats: How they are asked, where the rows were made into tokens.
+        raw: The splits before tokenization.
+        splits: The same splits as tokens, if they were tokenized.
+        positions: Context length of the base in tokens.
+        compared_on: Most validation rows for comparing trials.
+        chats: Summary of the chats, if the splits were tokenized.
     """
     encoded = {} if splits is None else splits.by_name
     return DataSummary(
@@ -227,7 +228,7 @@ def summarize(
 
 
 def wilson_interval(share: float, rows: int) -> tuple[float, float]:
-    """The 95 % interval of a share that was seen on a number of rows (Wilson 1927)."""
+    """95 % confidence interval of a share observed on `rows` rows (Wilson 1927)."""
     z = 1.96
     middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
     spread = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + (z / rows) ** 2 / 4)

@@ -1,9 +1,10 @@
-"""Rows that say the same, or nearly the same, under whatever id they come.
+"""Exact and near duplicates among rows, by their trained text.
 
-Rows are the same when their trained text is, white space and case aside. Long rows are nearly the
-same when at least `NEAR` of their shingles are (Jaccard index), which MinHash estimates (Broder
-1997) with one permutation (Li, Owen & Zhang 2012, arXiv:1208.1259). Shingles that many rows share,
-such as those of one long instruction, tell rows not apart and do not count.
+Rows are duplicates when their trained text is equal, apart from white space and case. Long rows
+are near duplicates when at least `NEAR` of their shingles agree (Jaccard index), estimated by
+MinHash (Broder 1997) with one permutation (Li, Owen & Zhang 2012, arXiv:1208.1259). Shingles that
+many rows share, such as those of a long common instruction, do not distinguish rows and do not
+count.
 """
 
 from __future__ import annotations
@@ -20,28 +21,28 @@ import numpy.typing as npt
 from trainables.files.formats import ChatExample, Example
 
 NEAR = 0.8
-"""Least share of shingles that two rows have in common when they are nearly the same."""
+"""Least Jaccard index of two near duplicates."""
 
 _WIDTH = 8
-"""Bytes of a shingle, so that one is a 64-bit number."""
+"""Bytes of a shingle: a shingle is one 64-bit number."""
 _FEWEST = 100
-"""Fewest shingles of a row that is compared by them: a short row is the same, or another."""
+"""Fewest shingles for the near comparison; shorter rows are compared for equality only."""
 _MOST_BYTES = 1 << 16
 _BINS, _BANDS = 100, 20
 _EMPTY = np.uint32(0xFFFFFFFF)
 _COUNTERS = 1 << 20
 _SAMPLE = 4096
-"""Rows that are looked at for shingles that many rows share."""
+"""Number of rows searched for common shingles."""
 
 _Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What is trained of a row, white space and case aside.
+    """Trained text of a row, white space and case normalized.
 
     Attributes:
-        key: Equal for rows that say the same.
+        key: Equal for rows with the same trained text.
         text: UTF-8 bytes, at most 65,536 of them.
     """
 
@@ -51,11 +52,11 @@ class Content:
 
 @dataclass(frozen=True, kw_only=True)
 class Clusters:
-    """Rows sorted into clusters, by position.
+    """Cluster numbers of rows, by position.
 
     Attributes:
-        same: Number of the cluster of rows that say the same.
-        near: Number of the cluster of rows that say the same or nearly the same.
+        same: Number of the row's cluster of duplicates.
+        near: Number of the row's cluster of duplicates and near duplicates.
     """
 
     same: tuple[int, ...]
@@ -63,7 +64,7 @@ class Clusters:
 
 
 def content_of(example: Example) -> Content:
-    """What is trained of an example, white space and case aside."""
+    """Trained text of an example, white space and case normalized."""
     if isinstance(example, ChatExample):
         turns = [
             [turn["role"], _normal(str(turn.get("content") or "")), turn.get("tool_calls")]
@@ -71,7 +72,7 @@ def content_of(example: Example) -> Content:
         ]
         text = json.dumps([turns, getattr(example, "tools", ())], sort_keys=True, default=str)
     else:
-        # The border counts: "a b" and "c" teach something else than "a" and "b c".
+        # The border counts: "a b" and "c" teach another answer than "a" and "b c".
         text = f"{_normal(example.prompt)}\0{_normal(example.answer)}"
     content = text.encode()
     return Content(
@@ -80,7 +81,7 @@ def content_of(example: Example) -> Content:
 
 
 def find_clusters(contents: Sequence[Content]) -> Clusters:
-    """Which rows say the same, and which nearly the same; the same for the same rows."""
+    """Clusters of duplicates and of near duplicates; a pure function of the rows."""
     first: dict[bytes, int] = {}
     same = [first.setdefault(one.key, len(first)) for one in contents]
     unique: dict[int, Content] = {}
@@ -93,7 +94,7 @@ def find_clusters(contents: Sequence[Content]) -> Clusters:
 
 
 def unite(labels: Sequence[Sequence[object]]) -> list[int]:
-    """Clusters of rows that share a label of any kind: a number for each row, by position."""
+    """Cluster number of each row; rows that share a label of any kind are in one cluster."""
     forest = _Forest(len(labels[0]) if labels else 0)
     for kind in labels:
         first: dict[object, int] = {}
@@ -103,7 +104,7 @@ def unite(labels: Sequence[Sequence[object]]) -> list[int]:
 
 
 class _Forest:
-    """Disjoint sets of numbers; the smallest stands for its set."""
+    """Disjoint sets of numbers; the smallest number represents its set."""
 
     def __init__(self, size: int) -> None:
         self.parents = list(range(size))
@@ -124,7 +125,7 @@ def _normal(text: str) -> str:
 
 
 def _near_pairs(contents: Sequence[Content]) -> Iterator[tuple[int, int]]:
-    """Positions of rows that are nearly the same, enough of them to connect all such rows."""
+    """Pairs of near duplicates, by position; enough pairs to connect each cluster."""
     long = [n for n, one in enumerate(contents) if len(one.text) >= _FEWEST + _WIDTH]
     if len(long) < 2:
         return
@@ -145,10 +146,10 @@ def _near_pairs(contents: Sequence[Content]) -> Iterator[tuple[int, int]]:
 
 
 def _shingles(text: bytes) -> _Hashes:
-    """A hash of every `_WIDTH` bytes that follow one another, `(len(text) - _WIDTH + 1,)`."""
+    """Hash of each window of `_WIDTH` consecutive bytes, `(len(text) - _WIDTH + 1,)`."""
     windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(text, np.uint8), _WIDTH)
     hashes = np.ascontiguousarray(windows).view(np.uint64).ravel()
-    # The finalizer of splitmix64 (Steele et al. 2014): neighbours must not have near values.
+    # The finalizer of splitmix64 (Steele et al. 2014) separates the hashes of similar windows.
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: _Hashes = hashes ^ (hashes >> np.uint64(31))
@@ -160,7 +161,7 @@ def _counter(hashes: _Hashes) -> npt.NDArray[np.intp]:
 
 
 def _common_shingles(texts: Sequence[bytes]) -> npt.NDArray[np.bool_]:
-    """Which counters stand for shingles that too many rows have, `(_COUNTERS,)`."""
+    """Mask of the counters whose shingles occur in too many rows, `(_COUNTERS,)`."""
     sample = texts[:: -(-len(texts) // _SAMPLE)]
     counts = np.zeros(_COUNTERS, dtype=np.uint32)
     for text in sample:
@@ -170,7 +171,7 @@ def _common_shingles(texts: Sequence[bytes]) -> npt.NDArray[np.bool_]:
 
 
 def _signature(hashes: _Hashes) -> npt.NDArray[np.uint32]:
-    """The least hash of each bin, `(_BINS,)`; `_EMPTY` for bins without one."""
+    """Smallest hash of each bin, `(_BINS,)`; `_EMPTY` for bins without a hash."""
     high = hashes >> np.uint64(32)
     bins = ((high * np.uint64(_BINS)) >> np.uint64(32)).astype(np.intp)
     signature = np.full(_BINS, _EMPTY, dtype=np.uint32)
@@ -179,7 +180,7 @@ def _signature(hashes: _Hashes) -> npt.NDArray[np.uint32]:
 
 
 def _fill_empty(matrix: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """Signatures whose empty bins take the value of the next one that is not, in a ring."""
+    """Signatures with each empty bin filled from the next non-empty bin, in a ring."""
     filled = matrix.copy()
     for _ in range(_BINS):
         is_empty = filled == _EMPTY
@@ -190,7 +191,7 @@ def _fill_empty(matrix: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
 
 
 def _candidates(matrix: npt.NDArray[np.uint32]) -> Iterator[tuple[int, int]]:
-    """Pairs of rows that agree in all bins of a band, each with the first such row."""
+    """Pairs of rows with equal values in all bins of a band."""
     width, seen = _BINS // _BANDS, set()
     for band in range(_BANDS):
         buckets: defaultdict[bytes, list[int]] = defaultdict(list)
@@ -198,7 +199,7 @@ def _candidates(matrix: npt.NDArray[np.uint32]) -> Iterator[tuple[int, int]]:
         for number, row in enumerate(part):
             buckets[row.tobytes()].append(number)
         for bucket in buckets.values():
-            # With the first and with the one before: some bucket has two alike as neighbours.
+            # The first and the previous row: in some bucket near duplicates are neighbours.
             for position in range(1, len(bucket)):
                 for other in {bucket[0], bucket[position - 1]}:
                     pair = (other, bucket[position])
@@ -212,13 +213,13 @@ def _candidates(matrix: npt.NDArray[np.uint32]) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """How much of one split is in another.
+    """Number of rows of one split that occur in another split.
 
     Attributes:
         rows: Name of the split whose rows are counted.
-        other: Name of the split in which they are looked for.
-        same: Rows that say the same as one there.
-        near: Further rows that say nearly the same as one there.
+        other: Name of the split that is searched.
+        same: Rows with a duplicate in the other split.
+        near: Further rows with a near duplicate in the other split.
         total: Rows of the split.
     """
 
@@ -239,15 +240,15 @@ class Overlap:
 
 _NAMES = {"train": "training", "validation": "validation", "test": "test"}
 PAIRS = (("validation", "train"), ("test", "train"), ("test", "validation"))
-"""Splits that are held against each other: the rows of the first in the second."""
+"""Pairs of splits to compare: rows of the first are looked up in the second."""
 
 
 def count_overlaps(splits: dict[str, Sequence[int]], clusters: Clusters) -> tuple[Overlap, ...]:
-    """Overlaps of each pair of splits that have any.
+    """Non-empty overlaps between the pairs of splits.
 
     Args:
-        splits: By name, the positions of its rows in the clusters.
-        clusters: Of all rows.
+        splits: Positions of the rows in the clusters, by name of the split.
+        clusters: Clusters of all rows.
     """
     found = []
     for rows, other in PAIRS:
@@ -269,7 +270,7 @@ def count_overlaps(splits: dict[str, Sequence[int]], clusters: Clusters) -> tupl
 def shared(
     rows: Sequence[int], others: Sequence[int], clusters: Clusters
 ) -> tuple[list[int], list[int]]:
-    """Which of the rows say the same as one of the others, and which further ones nearly."""
+    """The rows with a duplicate among the others, and further rows with a near duplicate."""
     same = {clusters.same[other] for other in others}
     near = {clusters.near[other] for other in others}
     return (
@@ -279,5 +280,5 @@ def shared(
 
 
 def largest_share(labels: Sequence[int]) -> float:
-    """Part of the rows that are in the largest cluster."""
+    """Share of the rows in the largest cluster."""
     return max(Counter(labels).values(), default=0) / max(1, len(labels))

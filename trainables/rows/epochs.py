@@ -1,4 +1,4 @@
-"""Which rows a trial trains on at which step: shuffled for each epoch, like lengths together."""
+"""Order of the training rows: shuffled for each epoch, with similar lengths in a batch."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy.typing as npt
 from trainables.errors import DataError
 
 _WINDOW_BATCHES = 16
-"""Most batches sorted by length together: more saves padding, fewer mixes better."""
+"""Most batches sorted by length together: more batches save padding, fewer batches mix better."""
 
 _WINDOWS_PER_EPOCH = 8
-"""Fewest windows of an epoch: sorted whole, a small data set would repeat the same batches."""
+"""Fewest windows of an epoch: with one window, a small data set would repeat the same batches."""
 
 
 def batch_rows(lengths: Sequence[int], batch_size: int, seed: int, step: int) -> list[int]:
-    """Positions of the rows that optimizer step `step` (from 0) trains on; a pure function.
+    """Positions of the rows of optimizer step `step` (from 0); a pure function.
 
     Every epoch shows each row once, except the last `rows % batch_size` of its shuffle. Rows of
     similar length share a batch: shuffled windows of batches are sorted by length, and the batches
     shuffled again. Fewer rows than `batch_size` are repeated to fill it.
 
     Args:
-        lengths: Tokens per row; a tuple saves copying it.
+        lengths: Tokens per row; passing a tuple avoids a copy.
         batch_size: Rows per step.
         seed: Any integer.
         step: Optimizer step, from 0.
@@ -40,12 +40,12 @@ def batch_rows(lengths: Sequence[int], batch_size: int, seed: int, step: int) ->
     return rows
 
 
-# One order per seed and epoch is asked for many times; 64 covers the trials of a full pack.
+# Each order is requested many times per seed and epoch; 64 entries cover a full pack of trials.
 @functools.lru_cache(maxsize=64)
 def _epoch_batches(
     lengths: tuple[int, ...], batch_size: int, seed: int, epoch: int
 ) -> npt.NDArray[np.int64]:
-    """`(steps, batch_size)` row positions of one epoch."""
+    """Row positions of one epoch, `(steps, batch_size)`."""
     generator = np.random.default_rng([seed % 2**64, epoch])
     order = generator.permutation(len(lengths))
     if len(lengths) < batch_size:

@@ -1,4 +1,4 @@
-"""What a base will make of the rows, told from its tokenizer alone: no weights are loaded."""
+"""Inspection of the rows under a base's tokenizer, without loading weights."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from trainables.spec import BaseSpec
 def inspect_data(
     base: BaseSpec, data: DataSpec, raw: RawSplits, compared_on: int | None = None
 ) -> DataSummary:
-    """How the rows are read, parted and cut with the tokenizer of a base.
+    """Summary of the rows, tokenized with the tokenizer of a base.
 
     Args:
-        base: Whose tokenizer is used.
-        data: The spec that the rows are of.
+        base: The base whose tokenizer is used.
+        data: The spec of the rows.
         raw: The rows.
-        compared_on: Most validation rows that trials are compared on.
+        compared_on: Most validation rows for comparing trials.
 
     Raises:
         BaseModelError: The base has no tokenizer that can be read.

@@ -1,4 +1,4 @@
-"""How long the rows of a split are in tokens, and what a limit takes away from them."""
+"""Lengths of a split's rows in tokens, and the effect of a limit."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Tokens of the rows of a split, before they were cut.
+    """Lengths of a split's rows in tokens, before the cut.
 
     Attributes:
-        all: Of each row, in their order.
-        limit: Where rows were cut.
-        kept: Rows that have an answer token left.
-        ends_lost: Rows that were cut within or before an answer, the dropped ones among them.
+        all: Tokens of each row, in the rows' order.
+        limit: Number of tokens that rows were cut to.
+        kept: Number of rows with an answer token left.
+        ends_lost: Number of rows cut within or before an answer, including the dropped rows.
     """
 
     all: tuple[int, ...]
@@ -24,40 +24,40 @@ class Lengths:
 
     @property
     def rows(self) -> int:
-        """Count of all rows."""
+        """Number of all rows."""
         return len(self.all)
 
     @property
     def longest(self) -> int:
-        """The limit that takes all rows whole."""
+        """The smallest limit that leaves all rows whole."""
         return max(self.all)
 
     @property
     def cut(self) -> int:
-        """Rows that were longer than the limit."""
+        """Number of rows longer than the limit."""
         return self.over(self.limit)
 
     @property
     def dropped(self) -> int:
-        """Rows of which no answer was left."""
+        """Number of rows without an answer after the cut."""
         return self.rows - self.kept
 
     def over(self, limit: int) -> int:
-        """Rows of more tokens than this."""
+        """Number of rows with more tokens than `limit`."""
         return sum(length > limit for length in self.all)
 
     def cut_at(self, limit: int, kept: int, cut_within: int) -> Lengths:
         """The same rows under a shorter limit.
 
         Args:
-            limit: Where they are cut.
-            kept: Rows that have an answer token left.
-            cut_within: Of these, the ones that lost the end of an answer.
+            limit: The shorter limit.
+            kept: Number of rows with an answer token left.
+            cut_within: Number of the kept rows that lost the end of an answer.
         """
         return replace(self, limit=limit, kept=kept, ends_lost=cut_within + self.rows - kept)
 
     def describe(self, limit: str) -> str:
-        """One sentence on what the limit of that name takes away."""
+        """One sentence on the rows cut and dropped by the limit named `limit`."""
         return (
             f"{self.cut} of {self.rows} rows are longer than {limit}={self.limit} and cut: "
             f"{self.ends_lost} lose the end of an answer, and {self.dropped} are dropped, as no "

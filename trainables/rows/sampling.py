@@ -1,4 +1,4 @@
-"""Some of many rows, drawn so that whoever draws from the same rows gets the same ones."""
+"""Reproducible sample of rows: equal rows give an equal sample."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 
 
 def sample(rows: int, most: int, digest: str) -> list[int]:
-    """Positions of at most `most` of the rows, in their order; a pure function.
+    """Positions of at most `most` of the rows, in ascending order; a pure function.
 
-    Rows are drawn at random, as the first ones of a sorted file would all be of one kind. A
-    smaller sample is a part of a larger one.
+    Rows are drawn at random, because the first rows of a sorted file may be all of one kind. A
+    smaller sample is a subset of a larger one.
 
     Args:
-        rows: How many there are.
-        most: How many are wanted.
-        digest: Of the rows; rows that differ give another sample.
+        rows: Number of rows.
+        most: Most rows in the sample.
+        digest: Digest of the rows; other rows give another sample.
     """
     if most >= rows:
         return list(range(rows))

@@ -1,7 +1,7 @@
-"""Rows before they are tokens: read, checked, and parted so that no split holds another's rows.
+"""Rows before tokenization: read, checked and divided into splits without common rows.
 
-All of it is a pure function of the spec, so that a driver can call it before GPU time, and a
-worker that starts again sees the same rows in the same order.
+The result is a pure function of the spec: a driver can call it before GPU time, and a restarted
+worker sees the same rows in the same order.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ PromptStyle = Literal["plain", "chat"]
 SPLITS = ("train", "validation", "test")
 
 _MOST_NEAR = 0.5
-"""Part of the rows in one cluster from which near duplicates part nothing any more."""
+"""Share of the rows in one cluster above which near duplicates no longer stay together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawSplit:
-    """Checked rows of one split before they are tokens.
+    """Checked rows of one split before tokenization.
 
     Attributes:
-        field: Dotted field of the source the rows came from.
+        field: Dotted field of the rows' source.
         rows: In the order of their source.
         digest: `sha256:...` over the rows in their order; independent of the tokenizer.
     """
@@ -55,14 +55,14 @@ class RawSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class RawSplits:
-    """Train, validation and test rows before they are tokens, and what was found out about them.
+    """Train, validation and test rows before tokenization, with the findings of the checks.
 
     Attributes:
-        layout: How their columns are read.
+        layout: The layout of the columns.
         skipped: Rows that cannot be used, by the split whose source holds them.
-        unread: Files of a source's folder that belong to other splits, by that split.
-        overlaps: Rows that two of the splits have in common.
-        dropped: Rows that were taken out of a split because another holds them, too.
+        unread: Files that belong to other splits, by the split whose source folder holds them.
+        overlaps: Rows that two splits have in common.
+        dropped: Number of rows removed from a split because another split holds them, too.
     """
 
     train: RawSplit
@@ -77,18 +77,18 @@ class RawSplits:
 
     @property
     def by_name(self) -> dict[str, RawSplit]:
-        """The splits that there are."""
+        """The existing splits by name."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
 
 def read_raw_splits(spec: DataSpec) -> RawSplits:
-    """Rows read, checked and split; needs no tokenizer.
+    """Rows of a spec after reading, checks and splitting; needs no tokenizer.
 
-    Rows that say the same stay in one split, and so do long ones that nearly do and those of one
-    `group_by` value. Which ones are split off follows a hash of `split_seed` and what they say, so
-    few rows change their split when others are added, removed or reordered. Splits have the sizes
-    that the fractions say, as closely as whole groups can.
+    Duplicates stay in one split, and so do long near duplicates and rows of one `group_by` value.
+    A hash of `split_seed` and the trained text decides the split of a group, so few rows change
+    their split when others are added, removed or reordered. Splits have the sizes given by the
+    fractions, as closely as whole groups permit.
 
     Raises:
         DataError: A source or row cannot be used, a split has no rows, or splits overlap and
@@ -128,18 +128,18 @@ def read_raw_splits(spec: DataSpec) -> RawSplits:
 
 
 def raw_split(rows: tuple[RawRow, ...], field: str) -> RawSplit:
-    """Rows of one source with their digest."""
+    """A split of the rows of one source, with their digest."""
     digest = hashlib.sha256(canonical_json([dict(row.values) for row in rows])).hexdigest()
     return RawSplit(field=field, rows=rows, digest=f"sha256:{digest}")
 
 
 def style_of(example: Example) -> PromptStyle:
-    """How an example asks: by text or by messages."""
+    """Prompt style of an example: `plain` (text) or `chat` (messages)."""
     return "chat" if isinstance(example, ChatExample) else "plain"
 
 
 def canonical_json(value: object) -> bytes:
-    """The same bytes for equal values, whatever the order of their keys."""
+    """JSON bytes of a value, independent of the order of keys."""
     # default=str: Parquet cells can be dates or decimals.
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
 
@@ -149,7 +149,7 @@ def canonical_json(value: object) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class _Checked:
-    """The rows of a source that can be used, what is trained of each, and those that cannot."""
+    """Checked rows of a source: usable rows with their trained text, and bad rows."""
 
     rows: tuple[RawRow, ...]
     contents: tuple[Content, ...]
@@ -159,7 +159,7 @@ class _Checked:
 def _check_sources(
     sources: Mapping[str, SourceRows], layout: RowLayout, spec: DataSpec
 ) -> tuple[dict[str, _Checked], PromptStyle]:
-    """Every row parsed; the style that they share is that of the first good one."""
+    """Checked rows of every source; the first good row sets the prompt style of all."""
     style: PromptStyle = "plain"
     checked: dict[str, _Checked] = {}
     for name, source in sources.items():
@@ -200,7 +200,7 @@ def _check_rows(
 
 
 def _line_of(row: BadRow) -> tuple[str, int]:
-    """A place's source and number, to sort by."""
+    """Source and number of a row's place, as a sort key."""
     source, _, number = row.place.rpartition(" ")
     return source, int(number)
 
@@ -215,7 +215,7 @@ def _split_off(
     train: Sequence[int],
     spec: DataSpec,
 ) -> dict[str, list[int]]:
-    """Positions that stay in `train`, and those of each split that is not given."""
+    """Positions of `train` and of each split to split off; empty if all splits are given."""
     fractions = {
         name: fraction
         for name, fraction in (
@@ -230,7 +230,7 @@ def _split_off(
     groups = _groups(rows, contents, clusters, train, spec)
     parts: dict[str, list[int]] = {}
     for name, size in sizes.items():
-        # From both ends: a row that leaves one of them goes to training, never to the other.
+        # Take from both ends: a row that leaves one split goes to training, not to the other.
         order = groups if name == "validation" else groups[::-1]
         chosen = _choose(order, size)
         parts[name] = sorted(n for group in chosen for n in group)
@@ -255,7 +255,7 @@ def _groups(
     train: Sequence[int],
     spec: DataSpec,
 ) -> list[list[int]]:
-    """Positions that stay together, in the order in which they are split off."""
+    """Groups of positions that stay together, in the order of splitting off."""
     labels: list[list[object]] = [[clusters.same[n] for n in train]]
     near = [clusters.near[n] for n in train]
     if largest_share(near) <= _MOST_NEAR:
@@ -274,7 +274,7 @@ def _groups(
 
 
 def _choose(groups: Sequence[list[int]], size: int) -> list[list[int]]:
-    """The first groups that fit into a size; the smallest one where none does."""
+    """The first groups that fit into `size` rows; the smallest group if none fits."""
     chosen, left = [], size
     for group in groups:
         if len(group) <= left:
@@ -293,7 +293,7 @@ def _group(row: RawRow, column: str) -> object:
 
 
 def _rank(seed: int, key: object) -> bytes:
-    """Where a group stands in the order; depends on nothing but the arguments."""
+    """Sort key of a group; a pure function of seed and key."""
     return hashlib.sha256(canonical_json([seed, key])).digest()
 
 
@@ -306,7 +306,7 @@ def _settle_overlaps(
     overlaps: Iterable[Overlap],
     spec: DataSpec,
 ) -> dict[str, Sequence[int]]:
-    """The splits after `on_overlap`."""
+    """Positions of each split after applying `on_overlap`."""
     kept = dict(homes)
     found = list(overlaps)
     if not found or spec.on_overlap == "warn":

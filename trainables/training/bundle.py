@@ -1,8 +1,8 @@
-"""The folder a trial leaves behind: a PEFT adapter and `manifest.json`, which says what it is.
+"""Bundle of a trial: a folder with a PEFT adapter and its description, `manifest.json`.
 
 The bundle is the contract between training and the registry:
 
-    adapter_config.json        PEFT's, canonical: sorted keys and targets, no local paths
+    adapter_config.json        PEFT's file, canonical: sorted keys and targets, no local paths
     adapter_model.safetensors  float32, PEFT's names
     manifest.json              base, lora, optim, data, seed, steps, tokens, metrics, packages,
                                files {name: {sha256, bytes}}, digest
@@ -50,12 +50,13 @@ def write_bundle(
     """Write a bundle; the folder appears whole or not at all, replacing an older one.
 
     Args:
-        folder: Where it goes.
+        folder: Path of the bundle.
         tensors: Adapter weights under PEFT's names.
-        spec: What was trained.
-        base: What it was trained on.
-        targets: Target names as PEFT will read them.
+        spec: The trained spec.
+        base: Record of the base.
+        targets: Target names in PEFT's form.
         facts: `steps` and `tokens` trained, `metrics` last measured, and `data`: digests of the
+            splits, template and tokenizer.
             splits, template and tokenizer.
 
     Returns:
@@ -84,13 +85,13 @@ def write_files(
     """Write a bundle's three files; the folder appears whole or not at all.
 
     Args:
-        folder: Where it goes; an older one is replaced.
-        config: PEFT's.
+        folder: Path of the bundle; an older one is replaced.
+        config: Content of PEFT's `adapter_config.json`.
         tensors: Adapter weights under PEFT's names.
-        manifest: What the adapter is; `files` and `digest` are made here.
+        manifest: Description of the adapter; `files` and `digest` are added here.
 
     Returns:
-        The manifest, whole.
+        The complete manifest.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with new_folder(folder) as writing:
@@ -104,7 +105,7 @@ def write_files(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a bundle whose files are what it says.
+    """Manifest of a bundle, after checking its files.
 
     Raises:
         BundleError: The manifest or a file is missing, of another format, or changed.
@@ -130,7 +131,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def adapter_config(lora: LoraSpec, base: BaseRecord, targets: Sequence[str]) -> dict[str, Any]:
-    """PEFT's `adapter_config.json` as plain values, the same for the same adapter."""
+    """PEFT's `adapter_config.json` as plain values; equal adapters give equal values."""
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=_whole(lora.alpha),
@@ -138,11 +139,11 @@ def adapter_config(lora: LoraSpec, base: BaseRecord, targets: Sequence[str]) -> 
         target_modules=list(targets),
         use_rslora=lora.rslora,
         use_dora=lora.dora,
-        # PEFT refuses to begin an orthogonal adapter on a 4-bit base, even one it loads over.
+        # PEFT refuses to initialize orthogonal weights on a 4-bit base, even before loading.
         init_lora_weights="gaussian" if lora.init == "gaussian" else True,
         task_type="CAUSAL_LM",
         inference_mode=True,
-        # A local path would be another's: only a hub id means the same everywhere.
+        # A local path means nothing on another machine; a hub id means the same everywhere.
         base_model_name_or_path=base.model if base.source == "hub" else None,
         revision=base.revision,
     )

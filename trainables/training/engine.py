@@ -1,11 +1,11 @@
 """Train the adapters of many trials on one frozen base, in one forward and backward pass.
 
 Each trial has a seat: its own adapter, optimizer, schedule, data order and randomness. A step of
-several seats lays their rows behind one another and gives each seat the numbers it would have had
-alone, bit for bit (`trainables.packing.kernels` says how); a solo trial is a pack of one.
+several seats concatenates their rows and gives each seat the same numbers as a solo step, bit for
+bit (`trainables.packing.kernels` says how); a solo trial is a pack of one.
 
-Nothing about a seat hides in a generator's state: initial weights, data order and dropout are pure
-functions of (seed, step), so adapter, optimizer moments and step count are a whole checkpoint.
+No random state is kept: initial weights, data order and dropout are pure functions of (seed,
+step), so adapter, optimizer moments and step count are a complete checkpoint.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ SplitName = Literal["validation", "test"]
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one optimizer step did to one seat.
+    """Result of one optimizer step for one seat.
 
     Attributes:
         step: Optimizer steps taken so far.
         loss: Mean negative log-likelihood of the batch's answer tokens, in nats.
-        tokens: Tokens trained on so far, padding left out.
-        is_finite: Whether loss and gradient were finite; if not, the seat was left as it was.
+        tokens: Tokens trained on so far, without padding.
+        is_finite: Whether loss and gradient were finite; if not, the seat is unchanged.
     """
 
     step: int
@@ -76,14 +76,14 @@ class StepResult:
 
 
 class Engine:
-    """Seats on one frozen base.
+    """Trainer of several seats on one frozen base.
 
     Args:
-        base: The base; the engine takes it over and changes how its layers are called.
+        base: The base; the engine owns it and replaces its layers.
     """
 
     def __init__(self, base: LoadedBase) -> None:
-        """Raises `BaseModelError` for a base whose rows would not stay apart."""
+        """Raises `BaseModelError` for a base whose rows influence each other in a pack."""
         self.base = base
         self._layout = Layout()
         self._seats: dict[str, Seat] = {}
@@ -100,20 +100,20 @@ class Engine:
 
     @property
     def seats(self) -> tuple[str, ...]:
-        """Names of the taken seats, in the order they were taken."""
+        """Names of the taken seats, in the order of joining."""
         return tuple(self._seats)
 
     def join(
         self, seat: str, spec: TrialSpec, state: SeatState | None = None, passes: int = 1
     ) -> None:
-        """Take a seat with a fresh adapter, or go on from a checkpoint.
+        """Take a seat with a fresh adapter, or resume from a checkpoint.
 
         Args:
             seat: A free name.
             spec: The trial.
-            state: Where it goes on from.
-            passes: Forward passes that one micro-batch is split into, for want of memory; the
-                same trial up to the rounding of sums.
+            state: Checkpoint to resume from; `None` starts a fresh adapter.
+            passes: Forward passes per micro-batch, more than 1 to save memory; results differ only
+                by the rounding of sums.
 
         Raises:
             SpecError: The seat is taken, or the base has no such target layers.
@@ -135,15 +135,15 @@ class Engine:
         self._seats[seat] = taken
 
     def leave(self, seat: str) -> None:
-        """Free a seat; its adapter is gone unless it was exported or snapshot."""
+        """Free a seat; its adapter is lost without an earlier export or snapshot."""
         for name in self._seats.pop(seat).branches:
             del self._linears[name].branches[seat]
 
     def step(self, seats: Sequence[str]) -> dict[str, StepResult]:
         """Take one optimizer step in each of `seats`, packed.
 
-        A seat whose loss or gradient is not finite keeps its weights and says so; its neighbours
-        do not notice.
+        A seat with a non-finite loss or gradient keeps its weights and reports the event; its
+        neighbours are not affected.
         """
         passes = {seat: self._passes(seat) for seat in seats}
         answers = {
@@ -162,24 +162,24 @@ class Engine:
         }
 
     def evaluate(self, seat: str, split: SplitName = "validation") -> dict[str, float]:
-        """Loss and accuracies of a seat's adapter; validation stops at `eval.max_rows`."""
+        """Loss and accuracies of a seat's adapter; `eval.max_rows` limits validation rows."""
         return self.score(seat, split).metrics()
 
     def score(self, seat: str, split: SplitName = "validation") -> scoring.RowScores:
-        """Scores of a seat's adapter, row by row."""
+        """Scores of each row for a seat's adapter."""
         taken = self._seats[seat]
         return self._score(seat, taken.spec, taken.splits, split)
 
     def evaluate_base(self, spec: TrialSpec, split: SplitName = "validation") -> dict[str, float]:
-        """What `evaluate` would say of the bare base on the data of `spec`."""
+        """Loss and accuracies of the bare base on the data of `spec`."""
         return self._score(None, spec, self._splits(spec.data), split).metrics()
 
     def snapshot(self, seat: str) -> SeatState:
-        """A copy of everything the seat needs to go on elsewhere."""
+        """Complete checkpoint of a seat, as a copy."""
         return snapshot(self._seats[seat])
 
     def export(self, seat: str, folder: Path, metrics: Mapping[str, float]) -> dict[str, Any]:
-        """Write the seat's adapter as a bundle and give its manifest."""
+        """Write the seat's adapter as a bundle and return its manifest."""
         taken = self._seats[seat]
         weights = {
             name: dict(branch.named_parameters()) for name, branch in taken.branches.items()
@@ -199,13 +199,13 @@ class Engine:
         )
 
     def trainable_params(self, seat: str) -> int:
-        """Weights in the seat's adapter."""
+        """Number of weights in the seat's adapter."""
         return sum(parameter.numel() for parameter in self._seats[seat].parameters)
 
     # --------------------------------------------------------------------------- preparation
 
     def _install(self) -> None:
-        """Exchange the layers of the base for those that know of seats."""
+        """Replace the base's layers by layers that separate seats."""
         model = self.base.model
         head = model.get_output_embeddings()
         places = {module: name for name, module in model.named_modules()}
@@ -250,11 +250,11 @@ class Engine:
         return batches
 
     def _backward(self, batches: Sequence[Batch], answers: Mapping[str, int]) -> list[float]:
-        """Add the gradients of one pass; gives each batch's part of its seat's mean loss.
+        """Add the gradients of one pass; returns the share of each batch in its seat's mean loss.
 
         Args:
-            batches: At most one of each seat.
-            answers: What each seat's mean is over: all scored positions of its step.
+            batches: At most one batch of each seat.
+            answers: Number of scored positions of the seat's whole step, the divisor of its mean.
         """
         totals = [answers[str(batch.block.seat)] for batch in batches]
         losses = [
@@ -268,7 +268,7 @@ class Engine:
         return [loss.item() for loss in losses]
 
     def _gradient_scale(self, answers: int) -> float:
-        """float16 rounds a mean's gradients to zero where those of the sum are of natural size."""
+        """Factor on the loss that keeps float16 gradients of a mean from rounding to zero."""
         return float(answers) if self.base.compute_dtype == torch.float16 else 1.0
 
     def _update(self, seat: str, loss: float, tokens: int, answers: int) -> StepResult:
@@ -285,7 +285,7 @@ class Engine:
         return StepResult(step=taken.step, loss=loss, tokens=taken.tokens, is_finite=is_finite)
 
     def _forward(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
-        """Logits (scored positions, vocabulary) of each batch."""
+        """Logits of each batch: (scored positions, vocabulary)."""
         self._layout.blocks = tuple(batch.block for batch in batches)
         starts = [0]
         for batch in batches:
@@ -329,7 +329,7 @@ class Engine:
     def _directions(
         self, spec: TrialSpec, splits: Splits, layers: Mapping[str, PackedLinear]
     ) -> dict[str, torch.Tensor]:
-        """What `A` starts as where that depends on the data; one pass of the bare base."""
+        """Initial `A` of the layers for data-dependent `init`; one pass of the bare base."""
         if spec.lora.init != "eva":
             return {}
         batches = [self._batch(None, [row]) for row in first_rows(splits.train.rows)]
@@ -344,7 +344,7 @@ class Engine:
         if spec.train_max_tokens is None:
             stops = tokens_of(self.base.model.generation_config)
             return load_splits(spec, self.base.tokenizer, stops)
-        # Trials that differ in it share the tokens of what they do not cut otherwise.
+        # Trials that differ only in the training limit share the tokens of all other rows.
         return cut_train(self._splits(replace(spec, train_max_tokens=None)), spec.train_max_tokens)
 
     def _data_record(self, seat: Seat) -> dict[str, Any]:
@@ -363,7 +363,7 @@ class Engine:
 
 
 def build_engine(base: BaseSpec) -> Engine:
-    """An engine on a freshly loaded base.
+    """Engine on a freshly loaded base.
 
     Raises:
         BaseModelError: The base cannot be found, read or quantized.

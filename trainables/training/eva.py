@@ -1,8 +1,8 @@
-"""Adapters that start where a layer's inputs vary most (EVA, arXiv:2410.07170).
+"""Adapters that start in the directions of most variance of a layer's inputs (arXiv:2410.07170).
 
-The rows of `A` are the top right-singular vectors of what the layer sees of the first training
-rows; `B` starts at zero, so the base stays as it is. Every layer has the trial's rank: the paper's
-redistribution of ranks, by explained variance, is left out.
+EVA sets the rows of `A` to the top right-singular vectors of the layer's inputs on the first
+training rows; `B` starts at zero, so the adapted model equals the base. Every layer has the
+trial's rank: the paper's redistribution of ranks, by explained variance, is left out.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from trainables.errors import SpecError
 from trainables.rows.data import EncodedRow
 
 _TOKENS = 1024
-"""Tokens that are enough: the largest rank, and a decomposition of a fraction of a second."""
+"""Number of tokens: enough for the largest rank, and decomposed in a fraction of a second."""
 
 
 def first_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
-    """Rows from the first on until they have 1024 tokens together."""
+    """The first rows with at least 1024 tokens together."""
     chosen: list[EncodedRow] = []
     tokens = 0
     for row in rows:
@@ -36,12 +36,12 @@ def first_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
 def observed_directions(
     layers: Mapping[str, nn.Module], rank: int, forward: Callable[[], object]
 ) -> dict[str, torch.Tensor]:
-    """`input_directions` of each layer in one forward pass.
+    """Top input directions of each layer, from one forward pass.
 
     Args:
-        layers: By full name; their input is (1, tokens, features), without padding.
-        rank: How many directions.
-        forward: Passes the rows through the model.
+        layers: Layers by full name; their input is (1, tokens, features), without padding.
+        rank: Number of directions.
+        forward: Function that passes the rows through the model.
     """
     found: dict[str, torch.Tensor] = {}
 
@@ -63,12 +63,13 @@ def observed_directions(
 def input_directions(x: torch.Tensor, rank: int, layer: str) -> torch.Tensor:
     """Top right-singular vectors of inputs, (rank, features) in float32, rows orthonormal.
 
-    Each has its largest entry positive, as a singular vector's sign is arbitrary.
+    The largest entry of each vector is positive, because the sign of a singular vector is
+    arbitrary.
 
     Args:
         x: (tokens, features).
-        rank: How many.
-        layer: Full name, for the error.
+        rank: Number of vectors.
+        layer: Full name of the layer, for the error.
 
     Raises:
         SpecError: There are fewer tokens or features than `rank`.
@@ -80,13 +81,13 @@ def input_directions(x: torch.Tensor, rank: int, layer: str) -> torch.Tensor:
             "Lower the rank or use another init."
         )
     x = x.double()
-    if x.shape[0] < x.shape[1]:  # the smaller of the two squares
+    if x.shape[0] < x.shape[1]:  # # choose the smaller Gram matrix
         _, vectors = torch.linalg.eigh(x @ x.T)
         columns = x.T @ vectors.flip(1)[:, :rank]
     else:
         _, vectors = torch.linalg.eigh(x.T @ x)
         columns = vectors.flip(1)[:, :rank]
-    # Scales columns to one, and keeps them apart where the inputs have fewer directions than rank.
+    # Normalizes columns, and keeps them apart where the inputs have fewer directions than rank.
     directions = torch.linalg.qr(columns).Q.T
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
     settled: torch.Tensor = (directions * largest.sign()).float().contiguous()

@@ -1,4 +1,4 @@
-"""How much memory training takes."""
+"""Peak memory of the training process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Highest memory this process has held so far: allocated on a GPU, resident on a CPU."""
+    """Peak memory of this process in GiB: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

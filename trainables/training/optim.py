@@ -1,4 +1,4 @@
-"""One seat's optimizer: AdamW, its learning rate, clipping."""
+"""Optimizer of one seat: AdamW, learning rate and clipping."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch import nn
 from trainables.spec import OptimSpec
 
 _RATIO = "ratio"
-"""Key of a parameter group: its learning rate over the trial's."""
+"""Key of a parameter group: its learning rate divided by the trial's."""
 
 
 def build_optimizer(
     slow: Sequence[nn.Parameter], fast: Sequence[nn.Parameter], spec: OptimSpec
 ) -> torch.optim.AdamW:
-    """Decoupled weight decay Adam (arXiv:1711.05101) over one seat's adapter.
+    """AdamW optimizer (decoupled weight decay, arXiv:1711.05101) of one seat's adapter.
 
-    LoRA+ (arXiv:2402.12354): the fast group learns `loraplus_ratio` times as fast. The decay's
-    factor is the same in both; a step shrinks a weight by its own group's learning rate times it.
+    LoRA+ (arXiv:2402.12354): the fast group learns `loraplus_ratio` times as fast. Both groups
+    have the same decay factor; a step shrinks a weight by the group's learning rate times the
+    factor.
 
     Args:
-        slow: Every `A`.
-        fast: Every `B` and magnitude; PEFT's `create_loraplus_optimizer` groups them so.
-        spec: Settings.
+        slow: All `A` matrices.
+        fast: All `B` matrices and magnitudes, as in PEFT's `create_loraplus_optimizer`.
+        spec: Settings of the optimizer.
     """
     return torch.optim.AdamW(
         [
@@ -61,17 +62,17 @@ def apply_gradients(
     step: int,
     scale: float = 1.0,
 ) -> bool:
-    """Clip, then take optimizer step `step`; gradients are cleared either way.
+    """Clip the gradients and take optimizer step `step`; gradients are always cleared.
 
     Args:
-        optimizer: Of `build_optimizer`.
-        parameters: All of the seat's.
-        spec: Settings.
-        step: Counted from 0.
-        scale: How many times too large the gradients are.
+        optimizer: Optimizer from `build_optimizer`.
+        parameters: All parameters of the seat.
+        spec: Settings of the optimizer.
+        step: Step number, counted from 0.
+        scale: Factor that the gradients were scaled up by.
 
     Returns:
-        Whether the gradient was finite. If not, the weights are left as they were.
+        Whether the gradient was finite. If not, the weights are unchanged.
     """
     if scale != 1.0:
         for parameter in parameters:

@@ -1,10 +1,10 @@
-"""Refuse a base whose rows would not stay apart in a pack, before anything is trained on it.
+"""Test a base before training: its rows must not influence each other in a pack.
 
-transformers does not say when a model's attention cannot be exchanged, when layers carry more
-than attention along the sequence, or when numbers depend on where in a pass a token lies. Packed
-rows would see each other, and every number would be wrong. So a few short rows are passed through
-the base twice, alone and in a pack, and compared. Windows are narrowed
-meanwhile, so that short rows reach beyond them.
+transformers does not report a model whose attention cannot be replaced, whose layers mix tokens
+outside attention, or whose numbers depend on a token's place in the pass. Packed rows would then
+see each other, and every number would be wrong. The probe passes a few short rows through the base
+twice, alone and in a pack, and compares the logits. Windows are narrowed during the probe, so that
+short rows reach beyond a window.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _ALLOWED = (
 
 
 class Probe:
-    """Rows that were passed through a base alone, to be compared with the same rows in a pack.
+    """Logits of rows alone through a base, to compare with the same rows in a pack.
 
     Args:
-        base: As transformers loads it: no layer exchanged yet.
+        base: The base as transformers loads it, before any layer is replaced.
     """
 
     def __init__(self, base: LoadedBase) -> None:
-        """Raises `BaseModelError` for a base that cannot be called with tokens alone."""
+        """Raises `BaseModelError` if the base cannot be called with tokens alone."""
         self._base = base
         config = base.model.config
         limits = [one for one in (longest_row(base.model), rope_switch(config)) if one is not None]
@@ -49,13 +49,13 @@ class Probe:
             self._alone = [_plain_logits(base, row) for block in self._blocks for row in block]
 
     def require_installed(self, install: Callable[[], None]) -> None:
-        """Exchange the layers of the base.
+        """Replace the layers of the base.
 
         Args:
-            install: Does it.
+            install: Function that replaces the layers.
 
         Raises:
-            BaseModelError: transformers cannot exchange them.
+            BaseModelError: transformers cannot replace the layers.
         """
         with self._refusing("its attention cannot be exchanged"):
             install()
@@ -65,10 +65,11 @@ class Probe:
         """Compare the rows alone with the rows in a pack.
 
         Args:
-            forward: Logits of each batch's scored positions, in one packed pass.
+            forward: Function that computes each batch's logits at scored positions, in one packed
+                pass.
 
         Raises:
-            BaseModelError: The base cannot be packed, or gives other logits in a pack.
+            BaseModelError: The base cannot be packed, or its logits differ in a pack.
         """
         pad, device = self._base.tokenizer.pad_token_id, self._base.device
         batches = [build_batch(None, block, pad, device) for block in self._blocks]
@@ -79,8 +80,8 @@ class Probe:
             for batch, own in zip(batches, packed, strict=True)
             for logits in own.split(list(batch.row_answers))
         ]
-        # Kernels for other shapes differ by rounding: about 1 % of the range in bfloat16. An 8-bit
-        # base rounds its inputs, too.
+        # Kernels for other shapes round differently: about 1 % of the range in bfloat16. An
+        # 8-bit base also rounds its inputs.
         is_fine = self._base.compute_dtype == torch.float32
         share = 1e-4 if is_fine and self._base.record.quantization != "int8" else 0.05
         for alone, other in zip(self._alone, apart, strict=True):
@@ -117,7 +118,7 @@ class Probe:
 
 
 def _probe_rows(vocabulary: int, longest: int) -> list[list[EncodedRow]]:
-    """Two blocks of random tokens: a batch of two lengths, and a row alone.
+    """Two blocks of random tokens: a batch of two lengths, and a single row.
 
     Every token but the first is an answer.
     """
@@ -137,7 +138,7 @@ def _probe_rows(vocabulary: int, longest: int) -> list[list[EncodedRow]]:
 
 @torch.no_grad()
 def _plain_logits(base: LoadedBase, row: EncodedRow) -> torch.Tensor:
-    """Logits (length, vocabulary) as transformers computes them."""
+    """Logits (length, vocabulary) of one row, computed by transformers alone."""
     input_ids = torch.from_numpy(row.input_ids).unsqueeze(0).to(base.device)
     logits: torch.Tensor = base.model(input_ids=input_ids, use_cache=False).logits[0]
     return logits
@@ -145,10 +146,10 @@ def _plain_logits(base: LoadedBase, row: EncodedRow) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _narrow_windows(base: LoadedBase) -> Iterator[None]:
-    """Let what begins at some distance begin after a few tokens.
+    """Make effects of long distances begin after a few tokens, for the duration of the block.
 
-    Models read the sizes of windows from their config in each pass; Llama 4 keeps the position
-    behind which attention gets sharper in its layers.
+    Models read window sizes from their config in each pass; Llama 4 stores the position where
+    attention gets sharper in its layers.
     """
     places: list[Any] = [base.model.config.get_text_config(), *base.model.modules()]
     wide = [

@@ -1,4 +1,4 @@
-"""Score rows by teacher forcing: loss, token accuracy and the exact match of greedy decoding."""
+"""Scores of rows by teacher forcing: loss, token accuracy and exact match of greedy decoding."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class RowScores:
 
     Attributes:
         loss_sum: Negative log-likelihood of the row's answer tokens, in nats.
-        answer_tokens: How many answer tokens the row has.
-        correct_tokens: How many of them were the most likely token.
-        is_whole: The row has its answer to the end; `EncodedRow.is_cut` negated.
+        answer_tokens: Number of answer tokens of the row.
+        correct_tokens: Number of answer tokens that were the most likely token.
+        is_whole: Whether the answer is complete; the negation of `EncodedRow.is_cut`.
     """
 
     loss_sum: tuple[float, ...]
@@ -28,10 +28,10 @@ class RowScores:
     def metrics(self) -> dict[str, float]:
         """`eval_loss` per answer token, `eval_accuracy` per row, `eval_token_accuracy` per token.
 
-        A row is right when every answer token, the end token included, is the most likely one
-        given the true ones before it. By induction that is when greedy decoding writes exactly the
-        answer and stops, so no generation is needed to know it. A row whose answer was cut at
-        `data.max_tokens` has no end token to stop at and is never right.
+        A row is correct when every answer token, including the end token, is the most likely one
+        given the true tokens before. By induction greedy decoding then writes exactly the answer
+        and stops, so no generation is needed. A row whose answer was cut at `data.max_tokens` has
+        no end token and is never correct.
         """
         tokens = sum(self.answer_tokens)
         exact = sum(
@@ -55,8 +55,8 @@ def score_batch(
     Args:
         logits: (answer tokens of all rows, vocabulary).
         targets: (answer tokens of all rows,).
-        rows: How many of them each row has.
-        is_whole: Whether each row has its answer to the end.
+        rows: Number of answer tokens of each row.
+        is_whole: Whether the answer of each row is complete.
     """
     losses = F.cross_entropy(logits.float(), targets, reduction="none")
     hits = logits.argmax(dim=-1) == targets
@@ -69,10 +69,10 @@ def score_batch(
 
 
 def in_order(parts: Sequence[tuple[Sequence[int], RowScores]]) -> RowScores:
-    """Put scores of batches back into the order of the split.
+    """Scores of all batches in the order of the split.
 
     Args:
-        parts: For each batch, the row numbers it held and their scores.
+        parts: Row numbers and scores of each batch.
     """
     flat = [
         (row, *scores)

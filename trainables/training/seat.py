@@ -1,4 +1,4 @@
-"""One trial in its seat: its adapter and optimizer, built fresh or from a checkpoint.
+"""Seat of one trial: its adapter and optimizer, fresh or restored from a checkpoint.
 
 Tensors are named `<layer>/<leaf>`, where a leaf is a parameter of
 `trainables.packing.kernels.Branch`; AdamW's moments of a leaf are `<layer>/<leaf>/<moment>`.
@@ -25,16 +25,17 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(kw_only=True)
 class Seat:
-    """A trial that is being trained.
+    """A trial in training.
 
     Attributes:
-        branches: Its adapter by full layer name.
-        splits: The rows it trains and is measured on.
+        branches: Adapter branches by full layer name.
+        splits: Rows for training and evaluation.
         lengths: Tokens of each training row.
-        passes: Forward passes that one micro-batch is split into.
+        passes: Forward passes per micro-batch.
         step: Optimizer steps taken.
-        tokens: Tokens trained on, padding left out.
-        parameters: Of every branch, in order: PEFT's order, which a gradient's norm is summed in.
+        tokens: Tokens trained on, without padding.
+        parameters: Parameters of all branches in PEFT's order, the order of summing a gradient's
+            norm.
     """
 
     spec: TrialSpec
@@ -56,12 +57,12 @@ def fresh_branches(
     layers: Mapping[str, PackedLinear],
     directions: Mapping[str, torch.Tensor],
 ) -> dict[str, Branch]:
-    """An adapter at its start.
+    """Adapter branches with their initial weights.
 
     Args:
         spec: The trial.
-        layers: Those it sits on, by full name.
-        directions: `A` (rank, in_features) of layers where it is not drawn at random.
+        layers: Target layers by full name.
+        directions: `A` (rank, in_features) of layers that do not start at random.
     """
     lora, branches = spec.lora, {}
     for name, packed in layers.items():
@@ -76,7 +77,7 @@ def fresh_branches(
 def restored_branches(
     spec: TrialSpec, layers: Mapping[str, PackedLinear], state: SeatState
 ) -> dict[str, Branch]:
-    """The adapter of a checkpoint."""
+    """Adapter branches restored from a checkpoint."""
     lora, branches = spec.lora, {}
     for name, packed in layers.items():
         device = packed.base.weight.device
@@ -102,7 +103,7 @@ def build_seat(
     state: SeatState | None = None,
     passes: int = 1,
 ) -> Seat:
-    """A seat at the start of its training, or where a checkpoint stands."""
+    """A seat at the start of its training, or restored from a checkpoint."""
     seat = Seat(
         spec=spec,
         branches=branches,
@@ -122,7 +123,7 @@ def build_seat(
 
 
 def snapshot(seat: Seat) -> SeatState:
-    """A copy on the CPU of everything the seat needs to go on elsewhere."""
+    """Complete checkpoint of a seat, as a copy on the CPU."""
     tensors = {}
     for name, parameter in _leaves(seat):
         tensors[name] = _kept(parameter)

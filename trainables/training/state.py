@@ -1,4 +1,4 @@
-"""A whole checkpoint of one seat, in memory and on disk; no pickle."""
+"""Complete checkpoint of one seat, in memory and on disk; no pickle."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from trainables.spec import TrialSpec
 
 @dataclass(frozen=True, kw_only=True)
 class SeatState:
-    """A whole checkpoint of one seat; it moves between seats, packs, hosts and machines.
+    """Complete checkpoint of one seat, portable between seats, packs, hosts and machines.
 
     Attributes:
-        spec: What is being trained.
+        spec: The trial's spec.
         step: Optimizer steps taken.
         tokens: Tokens trained on.
-        tensors: On the CPU: `<layer>/a`, `<layer>/b` and their AdamW moments.
+        tensors: CPU tensors `<layer>/<leaf>` (`a`, `b`, `magnitude`) and their AdamW moments.
     """
 
     spec: TrialSpec
@@ -38,7 +38,7 @@ def save_state(state: SeatState, folder: Path) -> None:
 
 
 def load_state(folder: Path) -> SeatState:
-    """Read what `save_state` wrote."""
+    """Read a checkpoint written by `save_state`."""
     values = json.loads((folder / "state.json").read_text())
     return SeatState(
         spec=TrialSpec.from_dict(values["spec"]),
