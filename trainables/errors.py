@@ -13,7 +13,7 @@ argument but the message, because errors are pickled between processes.
 
 
 class TrialError(Exception):
-    """Base class of every error that this package raises on purpose."""
+    """Base class of this package's own errors."""
 
 
 class SpecError(TrialError, ValueError):

@@ -23,7 +23,7 @@ def new_file(target: Path) -> Iterator[Path]:
     writing = Path(temporary)
     try:
         yield writing
-        writing.chmod(0o644)  # # mkstemp makes files that only the owner may read
+        writing.chmod(0o644)  # mkstemp makes files that only the owner may read
         writing.replace(target)
     except BaseException:
         writing.unlink(missing_ok=True)

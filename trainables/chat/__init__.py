@@ -1,1 +1,1 @@
-"""Chats and prompts to tokens: templates, what ends an answer, which tokens are learned."""
+"""Chats and prompts as tokens: templates, ends of answers, tokens to learn."""

@@ -1,8 +1,9 @@
-"""How the chats of a data set are asked: settled once, for all rows and for serving.
+"""Prompt settings for the chats of a data set: chosen once, for all rows and for serving.
 
-    as the spec says  ->  a thinking argument switched  ->  the prompt's end cut off
+    the spec's settings  ->  a thinking argument switched  ->  the prompt's end cut off
 
-The first of these under which most answers of a sample follow their prompts is taken.
+Of these candidates, in order, the first is chosen under which most answers of a sample follow
+their prompts.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SWITCHES = ("enable_thinking", "thinking")
-"""Template arguments by which prompts open or close a thought."""
+"""Template arguments that make prompts open or close a thought."""
 
 _SAMPLE = 48
-"""Chats that the settings are tried on: a template has few ways to render, rows are many."""
+"""Size of the sample of chats: a template has few ways to render, but the rows are many."""
 
 
 def settle_asking(
@@ -40,17 +41,17 @@ def settle_asking(
     template_args: Mapping[str, Any] | None = None,
     stops: Sequence[int] = (),
 ) -> Asking:
-    """The settings that the chats are asked with; a pure function of the arguments.
+    """The prompt settings for the chats; a pure function of the arguments.
 
     Args:
-        chats: Those trained on.
-        tokenizer: Of the base.
+        chats: Training chats.
+        tokenizer: Tokenizer of the base.
         template: Name of the chat template, where the tokenizer has several.
-        template_args: What the spec gives to the template.
-        stops: Tokens that the base stops at.
+        template_args: Template arguments from the spec.
+        stops: End tokens of the base's generation.
 
     Raises:
-        DataError: There is no such template.
+        DataError: The template does not exist.
     """
     given = Asking(template=template, template_args=dict(template_args or {}))
     asking = with_forms(tokenizer, given)
@@ -87,7 +88,7 @@ def _count_learned(
     tokenizer: PreTrainedTokenizerBase,
     stops: Sequence[int],
 ) -> tuple[int, int]:
-    """Answers that can be learned, and how many of them the template writes behind the prompt."""
+    """Number of learnable answers, and of answers that the template writes behind the prompt."""
     encoder = Encoder(tokenizer, asking, stops)
     found = [answer for chat in sample for answer in encoder.find_answers(chat)[0]]
     return len(found), sum(answer.is_direct for answer in found)
@@ -96,7 +97,7 @@ def _count_learned(
 def _cuts(
     asking: Asking, sample: Sequence[ChatExample], tokenizer: PreTrainedTokenizerBase
 ) -> Counter[str]:
-    """Ends of prompts that their answers' renderings do not have, and how often."""
+    """Number of occurrences by prompt end that is missing from the rendered answers."""
     template = ChatTemplate(tokenizer, asking)
     found: Counter[str] = Counter()
     for chat in sample:

@@ -1,9 +1,10 @@
-"""What ends an answer: read off what a chat template writes behind it.
+"""End of an answer, found in the template's text behind an answer.
 
-In this order: the closing control token that the base stops at; the last control token that a
-template writes both behind a last answer and behind one that another turn follows; the first one
-that it writes when another turn follows; else the tokenizer's end token is appended. A token that
-closes a whole conversation, behind one that closes each turn (Phi-3), is not the end of an answer.
+The first match decides: the closing control token that the base stops at; the last control token
+that a template writes both behind a last answer and behind an answer with a following turn; the
+first control token that the template writes when another turn follows; else the tokenizer's end
+token is appended. A token that closes a whole conversation, behind a token that closes each turn
+(Phi-3), is not the end of an answer.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _NEXT = f"next{PROBE}"
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """What is learned behind the words of an answer.
+    """Learned text behind the words of an answer.
 
     Attributes:
-        text: As the template writes it, up to and with `token`.
-        token: The control token that ends `text`; `None` where the tokenizer's end token has to
+        text: Text of the template, through `token`.
+        token: The control token at the end of `text`; `None` where the tokenizer's end token must
             be appended.
     """
 
@@ -38,11 +39,11 @@ class Ending:
 
 
 class Endings:
-    """Endings of answers under one template; those of plain answers are found once for each shape.
+    """Endings of answers under one template; plain answers share a cached ending for each shape.
 
     Args:
-        template: The template.
-        stops: Control tokens that the base stops at; the tokenizer's end token is one.
+        template: The chat template.
+        stops: Control tokens that the base stops at, including the tokenizer's end token.
     """
 
     def __init__(self, template: ChatTemplate, stops: Collection[str]) -> None:
@@ -52,14 +53,14 @@ class Endings:
         self._known: dict[tuple[Any, ...], tuple[str, Ending] | None] = {}
 
     def of_words(self, before: Turns, tools: Turns) -> tuple[str, Ending] | None:
-        """All that the template writes behind the words of a last answer, and what of it counts.
+        """All text that the template writes behind a last answer's words, and its learned part.
 
         Args:
             before: The turns before the answer.
-            tools: On offer.
+            tools: Tools on offer.
 
         Returns:
-            `None` where the template does not write the words of an answer as they are.
+            `None` where the template does not write an answer's words unchanged.
         """
         key = (*(turn["role"] for turn in before), bool(tools))
         if key not in self._known:
@@ -67,12 +68,12 @@ class Endings:
         return self._known[key]
 
     def of_calls(self, turns: Turns, tools: Turns, text: str) -> tuple[str, Ending] | None:
-        """All that the template writes behind the name of the last call, and what of it counts.
+        """All text that the template writes behind the last call's name, and its learned part.
 
         Args:
             turns: The turns through a last answer that calls tools.
-            tools: On offer.
-            text: The rendering of the two.
+            tools: Tools on offer.
+            text: The rendering of turns and tools.
 
         Returns:
             `None` where the template writes no call.
@@ -88,7 +89,7 @@ class Endings:
         longer = self._followed(turns, tools)
         if longer is None:
             return last, _until(last, closing[-1:])
-        # The result of a call may bear its name, too.
+        # The result of a call may contain its name, too.
         behind = name.join(longer.split(name)[text.count(name) :])
         following = self._template.find_control(behind)
         written = {token for _, _, token in following} - self._inner(turns, tools)
@@ -107,7 +108,7 @@ class Endings:
         closing = self._template.find_control(last)
         behind = self._behind(turns, tools)
         if behind is None:
-            # The template takes no further turn: what closes this one ends it.
+            # The template takes no further turn, so the closing token of this turn is the end.
             stop = [one for one in closing if one[2] in self.stops]
             return last, _until(last, stop[:1] or closing[-1:])
         following = self._template.find_control(behind)
@@ -119,7 +120,7 @@ class Endings:
         return last, _until(behind if following else last, following[:1])
 
     def _behind(self, turns: Turns, tools: Turns) -> str | None:
-        """What the template writes between an answer and the words of a user who goes on."""
+        """Text of the template between an answer and the words of a following user turn."""
         follow = {"role": "user", "content": _NEXT}
         try:
             text = self._template.render([*turns, follow], tools)
@@ -148,7 +149,7 @@ class Endings:
         return head if found else None
 
     def _inner(self, turns: Turns, tools: Turns) -> set[str]:
-        """Control tokens that belong to a call: two calls have more of them than one."""
+        """Control tokens within a call: a rendering of two calls has more of them than of one."""
         *before, answer = turns
         one, two = ({**answer, "tool_calls": answer["tool_calls"] * times} for times in (1, 2))
         try:
@@ -160,7 +161,7 @@ class Endings:
 
 
 def _until(text: str, controls: Sequence[tuple[int, int, str]]) -> Ending:
-    """What is learned of a text: up to a control token, or its words where there is none."""
+    """Learned part of a text: through the first control token, or without one the words alone."""
     for _, end, token in controls:
         return Ending(text=text[:end], token=token)
     return Ending(text=text.rstrip(), token=None)

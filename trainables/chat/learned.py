@@ -1,4 +1,4 @@
-"""What is learned of the rows of a split, counted."""
+"""Counts of the learned answers in a split."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from trainables.files.formats import ChatExample, Example
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """What is learned of a split.
+    """Counts of the learned answers in a split.
 
     Attributes:
-        answers: Answers learned.
-        unlearned: Answers that became context, by the reason.
-        joined_rows: Chats of several answers in one sequence.
-        split_rows: Chats that gave one sequence for each of their answers.
-        tokens: Of the sequences, after the cut.
-        answer_tokens: Those of them that count in the loss.
-        systems: Rows with a system turn.
-        tools: Rows with tools on offer, or called.
-        thoughts: Rows with a thought beside an answer, or in it.
+        answers: Number of learned answers.
+        unlearned: Number of answers that became context, by reason.
+        joined_rows: Number of chats of several answers in one sequence.
+        split_rows: Number of chats with one sequence for each answer.
+        tokens: Tokens of the sequences after the cut.
+        answer_tokens: Tokens that count in the loss.
+        systems: Number of rows with a system turn.
+        tools: Number of rows with tools on offer, or called.
+        thoughts: Number of rows with a thought beside an answer, or in an answer.
         ends: Tokens that end the answers.
     """
 
@@ -41,7 +41,7 @@ class Learned:
     ends: frozenset[int] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values without the end tokens, which are the same for all splits."""
+        """Plain values without the end tokens; all splits have the same end tokens."""
         values = asdict(self)
         values.pop("ends")
         return values
@@ -50,7 +50,7 @@ class Learned:
 def count_learned(
     examples: Sequence[tuple[Example, EncodedExample]], tokens: int, answer_tokens: int
 ) -> Learned:
-    """Counts over the examples of a split; tokens are those of the sequences after the cut."""
+    """Counts over a split's examples; token counts are of the sequences after the cut."""
     features = Counter(name for example, _ in examples for name in _features(example))
     encoded = [one for _, one in examples]
     return Learned(
@@ -68,7 +68,7 @@ def count_learned(
 
 
 def _features(example: Example) -> list[str]:
-    """What a row asks of a chat template, by the name of its count."""
+    """Names of the template features used by a row: the counts to increase."""
     if not isinstance(example, ChatExample):
         return []
     found = {
@@ -80,6 +80,6 @@ def _features(example: Example) -> list[str]:
 
 
 def _reasons(encoded: Sequence[EncodedExample]) -> dict[str, int]:
-    """How many answers became context, by why: what is said behind the number of the message."""
+    """Number of answers that became context, by reason without the message's number."""
     reasons = (reason for one in encoded for reason in one.unlearned)
     return dict(Counter(reason.partition(": ")[2] for reason in reasons).most_common())

@@ -1,7 +1,7 @@
-"""Messages to text: a tokenizer's chat template under the settings that an adapter is asked with.
+"""Text of messages: a tokenizer's chat template under an adapter's prompt settings.
 
-`registry/flavor.py`, which stands alone, renders prompts in the same way; tests hold the two
-together.
+`registry/flavor.py`, which stands alone, renders prompts in the same way; tests compare both
+renderings.
 """
 
 from __future__ import annotations
@@ -22,36 +22,38 @@ if TYPE_CHECKING:
 Turns = Sequence[Mapping[str, Any]]
 
 DATE_ARG = "strftime_now"
-"""Template argument that pins the day for templates that write today's date."""
+"""Template argument that sets the day in templates that write today's date."""
 
 PINNED_DATE = "2024-07-26"
-"""The day that such templates write unless told otherwise: the one that Llama 3 falls back on.
+"""The default day of such templates: the fallback day of Llama 3.
 
-A constant, so that training, a resume on another day, evaluation and serving read one prompt.
+The day is constant, so that training, a resume on another day, evaluation and serving have the
+same prompt.
 """
 
 PROBE = "qXvZprobeZvXq"
-"""A word that no template writes of its own accord."""
+"""A word that no template writes by itself."""
 
 _DIRECTIVES = "aAbBdHIjmMpSUwWyYZcxX"
 
 
 class TemplateRefusalError(DataError):
-    """A chat template does not render a conversation; the message is the template's reason."""
+    """A chat template does not render a conversation; the message gives the template's reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """How an adapter is asked: what makes a prompt of messages; part of a bundle's manifest.
+    """Prompt settings of an adapter; part of a bundle's manifest.
 
     Attributes:
         template: Name of the chat template, where a tokenizer has several; `None` leaves the
             choice to transformers (`tool_use` for rows with tools, else `default`).
         template_args: Arguments of the template; `strftime_now` holds the pinned day.
-        prefill_cut: What is taken off the end of a rendered prompt, such as an opened thought.
+        prefill_cut: Text removed from the end of a rendered prompt, such as an opened thought.
         arguments: Whether the template takes the arguments of calls as a mapping or JSON text.
         content: Whether the template takes contents as text or as a list of parts.
-        has_developer: The template knows the role `developer`; else it is written as `system`.
+        has_developer: The template knows the role `developer`; otherwise the role becomes
+            `system`.
     """
 
     template: str | None = None
@@ -76,7 +78,7 @@ class Asking:
 
     @classmethod
     def from_record(cls, data: Mapping[str, Any]) -> Asking:
-        """Rebuild what `to_record` gave; of an older manifest, the defaults."""
+        """Rebuild the settings from a manifest's `data`; older manifests give the defaults."""
         return cls(
             template=data.get("template"),
             template_args=data.get("template_args") or {},
@@ -86,20 +88,20 @@ class Asking:
 
 
 class ChatTemplate:
-    """A tokenizer's chat template as an adapter is asked through it.
+    """A tokenizer's chat template under an adapter's prompt settings.
 
     Args:
-        tokenizer: Of the base.
-        asking: The settings.
+        tokenizer: Tokenizer of the base.
+        asking: The prompt settings.
 
     Attributes:
-        text: The template as the tokenizer has it.
-        args: What it is given, the pinned day left out.
-        controls: Finds control tokens; `None` where the tokenizer has none.
+        text: Text of the tokenizer's template.
+        args: Arguments of the template, without the pinned day.
+        controls: Pattern of the control tokens; `None` where the tokenizer has none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, asking: Asking) -> None:
-        """Raises `DataError` where there is no such template."""
+        """Raises `DataError` where the template does not exist."""
         self.tokenizer = tokenizer
         self.asking = asking
         self.text = chat_template(tokenizer, asking.template)
@@ -110,22 +112,22 @@ class ChatTemplate:
 
     @property
     def pinned(self) -> str:
-        """The template for chats without tools, with its day written in."""
+        """The template for chats without tools, with a fixed day."""
         return self._text_for(has_tools=False)
 
     def render(
         self, turns: Turns, tools: Turns = (), *, is_prompt: bool = False, is_whole: bool = False
     ) -> str:
-        """The text of a conversation.
+        """Rendered text of a conversation.
 
         Args:
-            turns: Messages, as `trainables.files.formats` leaves them.
+            turns: Messages, as `trainables.files.formats` makes them.
             tools: JSON schemas of the tools on offer.
-            is_prompt: Add what opens the next answer, less the recorded cut.
-            is_whole: Keep what the cut would take off.
+            is_prompt: Add the opening of the next answer, without the recorded cut.
+            is_whole: Keep the text that the cut would remove.
 
         Raises:
-            TemplateRefusalError: The template raised something.
+            TemplateRefusalError: The template raised an error.
         """
         text = self._text_for(has_tools=bool(tools))
         try:
@@ -138,7 +140,7 @@ class ChatTemplate:
                 **self.args,
             )
         except Exception as error:
-            # A template is a program of the base's: it raises whatever it likes.
+            # A template is a program that comes with the base and may raise any exception.
             reason = " ".join(str(error).split()) or type(error).__name__
             raise TemplateRefusalError(reason) from error
         cut = self.asking.prefill_cut
@@ -147,7 +149,7 @@ class ChatTemplate:
         return rendered
 
     def find_control(self, text: str, start: int = 0) -> list[tuple[int, int, str]]:
-        """Start, end and text of each control token in a text, from a position on."""
+        """Start, end and text of each control token in a text, from position `start` on."""
         if not self.controls:
             return []
         found = self.controls.finditer(text, start)
@@ -175,15 +177,15 @@ class ChatTemplate:
 def chat_template(
     tokenizer: PreTrainedTokenizerBase, name: str | None = None, *, has_tools: bool = False
 ) -> str:
-    """The Jinja text that conversations are rendered with.
+    """Jinja text of a chat template.
 
     Args:
-        tokenizer: Of the base.
-        name: Of one of its templates, where it has several.
-        has_tools: Tools are on offer; some tokenizers have a template for that.
+        tokenizer: Tokenizer of the base.
+        name: Name of the template, where the tokenizer has several.
+        has_tools: Tools are on offer; some tokenizers have a separate template for tools.
 
     Raises:
-        DataError: The tokenizer has none, or none of that name.
+        DataError: The tokenizer has no template, or none of that name.
     """
     known = tokenizer.chat_template
     if isinstance(known, Mapping):
@@ -211,10 +213,10 @@ def chat_template(
 
 
 def template_digest(tokenizer: PreTrainedTokenizerBase, asking: Asking) -> str:
-    """`sha256:...` of the chat template and of every setting that it is used with.
+    """Digest `sha256:...` of the chat template and all prompt settings.
 
     Raises:
-        DataError: There is no such template.
+        DataError: The template does not exist.
     """
     text = chat_template(tokenizer, asking.template)
     tool_text = chat_template(tokenizer, asking.template, has_tools=True)
@@ -228,10 +230,10 @@ def template_digest(tokenizer: PreTrainedTokenizerBase, asking: Asking) -> str:
 
 
 def pin_date(text: str, day: str) -> str:
-    """A chat template that writes a given day (`2024-07-26`) where it would write today's.
+    """Text of a chat template that writes `day` (such as `2024-07-26`) in place of today's date.
 
     Raises:
-        DataError: That is no day.
+        DataError: `day` is not a date.
     """
     try:
         date = datetime.datetime.fromisoformat(day)
@@ -241,23 +243,23 @@ def pin_date(text: str, day: str) -> str:
             "Write the day that the template shall write."
         ) from error
     steps = "".join(f"|replace('%{one}','{date.strftime('%' + one)}')" for one in _DIRECTIVES)
-    # transformers lets no function in as an argument; a macro of the name hides its own. The
-    # empty expression keeps a newline that the template may begin with.
+    # transformers accepts no function as an argument; a macro of the same name hides its own. The
+    # empty expression keeps a newline at the start of the template.
     macro = f"{{% macro {DATE_ARG}(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}"
     return f"{macro}{{{{ '' }}}}{text}"
 
 
 def common_start(one: str, other: str) -> int:
-    """Count of the characters that two texts begin with alike."""
+    """Number of leading characters that two texts have in common."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def with_forms(tokenizer: PreTrainedTokenizerBase, asking: Asking) -> Asking:
-    """The settings with a pinned day, if the template writes one, and the forms it takes.
+    """Prompt settings with the pinned day, if the template writes a date, and accepted forms.
 
     Raises:
-        DataError: There is no such template.
+        DataError: The template does not exist.
     """
     text = chat_template(tokenizer, asking.template)
     text += chat_template(tokenizer, asking.template, has_tools=True)
@@ -274,7 +276,7 @@ def with_forms(tokenizer: PreTrainedTokenizerBase, asking: Asking) -> Asking:
     answer = {"role": "assistant", "content": "", "tool_calls": [call]}
     turns: Turns = [{**user, "content": "x"}, answer]
     texts = replace(asking, arguments="text")
-    # A template that prints a mapping writes Python, which is no JSON.
+    # A template that prints a mapping writes Python notation instead of JSON.
     is_json = not _writes(tokenizer, asking, turns, repr(arguments))
     if not (is_json and _writes(tokenizer, asking, turns)) and _writes(tokenizer, texts, turns):
         asking = texts
@@ -295,13 +297,13 @@ def _formed_call(call: Mapping[str, Any], form: str) -> dict[str, Any]:
     if form == "text" and not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     elif form == "mapping" and isinstance(arguments, str):
-        # `trainables.files.formats` lets no other text through than JSON's.
+        # `trainables.files.formats` accepts only JSON as text.
         arguments = json.loads(arguments)
     return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     names = {str(token) for token in (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens)}
-    # Some bases add runs of spaces and newlines as tokens, which is no control.
+    # Some bases add runs of spaces and newlines as tokens; these are not control tokens.
     words = sorted((name for name in names if name.strip()), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, words))) if words else None

@@ -1,8 +1,8 @@
-"""Examples to token ids, each marked whether it is part of an answer.
+"""Token ids of examples, with marks on the answer tokens.
 
 Chats go through the tokenizer's chat template, one answer at a time. The ids of a prompt are
-always those of the prompt alone, so a model is trained on the very prompts it is asked with; the
-ids of an answer are those it has behind its prompt.
+always those of the prompt alone, so a model is trained on exactly the prompts of serving; the ids
+of an answer are those that follow the prompt.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LETTERS, _BREAKS = ("a", "x", "0"), ("\n", ".", ":")
-"""Texts that an answer can be encoded behind where its prompt would merge with it."""
+"""Short texts to encode an answer behind, where the prompt would merge with the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedExample:
-    """What one row teaches, as tokens.
+    """Token sequences and counts of one encoded row.
 
     Attributes:
-        sequences: Each in pieces that alternate: context, answer, context, answer. The last piece
-            is an answer with its end token; those before it are what a server is asked. A chat
-            whose prompts go on from the answers before is one sequence, another has one for each
-            answer.
-        answers: Count of answers learned.
-        unlearned: Why further answers are context only, one reason for each.
+        sequences: Each sequence in alternating pieces: context, answer, context, answer. The last
+            piece is an answer with its end token; the pieces before are the prompt at serving. A
+            chat whose prompts continue the earlier answers is one sequence; any other chat has one
+            sequence for each answer.
+        answers: Number of learned answers.
+        unlearned: Reason of each answer that is context only.
         ends: The tokens that end the answers.
     """
 
@@ -45,12 +45,12 @@ class EncodedExample:
 
 
 class Encoder:
-    """Turns examples into tokens, all of them asked in one way.
+    """Encoder of examples into tokens, with the same prompt settings for all.
 
     Args:
-        tokenizer: Of the base.
-        asking: How chats are rendered; `None` where examples are plain text.
-        stops: Tokens that the base stops at.
+        tokenizer: Tokenizer of the base.
+        asking: Prompt settings of chats; `None` where examples are plain text.
+        stops: End tokens of the base's generation.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class Encoder:
         asking: Asking | None = None,
         stops: Sequence[int] = (),
     ) -> None:
-        """Raises `DataError` where chats are asked for and there is no chat template."""
+        """Raises `DataError` where chats need a chat template and none exists."""
         self._tokenizer = tokenizer
         self._template = None if asking is None else ChatTemplate(tokenizer, asking)
         names = [str(one) for one in tokenizer.convert_ids_to_tokens(list(stops))]
         self._endings = Endings(self._template, names) if self._template is not None else None
 
     def encode(self, example: Example, where: str) -> EncodedExample:
-        """The tokens of an example.
+        """Token sequences of an example.
 
         Args:
-            example: What to encode.
+            example: The example to encode.
             where: Field and place of the example, for messages.
 
         Raises:
@@ -89,7 +89,7 @@ class Encoder:
         )
 
     def find_answers(self, chat: ChatExample) -> tuple[list[Answer], list[str]]:
-        """The answers of a chat that can be learned, and why the others cannot.
+        """The learnable answers of a chat, and the reasons against the other answers.
 
         Raises:
             DataError: The encoder was built for plain text.
@@ -135,9 +135,9 @@ class Encoder:
 
 
 def mark_answers(pieces: Sequence[Sequence[int]]) -> tuple[list[int], list[bool]]:
-    """The tokens of a sequence in one list, and for each whether it counts in the loss.
+    """The tokens of a sequence in one list, with a mark on each token of the loss.
 
-    The first token never counts: nothing predicts it.
+    The first token never counts, because no position predicts it.
     """
     ids = [token for piece in pieces for token in piece]
     is_answer = [number % 2 == 1 for number, piece in enumerate(pieces) for _ in piece]
@@ -146,17 +146,17 @@ def mark_answers(pieces: Sequence[Sequence[int]]) -> tuple[list[int], list[bool]
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text, none added."""
+    """Token ids of a text, without added special tokens."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False, verbose=False)
     return ids
 
 
 def encode_behind(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
-    """Token ids of a text as it goes on from a prompt whose own ids stay as they are.
+    """Token ids of a text behind a prompt, with the prompt's own ids unchanged.
 
-    A text by itself would have other ids: some tokenizers put a space before any text they are
-    given. It is encoded behind its prompt; where the two would merge, behind something short that
-    it does not merge with.
+    A separate text would have other ids, because some tokenizers put a space before any text. The
+    text is therefore encoded behind its prompt, or, where the two would merge, behind a short text
+    that does not merge.
     """
     is_in_word = prompt[-1:].isalnum() and text[:1].isalnum()
     anchors = (*_LETTERS, *_BREAKS) if is_in_word else (*_BREAKS, *_LETTERS)
@@ -170,7 +170,7 @@ def encode_behind(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) ->
 def _joined(
     pairs: Sequence[tuple[list[int], list[int]]],
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """One sequence where each prompt begins with the prompt and answer before it, else several."""
+    """One sequence if each prompt begins with the earlier prompt and answer, else several."""
     pieces: list[tuple[int, ...]] = []
     done: list[int] = []
     for prompt, answer in pairs:

@@ -1,8 +1,8 @@
-"""One answer at a time: the prompt that a server would make, and the text to learn behind it.
+"""Prompt and text to learn for one answer: the prompt is exactly that of a server.
 
-P are the turns before under a generation prompt, W the turns through the answer. Where W begins
-with P, the rest is the answer. Where it does not, the words of the answer are found in W and put
-behind P; thoughts that a template drops are put there as they are written.
+P are the turns before the answer with a generation prompt, W the turns through the answer. Where W
+begins with P, the rest of W is the answer. Otherwise the words of the answer are found in W and
+put behind P; thoughts that a template drops are inserted as written.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from trainables.files.formats import ChatExample
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _LONGEST_LEAD = 64
-"""Most characters that a template writes between the end of a prompt and an answer's words."""
+"""Most characters of the template between the end of a prompt and an answer's words."""
 
 
 class CannotLearnError(Exception):
-    """An answer that cannot be trained; the message says why and what to do."""
+    """An answer that cannot be trained; the message gives the reason and a remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What one assistant turn teaches.
+    """Prompt and learned text of one assistant turn.
 
     Attributes:
-        prompt: Text that a server asks with.
-        text: What is learned behind it, up to and with the end token.
-        token: The control token that ends `text`; `None` where it has to be appended.
+        prompt: Prompt text of a server.
+        text: Learned text behind the prompt, through the end token.
+        token: The control token at the end of `text`; `None` where it must be appended.
         is_direct: The template itself writes `text` behind `prompt`.
     """
 
@@ -56,7 +56,7 @@ def find_answer(
 
     Raises:
         CannotLearnError: The template refuses the conversation or drops a part of the answer, or
-            the answer cannot be told apart from its prompt.
+            the answer cannot be separated from its prompt.
     """
     where = f"message {position + 1}"
     try:
@@ -88,7 +88,7 @@ def find_answer(
 def _rendered(
     chat: ChatExample, position: int, template: ChatTemplate, endings: Endings, prompt: str
 ) -> tuple[Answer | None, str]:
-    """The answer as the template renders it, and the name of what it lacks, if anything."""
+    """The answer as rendered by the template, and the name of a missing part, if any."""
     before, turn = chat.turns[:position], chat.turns[position]
     whole = template.render([*before, turn], chat.tools)
     if turn.get("tool_calls"):
@@ -110,9 +110,9 @@ def _rendered(
 def _moved(
     chat: ChatExample, position: int, template: ChatTemplate, prompt: str, text: str
 ) -> str | None:
-    """The answer's words out of a rendering that does not begin with the prompt.
+    """The answer's text from a rendering that does not begin with the prompt.
 
-    What the template writes between what the prompt ends with and the words goes along.
+    The text that the template writes between the prompt's end and the words is included.
     """
     before, turn = chat.turns[:position], chat.turns[position]
     probed = template.render([*before, {**turn, "content": PROBE}], chat.tools)
@@ -122,20 +122,20 @@ def _moved(
     history = template.render(before, chat.tools)
     opening = len(prompt) - len(history) if prompt.startswith(history) else 0
     size = _longest_ending_in(prompt, head)
-    # The common end has to reach into the words of the last turn, else it says nothing.
+    # The common end must reach into the words of the last turn; a shorter one proves nothing.
     words = before[-1]["content"].strip()
     behind_words = len(prompt) - prompt.rfind(words) - len(words)
     lead: str | None = None
     if size > max(opening, behind_words):
         lead = head[head.rfind(prompt[-size:]) + size :]
     elif not turn.get("tool_calls"):
-        # A template that opens no answer leaves it to follow its prompt as it is.
+        # Without an opening in the generation prompt, the answer follows the prompt unchanged.
         lead = _usual_lead(template, prompt[-opening:]) if opening else ""
     return None if lead is None or len(lead) > _LONGEST_LEAD else lead + text[len(head) :]
 
 
 def _usual_lead(template: ChatTemplate, opening: str) -> str | None:
-    """What the template writes between a generation prompt and an answer in the simplest chat."""
+    """Text of the template between generation prompt and answer in the simplest chat."""
     user = {"role": "user", "content": "x"}
     prompt = template.render([user], is_prompt=True)
     text = template.render([user, {"role": "assistant", "content": PROBE}])
@@ -145,7 +145,7 @@ def _usual_lead(template: ChatTemplate, opening: str) -> str | None:
 
 
 def _longest_ending_in(prompt: str, head: str) -> int:
-    """Characters of the longest end of the prompt that occurs in a text."""
+    """Length of the longest end of the prompt that occurs in `head`."""
     low, high = 0, len(prompt)
     while low < high:
         middle = (low + high + 1) // 2
@@ -156,11 +156,11 @@ def _longest_ending_in(prompt: str, head: str) -> int:
 def _as_written(
     chat: ChatExample, position: int, template: ChatTemplate, endings: Endings, prompt: str
 ) -> Answer | None:
-    """Thought and words as the row has them, behind a prompt of a template that drops thoughts."""
+    """Thought and words as in the row, behind the prompt of a template that drops thoughts."""
     turn = chat.turns[position]
     content, thought = str(turn["content"]).strip(), thought_of(turn)
     found = endings.of_words(chat.turns[:position], chat.tools)
-    # Elsewhere a thought is the base's own way to answer only if its template knows of thoughts.
+    # Otherwise a thought is natural for the base only if its template supports thoughts.
     has_thought = (thought or _CLOSE in content) and _CLOSE in template.text
     if found is None or not has_thought or turn.get("tool_calls") or prompt.endswith(_CLOSE):
         return None
@@ -174,18 +174,18 @@ def _as_written(
 
 
 def thought_of(turn: Mapping[str, Any]) -> str:
-    """The thought that a turn has beside its content."""
+    """Thought of a turn in a field beside the content; empty if there is none."""
     thought = turn.get("reasoning_content") or turn.get("reasoning") or turn.get("thinking")
     return str(thought or "").strip()
 
 
 def has_thought(turn: Mapping[str, Any]) -> bool:
-    """Whether a turn holds a thought, beside its content or in it."""
+    """Whether a turn has a thought, in a field or in its content."""
     return bool(thought_of(turn)) or _CLOSE in str(turn["content"])
 
 
 def _lacking(turn: Mapping[str, Any], text: str) -> str:
-    """Name of the first part of an answer that a text does not hold; empty if it holds all."""
+    """Name of the first answer part that is missing from a text; empty if none is missing."""
     text = _squeezed(text)
     return next((name for name, words in _parts(turn) if _squeezed(words) not in text), "")
 
@@ -205,7 +205,7 @@ def _parts(turn: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _leaves(value: object) -> Iterator[str]:
-    """Plain words among arguments: templates differ in how they write anything else."""
+    """Plain words among arguments; templates differ in writing any other value."""
     if isinstance(value, Mapping):
         for one in value.values():
             yield from _leaves(one)
@@ -226,7 +226,7 @@ def _remedy(missing: str) -> str:
 
 
 def _require_system(before: Turns, prompt: str) -> None:
-    """The system turn is in the prompt: some templates leave it out and say nothing."""
+    """Refuse a prompt without the system turn: some templates drop the turn silently."""
     for number, turn in enumerate(before, 1):
         is_system = turn["role"] in ("system", "developer")
         if is_system and _squeezed(turn["content"]) not in _squeezed(prompt):
@@ -238,7 +238,7 @@ def _require_system(before: Turns, prompt: str) -> None:
 
 
 def _require_one_end(answer: Answer, endings: Endings, template: ChatTemplate, where: str) -> None:
-    """A stop in the midst of an answer would end it there when it is served."""
+    """Refuse an answer with an end token inside: serving would stop there."""
     inner = [token for *_, token in template.find_control(answer.text)]
     if answer.token is not None:
         inner.pop()
@@ -251,17 +251,17 @@ def _require_one_end(answer: Answer, endings: Endings, template: ChatTemplate, w
 
 
 def split_off_cut(prompt: str, whole: str, history: str, template: ChatTemplate) -> str:
-    """What to take off the end of prompts so that a rendered answer begins with its prompt.
+    """End of a prompt to cut off, so that a rendered answer begins with its prompt.
 
     Args:
-        prompt: Of the answer.
-        whole: The conversation through the answer.
-        history: The turns before, without a generation prompt.
-        template: For its control tokens.
+        prompt: Prompt of the answer.
+        whole: Rendering of the conversation through the answer.
+        history: Rendering of the turns before, without a generation prompt.
+        template: Template with the control tokens.
 
     Returns:
-        The end of the prompt that `whole` has otherwise; empty where no part of what the
-        generation prompt adds would be left, or the difference begins before it.
+        The end of the prompt that differs from `whole`; empty if the cut would remove the whole
+        generation prompt, or the difference begins before the generation prompt.
     """
     same = common_start(prompt, whole)
     inside = [start for start, end, _ in template.find_control(prompt) if start < same < end]

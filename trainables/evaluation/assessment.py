@@ -49,7 +49,7 @@ def assess_bundle(
     base_model: str | None = None,
     device: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Evaluation documents of a bundle, one for each form; the forms are loaded one after another.
+    """Evaluation documents of a bundle, one for each form; forms are loaded one after another.
 
     Impossible requests are refused before a model is loaded.
 

@@ -84,7 +84,7 @@ def complete(
 
 
 def _require_one_side(lengths: Sequence[int], ending: Ending, switch: int | None) -> None:
-    """Refuse completions that cross the length at which rotary frequencies change.
+    """Refuse completions across the length where rotary frequencies change.
 
     Cached keys keep the rotation of the length at which they were computed.
     """

@@ -135,7 +135,7 @@ def _find_tasks(tasks: Sequence[str], include_path: Path | None) -> Any:
         )
     own = TaskManager(include_path=include_path, include_defaults=False)
     if all(task in own.all_tasks for task in tasks):
-        return own  # # skips the harness's own task files: 14 thousand files, 18 s
+        return own  # skips the harness's own task files: 14 thousand files, 18 s
     every = TaskManager(include_path=include_path)
     unknown = [task for task in tasks if task not in every.all_tasks]
     if unknown:
@@ -220,7 +220,7 @@ def _describe(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in measured.items():
         metric, comma, answer_filter = key.partition(",")
         if not comma or metric.endswith("_stderr"):
-            continue  # # names, counts and standard errors
+            continue  # names, counts and standard errors
         error = measured.get(f"{metric}_stderr,{answer_filter}")
         metrics[metric if answer_filter == _NO_FILTER else key] = {
             "value": float(value),

@@ -1,1 +1,1 @@
-"""Rows of files, the hub or memory: read, recognized by their columns, checked."""
+"""Rows of files, the hub or memory: reading, recognition of columns, checks."""

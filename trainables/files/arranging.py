@@ -1,4 +1,4 @@
-"""The columns of a row put where `files.formats` looks for them, JSON in cells parsed."""
+"""Row values moved to the columns that `files.formats` reads, with JSON in cells parsed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROLE_NAMES = {
     "tool": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool",
     "function": "tool", "ipython": "tool",
 }  # fmt: skip
-"""Roles of ShareGPT's `from` by the names that data sets give them."""
+"""Message roles by ShareGPT's `from` value, for the names found in data sets."""
 
 _CALLS = ("function_call", "tool_call")
 
@@ -35,10 +35,10 @@ _ALPACA = (
 
 
 def arrange(row: RawRow, layout: RowLayout, field: str) -> RawRow:
-    """The row with the columns of `layout.kind`, values that are JSON text parsed.
+    """The row in the columns of `layout.kind`, with JSON text parsed.
 
     Raises:
-        DataError: A column is missing, or a value is of no use in its place.
+        DataError: A column is missing, or a value cannot be used in its column.
     """
     for role, column in layout.columns.items():
         if column not in row.values and role not in OPTIONAL:
@@ -57,7 +57,7 @@ def arrange(row: RawRow, layout: RowLayout, field: str) -> RawRow:
 
 
 def refuse_row(row: RawRow, field: str, wrong: str, allowed: str, remedy: str) -> NoReturn:
-    """Say of a row that it cannot be used.
+    """Raise the error for a row that cannot be used.
 
     Raises:
         DataError: Always.
@@ -94,7 +94,7 @@ def _alpaca_prompt(row: RawRow, layout: RowLayout, values: Mapping[str, Any], fi
 
 
 def _fill(row: RawRow, template: str, columns: Mapping[str, str], field: str) -> str:
-    """A template with the values of a row; whole text and numbers fit in."""
+    """A template filled with a row's values; each value must be text or a number."""
     filled = {}
     for name, column in columns.items():
         value = row.values.get(column)
@@ -113,7 +113,7 @@ def _fill(row: RawRow, template: str, columns: Mapping[str, str], field: str) ->
 
 
 def describe_value(value: object) -> str:
-    """What a cell holds, for messages: `no value` or `a list`."""
+    """Description of a cell for messages, such as `no value` or `a list`."""
     return "no value" if is_missing(value) else f"a {type(value).__name__}"
 
 
@@ -142,7 +142,7 @@ def _starts_with_system(turns: Sequence[Any]) -> bool:
 
 
 def _message(row: RawRow, where: str, turn: Any, field: str) -> Any:
-    """A ShareGPT turn as a message; anything else as it is."""
+    """A ShareGPT turn as a message; any other value unchanged."""
     if not isinstance(turn, dict) or "role" in turn or not {"from", "value"} <= turn.keys():
         return turn
     name = turn["from"]
@@ -160,7 +160,7 @@ def _message(row: RawRow, where: str, turn: Any, field: str) -> Any:
 
 
 def _calls(row: RawRow, where: str, value: Any, field: str) -> list[dict[str, Any]]:
-    """The calls of a ShareGPT turn, which holds one or a list of them as JSON text."""
+    """Calls of a ShareGPT turn, parsed from a call or a list of calls as JSON text."""
     try:
         calls = parse_json(value) if isinstance(value, str) else value
     except JsonError:
@@ -189,7 +189,7 @@ def _is_call(call: object) -> bool:
 def _tools(
     row: RawRow, layout: RowLayout, values: Mapping[str, Any], field: str
 ) -> dict[str, Any]:
-    """The tools of a row, in a mapping of their own; empty where there are none."""
+    """Tools of a row in a mapping of their own; empty where the row has none."""
     value = values.get("tools")
     if value is None or (isinstance(value, str) and not value.strip()):
         return {}

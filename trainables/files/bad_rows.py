@@ -1,4 +1,4 @@
-"""What is said of rows that cannot be used: one in a sentence of its own, several in a list."""
+"""Messages about rows that cannot be used: a sentence for a single row, else a list."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from trainables.errors import DataError
 from trainables.files.readers import BadRow, RawRow
 
 SHOWN = 10
-"""Most rows of a list that are shown; the others are counted."""
+"""Most rows shown in a list; further rows are counted."""
 
 
 def refuse_bad(bad: Sequence[BadRow], total: int, field: str) -> None:
-    """Do nothing where no row is bad.
+    """Refuse a source with bad rows; do nothing if there are none.
 
     Args:
         bad: The rows that cannot be used.
-        total: Count of all rows of the source.
+        total: Number of all rows of the source.
         field: Dotted field of the source.
 
     Raises:
-        DataError: There are any; the message lists up to ten of them with their places.
+        DataError: There are bad rows; the message lists up to ten with their places.
     """
     if len(bad) == 1:
         (one,) = bad
@@ -36,13 +36,13 @@ def refuse_bad(bad: Sequence[BadRow], total: int, field: str) -> None:
 
 
 def list_bad(bad: Sequence[BadRow]) -> list[str]:
-    """A line for each of the first ten rows, and one with the count of the others."""
+    """A line for each of the first ten rows, and a line with the count of the others."""
     lines = [f"{one.place} {one.problem}" for one in bad[:SHOWN]]
     return lines if len(bad) <= SHOWN else [*lines, f"and {len(bad) - SHOWN} more"]
 
 
 def bad_row(row: RawRow, field: str, error: DataError) -> BadRow:
-    """What an error that was raised about a row says of it."""
+    """Bad row from an error about a row: place, problem, allowed values and remedy."""
     text = str(error).removeprefix(f"{field}: ").removeprefix(row.place).lstrip(" :")
     problem, _, rest = text.partition("; allowed: ")
     allowed, _, remedy = rest.partition(". ")

@@ -1,4 +1,4 @@
-"""What a row means: which columns a format has, and what makes a row unusable."""
+"""Examples of rows: the columns of each format, and the checks of a row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainables.files.readers import RawRow
 
 @dataclass(frozen=True, kw_only=True)
 class PlainExample:
-    """Text to continue and its continuation; a `text` row has an empty prompt."""
+    """A text to continue, with its continuation; a `text` row has an empty prompt."""
 
     prompt: str
     answer: str
@@ -27,8 +27,8 @@ class ChatExample:
 
     Attributes:
         turns: Messages as `trainables.files.messages` makes them.
-        context: Count of leading turns that are no answers even when the assistant says them.
-        tools: JSON schemas of the tools on offer: the column `tools`.
+        context: Number of leading turns that are not answers, even from the assistant.
+        tools: JSON schemas of the tools on offer, from the column `tools`.
     """
 
     turns: tuple[Mapping[str, Any], ...]
@@ -49,7 +49,7 @@ Example = PlainExample | ChatExample
 
 
 def parse_row(row: RawRow, layout: RowLayout, field: str) -> Example:
-    """The example a row holds.
+    """Example of a row.
 
     Raises:
         DataError: A column is missing or of the wrong type, a role unknown, or the answer empty.
@@ -107,5 +107,5 @@ def _parse_chat(
         if not (turns[position]["content"].strip() or turns[position].get("tool_calls")):
             wrong = f"has an empty assistant turn, number {position + 1}"
             _refuse(row, field, wrong, "text that is not blank", "Fill in or remove the row.")
-    # What follows the last answer teaches nothing and costs memory.
+    # Turns after the last answer teach nothing and cost memory.
     return replace(chat, turns=turns[: chat.answers[-1] + 1])

@@ -1,7 +1,7 @@
-"""Which columns of a source hold what: recognized by their names, or as `data.columns` says.
+"""Layout of a source: the column of each role, by column names or by `data.columns`.
 
-Whatever a source calls its columns, `trainables.files.arranging` makes `messages`, `prompt` and
-`completion`, or `text` of them.
+For every layout `trainables.files.arranging` makes the columns `messages`, `prompt` and
+`completion`, or `text`.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ KINDS: dict[RowFormat, RowKind] = {
 _PROMPTS = ("prompt", "question", "query", "instruction", "input", "problem")
 _ANSWERS = ("completion", "answer", "response", "output", "target", "solution", "chosen")
 _LABELS = (*_ANSWERS, "label", "labels", "summary", "category", "class", "reference")
-"""Columns that make `text` beside them look like a prompt."""
+"""Columns that make a `text` column beside them look like a prompt."""
 
 _CONTEXTS = ("context", "passage", "document", "article", "choices", "options", "history")
-"""Columns that a question is often nothing without."""
+"""Columns that a question often depends on."""
 
 _CONVERSATIONS = ("conversations", "conversation")
 
 OPTIONAL = ("system", "tools", "input")
-"""What a layout may hold that not every row needs."""
+"""Roles that not every row needs to fill."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowLayout:
-    """How the rows of a source are read.
+    """Layout of a source's rows: format, columns and prompt template.
 
     Attributes:
-        format: What they were recognized as.
-        columns: Column by what it holds, such as `{"prompt": "question"}`.
-        template: Makes the prompt from columns; `None` where a column is the prompt.
-        unused: Columns that nothing is read from.
+        format: Recognized format.
+        columns: Column name by role, such as `{"prompt": "question"}`.
+        template: Template that makes the prompt from columns; `None` if a column is the prompt.
+        unused: Columns that are not read.
     """
 
     format: RowFormat
@@ -60,11 +60,11 @@ class RowLayout:
 
     @property
     def kind(self) -> RowKind:
-        """The format that rows have once their columns are put in place."""
+        """The format of rows after their columns are arranged."""
         return KINDS[self.format]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that `layout_from` takes back."""
+        """Plain values for `layout_from`."""
         return {
             "format": self.format,
             "columns": dict(self.columns),
@@ -73,7 +73,7 @@ class RowLayout:
         }
 
     def describe(self) -> str:
-        """One sentence on what is read from where."""
+        """One sentence on the roles and their columns."""
         named = ", ".join(f"{role} from {column!r}" for role, column in self.columns.items())
         parts = [f"Rows are read as {self.format}: {named}"]
         if self.template is not None:
@@ -88,15 +88,15 @@ class RowLayout:
 
 
 def find_layout(rows: Sequence[RawRow], spec: DataSpec, field: str) -> RowLayout:
-    """The layout that a spec says, or that the columns of the rows say.
+    """The layout given by a spec, or recognized by the columns of the rows.
 
     Args:
         rows: All rows of a source.
-        spec: `format`, `columns` and `prompt_template` count.
+        spec: The spec; only `format`, `columns` and `prompt_template` are used.
         field: Dotted field of the source.
 
     Raises:
-        DataError: No layout fits, or more than one does.
+        DataError: No layout fits, or several do.
     """
     counts = Counter(column for row in rows for column in row.values)
     common = [column for column, count in counts.items() if 2 * count >= len(rows)]
@@ -128,7 +128,7 @@ def find_layout(rows: Sequence[RawRow], spec: DataSpec, field: str) -> RowLayout
 
 
 def layout_from(recorded: Mapping[str, Any] | None, rows: Sequence[RawRow]) -> RowLayout | None:
-    """A layout that was recorded, where the rows have its columns; `None` where they do not."""
+    """The recorded layout if the rows have its columns, else `None`."""
     if recorded is None:
         return None
     layout = RowLayout(
@@ -144,7 +144,7 @@ def layout_from(recorded: Mapping[str, Any] | None, rows: Sequence[RawRow]) -> R
 
 @dataclass(frozen=True, kw_only=True)
 class _Columns:
-    """The columns of a source: all, those of at least half of the rows, those with any value."""
+    """Columns of a source: all, those in at least half of the rows, and those with any value."""
 
     all: tuple[str, ...]
     common: tuple[str, ...]
@@ -153,7 +153,7 @@ class _Columns:
     field: str
 
     def find(self, names: Sequence[str]) -> list[str]:
-        """Columns with one of the names, in whatever case, in the order of the names."""
+        """Common columns with a given name, in any case, in the order of `names`."""
         found = {name: [one for one in self.common if one.strip().lower() == name]
                  for name in names}  # fmt: skip
         return [column for columns in found.values() for column in columns]
@@ -170,7 +170,7 @@ class _Columns:
 
 
 def _optional(format_: RowFormat, columns: _Columns, roles: Mapping[str, str]) -> dict[str, str]:
-    """Columns that a format reads where they are there, though not every row need have them."""
+    """Optional columns of a format that exist in the source, by role."""
     names = {"messages": ("system", "tools"), "prompt-completion": ("tools",), "text": ()}
     wanted = ("input",) if format_ == "alpaca" else names[KINDS[format_]]
     by_name = {column.strip().lower(): column for column in columns.all}
@@ -178,7 +178,7 @@ def _optional(format_: RowFormat, columns: _Columns, roles: Mapping[str, str]) -
 
 
 def _named(spec: DataSpec, columns: _Columns) -> tuple[RowFormat, dict[str, str]]:
-    """The layout of `data.columns` and `data.prompt_template`."""
+    """Format and columns from `data.columns` and `data.prompt_template`."""
     roles = dict(spec.columns.named) if spec.columns is not None else {}
     template = () if spec.prompt_template is None else template_columns(spec.prompt_template)
     for where, names in (
@@ -200,7 +200,7 @@ def _named(spec: DataSpec, columns: _Columns) -> tuple[RowFormat, dict[str, str]
 
 
 def _format_of(spec: DataSpec, roles: Mapping[str, str]) -> RowFormat:
-    """The format that named columns make, which a format that is set must not contradict."""
+    """Format of the named columns; a different `data.format` is refused."""
     made: RowFormat = "prompt-completion"
     if "messages" in roles or "text" in roles:
         made = "messages" if "messages" in roles else "text"
@@ -224,7 +224,7 @@ def _require_column(name: str, where: str, columns: _Columns) -> None:
 
 
 def _of_format(format_: RowFormat, columns: _Columns) -> dict[str, str]:
-    """The columns of a format that is set; by its own names where none of their kin is there."""
+    """Columns of a set format; the format's own names where no known synonym exists."""
     if format_ == "sharegpt":
         return {
             "messages": next(iter(columns.find((*_CONVERSATIONS, "messages"))), "conversations")
@@ -242,7 +242,7 @@ def _of_format(format_: RowFormat, columns: _Columns) -> dict[str, str]:
 
 
 def _recognize(columns: _Columns) -> tuple[RowFormat, dict[str, str]]:
-    """The first layout that the columns have; `text` only where nothing else is meant."""
+    """First layout that fits the columns; `text` only if no other layout is possible."""
     chat = columns.find(("messages", *_CONVERSATIONS))
     if chat:
         is_openai = chat[0].lower() == "messages"
@@ -272,7 +272,7 @@ def _recognize(columns: _Columns) -> tuple[RowFormat, dict[str, str]]:
 
 
 def _pair(columns: _Columns) -> dict[str, str]:
-    """The one column to ask with and the one to answer with; empty where there is none."""
+    """The prompt column and the answer column; empty if there is no such pair."""
     if {"prompt", "completion"} <= set(columns.common):
         return {"prompt": "prompt", "completion": "completion"}
     prompts, answers = columns.find(_PROMPTS), columns.find(_ANSWERS)
@@ -290,7 +290,7 @@ def _pair(columns: _Columns) -> dict[str, str]:
 
 
 def _refuse_context(columns: _Columns, prompt: str, answer: str) -> None:
-    """Ask what is meant where a column looks as if the prompt were nothing without it."""
+    """Refuse an ambiguous source: a context column that may belong to the prompt."""
     context = [one for one in columns.find(_CONTEXTS) if one in columns.filled]
     if context:
         columns.refuse(
@@ -305,5 +305,5 @@ def _is_filled(value: object) -> bool:
 
 
 def is_missing(value: object) -> bool:
-    """Whether a cell is empty: null, or the NaN that tables put there."""
+    """Whether a cell is empty: null, or the NaN of tables."""
     return value is None or (isinstance(value, float) and math.isnan(value))

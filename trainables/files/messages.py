@@ -1,4 +1,4 @@
-"""Messages of a chat as templates take them: contents are text, calls are of functions."""
+"""Messages of a chat in the form of templates: contents are text, calls are of functions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def read_text(row: RawRow, where: str, value: object, field: str) -> str:
-    """The text of a cell.
+    """Text of a cell.
 
     Raises:
-        DataError: It is none, or UTF-8 cannot hold it.
+        DataError: The value is not text, or cannot be encoded in UTF-8.
     """
     if not isinstance(value, str):
         wrong = f"has {describe_value(value)} in {where!r}"
@@ -31,10 +31,10 @@ def read_text(row: RawRow, where: str, value: object, field: str) -> str:
 
 
 def read_turn(row: RawRow, where: str, value: object, field: str) -> Mapping[str, Any]:
-    """A message with its content as text.
+    """Message of a turn, with its content as text.
 
     Raises:
-        DataError: It is none, its role is unknown, or a part of it is of no use.
+        DataError: The value is not a message, its role is unknown, or a part cannot be used.
     """
     is_turn = isinstance(value, dict) and "role" in value
     if not isinstance(value, dict) or not is_turn or not {"content", "tool_calls"} & value.keys():
@@ -43,7 +43,7 @@ def read_turn(row: RawRow, where: str, value: object, field: str) -> Mapping[str
     if value["role"] not in ROLES:
         wrong = f"has the role {value['role']!r} in {where!r}"
         _refuse(row, field, wrong, ", ".join(ROLES), "Rename the role.")
-    # Parquet gives every struct every key; templates ask whether a key is there.
+    # Parquet gives every struct every key; templates test for the presence of a key.
     turn = {key: entry for key, entry in value.items() if entry is not None}
     calls = _calls(row, f"{where}.tool_calls", turn.pop("tool_calls", None) or [], field)
     if calls:
@@ -53,7 +53,7 @@ def read_turn(row: RawRow, where: str, value: object, field: str) -> Mapping[str
 
 
 def _content(row: RawRow, where: str, value: object, field: str, has_calls: bool) -> str:
-    """The text of a message; its parts of text joined by newlines, as servers do."""
+    """Text of a message; text parts are joined by newlines, as in servers."""
     if value is None and has_calls:
         return ""
     if not isinstance(value, list | tuple):
@@ -101,10 +101,10 @@ def _call(row: RawRow, where: str, value: object, field: str) -> dict[str, Any]:
 
 
 def read_tools(row: RawRow, field: str) -> tuple[Mapping[str, Any], ...]:
-    """The JSON schemas in the column `tools`; none where there is no such column.
+    """JSON schemas of the column `tools`; empty without the column.
 
     Raises:
-        DataError: It holds something else.
+        DataError: The column holds another value.
     """
     tools = _from_json(row.values.get("tools") or [])
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
@@ -115,7 +115,7 @@ def read_tools(row: RawRow, field: str) -> tuple[Mapping[str, Any], ...]:
 
 
 def _from_json(value: object) -> Any:
-    """What a JSON text holds; anything else as it is."""
+    """Value of a JSON text; any other value unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -125,7 +125,7 @@ def _from_json(value: object) -> Any:
 
 
 def _without_none(value: Any) -> Any:
-    """Mappings without the keys that hold nothing: Parquet gives every struct every key."""
+    """Mappings without keys whose value is `None`: Parquet gives every struct every key."""
     if isinstance(value, dict):
         return {key: _without_none(one) for key, one in value.items() if one is not None}
     return [_without_none(one) for one in value] if isinstance(value, list | tuple) else value

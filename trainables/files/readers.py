@@ -1,7 +1,7 @@
-"""Rows of files in the formats that people keep rows in, each with the place it came from.
+"""Rows of files in common formats, each with its place of origin.
 
-A line that holds no row does not end the reading: it is listed with what is wrong with it, and
-whoever asked for the rows decides.
+A line without a valid row does not stop the reading: the line is listed with its problem, and the
+caller decides.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from typing import Any
 from trainables.errors import DataError
 
 MAX_DEPTH = 100
-"""Levels of lists and objects in a JSON value; Python's own limit depends on who called."""
+"""Most levels of lists and objects in JSON; Python's own limit depends on the call stack."""
 
 _DELIMITERS = (",", ";", "\t", "|")
 _TRIED_RECORDS = 20
 _BOMS = (
-    # UTF-32's begins with UTF-16's.
+    # UTF-32's mark begins with UTF-16's.
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -41,11 +41,11 @@ _BOMS = (
 
 @dataclass(frozen=True, kw_only=True)
 class RawRow:
-    """One example as its source holds it.
+    """Row of a source with its place.
 
     Attributes:
-        values: Column names to values.
-        place: Where a user finds it: the source and the 1-based line of a text file or row.
+        values: Values by column name.
+        place: Place for the user: the source and the 1-based line of a text file or row.
     """
 
     values: Mapping[str, Any]
@@ -58,9 +58,9 @@ class BadRow:
 
     Attributes:
         place: As `RawRow.place`.
-        problem: What is wrong with it, to follow the place: `is not JSON: …`.
-        allowed: What would be right.
-        remedy: What to do, as a sentence.
+        problem: The problem, worded to follow the place: `is not JSON: …`.
+        allowed: Allowed values.
+        remedy: The remedy, as a sentence.
     """
 
     place: str
@@ -73,14 +73,14 @@ Found = RawRow | BadRow
 
 
 class JsonError(ValueError):
-    """A text is no JSON value that can be taken; the message says why."""
+    """A text is not an accepted JSON value; the message gives the reason."""
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """Value of a JSON text.
 
     Raises:
-        JsonError: The text is no JSON, nested too deeply, or holds a number of too many digits.
+        JsonError: The text is not JSON, nested too deeply, or holds a number of too many digits.
     """
     try:
         value = json.loads(text)
@@ -97,10 +97,10 @@ def parse_json(text: str) -> Any:
 
 
 def parse_list(text: str) -> list[Any] | None:
-    """The list that a cell holds as text: JSON, or Python's notation, which pandas writes.
+    """List from a cell's text: JSON, or Python's notation, as pandas writes.
 
     Returns:
-        `None` where the text is no list.
+        `None` where the text is not a list.
     """
     if not text.lstrip().startswith("["):
         return None
@@ -115,20 +115,20 @@ def parse_list(text: str) -> list[Any] | None:
 
 
 def is_readable(path: Path) -> bool:
-    """Whether the name of a file says that it holds rows."""
+    """Whether a file's name has the ending of a readable format."""
     return _suffixes(path)[0] in _READERS
 
 
 def readable_names() -> str:
-    """The endings of files that hold rows, for messages."""
+    """Endings of readable files, for messages."""
     return f"{', '.join(_READERS)}, each also with {', '.join(_OPENERS)} behind it"
 
 
 def read_file(path: Path, field: str) -> tuple[Found, ...]:
-    """Everything a file holds, in its order.
+    """Rows and bad rows of a file, in the file's order.
 
     Raises:
-        DataError: The file cannot be read as what its name says.
+        DataError: The file cannot be read in the format of its name.
     """
     kind, packing = _suffixes(path)
     if kind not in _READERS:
@@ -146,7 +146,7 @@ def read_file(path: Path, field: str) -> tuple[Found, ...]:
 
 
 def _suffixes(path: Path) -> tuple[str, str]:
-    """What a file holds and how it is packed, as the endings of its name."""
+    """Endings of a file's name: the format and the compression."""
     last = path.suffix.lower()
     if last in _OPENERS:
         return Path(path.stem).suffix.lower(), last
@@ -208,7 +208,7 @@ def _mapping(value: Any, place: str) -> Found:
 
 
 def _read_jsonl(content: bytes, path: Path, field: str) -> Iterator[Found]:
-    # Not splitlines(): JSON strings may hold U+2028 and its kin unescaped.
+    # Not splitlines(): JSON strings may hold U+2028 and similar characters unescaped.
     for number, line in enumerate(_decode(content, path, field).split("\n"), 1):
         if not line.strip():
             continue
@@ -246,7 +246,7 @@ def _read_json(content: bytes, path: Path, field: str) -> Iterator[Found]:
 
 
 def _is_jsonl(text: str) -> bool:
-    """Whether the first two lines with something on them are an object each."""
+    """Whether each of the first two non-empty lines is a JSON object."""
     lines = itertools.islice((line for line in text.split("\n") if line.strip()), 2)
     try:
         return [type(parse_json(line)) for line in lines] == [dict, dict]
@@ -260,14 +260,14 @@ def _read_csv(content: bytes, path: Path, field: str) -> Iterator[Found]:
 
 
 def _read_table(text: str, path: Path, field: str, delimiter: str) -> Iterator[Found]:
-    # strict: an unclosed quote would otherwise swallow the rest of the file into one cell.
+    # strict: otherwise an unclosed quote would put the rest of the file into one cell.
     records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    # A limit of the whole process; cells of files are as long as they are.
+    # The limit applies to the whole process; cells of data files have no limit.
     limit = csv.field_size_limit(len(text) + 1)
     try:
         filled = ((records.line_num, record) for record in records if record)
         header_line, header = next(filled, (0, []))
-        if header and header[0].lower().startswith("sep="):  # what Excel reads the separator from
+        if header and header[0].lower().startswith("sep="):  # Excel's separator line
             header_line, header = next(filled, (0, []))
         names = _column_names(header, f"{path} line {header_line}", field)
         return iter([_table_row(f"{path} line {line}", record, names) for line, record in filled])
@@ -293,7 +293,7 @@ def _table_row(place: str, record: list[str], names: list[str]) -> Found:
 
 
 def _column_names(header: list[str], place: str, field: str) -> list[str]:
-    """The header with names for columns that it leaves unnamed, as pandas writes its index."""
+    """Header with names for unnamed columns, such as the index that pandas writes."""
     twice = [name for name, count in Counter(header).items() if name.strip() and count > 1]
     if twice:
         raise DataError(
@@ -304,7 +304,7 @@ def _column_names(header: list[str], place: str, field: str) -> list[str]:
 
 
 def _delimiter(text: str, path: Path) -> str:
-    """What separates the cells: the one that splits header and first records into most alike."""
+    """Delimiter with the most cells per record, where header and first records agree."""
     if _suffixes(path)[0] == ".tsv":
         return "\t"
     if text[:4].lower() == "sep=":
@@ -314,7 +314,7 @@ def _delimiter(text: str, path: Path) -> str:
 
 
 def _shared_width(text: str, delimiter: str) -> tuple[int, int]:
-    """Cells of the header and how many of the first records have as many; zeros for one column."""
+    """Cells of the header and number of first records with as many; zeros for one column."""
     limit = csv.field_size_limit(len(text) + 1)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)

@@ -1,7 +1,7 @@
-"""Raw rows from files, folders, the hub or memory, each with the place it came from.
+"""Raw rows from files, folders, the hub or memory, each with its place.
 
-Nothing here knows tokens. A row keeps its place (`rows.jsonl line 7`) so that whatever is found
-wrong with it later can be looked up in an editor.
+The module does not know tokens. A row keeps its place (`rows.jsonl line 7`), so that a user can
+look up a later problem in an editor.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 _GLOB = re.compile(r"[*?\[]")
 
 _SAVED_MARKS = ("state.json", "dataset_dict.json")
-"""Files of a folder that `Dataset.save_to_disk` wrote."""
+"""Files in a folder written by `Dataset.save_to_disk`."""
 
 _SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Words that a file's or folder's name says its split with, as `datasets` reads them."""
+"""Words for a split in the name of a file or folder, as in `datasets`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRows:
-    """What a source holds.
+    """Rows of a source, with bad rows and unread files.
 
     Attributes:
-        rows: In their order; at least one.
-        bad: What is no row, such as a line that is no JSON.
-        unread: Files of a folder that hold rows of other splits than the one that was asked for.
+        rows: Rows in the source's order; at least one.
+        bad: Invalid rows, such as a line that is not JSON.
+        unread: Files of a folder with rows of other splits than the requested one.
     """
 
     rows: tuple[RawRow, ...]
@@ -50,14 +50,14 @@ class SourceRows:
 
 
 def read_rows(source: str | Rows, field: str) -> tuple[RawRow, ...]:
-    """Every row of a file, a folder, a hub dataset or of memory, in its order.
+    """Every row of a file, a folder, a hub dataset or memory, in order.
 
     Args:
         source: A file, a folder, a glob, a hub id, or the rows themselves.
-        field: Dotted field that named the source.
+        field: Dotted field of the source.
 
     Raises:
-        DataError: The source is missing, unreadable or empty, or holds something that is no row.
+        DataError: The source is missing, unreadable or empty, or holds an invalid row.
     """
     found = _settle(*_find(source, field, None), source=source, field=field)
     refuse_bad(found.bad, len(found.rows) + len(found.bad), field)
@@ -65,10 +65,10 @@ def read_rows(source: str | Rows, field: str) -> tuple[RawRow, ...]:
 
 
 def read_source(spec: DataSpec, split: str) -> SourceRows:
-    """What the source of a split holds.
+    """Rows of a split's source.
 
     Args:
-        spec: Names the source, and what is read of it.
+        spec: Spec with the source and the part to read.
         split: `train`, `validation` or `test`.
 
     Raises:
@@ -79,18 +79,18 @@ def read_source(spec: DataSpec, split: str) -> SourceRows:
 
 
 def files_of(source: str, split: str | None = None) -> tuple[Path, ...]:
-    """The files that a folder or glob stands for, sorted; hidden ones and notes are none.
+    """Files of a folder or glob, sorted, without hidden files and notes.
 
     Args:
         source: A folder, a glob, or a file.
-        split: Of a folder, only files that belong to it.
+        split: Only the files of this split, for a folder.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         return _files_of_folder(path, split)[0]
     if path.exists() or not _GLOB.search(source):
         return (path,)
-    # What is hidden above the pattern was named, what is hidden below it is not meant.
+    # Hidden folders above the pattern were named by the user; hidden files below are skipped.
     plain = list(itertools.takewhile(lambda part: not _GLOB.search(part), path.parts))
     root = Path(*plain)
     pattern = str(Path(*path.parts[len(plain) :]))
@@ -98,18 +98,18 @@ def files_of(source: str, split: str | None = None) -> tuple[Path, ...]:
 
 
 def is_local(source: str) -> bool:
-    """Whether a source is meant to lie on this machine."""
+    """Whether a source is a path on this machine."""
     return names_path(source) or Path(source).expanduser().exists()
 
 
 def names_path(source: str) -> bool:
-    """Whether a source is written as a path or glob, whatever is there."""
+    """Whether a source is written as a path or glob, existing or not."""
     is_path = source.startswith((".", "~", "/")) or is_readable(Path(source))
     return is_path or _GLOB.search(source) is not None
 
 
 def digest_files(files: Sequence[Path]) -> str:
-    """Hex SHA-256 over the names of files below their common folder, and over their contents."""
+    """Hex SHA-256 of the files' contents and their names relative to the common folder."""
     root = os.path.commonpath([file.parent for file in files]) if files else ""
     lines = []
     for file in sorted(files):
@@ -122,7 +122,7 @@ def digest_files(files: Sequence[Path]) -> str:
 def _find(
     source: str | Rows, field: str, spec: DataSpec | None
 ) -> tuple[Sequence[Found], tuple[str, ...]]:
-    """Everything a source holds, and the files that were passed over."""
+    """Rows and bad rows of a source, and the files that were not read."""
     if not isinstance(source, str):
         return _number(source, f"{field} row"), ()
     if not is_local(source):
@@ -185,7 +185,7 @@ def _read_folder(
 
 
 def _files_of_folder(folder: Path, split: str | None) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """The files of a split, and those of others; files that name none are of `train`."""
+    """Files of a split and of other splits; files without a split name belong to `train`."""
     files = sorted(one for one in folder.rglob("*") if _holds_rows(one, folder))
     if split is None:
         return tuple(files), ()
@@ -196,15 +196,15 @@ def _files_of_folder(folder: Path, split: str | None) -> tuple[tuple[Path, ...],
 
 
 def _holds_rows(path: Path, root: Path) -> bool:
-    """Whether a path below a folder is a file of rows; hidden ones and notes are none."""
+    """Whether a path below a folder is a file of rows; hidden files and notes are not."""
     is_hidden = any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
-    # What `datasets` and editors write beside rows.
+    # Files that `datasets` and editors write beside rows.
     is_note = path.name in ("dataset_info.json", "dataset_infos.json", "state.json")
     return path.is_file() and is_readable(path) and not is_hidden and not is_note
 
 
 def _split_of(path: Path) -> str | None:
-    """The split that the nearest part of a path names, such as `train-00000-of-00002.parquet`."""
+    """Split named by the nearest part of a path, such as `train-00000-of-00002.parquet`."""
     for part in reversed(path.parts):
         words = re.split(r"[^a-z]+", part.lower())
         for split, names in _SPLIT_WORDS.items():
@@ -217,7 +217,7 @@ def _split_of(path: Path) -> str | None:
 
 
 def _load_dataset(source: str, field: str, spec: DataSpec | None) -> tuple[RawRow, ...]:
-    """Rows of a hub dataset or of a folder laid out like one."""
+    """Rows of a hub dataset or of a folder in the layout of a hub dataset."""
     is_folder = Path(source).is_dir()
     if not is_folder and not _HUB_ID.fullmatch(source):
         raise DataError(
@@ -225,7 +225,7 @@ def _load_dataset(source: str, field: str, spec: DataSpec | None) -> tuple[RawRo
             f"{readable_names()} file, a folder or glob of such files, or owner/name. Correct "
             "the name."
         )
-    # Imported here: it takes two seconds, and files are read without it.
+    # Imported here: the import takes two seconds, and files are read without it.
     import datasets
 
     split = field.rpartition(".")[2]

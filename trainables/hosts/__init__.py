@@ -1,1 +1,1 @@
-"""A host process: its loop, what the broker orders, and the checkpoints it keeps."""
+"""Host process: the loop, the broker's orders and the saved checkpoints."""

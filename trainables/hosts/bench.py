@@ -1,4 +1,4 @@
-"""What a host works with, and how its failures are told apart."""
+"""Interfaces of a host to its engine, and the classification of failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Stepped(Protocol):
-    """What one optimizer step did to one seat; see `trainables.training.engine.StepResult`."""
+    """Result of one optimizer step for a seat; see `trainables.training.engine.StepResult`."""
 
     @property
     def step(self) -> int:
@@ -31,45 +31,45 @@ class Stepped(Protocol):
 
     @property
     def is_finite(self) -> bool:
-        """The step was taken; if not, the seat was left as it was."""
+        """Whether the step was taken; otherwise the seat is unchanged."""
 
 
 class SeatEngine(Protocol):
     """The part of `trainables.training.engine.Engine` that a host drives."""
 
     def join(self, seat: str, spec: TrialSpec, state: Any = None, passes: int = 1) -> None:
-        """Take a seat, at the start or where a state stands; a micro-batch goes in `passes`."""
+        """Take a seat, fresh or from a state; each micro-batch is split into `passes`."""
 
     def leave(self, seat: str) -> None:
         """Free a seat."""
 
     def step(self, seats: Sequence[str]) -> Mapping[str, Stepped]:
-        """One optimizer step in each seat."""
+        """Take one optimizer step in each seat."""
 
     def evaluate(self, seat: str, split: Split) -> dict[str, float]:
-        """`eval_*` of a seat."""
+        """Metrics `eval_*` of a seat."""
 
     def evaluate_base(self, spec: TrialSpec, split: Split) -> dict[str, float]:
-        """`eval_*` of the bare base."""
+        """Metrics `eval_*` of the bare base."""
 
     def snapshot(self, seat: str) -> Any:
-        """A state to go on from."""
+        """State of a seat to resume from."""
 
     def export(self, seat: str, folder: Path, metrics: Mapping[str, float]) -> Any:
         """Write the bundle, whole or not at all."""
 
     def trainable_params(self, seat: str) -> int:
-        """Weights in the seat's adapter."""
+        """Number of weights in the seat's adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """An engine and the way its states reach the disk.
+    """An engine with the functions that save and load its states.
 
     Attributes:
         save_state: Writes a snapshot into an existing folder.
-        load_state: Reads it back.
-        peak_memory_gib: Highest memory held so far.
+        load_state: Reads a snapshot back.
+        peak_memory_gib: Returns the peak memory so far.
     """
 
     engine: SeatEngine
@@ -80,34 +80,34 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """An error as a trial's report tells it."""
+    """Kind and reason of an error, for a trial's report."""
 
     fault: Fault
     reason: str
 
 
 def attempt(work: Callable[[], T]) -> T | Failure:
-    """Do a piece of one trial's work; its error comes back as a value.
+    """Run a piece of one trial's work and return its result or its error as a value.
 
-    The error itself is let go: its traceback would keep the tensors of a step that ran out of
-    memory alive.
+    The exception object is dropped, because its traceback would keep the tensors of a failed step
+    in memory.
 
     Raises:
-        Exception: An error after which the process is unusable.
+        Exception: An error that makes the process unusable.
     """
     try:
         return work()
-    except Exception as error:  # the one place that records a trial as failed
+    except Exception as error:  # the only place that records a trial as failed
         if _is_fatal(error):
             raise
         return failure_of(error)
 
 
 def failure_of(error: Exception) -> Failure:
-    """Sort an error: out of memory is infeasible, everything else failed.
+    """Classify an error: out of memory is infeasible, any other error is failed.
 
-    Our own messages are kept as they are, others get their class in front. Classes are told by
-    name, as this module imports no torch.
+    Messages of this package are kept; other messages get the class name in front. Classes are
+    compared by name, because this module does not import torch.
     """
     text = " ".join(str(error).split())
     if not isinstance(error, TrialError) or not text:
@@ -119,7 +119,7 @@ def failure_of(error: Exception) -> Failure:
 
 
 def _is_fatal(error: Exception) -> bool:
-    """An illegal access or device-side assert: every later call on the device fails as well."""
+    """Whether an illegal access or device-side assert makes every later device call fail."""
     return "AcceleratorError" in _names(error)
 
 

@@ -1,7 +1,8 @@
-"""What a host does: hold the seats it was ordered to hold, train each to where it may go.
+"""Host loop: holds the ordered seats and trains each seat up to its permitted step.
 
-The loop drives an engine and talks through a mailbox; it knows neither Ray nor which engine. A
-trial's fault stays in its seat: neighbours are put back to their last report and trained again.
+The loop drives an engine and communicates through a mailbox; it knows neither Ray nor the engine's
+class. A trial's fault stays in its seat: neighbours return to their last report and are trained
+again.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ from trainables.training.optim import learning_rate_at
 
 
 class Mailbox(Protocol):
-    """The way to the broker."""
+    """Connection to the broker."""
 
     def exchange(self, report: HostReport) -> Orders:
-        """Deliver a report; wait, for a bounded time, for orders that leave something to do."""
+        """Deliver a report; wait, for a bounded time, for orders that require work."""
 
 
 @dataclass(kw_only=True)
 class _Seat:
-    """A trial in its seat; `losses` and `busy_s` run since its last report.
+    """A trial in its seat; `losses` and `busy_s` start anew after each report.
 
-    `host_s` runs on from the saved reports: seconds of the host spent on the trial, a packed step
-    counted as an even share of it.
+    `host_s` continues from the saved reports: seconds of host time for the trial, where each seat
+    of a packed step counts an equal share.
     """
 
     key: str
@@ -65,12 +66,12 @@ class _Seat:
 
 
 class HostLoop:
-    """Carries out orders until they are over.
+    """Loop that carries out orders until the broker ends the host.
 
     Args:
         bench: The engine and its state files.
-        mailbox: The way to the broker.
-        clock: Seconds, for `tokens_per_s` and `host_s`.
+        mailbox: Connection to the broker.
+        clock: Time in seconds, for `tokens_per_s` and `host_s`.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class HostLoop:
         self._task_reports: list[TaskReport] = []
 
     def run(self) -> None:
-        """Exchange reports for orders until these say that it is over."""
+        """Exchange reports for orders until the orders are over."""
         orders = self._mailbox.exchange(self._take_report())
         while not orders.is_over:
             self._arrange(orders.seats)
@@ -110,7 +111,7 @@ class HostLoop:
     # ------------------------------------------------------------------------ who sits where
 
     def _arrange(self, orders: Sequence[SeatOrder]) -> None:
-        """Drop, export and seat until the engine holds what the orders say."""
+        """Drop, export and seat trials until the engine matches the orders."""
         ordered = {order.key for order in orders}
         self._ended &= ordered
         for key in self._seats.keys() - ordered:
@@ -133,7 +134,7 @@ class HostLoop:
             self._fail(seat, failure)
 
     def _enter(self, seat: _Seat) -> None:
-        """Join the engine where the newest saved state stands, or at the start."""
+        """Join the engine with the newest saved state, or at the start."""
         with find_progress(seat.request.state_dir) as kept:
             state = None if kept is None else self._bench.load_state(kept)
             reports = [] if kept is None else load_reports(kept)
@@ -143,7 +144,7 @@ class HostLoop:
         seat.step = int(seat.last_report().get("step", 0))
         seat.tokens = int(seat.last_report().get("tokens", 0))
         seat.losses, seat.busy_s = [], 0.0
-        # Steps that are taken again were paid for before, too.
+        # Steps that are repeated after a restart were paid for once before.
         seat.host_s = max(seat.host_s, float(seat.last_report().get("host_s", 0.0)))
 
     def _vacate(self, seat: _Seat) -> None:
@@ -155,7 +156,7 @@ class HostLoop:
         self._vacate(self._seats.pop(key))
 
     def _export(self, key: str) -> None:
-        """Leave a bundle of the last report, then the seat; without a report, only the seat."""
+        """Export a bundle of the last report and free the seat; without a report, only free it."""
         seat = self._seats.get(key)
         failure = None
         if seat is not None:
@@ -166,7 +167,7 @@ class HostLoop:
         self._freed.append(SeatFreed(key=key, error=error))
 
     def _write_bundle(self, seat: _Seat) -> None:
-        if seat.step != seat.last_report()["step"]:  # called away between two reports
+        if seat.step != seat.last_report()["step"]:  # ordered away between two reports
             self._vacate(seat)
             self._enter(seat)
         with writing_folder(seat.request.bundle_dir) as folder:
@@ -192,7 +193,7 @@ class HostLoop:
     # ------------------------------------------------------------------------------- training
 
     def _advance(self, orders: Sequence[SeatOrder]) -> None:
-        """Take one step in every seat that may; say again what was measured but never heard."""
+        """Take one step in every permitted seat; repeat reports that the broker has not received."""
         due: dict[str, int] = {}
         for order in orders:
             seat = self._seats.get(order.key)
@@ -209,7 +210,7 @@ class HostLoop:
             self._step({key: due[key] for key in keys[start : start + size]})
 
     def _step(self, pack: Mapping[str, int]) -> None:
-        """One step of the pack, each seat on its way to the step it may go to."""
+        """One packed step; `pack` holds the permitted last step of each seat."""
         started = self._clock()
         results = attempt(lambda: self._engine.step(tuple(pack)))
         elapsed_s = self._clock() - started
@@ -234,7 +235,7 @@ class HostLoop:
             self._measure(seat)
 
     def _measure(self, seat: _Seat) -> None:
-        """Evaluate, save, report: in that order, so that no report lacks its state."""
+        """Evaluate, save and report, in this order, so that every report has its state."""
         started = self._clock()
         report = attempt(lambda: self._evaluate(seat))
         seat.host_s += self._clock() - started
@@ -245,7 +246,7 @@ class HostLoop:
             reason = f"eval_loss is {report['eval_loss']} at step {seat.step}"
             self._fail(seat, Failure(fault="diverged", reason=reason))
             return
-        report["host_s"] = seat.host_s  # saving it comes after, and counts in the next one
+        report["host_s"] = seat.host_s  # the time of saving counts in the next report
         reports = [*seat.reports, report]
         started = self._clock()
         saved = attempt(lambda: self._save(seat, reports))
@@ -271,13 +272,15 @@ class HostLoop:
         }
 
     def _save(self, seat: _Seat, reports: Sequence[Mapping[str, Any]]) -> None:
-        self._keep(seat, reports[-1])  # first: who goes on from this state does not come by again
+        self._keep(
+            seat, reports[-1]
+        )  # first: a trial resumed from this state does not repeat the step
         state = self._engine.snapshot(seat.key)
         folder = seat.request.state_dir
         save_progress(folder, seat.step, reports, lambda into: self._bench.save_state(state, into))
 
     def _keep(self, seat: _Seat, report: Mapping[str, Any]) -> None:
-        """Keep the adapter of this step too, where the spec asks for it."""
+        """Also keep the adapter of this step, where the spec requires."""
         every = seat.spec.eval.keep_every
         if every and seat.step % every == 0 and seat.step < seat.spec.optim.steps:
             with writing_folder(kept_bundle(seat.request.bundle_dir, seat.step)) as folder:
@@ -289,10 +292,10 @@ class HostLoop:
     # ------------------------------------------------------------------------- after an error
 
     def _recover(self, pack: Mapping[str, int], failure: Failure) -> None:
-        """Find the seats a failed step is due to: train each again, alone, over that step.
+        """Find the seats that caused a failed step: repeat the step alone in each seat.
 
-        A pack that runs out of memory though each of its seats fits is halved from now on; a seat
-        that runs out alone gets one more chance with half its micro-batch in each pass.
+        If a pack exceeds the memory but each seat fits, later packs have half the size. A seat
+        that exceeds the memory alone is tried once more with half of its micro-batch per pass.
         """
         if failure.fault == "infeasible" and len(pack) > 1:
             self._max_pack = len(pack) // 2
@@ -360,7 +363,7 @@ class HostLoop:
 
 
 def _halve(seat: _Seat) -> bool:
-    """Split each micro-batch in two passes, once; the trial stays the same one."""
+    """Split each micro-batch in two passes, at most once; the trial stays the same."""
     if seat.passes > 1 or _micro_batch_size(seat.spec) == 1:
         return False
     seat.passes = 2
@@ -368,7 +371,7 @@ def _halve(seat: _Seat) -> bool:
 
 
 def _with_sizes(seat: _Seat, failure: Failure) -> Failure:
-    """Say how many rows did not fit in front of what ran out."""
+    """Prefix an out-of-memory message with the number of rows that did not fit."""
     if failure.fault != "infeasible":
         return failure
     rows = _micro_batch_size(seat.spec)
@@ -383,7 +386,7 @@ def _micro_batch_size(spec: TrialSpec) -> int:
 
 
 def _named(metrics: Mapping[str, float], split: str) -> dict[str, float]:
-    """Metrics of the test split are called `test_*`: nobody compares trials by them."""
+    """Metrics named after the split; `test_*` metrics never compare trials."""
     if split == "validation":
         return {name: float(value) for name, value in metrics.items()}
     return {name.replace("eval_", "test_", 1): float(value) for name, value in metrics.items()}

@@ -1,8 +1,8 @@
 """Objects of an S3 bucket by address: `s3://bucket/key`.
 
-Server, keys and region come from where AWS's own tools take them: `AWS_ENDPOINT_URL`,
-`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, a profile or the machine's role.
-boto3 is imported by the first call: who keeps everything on local disks needs none.
+Server, keys and region come from the same places as in AWS's own tools: `AWS_ENDPOINT_URL`,
+`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, a profile or the machine's role. The
+first call imports boto3, so local storage works without boto3.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from trainables.errors import StorageError
 
-_DELETED_AT_ONCE = 1000  # what one DeleteObjects call may name
-_ATTEMPTS = 12  # with botocore's pauses, about half a minute: a server that restarts is back
-_FIRST_ATTEMPTS = 3  # about a fifth of a second: an address that is wrong stays wrong
+_DELETED_AT_ONCE = 1000  # limit of one DeleteObjects call
+_ATTEMPTS = 12  # about half a minute with botocore's pauses: enough for a server restart
+_FIRST_ATTEMPTS = 3  # about a fifth of a second: a wrong address stays wrong
 _KEYS = "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
 _REMEDIES = {
     "NoSuchBucket": "Create the bucket, or name another one.",
@@ -33,10 +33,10 @@ _REMEDIES = {
 
 
 def check_bucket(location: str) -> None:
-    """Make sure that a bucket is there and answers these credentials.
+    """Check that a bucket exists and accepts the credentials.
 
     Raises:
-        StorageError: It is not, or does not.
+        StorageError: The bucket does not exist or refuses the credentials.
     """
     bucket, key = _split(location)
     with _plain_errors(location):
@@ -44,7 +44,7 @@ def check_bucket(location: str) -> None:
 
 
 def read_object(location: str) -> bytes | None:
-    """An object's content; `None` when there is no such object.
+    """Content of an object; `None` if the object does not exist.
 
     Raises:
         StorageError: The bucket cannot be read.
@@ -61,7 +61,7 @@ def read_object(location: str) -> bytes | None:
 
 
 def write_object(location: str, content: bytes) -> None:
-    """Write or replace an object; readers see the old one or the new one.
+    """Write or replace an object; readers see the old or the new content.
 
     Raises:
         StorageError: The bucket cannot be written.
@@ -72,9 +72,9 @@ def write_object(location: str, content: bytes) -> None:
 
 
 def create_object(location: str, content: bytes) -> bool:
-    """Write an object that is not there yet; whether this was the call that wrote it.
+    """Create an object if none exists, and tell whether this call created it.
 
-    Servers that know no conditional writes replace what is there.
+    Servers without conditional writes replace an existing object.
 
     Raises:
         StorageError: The bucket cannot be written.
@@ -115,7 +115,7 @@ def download_file(location: str, path: Path) -> None:
 
 
 def list_objects(location: str) -> list[str]:
-    """Keys of the objects below an address, in order and relative to it.
+    """Sorted keys of the objects below an address, relative to the address.
 
     Raises:
         StorageError: The bucket cannot be read.
@@ -124,7 +124,7 @@ def list_objects(location: str) -> list[str]:
 
 
 def object_sizes(location: str) -> dict[str, int]:
-    """Bytes of the objects below an address, by their keys relative to it.
+    """Sizes in bytes of the objects below an address, by relative key.
 
     Raises:
         StorageError: The bucket cannot be read.
@@ -141,10 +141,10 @@ def object_sizes(location: str) -> dict[str, int]:
 
 
 def delete_objects(location: str, names: Sequence[str]) -> None:
-    """Remove objects below an address; those that are gone already are none of its business.
+    """Remove objects below an address; objects that are already gone are ignored.
 
     Raises:
-        StorageError: One of them cannot be removed.
+        StorageError: An object cannot be removed.
     """
     bucket, key = _split(location)
     prefix = f"{key}/" if key else ""
@@ -164,7 +164,7 @@ def _split(location: str) -> tuple[str, str]:
 
 
 def _client(attempts: int = _ATTEMPTS) -> Any:
-    """A client for the environment as it is now; clients are thread-safe and kept."""
+    """Client for the present environment; clients are thread-safe and cached."""
     names = sorted(name for name in os.environ if name.startswith("AWS_"))
     return _build_client(tuple((name, os.environ[name]) for name in names), attempts)
 
@@ -182,18 +182,18 @@ def _build_client(environment: tuple[tuple[str, str], ...], attempts: int) -> An
     config = Config(
         retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=10,
-        # Other servers than AWS's refuse uploads that carry a trailing checksum.
+        # Servers other than AWS's refuse uploads with a trailing checksum.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    # botocore itself reads AWS_DEFAULT_REGION alone.
+    # botocore itself reads only AWS_DEFAULT_REGION.
     region = dict(environment).get("AWS_REGION")
     return boto3.session.Session(region_name=region).client("s3", config=config)
 
 
 @contextmanager
 def _plain_errors(location: str) -> Iterator[None]:
-    """Turn boto3's errors into `StorageError`, with the address and a remedy."""
+    """Convert boto3's errors to `StorageError`, with the address and a remedy."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 

@@ -1,8 +1,8 @@
-"""What a host and the broker say to each other: plain values, without torch and without Ray.
+"""Messages between a host and the broker: plain values, without torch and without Ray.
 
-A host tells what it holds and what came of it (`HostReport`) and is told everything it should be
-doing (`Orders`). Orders are a state, not a stream of commands: being told twice, or being told
-again after a crash, changes nothing.
+A host reports its seats and results (`HostReport`) and receives the complete state it should reach
+(`Orders`). Orders are a state, not a stream of commands: repeated orders, also after a crash,
+change nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 Split = Literal["validation", "test"]
 Fault = Literal["diverged", "infeasible", "failed"]
-"""Why a trial cannot go on; the names are those of the outcomes it ends with."""
+"""Reason why a trial cannot continue; the names equal those of the trial's outcome."""
 
 WORST_METRICS: dict[str, float] = {
     "eval_loss": 1e9,
@@ -20,7 +20,7 @@ WORST_METRICS: dict[str, float] = {
     "eval_accuracy": 0.0,
     "eval_token_accuracy": 0.0,
 }
-"""What a trial with a fault reports: finite, as a searcher told NaN waits for ever."""
+"""Worst metrics, reported for a fault: finite, because a searcher waits forever on NaN."""
 
 ZERO_METRICS: dict[str, float] = {
     "tokens": 0,
@@ -30,17 +30,17 @@ ZERO_METRICS: dict[str, float] = {
     "trainable_params": 0,
     "host_s": 0.0,
 }
-"""The other metrics of a trial that never came to report."""
+"""Other metrics of a trial without a report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeatRequest:
-    """What a host needs to seat a trial.
+    """Spec and folders that a host needs to seat a trial.
 
     Attributes:
         spec: `TrialSpec.to_dict()`.
-        state_dir: Folder of the trial's saved states; a trial goes on from the newest one there.
-        bundle_dir: Folder the adapter is exported to when the trial leaves.
+        state_dir: Folder of the trial's saved states; the trial resumes from the newest state.
+        bundle_dir: Folder of the adapter, exported when the trial leaves.
     """
 
     spec: dict[str, Any]
@@ -49,18 +49,18 @@ class SeatRequest:
 
 
 def kept_bundle(bundle_dir: str, step: int) -> str:
-    """Where the adapter of an earlier step is kept, beside the one that the trial leaves."""
+    """Location of an earlier step's kept adapter, beside the trial's last bundle."""
     return f"{bundle_dir}-step-{step}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeatOrder:
-    """One seat a host should hold.
+    """Order to hold a seat.
 
     Attributes:
-        key: Names this attempt of the trial on this seat.
-        known: Step of the last report the broker has.
-        until: Step the seat may go to, and no further.
+        key: Name of this attempt of the trial on this seat.
+        known: Step of the broker's last report.
+        until: Last permitted step of the seat.
         is_leaving: Export the bundle, then free the seat.
     """
 
@@ -72,19 +72,20 @@ class SeatOrder:
 
     @property
     def is_due(self) -> bool:
-        """There is something to do beyond holding the seat."""
+        """Whether the seat needs work beyond being held."""
         return self.is_leaving or self.until > self.known
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A one-off measurement on a host's base.
+    """A single measurement on a host's base.
 
     Attributes:
-        spec: `TrialSpec.to_dict()`: the base, the data and how to measure.
-        split: Rows to measure on; metrics are named `eval_*` or `test_*` after it.
-        state_dir: Saved states of the trial to measure; `None` is the bare base.
-        bundle_dir: Where to export the adapter with these metrics added; `None` exports nothing.
+        spec: `TrialSpec.to_dict()`: the base, the data and the evaluation settings.
+        split: Split to evaluate; metrics are named `eval_*` or `test_*` after it.
+        state_dir: Saved states of the trial to evaluate; `None` is the bare base.
+        bundle_dir: Folder of the exported adapter, with these metrics added; `None` exports
+            nothing.
     """
 
     spec: dict[str, Any]
@@ -95,7 +96,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOrder:
-    """A task and the name its result goes by."""
+    """A task with the name of its result."""
 
     task_id: str
     task: Task
@@ -103,14 +104,14 @@ class TaskOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class Orders:
-    """All that a host should be doing; a seat that is not listed is dropped unexported."""
+    """All orders of a host; a seat without an order is dropped unexported."""
 
     seats: tuple[SeatOrder, ...] = ()
     tasks: tuple[TaskOrder, ...] = ()
     is_over: bool = False
 
     def is_settled(self, holding: frozenset[str]) -> bool:
-        """A host that holds these seats has nothing to do."""
+        """Whether a host with the seats `holding` has no work to do."""
         keys = {order.key for order in self.seats}
         return not (
             self.is_over
@@ -122,7 +123,7 @@ class Orders:
 
 @dataclass(frozen=True, kw_only=True)
 class SeatReport:
-    """Where a trial is: its metrics at a step, or the fault that ended it."""
+    """Progress of a trial: its metrics at a step, or its final fault."""
 
     key: str
     step: int
@@ -133,7 +134,7 @@ class SeatReport:
 
 @dataclass(frozen=True, kw_only=True)
 class SeatFreed:
-    """A seat that was told to leave is free; `error` says why there is no bundle."""
+    """Notice of a freed seat; `error` gives the reason for a missing bundle."""
 
     key: str
     error: str = ""
@@ -141,7 +142,7 @@ class SeatFreed:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskReport:
-    """What a task measured, or why it could not."""
+    """Result of a task: metrics, or the reason of its failure."""
 
     task_id: str
     metrics: dict[str, float] = field(default_factory=dict)
@@ -150,7 +151,7 @@ class TaskReport:
 
 @dataclass(frozen=True, kw_only=True)
 class HostReport:
-    """What a host holds and what happened since its last report."""
+    """Seats of a host, and events since its last report."""
 
     holding: frozenset[str] = frozenset()
     reports: tuple[SeatReport, ...] = ()

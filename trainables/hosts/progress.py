@@ -1,10 +1,10 @@
-"""How far a trial got, at a location: its newest state and every report up to it.
+"""Progress of a trial at a location: the newest state and every report up to it.
 
-    <state_dir>/step-00000040/state.*        what `save_state` wrote
+    <state_dir>/step-00000040/state.*        files of `save_state`
     <state_dir>/step-00000040/reports.json   the metrics of step 20, of step 40
 
-The reports lie beside the weights they were measured on, so a trial that goes on after a crash can
-say again, word for word, what nobody heard.
+The reports lie beside the weights of the same step, so a resumed trial can repeat, word for word,
+the reports that were lost in a crash.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from trainables.whole import new_folder
 REPORTS_FILE = "reports.json"
 
 INHERITED = "inherited"
-"""Mark of a report that another trial made, before this one went on from its state."""
+"""Mark of a report inherited from another trial's state."""
 
 _COPY_RETRIES = 8
 
@@ -42,17 +42,17 @@ Metrics = Mapping[str, float]
 def save_progress(
     state_dir: str, step: int, reports: Sequence[Metrics], save: Callable[[Path], None]
 ) -> None:
-    """Keep a state and its reports, whole or not at all, in place of an older one.
+    """Save a state with its reports, whole or not at all, in place of an older state.
 
     Args:
-        state_dir: The trial's folder, a local path or an `s3://` address; made when missing.
+        state_dir: The trial's folder, a local path or an `s3://` address; created when missing.
         step: Step of the state.
         reports: Metrics of each report so far, oldest first.
-        save: Writes the state into the local folder it is given.
+        save: Writes the state into the given local folder.
 
     Raises:
         StorageError: A remote location cannot be written.
-        OSError: A local one cannot.
+        OSError: A local location cannot be written.
     """
 
     def write(folder: Path) -> None:
@@ -65,9 +65,9 @@ def save_progress(
 
 @contextmanager
 def find_progress(state_dir: str) -> Iterator[Path | None]:
-    """The newest whole state, or `None` for a trial that has saved none.
+    """Folder of the newest whole state, or `None` for a trial without a saved state.
 
-    The folder of a remote one is a copy that is gone when the block ends.
+    A remote folder is copied; the copy is removed when the block ends.
 
     Raises:
         StorageError: A remote location cannot be read.
@@ -80,13 +80,13 @@ def find_progress(state_dir: str) -> Iterator[Path | None]:
 
 
 def load_reports(kept: Path) -> list[dict[str, Any]]:
-    """The reports saved with a state, oldest first."""
+    """Reports saved with a state, oldest first."""
     reports: list[dict[str, Any]] = json.loads((kept / REPORTS_FILE).read_text())
     return reports
 
 
 def _fetch_newest(state_dir: str, into: Path, tried: str | None = None) -> Path | None:
-    """A copy of the newest whole state; of the next one when it was replaced meanwhile."""
+    """Copy of the newest whole state; of the next state if that one was replaced meanwhile."""
     newest = max(list_folders(state_dir), default=None)
     if newest is None:
         return None
@@ -104,7 +104,7 @@ def _fetch_newest(state_dir: str, into: Path, tried: str | None = None) -> Path 
 def _keep_local(state_dir: str, name: str, write: Callable[[Path], None]) -> None:
     folder = Path(state_dir)
     kept = folder / name
-    with new_folder(kept) as writing:  # a seat that trained these steps again replaces its state
+    with new_folder(kept) as writing:  # a seat that repeats steps replaces its state
         write(writing)
     for other in folder.iterdir():
         if other != kept:
@@ -121,28 +121,28 @@ def _keep_remote(state_dir: str, name: str, write: Callable[[Path], None]) -> No
 
 
 def copy_progress(source: str, target: str, below: int) -> int | None:
-    """Let a trial start from where another one is; asked again, it says from where that was.
+    """Start a trial from the newest state of another; a repeated call returns the same step.
 
-    The other trial may be in training: its host replaces states while this one reads them.
+    The other trial may be in training: its host replaces states during the copy.
 
     Args:
-        source: Where the states of the other trial are.
-        target: Where those of this one will be; what is there already stays as it is.
-        below: A state of this step or later is not copied, as nothing would be left to train.
+        source: Folder of the other trial's states.
+        target: Folder of this trial's states; existing states are kept.
+        below: States of this step or later are not copied, because no step would remain.
 
     Returns:
-        The step this trial goes on from; `None` for one that starts from nothing.
+        The step from which this trial continues; `None` for a start from nothing.
 
     Raises:
         StorageError: A remote location cannot be read or written.
-        OSError: A local one cannot.
+        OSError: A local location cannot be read or written.
     """
     with find_progress(target) as own:
         if own is not None:
             steps = [int(report["step"]) for report in load_reports(own) if INHERITED in report]
             return max(steps, default=None)
     for _ in range(_COPY_RETRIES):
-        # What is read may be removed meanwhile: there is a newer one by then.
+        # The host may remove a state during the copy; a newer state exists by then.
         with suppress(OSError, ValueError, StorageError):
             return _copy_newest(source, target, below)
         time.sleep(0.1)
@@ -161,13 +161,13 @@ def _copy_newest(source: str, target: str, below: int) -> int | None:
         if step >= below:
             return None
         inherited = [{**report, INHERITED: 1.0} for report in reports]
-        inherited[-1]["host_s"] = 0.0  # the time of the other trial is not this one's
+        inherited[-1]["host_s"] = 0.0  # excludes the host time of the other trial
         save_progress(target, step, inherited, lambda into: _copy_whole(kept, into))
         return step
 
 
 def _copy_whole(kept: Path, into: Path) -> None:
-    """Copy a folder that another process may replace or remove, or raise that it did."""
+    """Copy a folder; raise if another process replaces or removes the folder meanwhile."""
     inode = kept.stat().st_ino
     shutil.copytree(kept, into, dirs_exist_ok=True)
     if kept.stat().st_ino != inode:

@@ -1,7 +1,7 @@
-"""Folders of files at a location, whole or not at all: a local path, or `s3://bucket/prefix`.
+"""Whole folders at a location: a local path, or `s3://bucket/prefix`.
 
-A local folder is whole because it is renamed into place. A bucket knows no folders: there a last
-object, `_whole.json`, names the files that make one, and what lacks it was never finished.
+A local folder is renamed into place. A bucket has no folders: the last object, `_whole.json`,
+lists the files of a complete folder, and a folder without this object was never finished.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def is_remote(location: str) -> bool:
 
 
 def join_location(location: str, *parts: str) -> str:
-    """The location of something below another one."""
+    """Location of a path below another location."""
     if is_remote(location):
         return "/".join([location.rstrip("/"), *parts])
     return str(Path(location, *parts))
 
 
 def put_folder(folder: Path, location: str) -> None:
-    """Copy a folder to a location, whole or not at all, in place of an older one.
+    """Copy a folder to a location, whole or not at all, in place of an older folder.
 
     Raises:
         StorageError: The location cannot be written.
@@ -60,7 +60,7 @@ def put_folder(folder: Path, location: str) -> None:
 
 
 def has_folder(location: str) -> bool:
-    """Whether a whole folder is there.
+    """Whether a whole folder exists at a location.
 
     Raises:
         StorageError: The location cannot be read.
@@ -71,14 +71,14 @@ def has_folder(location: str) -> bool:
 
 
 def fetch_folder(location: str, into: Path) -> Path | None:
-    """A local copy of a whole folder, or `None` when there is none.
+    """Local copy of a whole folder, or `None` if there is none.
 
     Args:
-        location: Where it is; a local folder is given back as it is.
-        into: An empty folder for the files, made when missing.
+        location: Location of the folder; a local folder is returned without a copy.
+        into: An empty folder for the files, created when missing.
 
     Raises:
-        StorageError: The location cannot be read, or a file is not what was put there.
+        StorageError: The location cannot be read, or a file differs from the stored one.
     """
     if not is_remote(location):
         return Path(location) if Path(location).is_dir() else None
@@ -99,7 +99,7 @@ def fetch_folder(location: str, into: Path) -> Path | None:
 
 
 def path_below(folder: Path, name: str) -> Path:
-    """The path of a file that a bucket names, within the folder.
+    """Path within `folder` of a file named in a bucket.
 
     Raises:
         StorageError: The name leads out of the folder.
@@ -114,7 +114,7 @@ def path_below(folder: Path, name: str) -> Path:
 
 
 def list_folders(location: str) -> list[str]:
-    """Names of the whole folders right below a location, in order.
+    """Sorted names of the whole folders directly below a location.
 
     Raises:
         StorageError: The location cannot be read.
@@ -128,7 +128,7 @@ def list_folders(location: str) -> list[str]:
 
 
 def file_sizes(location: str) -> dict[str, int]:
-    """Bytes of all files below a location, whole folders or torn ones, by their relative paths.
+    """Sizes in bytes of all files below a location, by relative path, complete or not.
 
     Raises:
         StorageError: The location cannot be read.
@@ -140,7 +140,7 @@ def file_sizes(location: str) -> dict[str, int]:
 
 
 def remove_folder(location: str) -> None:
-    """Remove a folder, whole or torn; nothing happens when it is not there.
+    """Remove a folder, complete or not; a missing folder is ignored.
 
     Raises:
         StorageError: The location cannot be written.
@@ -149,16 +149,16 @@ def remove_folder(location: str) -> None:
         remove_tree(Path(location))
         return
     names = list_objects(location)
-    if MARKER in names:  # first of all: what is half removed is not whole
+    if MARKER in names:  # removed first: a half-removed folder must not look whole
         delete_objects(location, [MARKER])
     delete_objects(location, [name for name in names if name != MARKER])
 
 
 @contextmanager
 def writing_folder(location: str) -> Iterator[Path]:
-    """A local folder to write; what it holds when the block ends well is at the location.
+    """Local folder to write; the files are at the location once the block ends well.
 
-    For a local location this is the folder itself, which may not exist yet.
+    For a local location the folder is the location itself and may not exist yet.
 
     Raises:
         StorageError: The location cannot be written.

@@ -1,4 +1,4 @@
-"""The body of a host's Ray Train worker: load the base once, then train whoever is seated."""
+"""Body of a host's Ray Train worker: load the base once, then train the seated trials."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 def run_host(config: dict[str, Any]) -> None:
-    """Serve one group of trials until the broker says that it is over.
+    """Serve one group of trials until the broker ends the host.
 
     Args:
         config: `broker` (the actor's name), `host_id`, `base` (fields of a `BaseSpec`),
-            `torch_threads` (0 leaves torch its default) and optionally `build_bench`, another
+            `torch_threads` (0 keeps torch's default) and optionally `build_bench`, another
             `Callable[[BaseSpec], Bench]`.
 
     Raises:
-        ActorDiedError: The broker is gone; nobody is left to train for.
+        ActorDiedError: The broker is gone, and with it the purpose of the host.
     """
     _quieten()
     if config["torch_threads"]:
@@ -50,7 +50,7 @@ def run_host(config: dict[str, Any]) -> None:
 
 
 def build_torch_bench(base: BaseSpec) -> Bench:
-    """A bench whose engine trains on a real base.
+    """Bench whose engine trains on a real base.
 
     Raises:
         BaseModelError: The base cannot be found, read or quantized.
@@ -65,7 +65,7 @@ def build_torch_bench(base: BaseSpec) -> Bench:
 
 
 def _try_build(build: Callable[[BaseSpec], Bench], base: BaseSpec) -> Bench | Failure:
-    """A bench, or why there can be none: a restart would not find the base either."""
+    """Bench, or the failure to build one; a restart would fail in the same way."""
     built = attempt(lambda: build(base))
     if isinstance(built, Failure):
         logger.warning("base %s cannot be loaded: %s", base.model, built.reason)
@@ -73,7 +73,7 @@ def _try_build(build: Callable[[BaseSpec], Bench], base: BaseSpec) -> Bench | Fa
 
 
 class _RayMailbox:
-    """Talks to the broker actor."""
+    """Mailbox that talks to the broker actor."""
 
     def __init__(self, broker: ActorHandle, host_id: str, incarnation: str) -> None:
         self._broker = broker
@@ -81,7 +81,7 @@ class _RayMailbox:
         self._incarnation = incarnation
 
     def exchange(self, report: HostReport) -> Orders:
-        """Deliver a report and get the orders; the broker waits up to a second for work."""
+        """Deliver a report and return the orders; the broker waits up to a second for work."""
         orders: Orders = ray.get(
             self._broker.exchange.remote(self._host_id, self._incarnation, report)
         )
@@ -89,7 +89,7 @@ class _RayMailbox:
 
 
 def _quieten() -> None:
-    """Leave the terminal to the sweep's progress."""
+    """Silence log output, so that the terminal shows only the sweep's progress."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -61,7 +61,7 @@ def packed_mask(
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> PackedMask | None:
-    """The mask object that a transformers model passes to its attention layers.
+    """The mask object for a transformers model's attention layers.
 
     Args:
         mask_function: The rule.

@@ -18,7 +18,7 @@ from trainables.rows.data import IGNORED_TARGET, EncodedRow, collate
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows of one seat for one forward pass, with the positions and targets to score.
+    """Rows of a seat for one forward pass, with the positions and targets to score.
 
     Attributes:
         input_ids: (1, rows * length).

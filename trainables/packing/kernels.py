@@ -27,7 +27,7 @@ FrozenLayer: TypeAlias = nn.Linear | Conv1D
 
 
 class Branch(nn.Module):
-    """One seat's adapter on one layer, in float32 and computed as in PEFT.
+    """Adapter of one seat on a layer, in float32 and computed as in PEFT.
 
     LoRA adds `scaling * B A dropout(x)` to the base's output. Below float32, PEFT rounds this
     update before adding it to the output of a quantized layer; elsewhere it rounds the sum alone.

@@ -55,7 +55,7 @@ class Block:
 
 @dataclass
 class Layout:
-    """The blocks of the current forward pass; one layout per engine, shared by its layers.
+    """Blocks of the current forward pass; an engine has one layout, shared by all layers.
 
     Attributes:
         blocks: Blocks in the order of their tokens.

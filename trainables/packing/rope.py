@@ -77,7 +77,7 @@ def longest_row(model: Any) -> int | None:
 
 
 def rope_switch(config: Any) -> int | None:
-    """Length in tokens beyond which rotary frequencies change; `None` if they never change.
+    """Length in tokens beyond which rotary frequencies change; `None` without such a length.
 
     Args:
         config: Configuration of a transformers model.
@@ -98,7 +98,7 @@ def _rope_types(module: nn.Module) -> tuple[str, ...]:
 
 
 def _rope_parameters(parameters: object) -> Iterator[Mapping[str, Any]]:
-    """Rotary parameters: one mapping for the whole model, or one for each kind of layer."""
+    """Rotary parameters: one mapping for the whole model, or a mapping for each kind of layer."""
     if not isinstance(parameters, Mapping):
         return
     if "rope_type" in parameters:

@@ -94,7 +94,7 @@ def find_clusters(contents: Sequence[Content]) -> Clusters:
 
 
 def unite(labels: Sequence[Sequence[object]]) -> list[int]:
-    """Cluster number of each row; rows that share a label of any kind are in one cluster."""
+    """Cluster number of each row; rows with a common label of any kind are in one cluster."""
     forest = _Forest(len(labels[0]) if labels else 0)
     for kind in labels:
         first: dict[object, int] = {}
@@ -213,7 +213,7 @@ def _candidates(matrix: npt.NDArray[np.uint32]) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Number of rows of one split that occur in another split.
+    """Number of rows of one split that occur in another.
 
     Attributes:
         rows: Name of the split whose rows are counted.

@@ -250,7 +250,7 @@ class Engine:
         return batches
 
     def _backward(self, batches: Sequence[Batch], answers: Mapping[str, int]) -> list[float]:
-        """Add the gradients of one pass; returns the share of each batch in its seat's mean loss.
+        """Add the gradients of a pass; returns the share of each batch in its seat's mean loss.
 
         Args:
             batches: At most one batch of each seat.

@@ -81,7 +81,7 @@ def input_directions(x: torch.Tensor, rank: int, layer: str) -> torch.Tensor:
             "Lower the rank or use another init."
         )
     x = x.double()
-    if x.shape[0] < x.shape[1]:  # # choose the smaller Gram matrix
+    if x.shape[0] < x.shape[1]:  # choose the smaller Gram matrix
         _, vectors = torch.linalg.eigh(x @ x.T)
         columns = x.T @ vectors.flip(1)[:, :rank]
     else:
