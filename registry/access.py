@@ -87,11 +87,11 @@ class _Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class _Server:
-    """A server that is asked with the credentials of MLflow's client.
+    """Server to query with the credentials of MLflow's client.
 
     Attributes:
         address: Tracking URI.
-        deadline: End of patience, by the monotonic clock.
+        deadline: End of all retries, by the monotonic clock.
     """
 
     address: str

@@ -60,7 +60,7 @@ def move_alias(
 def set_alias(
     client: MlflowClient, ref: AdapterRef | str, alias: str, *, why: str = ""
 ) -> AdapterVersion:
-    """Point an alias at a version, and return the version with its aliases as they are then.
+    """Point an alias at a version, and return the version with its new aliases.
 
     Raises:
         AdapterNotFoundError: There is no such version.
@@ -205,7 +205,7 @@ def _require_no_champion(version: AdapterVersion) -> None:
 
 
 def _versions_held(moves: Sequence[AliasMove]) -> list[int]:
-    """Versions that an alias pointed at, oldest first, without those that a rollback undid."""
+    """Former targets of an alias, oldest first, without targets undone by a rollback."""
     held: list[int] = []
     for one in moves:
         if one.is_rollback and one.target in held:

@@ -267,7 +267,7 @@ def _data(facts: CardFacts) -> str:
 
 
 def _layout(layout: Mapping[str, Any]) -> Iterator[str]:
-    """How prompts were made of columns, where they are not a column as it is."""
+    """Sentences on prompts made from several columns or by a template."""
     if layout.get("template"):
         yield f"Prompts were made of columns by {code(repr(layout['template']))}."
     elif layout.get("format") == "alpaca":
@@ -275,7 +275,7 @@ def _layout(layout: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _overlaps(data: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences on rows that two splits share, as a manifest's `data.overlaps` counts them."""
+    """Sentences on rows shared by two splits, from the counts in a manifest's `data.overlaps`."""
     names = {"train": "training"}
     for one in data.get("overlaps", ()):
         said = {key: plain(names.get(value, value)) for key, value in one.items()}
@@ -324,7 +324,7 @@ def _loading(facts: CardFacts) -> str:
 
 
 def _asking(data: Mapping[str, Any]) -> list[str]:
-    """How to ask a loaded version, and what it stops at."""
+    """Python lines that call a loaded version with an example input."""
     if data.get("prompt_style") != "chat":
         return ['model.predict({"prompt": ["…"]})']
     turns = '[{"role": "user", "content": "…"}]'
@@ -337,7 +337,7 @@ def _has_tools(data: Mapping[str, Any]) -> bool:
 
 
 def _chat_settings(data: Mapping[str, Any]) -> str:
-    """What another server has to be told so that its prompts are the trained ones."""
+    """Settings that make another server write the prompts used in training."""
     said = []
     ends: Mapping[str, int] = data.get("end_tokens") or {}
     if ends:

@@ -74,7 +74,7 @@ class Registry:
         return versions.get_version(self._client, ref)
 
     def get_whole(self, ref: AdapterRef | str) -> AdapterVersion:
-        """The same, but a reference to an earlier step is refused."""
+        """The version of a reference; a reference to an earlier step is refused."""
         return aliases.get_whole(self._client, ref)
 
     def evaluations(
@@ -112,7 +112,7 @@ class Registry:
     # -------------------------------------------------------------------------------------- files
 
     def pull(self, ref: AdapterRef | str, destination: str | Path) -> Path:
-        """Copy a version's bundle to a folder, checked; see `registry.loading`."""
+        """Copy a version's checked bundle to a folder; see `registry.loading`."""
         return loading.pull(self._client, ref, destination)
 
     def load(
@@ -147,11 +147,11 @@ class Registry:
         )
 
     def record_evaluation(self, ref: AdapterRef | str, document: Mapping[str, Any]) -> str:
-        """Keep an evaluation of a version; gives the run's id. See `registry.evaluation_runs`."""
+        """Record a version's evaluation; returns the run id. See `registry.evaluation_runs`."""
         return evaluation_runs.record_evaluation(self._client, ref, document)
 
     def record_harness(self, ref: AdapterRef | str, results: Mapping[str, Any]) -> str:
-        """Keep harness results of a version; gives the run's id. See `registry.harness_runs`."""
+        """Record harness results of a version; returns the run id. See `registry.harness_runs`."""
         return harness_runs.record_harness(self._client, ref, results)
 
     # ------------------------------------------------------------------------------------ aliases
@@ -183,7 +183,7 @@ class Registry:
         aliases.drop_alias(self._client, name, alias, why=why)
 
     def retire(self, ref: AdapterRef | str, reason: str) -> AdapterVersion:
-        """Take a version out of use, and its aliases with it; see `registry.aliases`."""
+        """Take a version out of use and remove the version's aliases; see `registry.aliases`."""
         return aliases.retire(self._client, ref, reason)
 
     def unretire(self, ref: AdapterRef | str) -> AdapterVersion:
@@ -197,5 +197,5 @@ class Registry:
         return garbage.find_garbage(self._client, older_than_s=older_than_s)
 
     def collect_garbage(self, found: Sequence[Garbage]) -> list[Garbage]:
-        """Delete stored models that no version needs; gives those that were deleted."""
+        """Delete stored models without a version; returns the deleted models."""
         return garbage.collect_garbage(self._client, found)

@@ -1,4 +1,4 @@
-"""Compare versions: from their records and evaluations to a `Comparison`."""
+"""Comparison of versions, made from their records and evaluations."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def _scores(sides: Sequence[_Side], confidence: float) -> list[Score]:
 
 
 def _recorded_scores(side: _Side, evaluated: set[tuple[str, str, str]]) -> Iterator[Score]:
-    """Scores recorded at registration, without those that were evaluated since."""
+    """Scores recorded at registration, without measures evaluated later."""
     if side.ref.step is not None:
         return  # recorded numbers belong to the end of training
     for name, value in side.version.metrics.items():

@@ -48,7 +48,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Difference of two versions in a measure on the same rows and form, or why there is none.
+    """Difference of two versions in a measure on the same rows and form, or a reason for none.
 
     Attributes:
         first: A version.
@@ -142,7 +142,7 @@ class Comparison:
     notes: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per score, with the costs of its evaluation."""
+        """Table with a row per score and the costs of each evaluation."""
         costs = {(one.adapter, one.form, one.data): one for one in self.costs}
         rows = []
         for score in self.scores:

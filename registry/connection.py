@@ -21,11 +21,12 @@ _SWITCHES = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # After a lost answer MLflow's client repeats a POST, which can make a run or a version twice:
-    # callers must look whether it exists before they try again. Its 7 tries also take minutes.
+    # After a lost answer MLflow's client repeats a POST, and may create a run or version twice:
+    # callers must search for the run or version before trying again. MLflow's 7 tries also take
+    # minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    # Instead of 120: a server that hangs is noticed within a minute, and a server that stores a
-    # large adapter before it answers has this long.
+    # Instead of 120 s: a hanging server is noticed within a minute; a server that stores a large
+    # adapter before answering must finish in this time.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
 }
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -48,7 +49,7 @@ def connect(tracking_uri: str) -> MlflowClient:
 
 
 def prepare() -> None:
-    """Set MLflow's switches in the environment, except those that the user has set."""
+    """Set MLflow's switches in the environment; the user's own settings stay."""
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     set_telemetry_client()  # MLflow read the switch when it was imported: read it again

@@ -13,7 +13,7 @@ RegistryError
 
 
 class RegistryError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of this package's own errors."""
 
 
 class RefError(RegistryError, ValueError):

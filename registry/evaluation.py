@@ -39,7 +39,7 @@ class Measure:
 
     Attributes:
         value: The number; NaN where it could not be computed.
-        formula: How the value follows from the columns.
+        formula: Formula of the value over the columns.
     """
 
     value: float
@@ -119,7 +119,7 @@ class Evaluation:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Evaluation:
-        """Read a document and check it, each measure against its columns too.
+        """Read and check a document, including each measure against its columns.
 
         Raises:
             IntegrityError: The document has another format or contradicts itself.

@@ -129,7 +129,7 @@ def _tags(version: AdapterVersion, step: int | None) -> dict[str, str]:
 
 
 def _experiments(client: MlflowClient, version: AdapterVersion) -> list[str]:
-    """Experiments of a version's evaluations: of its training run, and of adapters without one."""
+    """Experiments with a version's evaluations: the training run's and the shared one."""
     alone = adapters_experiment(client)
     if version.run_id is not None:
         run = if_exists(client.get_run, version.run_id)

@@ -1,4 +1,4 @@
-"""Experiments of MLflow: found by name, or created; and the one for adapters without a sweep."""
+"""Experiments of MLflow, found by name or created, and the one of adapters without a sweep."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from registry.connection import artifact_location_for, is_already_there
 from registry.errors import TrackingError
 
 ADAPTERS_EXPERIMENT = "lorchestra-adapters"
-"""Experiment of the ledgers of alias moves, in which users who promote write runs."""
+"""Experiment of the ledgers of alias moves; promoting users write runs here."""
 
 
 def find_experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:

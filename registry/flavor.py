@@ -1,4 +1,4 @@
-"""The code in an adapter version: puts base and adapter together exactly as in training.
+"""Code in an adapter version: loads base and adapter exactly as in training.
 
 MLflow copies this file into every version and runs it on loading, also where lorchestra is not
 installed; so nothing of lorchestra is imported. The file also runs at registration, in a driver
@@ -79,7 +79,7 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[str]:
-        """Greedy completions, without the token that ends them.
+        """Greedy completions, without their end token.
 
         Special tokens are left out of a completion, unless tools are on offer: they may mark a
         call.
@@ -109,7 +109,7 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
 
     @staticmethod
     def requests(model_input: pd.DataFrame) -> list[_Request]:
-        """What each completion is asked with; see `predict`."""
+        """Requests of the completions, one for each row; see `predict`."""
         if "messages" not in model_input and "prompt" in model_input:
             # MLflow makes one row, whose cell is a list, of {"prompt": ["...", "..."]}.
             return [_Request(text, None, ()) for text in model_input["prompt"].explode().tolist()]
@@ -121,7 +121,7 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
         return [_request(row) for row in rows]
 
     def encode(self, asked: _Request) -> list[int]:
-        """Tokens of a prompt as the adapter was trained with it."""
+        """Tokens of a prompt, encoded as in the adapter's training."""
         if self.data["prompt_style"] == "chat":
             return self._encode_chat(asked)
         if asked.messages is not None:
@@ -146,7 +146,7 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
         return ids
 
     def complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
-        """The tokens written behind each prompt, up to the first that ends a completion."""
+        """Completion tokens of each prompt, up to the first end token."""
         import torch
         from transformers import GenerationConfig
 
@@ -154,7 +154,7 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
         pad = self.tokenizer.pad_token_id
         pad = (ends or [0])[0] if pad is None else pad
         length = max(map(len, prompts))
-        # On the left, so that every prompt ends where its completion begins.
+        # Left padding: every prompt ends where its completion begins.
         ids = torch.tensor([[pad] * (length - len(one)) + one for one in prompts])
         mask = torch.tensor([[0] * (length - len(one)) + [1] * len(one) for one in prompts])
         with torch.no_grad():
@@ -177,7 +177,7 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
 
 
 class _Request(NamedTuple):
-    """What one completion is asked with."""
+    """Request of one completion: a prompt or a conversation with tools."""
 
     prompt: str | None
     messages: Sequence[Mapping[str, Any]] | None
@@ -225,7 +225,7 @@ def _render_prompt(
     turns: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]],
 ) -> str:
-    """The prompt of a conversation as the adapter was trained with; what its manifest records."""
+    """Prompt text of a conversation under the settings recorded in the manifest."""
     form = data.get("message_form") or {}
     args = dict(data.get("template_args") or {})
     known = tokenizer.chat_template
@@ -245,7 +245,7 @@ def _render_prompt(
             **args,
         )
     except Exception as error:
-        # A template is a program of the base's: it raises whatever it likes.
+        # A template is a program that comes with the base and may raise any exception.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"messages: the chat template refuses the conversation: {reason}; allowed: what the "
@@ -283,12 +283,12 @@ def _formed_call(call: Mapping[str, Any], form: Mapping[str, Any]) -> dict[str, 
 
 
 def _pin_date(template: str, day: str) -> str:
-    """A chat template that writes the day of the training where it would write today's."""
+    """Text of a chat template that writes the training's day in place of today's date."""
     date = datetime.datetime.fromisoformat(day)
     steps = "".join(
         f"|replace('%{one}','{date.strftime('%' + one)}')" for one in "aAbBdHIjmMpSUwWyYZcxX"
     )
-    # transformers lets no function in as an argument; a macro of the name hides its own.
+    # transformers accepts no function as an argument; a macro of the name hides its own.
     macro = f"{{% macro strftime_now(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}"
     return f"{macro}{{{{ '' }}}}{template}"
 
@@ -297,7 +297,7 @@ def _pin_date(template: str, day: str) -> str:
 
 
 class _Source(NamedTuple):
-    """Place of a base's files; `gguf` names the model's file in `folder`, if it is one file."""
+    """Place of a base's files; `gguf` names the model's file in `folder`, for a .gguf base."""
 
     folder: Path
     gguf: str | None
@@ -328,7 +328,7 @@ def _load(
     model = _from_pretrained(stored, dtype, device, quantization=None)
     _settle(model, dtype)
     with warnings.catch_warnings():
-        # PEFT says so of each Conv1D layer of GPT-2, and then does what is right.
+        # PEFT warns about each Conv1D layer of GPT-2 and then corrects the setting itself.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False but the target module")
         model = PeftModel.from_pretrained(model, str(adapter)).eval()
     if form in ("merged", "requantized"):
@@ -374,7 +374,7 @@ def _settle(model: Any, dtype: Any) -> None:
 
 
 def _unquantized_tensors(module: Any) -> list[tuple[str, Any]]:
-    """Parameters and saved buffers of a module itself that hold numbers as they are."""
+    """Unquantized parameters and saved buffers of a module, without its submodules."""
     parameters = [
         (part, parameter)
         for part, parameter in module.named_parameters(recurse=False)
@@ -389,7 +389,7 @@ def _unquantized_tensors(module: Any) -> list[tuple[str, Any]]:
 
 
 def _kept_in_float32(model: Any, dtype: Any) -> list[re.Pattern[str]]:
-    """Patterns of the tensors that the model's class wants in float32, as `from_pretrained`."""
+    """Patterns of the tensors that the model's class keeps in float32, as in `from_pretrained`."""
     name = str(dtype).removeprefix("torch.")
     attributes = {
         "float16": ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
@@ -474,7 +474,7 @@ def _unpack_gguf(source: _Source, folder: Path) -> Path:
 
 
 def _stored_form(plain: Path, record: Mapping[str, Any], device: str, work: Path) -> Path:
-    """A folder with the weights as the adapter saw them."""
+    """A folder with the weights in the stored form of the training."""
     if record["quantization"] == "none":
         return plain
     return _cached_base(record) or _quantized(plain, record, device, work / "quantized")
@@ -542,10 +542,10 @@ def _digest_file(path: Path) -> str:
 
 
 def _forget_wishes(model: Any, tokenizer: Any, data: Mapping[str, Any]) -> list[int]:
-    """Tokens that end a completion: those that answers were trained with, and the base's own.
+    """End tokens of a completion: the trained end tokens and the base's own.
 
-    What else the base wishes for its chats, such as a repetition penalty, is not heeded: greedy
-    completions are what the adapter was measured by.
+    Other generation settings of the base, such as a repetition penalty, are removed, because the
+    adapter was evaluated by greedy completions.
     """
     from transformers import GenerationConfig
 

@@ -52,7 +52,7 @@ class Garbage:
 
 
 def find_garbage(client: MlflowClient, *, older_than_s: float = 86400) -> list[Garbage]:
-    """Logged models of adapters that no version of any registered model points at.
+    """Logged models of adapters without any registered version.
 
     Args:
         client: Of the server.
@@ -77,7 +77,7 @@ def find_garbage(client: MlflowClient, *, older_than_s: float = 86400) -> list[G
 
 
 def collect_garbage(client: MlflowClient, found: Sequence[Garbage]) -> list[Garbage]:
-    """Delete garbage, after a second check that no version needs it.
+    """Delete garbage, after checking again that no version uses the model.
 
     The record of a model is deleted after its files, so that an interrupted call can be repeated.
 
@@ -126,7 +126,7 @@ def find_models(client: MlflowClient, page_size: int = _MODELS_AT_ONCE) -> Itera
 
 
 def _find_needed(client: MlflowClient) -> str:
-    """Where versions of all registered models, ours or not, say that their files are."""
+    """File addresses of the versions of all registered models, ours or not."""
     versions = all_pages(functools.partial(client.search_model_versions, max_results=PAGE_SIZE))
     return "\n".join(
         place or ""

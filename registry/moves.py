@@ -1,4 +1,4 @@
-"""Move an alias through the ledger, so that of two processes at once one gets a conflict.
+"""Move an alias through the ledger: of two concurrent processes one gets a conflict.
 
     read the ledger --> write the next slot --> set the alias --> mark the slot done
                           taken: read again     killed: the next process finishes the move
@@ -41,7 +41,7 @@ _OLD_S = 60.0
 
 
 def settle(client: MlflowClient, name: str) -> Ledger:
-    """The ledger after it was brought in line with the aliases.
+    """The ledger of an adapter, brought in line with its aliases.
 
     Moves that were cut short are finished, after a wait for the process that may still be at
     work. Moves that somebody made in MLflow itself are written down.
@@ -148,7 +148,7 @@ def _carry_out(client: MlflowClient, name: str, run_id: str, wanted: AliasMove) 
 
 
 def _await_others(client: MlflowClient, name: str, run_id: str, deadline: float) -> Ledger:
-    """The ledger once no move is in progress, or once patience with the latest one has ended."""
+    """The ledger once no move is in progress, or after the deadline for the latest move."""
     while True:
         ledger = read_ledger(client, name, run_id)
         if not ledger.undone or time.monotonic() >= deadline:
@@ -186,7 +186,7 @@ def _finish(client: MlflowClient, name: str, ledger: Ledger, move: AliasMove) ->
 
 
 def _follow_later_moves(client: MlflowClient, name: str, run_id: str, done: AliasMove) -> None:
-    """Repeat the moves that other processes made while this one slept and then set the alias."""
+    """Repeat later moves of other processes, which a late write of this process overwrote."""
     while True:
         last = read_ledger(client, name, run_id).last(done.alias)
         if last is None or last.number == done.number:

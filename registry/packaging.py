@@ -136,7 +136,7 @@ def _signature() -> ModelSignature:
 
 
 def _forget_local_paths(folder: Path) -> None:
-    """Remove the paths of code and artifacts on this machine, which loading does not need."""
+    """Remove this machine's paths of code and artifacts; loading needs none of the paths."""
     model = Model.load(str(folder))
     flavor = model.flavors["python_function"]
     flavor["model_code_path"] = _CODE.name

@@ -99,7 +99,7 @@ def require_name(name: str) -> None:
 
 
 def require_alias(alias: str) -> None:
-    """Refuse an alias with characters that MLflow refuses, or that looks like a version.
+    """Refuse an alias that looks like a version or has characters forbidden by MLflow.
 
     Raises:
         RefError: The alias is reserved or has a forbidden character.

@@ -144,7 +144,7 @@ def _read_checkpoints(
 
 
 def _find(client: MlflowClient, name: str, digest: str) -> AdapterVersion | None:
-    """The first version with a digest: two processes may have made one each."""
+    """First version with a digest; two processes may have created a version each."""
     same = [found for found in find_versions(client, name) if found.digest == digest]
     return same[-1] if same else None
 
@@ -226,7 +226,7 @@ def _create(
 
 
 def _settle_race(client: MlflowClient, name: str, made: int, manifest: Mapping[str, Any]) -> int:
-    """Number of the first version, if two processes made one each of the same bundle."""
+    """Number of the first version, if two processes each registered the same bundle."""
     first = _find(client, name, manifest["digest"])
     if first is None or first.version >= made:
         return made
@@ -271,7 +271,7 @@ def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
         DIGEST_TAG: manifest["digest"],
         "quantization": base["quantization"],
         "lora.targets": ",".join(lora["targets"]),
-        "lora.alpha": f"{lora['alpha']:g}",  # 16, as who filters by it writes it
+        "lora.alpha": f"{lora['alpha']:g}",  # 16, not 16.0, as users write a filter
         "seed": manifest["seed"],
         "steps": manifest["steps"],
         "tokens": manifest["tokens"],
@@ -280,5 +280,5 @@ def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_nested(value: object) -> bool:
-    """Whether a value is too much for a tag; the manifest has it."""
+    """Whether a value is too complex for a tag; the manifest holds the value."""
     return isinstance(value, dict | list)

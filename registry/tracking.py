@@ -38,7 +38,7 @@ _RUNNING, _KILLED = "RUNNING", "KILLED"
 
 _OUTCOME, _REASON = "lorchestra.outcome", "lorchestra.reason"
 INTERRUPTED_TAG = "lorchestra.interrupted"
-"""Tag with the time when a session left a run unfinished; removed when a later one continues."""
+"""Tag with the time of an interruption of a run; removed when a later session continues."""
 _MARKS = (_OUTCOME, _REASON, INTERRUPTED_TAG)
 
 
@@ -48,7 +48,7 @@ _Key = tuple[str, int | None]
 
 @dataclass(kw_only=True)
 class _Known:
-    """State of a run in MLflow, as this tracker last read or wrote it."""
+    """Last state of a run in MLflow known to this tracker."""
 
     run_id: str
     status: str
@@ -143,11 +143,11 @@ class Tracker:
         return run.run_id
 
     def find_sweep(self, sweep_id: str) -> str | None:
-        """Run id of a sweep, if a driver has started it; nothing is written."""
+        """Run id of a sweep; `None` if no driver has started the sweep. Nothing is written."""
         return self._find((sweep_id, None))
 
     def find_trial(self, sweep_id: str, trial: int) -> str | None:
-        """Run id of a trial, if a driver has started it; nothing is written."""
+        """Run id of a trial; `None` if no driver has started the trial. Nothing is written."""
         return self._find((sweep_id, trial))
 
     def end_sweep(
@@ -316,7 +316,7 @@ def _marks(end: End) -> dict[str, str]:
 
 
 def _new_params(run: _Known, params: Mapping[str, Any]) -> dict[str, str]:
-    """Params that the run does not have yet, as MLflow holds them.
+    """Params missing from the run, in MLflow's form.
 
     Raises:
         TrackingError: The run has a param with another value.
@@ -333,7 +333,7 @@ def _new_params(run: _Known, params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
-    """A valid name of a metric or param: one invalid name would make MLflow refuse all others."""
+    """A valid name of a metric or param; MLflow refuses a whole call with an invalid name."""
     name = re.sub(r"[^\w\-. :/]", "_", name)
     is_path = posixpath.normpath(name) == name and not name.startswith(("/", ".."))
     return name if is_path and name != "." else name.replace("/", "_").replace("..", "__")

@@ -53,7 +53,7 @@ class Endings:
         self._known: dict[tuple[Any, ...], tuple[str, Ending] | None] = {}
 
     def of_words(self, before: Turns, tools: Turns) -> tuple[str, Ending] | None:
-        """All text that the template writes behind a last answer's words, and its learned part.
+        """Text of the template behind a last answer's words, and the learned part of the text.
 
         Args:
             before: The turns before the answer.
@@ -68,7 +68,7 @@ class Endings:
         return self._known[key]
 
     def of_calls(self, turns: Turns, tools: Turns, text: str) -> tuple[str, Ending] | None:
-        """All text that the template writes behind the last call's name, and its learned part.
+        """Text of the template behind the last call's name, and the learned part of the text.
 
         Args:
             turns: The turns through a last answer that calls tools.
@@ -108,7 +108,7 @@ class Endings:
         closing = self._template.find_control(last)
         behind = self._behind(turns, tools)
         if behind is None:
-            # The template takes no further turn, so the closing token of this turn is the end.
+            # The template takes no further turn: the closing token of this turn ends the answer.
             stop = [one for one in closing if one[2] in self.stops]
             return last, _until(last, stop[:1] or closing[-1:])
         following = self._template.find_control(behind)
@@ -149,7 +149,7 @@ class Endings:
         return head if found else None
 
     def _inner(self, turns: Turns, tools: Turns) -> set[str]:
-        """Control tokens within a call: a rendering of two calls has more of them than of one."""
+        """Control tokens within a call: they occur more often in a rendering of two calls."""
         *before, answer = turns
         one, two = ({**answer, "tool_calls": answer["tool_calls"] * times} for times in (1, 2))
         try:

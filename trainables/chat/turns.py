@@ -251,7 +251,7 @@ def _require_one_end(answer: Answer, endings: Endings, template: ChatTemplate, w
 
 
 def split_off_cut(prompt: str, whole: str, history: str, template: ChatTemplate) -> str:
-    """End of a prompt to cut off, so that a rendered answer begins with its prompt.
+    """End of a prompt to cut off, so that the rendered conversation begins with the prompt.
 
     Args:
         prompt: Prompt of the answer.

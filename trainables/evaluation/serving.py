@@ -83,7 +83,7 @@ def require_form(manifest: Mapping[str, Any], form: str) -> ServingForm:
 def load_served(
     bundle: Path, form: ServingForm, *, base_model: str | None = None, device: str | None = None
 ) -> Served:
-    """Put a bundle and its base together in one form.
+    """Load a bundle and its base in a serving form.
 
     PEFT merges: the update is computed in the adapter's float32, added to the weight, and the sum
     is rounded once to the recorded compute type. Requantizing starts from the rounded weights; the

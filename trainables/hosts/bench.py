@@ -64,7 +64,7 @@ class SeatEngine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """An engine with the functions that save and load its states.
+    """An engine with functions to save and load engine states.
 
     Attributes:
         save_state: Writes a snapshot into an existing folder.
@@ -87,7 +87,7 @@ class Failure:
 
 
 def attempt(work: Callable[[], T]) -> T | Failure:
-    """Run a piece of one trial's work and return its result or its error as a value.
+    """Run a piece of a trial's work; return the result, or the error as a value.
 
     The exception object is dropped, because its traceback would keep the tensors of a failed step
     in memory.

@@ -193,7 +193,7 @@ class HostLoop:
     # ------------------------------------------------------------------------------- training
 
     def _advance(self, orders: Sequence[SeatOrder]) -> None:
-        """Take one step in every permitted seat; repeat reports that the broker has not received."""
+        """Take one step in every permitted seat; repeat reports that the broker lacks."""
         due: dict[str, int] = {}
         for order in orders:
             seat = self._seats.get(order.key)
@@ -235,7 +235,7 @@ class HostLoop:
             self._measure(seat)
 
     def _measure(self, seat: _Seat) -> None:
-        """Evaluate, save and report, in this order, so that every report has its state."""
+        """Evaluate, save and report, in this order: every report has its state."""
         started = self._clock()
         report = attempt(lambda: self._evaluate(seat))
         seat.host_s += self._clock() - started
@@ -272,9 +272,7 @@ class HostLoop:
         }
 
     def _save(self, seat: _Seat, reports: Sequence[Mapping[str, Any]]) -> None:
-        self._keep(
-            seat, reports[-1]
-        )  # first: a trial resumed from this state does not repeat the step
+        self._keep(seat, reports[-1])  # first: a trial resumed from this state skips this step
         state = self._engine.snapshot(seat.key)
         folder = seat.request.state_dir
         save_progress(folder, seat.step, reports, lambda into: self._bench.save_state(state, into))

@@ -72,7 +72,7 @@ def write_object(location: str, content: bytes) -> None:
 
 
 def create_object(location: str, content: bytes) -> bool:
-    """Create an object if none exists, and tell whether this call created it.
+    """Create an object unless it exists; true if this call created the object.
 
     Servers without conditional writes replace an existing object.
 

@@ -123,7 +123,7 @@ class Orders:
 
 @dataclass(frozen=True, kw_only=True)
 class SeatReport:
-    """Progress of a trial: its metrics at a step, or its final fault."""
+    """Progress of a trial: the metrics of a step, or the final fault."""
 
     key: str
     step: int

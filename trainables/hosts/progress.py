@@ -86,7 +86,7 @@ def load_reports(kept: Path) -> list[dict[str, Any]]:
 
 
 def _fetch_newest(state_dir: str, into: Path, tried: str | None = None) -> Path | None:
-    """Copy of the newest whole state; of the next state if that one was replaced meanwhile."""
+    """Copy of the newest whole state; a state replaced during the copy is retried once."""
     newest = max(list_folders(state_dir), default=None)
     if newest is None:
         return None

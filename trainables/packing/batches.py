@@ -74,7 +74,7 @@ def build_passes(
     key: tuple[int, int, int],
     passes: int,
 ) -> list[Batch]:
-    """One micro-batch split into one batch for each forward pass.
+    """A micro-batch, split into one batch for each forward pass.
 
     Args:
         seat: Name of the seat.

@@ -213,7 +213,7 @@ def _candidates(matrix: npt.NDArray[np.uint32]) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Number of rows of one split that occur in another.
+    """Number of rows of a split that occur in another split.
 
     Attributes:
         rows: Name of the split whose rows are counted.

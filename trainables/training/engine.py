@@ -60,7 +60,7 @@ SplitName = Literal["validation", "test"]
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """Result of one optimizer step for one seat.
+    """Result of an optimizer step for one seat.
 
     Attributes:
         step: Optimizer steps taken so far.
