@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.adapters.registering import registrants
 from orchestrator.errors import SweepStorageError
 from orchestrator.finals.held_out import are_measured
 from orchestrator.finals.serving import are_scored
+from orchestrator.journal.events import (
+    StageEnded,
+    StageName,
+    SweepResumed,
+    SweepStarted,
+    TrialResumed,
+)
 from orchestrator.journal.history import TrialRecord
 from orchestrator.journal.layout import REQUESTS_FOLDER, bundle_folder
 from orchestrator.journal.recording import SweepRecord
@@ -20,11 +27,9 @@ from orchestrator.report.measurements import measured_reports
 from orchestrator.spec.complaint import complaint
 from orchestrator.spec.sweep import RESUMABLE_CHANGES, SweepSpec
 
-StageName = Literal["search", "finals"]
-
 _STAGES: dict[StageName, tuple[str, ...]] = {
     "search": ("budget",),
-    "finals": ("budget", "finals", "register"),
+    "repeats": ("budget", "finals", "register"),
 }
 """The stages of training, with the sections of a sweep file that decide how far each goes."""
 
@@ -53,7 +58,7 @@ class SweepProgress:
         history, spec = self.record.history, self.spec
         if history.sweep_id is None:
             self.record.add(
-                "sweep_started", sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest
+                SweepStarted(sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest)
             )
         elif history.digest != spec.digest:
             allowed = ", ".join(RESUMABLE_CHANGES)
@@ -70,12 +75,12 @@ class SweepProgress:
     def has_ended(self, stage: StageName) -> bool:
         """Whether a stage was ended under the settings of today."""
         ended = self.record.history.stages.get(stage)
-        return ended is not None and ended["under"] == self._settings_of(stage)
+        return ended is not None and ended.under == self._settings_of(stage)
 
     def end(self, stage: StageName, reason: str) -> None:
         """Record the end of a stage; the reason is empty when nothing was left to do."""
         under = self._settings_of(stage)
-        self.record.add("stage_ended", stage=stage, reason=reason, under=under)
+        self.record.add(StageEnded(stage=stage, reason=reason, under=under))
 
     def is_over(self) -> bool:
         """Whether nothing is left to train or measure."""
@@ -91,15 +96,15 @@ class SweepProgress:
         chosen = [standing.adapter for standing in registrants(self.spec, history)]
         if register is None or not chosen:
             return True
-        gated = {promotion["ref"] for promotion in history.promotions}
+        gated = {promotion.ref for promotion in history.promotions}
         return all((trial.ref or "").startswith(f"{register.name}/") for trial in chosen) and (
             not register.promote or chosen[0].ref in gated
         )
 
     def _require_kept(self) -> None:
         """Refuse more finalists than before where one of them cannot be measured any more."""
-        ended, top = self.record.history.stages.get("finals"), self.spec.finals.top
-        if ended is None or top <= ended["under"]["finals"]["top"]:
+        ended, top = self.record.history.stages.get("repeats"), self.spec.finals.top
+        if ended is None or top <= ended.under["finals"]["top"]:
             return  # with a larger budget, the search may find others in place of those
         ranking = self.record.history.ranking(self.spec.objective)[:top]
         pruned = [trial for trial in ranking if "state" in trial.pruned]
@@ -115,13 +120,13 @@ class SweepProgress:
     def _resume(self) -> None:
         is_failed = self.record.history.status == Outcome.FAILED
         stages = [stage for stage in _STAGES if not self.has_ended(stage)]
-        self.record.add("sweep_resumed")
+        self.record.add(SweepResumed())
         self._hear_requests()
         for trial in self.record.history.ended():
-            stage: StageName = "search" if trial.repeat_of is None else "finals"
+            stage: StageName = "search" if trial.repeat_of is None else "repeats"
             if stage in stages and goes_on(trial, is_failed):
                 self.storage.remove_bundle(trial.number)  # it is not of the end it will have
-                self.record.add("trial_resumed", trial=trial.number, step=trial.step)
+                self.record.add(TrialResumed(trial=trial.number, step=trial.step))
 
     def _hear_requests(self) -> None:
         """Stops that no driver heard; whoever cancelled and runs the sweep again wants it on."""

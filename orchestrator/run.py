@@ -35,6 +35,7 @@ from orchestrator.finals.serving import score_finalists
 from orchestrator.hosts.broker import start_broker
 from orchestrator.hosts.cluster import Placement, ray_cluster, shape_of_workers
 from orchestrator.hosts.pool import HostPool
+from orchestrator.journal.events import PhaseEnded, StartPointsChosen, SweepEnded
 from orchestrator.journal.history import WITH_ADAPTER, SweepHistory, exceeded
 from orchestrator.journal.layout import (
     CURSOR_FILE,
@@ -95,7 +96,7 @@ class _Sweep:
         self.display.phase(name)
         started = time.monotonic()
         yield
-        self.record.add("phase", name=name, seconds=time.monotonic() - started)
+        self.record.add(PhaseEnded(name=name, seconds=time.monotonic() - started))
 
 
 def run_sweep(
@@ -209,7 +210,7 @@ def _train(sweep: _Sweep) -> bool:
             with sweep.phase("searching"):
                 _search(sweep, stage)
         is_searched = sweep.progress.has_ended("search")
-        if is_searched and not wishes.is_cancelled and not sweep.progress.has_ended("finals"):
+        if is_searched and not wishes.is_cancelled and not sweep.progress.has_ended("repeats"):
             with sweep.phase("training the best again"):
                 _repeat(sweep, stage)
         if not wishes.is_cancelled:
@@ -292,7 +293,7 @@ def _start_points(sweep: _Sweep) -> list[Mapping[str, Any]]:
             sweep.spec,
             lambda name: best_specs(name, sweep.tracking_uri, metric=goal.metric, mode=goal.mode),
         )
-        sweep.record.add("start_points", points=points)
+        sweep.record.add(StartPointsChosen(points=points))
     return sweep.record.history.start_points or []
 
 
@@ -313,7 +314,7 @@ def _repeat(sweep: _Sweep, stage: Stage) -> None:
         reason = stage.run(searcher, FIFOScheduler(), lambda trial: None, is_finals=True)
         reason = reason or searcher.finish_reason
     if not stage.wishes.is_cancelled:
-        sweep.progress.end("finals", reason)
+        sweep.progress.end("repeats", reason)
 
 
 def _register(sweep: _Sweep, delivery: Delivery) -> None:
@@ -337,25 +338,25 @@ def _register(sweep: _Sweep, delivery: Delivery) -> None:
 def _conclude(sweep: _Sweep, is_cancelled: bool) -> SweepReport:
     """Write the report and record the end."""
     history = sweep.record.history
-    cancelled = (Outcome.CANCELLED.value, CANCELLED_BY_USER)
+    cancelled = (Outcome.CANCELLED, CANCELLED_BY_USER)
     status, reason = cancelled if is_cancelled else _status(sweep)
     report = build_report(sweep.spec, history, sweep.storage.folder)
     report = replace(report, status=status, reason=reason)
     write_report(report, sweep.spec, history, sweep.storage.folder / REPORT_FOLDER)
     if history.status != status:
-        sweep.record.add("sweep_ended", status=status, reason=reason)
+        sweep.record.add(SweepEnded(status=status, reason=reason))
     return report
 
 
-def _status(sweep: _Sweep) -> tuple[str, str]:
+def _status(sweep: _Sweep) -> tuple[Outcome, str]:
     """How it ended: an adapter is a success; without one, the commonest reason counts."""
     history = sweep.record.history
     trials = [trial for trial in history.searched() if trial.outcome is not None]
     if history.best(sweep.spec.objective) is not None:
-        return Outcome.COMPLETED.value, f"{len(trials)} trials"
+        return Outcome.COMPLETED, f"{len(trials)} trials"
     broken = [exceeded(one, sweep.spec.objective) for one in trials if one.outcome in WITH_ADAPTER]
     if any(broken):
         common = max(broken, key=broken.count)
-        return Outcome.FAILED.value, f"none of {len(broken)} adapters keeps {common}"
+        return Outcome.FAILED, f"none of {len(broken)} adapters keeps {common}"
     reasons = [trial.reason for trial in trials]
-    return Outcome.FAILED.value, max(reasons, key=reasons.count, default="no trial was started")
+    return Outcome.FAILED, max(reasons, key=reasons.count, default="no trial was started")

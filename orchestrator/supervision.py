@@ -16,6 +16,7 @@ from ray import tune
 from ray.actor import ActorHandle
 
 from orchestrator.errors import SweepStorageError
+from orchestrator.journal.events import UsageMeasured
 from orchestrator.journal.layout import REQUESTS_FOLDER
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.recording import SweepRecord
@@ -78,7 +79,7 @@ class Supervisor:
     def write_usage(self) -> None:
         """Put what hosts have used so far on record."""
         usage = self._usage()
-        self._record.add("usage", cpu_s=round(usage.cpu_s, 3), gpu_s=round(usage.gpu_s, 3))
+        self._record.add(UsageMeasured(cpu_s=round(usage.cpu_s, 3), gpu_s=round(usage.gpu_s, 3)))
 
     def _run(self) -> None:
         written = time.monotonic()

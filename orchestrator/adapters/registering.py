@@ -17,6 +17,7 @@ from orchestrator.finals.serving import read_scores
 from orchestrator.finals.standings import Standing, has_test_rows, rank_finalists
 from orchestrator.hosts.cluster import ray_for_scoring
 from orchestrator.hosts.members import group_key
+from orchestrator.journal.events import AdapterRegistered, PromotionDecided
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.storage import SweepStorage
@@ -105,7 +106,7 @@ class Registration:
         # Last: a version that lacks something is registered again, which completes it.
         if trial.ref != str(version.ref):
             self.record.add(
-                "registered", trial=trial.number, ref=str(version.ref), digest=version.digest
+                AdapterRegistered(trial=trial.number, ref=str(version.ref), digest=version.digest)
             )
         return version
 
@@ -155,7 +156,9 @@ class Registration:
             reevaluate=lambda versions: self._evaluate(versions, rule.form),
         )
         self.record.add(
-            "promoted", ref=str(version.ref), promoted=decision.promoted, reason=decision.reason
+            PromotionDecided(
+                ref=str(version.ref), promoted=decision.promoted, reason=decision.reason
+            )
         )
 
     def _evaluate(self, versions: Sequence[AdapterVersion], form: str) -> None:

@@ -16,6 +16,7 @@ from orchestrator.finals.standings import (
 )
 from orchestrator.hosts.broker import MAX_WAIT_S
 from orchestrator.hosts.members import group_key
+from orchestrator.journal.events import BaseEvaluated, FinalistEvaluated
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.storage import SweepStorage
@@ -124,14 +125,14 @@ def _note_base(record: SweepRecord, base: str, split: Split, report: TaskReport 
     if report is not None and report.error:
         logger.warning("bare base %s on %s rows: %s", base, split, report.error)
     elif report is not None:
-        record.add("base_evaluated", base=base, split=split, metrics=report.metrics)
+        record.add(BaseEvaluated(base=base, split=split, metrics=report.metrics))
 
 
 def _note_trial(record: SweepRecord, trial: TrialRecord, report: TaskReport | None) -> None:
     if report is not None and report.error:
         logger.warning("trial %d in the finals: %s", trial.number, report.error)
     elif report is not None:
-        record.add("final_evaluated", trial=trial.number, metrics=report.metrics)
+        record.add(FinalistEvaluated(trial=trial.number, metrics=report.metrics))
 
 
 def _await_leaving(broker: ActorHandle) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.finals.standings import has_test_rows, rank_finalists
 from orchestrator.hosts.scoring import Scored, ScoringOrder, WorkerShape, read_files, score
+from orchestrator.journal.events import FormEvaluated, UsageMeasured
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.layout import evaluation_file
 from orchestrator.journal.recording import SweepRecord
@@ -54,7 +55,7 @@ def score_finalists(
     started = time.monotonic()
     for scored in _trained_first(results, compared):
         elapsed, started = time.monotonic() - started, time.monotonic()
-        record.add("usage", cpu_s=elapsed * shape.all_cpus, gpu_s=elapsed * shape.all_gpus)
+        record.add(UsageMeasured(cpu_s=elapsed * shape.all_cpus, gpu_s=elapsed * shape.all_gpus))
         if scored.document is not None:
             name = evaluation_file(int(scored.key), scored.form)
             storage.send(name, json.dumps(scored.document).encode())
@@ -84,13 +85,14 @@ def read_scores(trial: TrialRecord, storage: SweepStorage) -> Iterator[Mapping[s
 def _wanted(
     spec: SweepSpec, history: SweepHistory
 ) -> Iterator[tuple[TrialRecord, tuple[Form, ...]]]:
-    way = _way(spec)
+    fingerprint = evaluation_fingerprint(spec)
     for standing in rank_finalists(spec, history):
         trial = standing.adapter
         forms = tuple(
             form
             for form in forms_of(spec.finals, trial.spec["base"]["quantization"])
-            if trial.scores.get(form, {}).get("way") != way
+            if (known := trial.forms_evaluated.get(form)) is None
+            or known.fingerprint != fingerprint
         )
         if trial.bundle is not None and forms:
             yield trial, forms
@@ -133,12 +135,13 @@ def _note(spec: SweepSpec, record: SweepRecord, storage: SweepStorage, scored: S
     if scored.error:
         logger.warning("trial %d cannot be served %s: %s", number, scored.form, scored.error)
     record.add(
-        "form_scored",
-        trial=number,
-        form=scored.form,
-        metrics=_metrics(spec, record.history.trials[number], storage, scored),
-        error=scored.error,
-        way="" if scored.is_lost else _way(spec),
+        FormEvaluated(
+            trial=number,
+            form=scored.form,
+            metrics=_metrics(spec, record.history.trials[number], storage, scored),
+            error=scored.error,
+            fingerprint="" if scored.is_lost else evaluation_fingerprint(spec),
+        )
     )
 
 
@@ -172,8 +175,8 @@ def _interval(name: str, found: Interval) -> dict[str, float]:
     return {name: found.estimate, f"{name}.low": found.low, f"{name}.high": found.high}
 
 
-def _way(spec: SweepSpec) -> str:
-    """Names the way of measuring: another one is another measurement."""
+def evaluation_fingerprint(spec: SweepSpec) -> str:
+    """Digest of what decides an evaluation's result: settings, metrics, split."""
     how = spec.finals.evaluation
     text = repr((how, metric_digests(how.metrics), has_test_rows(spec)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

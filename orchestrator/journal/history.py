@@ -6,12 +6,37 @@ Reading the log is all there is to resuming, showing progress and reporting.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import singledispatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.journal.events import Event, read_events
+from orchestrator.journal.events import (
+    AdapterRegistered,
+    BaseEvaluated,
+    Event,
+    FinalistEvaluated,
+    FoldersPruned,
+    FormEvaluated,
+    LogEntry,
+    PhaseEnded,
+    PromotionDecided,
+    SessionLost,
+    StageEnded,
+    StageName,
+    StartPointsChosen,
+    SweepEnded,
+    SweepResumed,
+    SweepStarted,
+    TrialEnded,
+    TrialReported,
+    TrialResumed,
+    TrialStarted,
+    UnknownEvent,
+    UsageMeasured,
+)
+from orchestrator.journal.log import read_events
 from orchestrator.journal.meter import Meter
 from orchestrator.outcome import Outcome
 from orchestrator.spec.sections import ObjectiveSpec
@@ -40,7 +65,7 @@ class TrialRecord:
         started_at: Seconds since the epoch.
         ended_at: Seconds since the epoch.
         final_metrics: Metrics on test rows, for finalists.
-        scores: Of a finalist, by serving form, the fields of its `form_scored` event.
+        forms_evaluated: Of a finalist, the last evaluation in each serving form.
         ref: The adapter version it became.
         parent: The trial whose checkpoint it went on from (`trial`), the step of that (`step`)
             and the trial in whose place it came (`replaces`); `None` for one that started fresh.
@@ -59,7 +84,7 @@ class TrialRecord:
     bundle: str | None = None
     ended_at: float | None = None
     final_metrics: Mapping[str, float] | None = None
-    scores: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    forms_evaluated: dict[str, FormEvaluated] = field(default_factory=dict)
     ref: str | None = None
     parent: Mapping[str, int] | None = None
     repeat_of: int | None = None
@@ -73,8 +98,8 @@ class TrialRecord:
 
     @property
     def forms(self) -> dict[str, Mapping[str, float]]:
-        """What was measured in each serving form that could be."""
-        return {form: each["metrics"] for form, each in self.scores.items() if each["metrics"]}
+        """Metrics of the adapter in each serving form that it could be evaluated in."""
+        return {form: each.metrics for form, each in self.forms_evaluated.items() if each.metrics}
 
     def last(self, metric: str) -> float | None:
         """The metric as last reported, when it is there and finite."""
@@ -97,11 +122,11 @@ class SweepHistory:
         reports: (trial number, report) in the order they came, which is what a scheduler saw.
         base_metrics: Of the base without an adapter, by `members.group_key` and then split.
         phases: Seconds by name, added up over resumes.
-        promotions: Fields of each `promoted` event.
+        promotions: Decisions of the promotion gate, in their order.
         meter: What was spent.
         start_points: Configurations to begin with; `None` before they were chosen.
-        stages: How `search` and `finals` ended (`reason`), and the settings that they ended
-            `under`; a stage goes on when those have changed since.
+        stages: How the search and the repeats of finalists ended, and under which settings; a
+            stage goes on when those have changed since.
     """
 
     sweep_id: str | None = None
@@ -114,10 +139,10 @@ class SweepHistory:
     reports: list[tuple[int, Report]] = field(default_factory=list)
     base_metrics: dict[str, dict[str, Mapping[str, float]]] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
-    promotions: list[Mapping[str, Any]] = field(default_factory=list)
+    promotions: list[PromotionDecided] = field(default_factory=list)
     meter: Meter = field(default_factory=Meter)
     start_points: list[Mapping[str, Any]] | None = None
-    stages: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    stages: dict[StageName, StageEnded] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> SweepHistory:
@@ -127,19 +152,14 @@ class SweepHistory:
             SweepStorageError: The log is damaged.
         """
         history = cls()
-        for event in read_events(path):
-            history.apply(event)
+        for entry in read_events(path):
+            history.apply(entry)
         return history
 
-    def apply(self, event: Event) -> None:
-        """Take in one event; those of unknown kinds, or of unknown trials, change nothing."""
-        if event.kind in _ON_TRIAL:
-            record = self.trials.get(event.fields["trial"])
-            if record is not None:
-                _ON_TRIAL[event.kind](record, event)
-        if event.kind in _ON_SWEEP:
-            _ON_SWEEP[event.kind](self, event)
-        self.meter.see(event.at)
+    def apply(self, entry: LogEntry) -> None:
+        """Take in one entry; unknown events, and events of unknown trials, change nothing."""
+        _apply(entry.event, self, entry.at)
+        self.meter.see(entry.at)
 
     def searched(self) -> list[TrialRecord]:
         """Trials of the search, by number: all but the repeats of the finals."""
@@ -192,148 +212,141 @@ WITH_ADAPTER = (Outcome.COMPLETED, Outcome.STOPPED, Outcome.CANCELLED)
 """Ends that can leave an adapter."""
 
 
-def _resume_trial(record: TrialRecord, event: Event) -> None:
-    # A trial that the budget cut short, or that failed with its whole sweep, goes on: what was
-    # made of it and measured is of an adapter that will be another one.
-    record.outcome, record.reason, record.ended_at, record.ended_by = None, "", None, ""
-    record.bundle, record.final_metrics, record.ref = None, None, None
-    record.scores = {}
-    record.pruned = frozenset()
+@singledispatch
+def _apply(event: Event | UnknownEvent, history: SweepHistory, at: float) -> None:
+    """Fold one event into a history; an event without a function below changes nothing."""
 
 
-def _report(record: TrialRecord, event: Event) -> None:
-    report = _parse_report(event)
-    # Steps done again after a lost host replace those the host did not save.
-    record.reports = [each for each in record.reports if each.step < report.step]
-    record.reports.append(report)
-
-
-def _end_trial(record: TrialRecord, event: Event) -> None:
-    record.outcome = Outcome(event.fields["outcome"])
-    record.reason = event.fields["reason"]
-    record.bundle = event.fields["bundle"]
-    record.ended_by = event.fields.get("by", "")
-    record.ended_at = event.at
-
-
-def _evaluate_final(record: TrialRecord, event: Event) -> None:
-    record.final_metrics = event.fields["metrics"]
-
-
-def _score_form(record: TrialRecord, event: Event) -> None:
-    record.scores[event.fields["form"]] = event.fields
-
-
-def _register(record: TrialRecord, event: Event) -> None:
-    record.ref = event.fields["ref"]
-
-
-def _start(history: SweepHistory, event: Event) -> None:
-    history.sweep_id = event.fields["sweep_id"]
-    history.spec = event.fields["spec"]
-    history.digest = event.fields["digest"]
+@_apply.register
+def _start_sweep(event: SweepStarted, history: SweepHistory, at: float) -> None:
+    history.sweep_id, history.digest = event.sweep_id, event.digest
+    history.spec = event.spec
     history.status = "running"
-    history.meter.begin(event.at)
+    history.meter.begin(at)
 
 
-def _resume(history: SweepHistory, event: Event) -> None:
+@_apply.register
+def _resume_sweep(event: SweepResumed, history: SweepHistory, at: float) -> None:
     history.status, history.reason = "running", ""
     history.resumes += 1
-    history.meter.begin(event.at)
+    history.meter.begin(at)
 
 
-def _end(history: SweepHistory, event: Event) -> None:
-    history.status, history.reason = event.fields["status"], event.fields["reason"]
-    history.meter.end(event.at)
+@_apply.register
+def _end_sweep(event: SweepEnded, history: SweepHistory, at: float) -> None:
+    history.status, history.reason = event.status, event.reason
+    history.meter.end(at)
 
 
-def _lose_session(history: SweepHistory, event: Event) -> None:
+@_apply.register
+def _lose_session(event: SessionLost, history: SweepHistory, at: float) -> None:
     history.meter.lose()
 
 
-def _use(history: SweepHistory, event: Event) -> None:
-    history.meter.use(event.fields["cpu_s"], event.fields["gpu_s"])
+@_apply.register
+def _add_usage(event: UsageMeasured, history: SweepHistory, at: float) -> None:
+    history.meter.use(event.cpu_s, event.gpu_s)
 
 
-def _start_points(history: SweepHistory, event: Event) -> None:
-    history.start_points = list(event.fields["points"])
+@_apply.register
+def _add_phase(event: PhaseEnded, history: SweepHistory, at: float) -> None:
+    history.phases[event.name] = history.phases.get(event.name, 0.0) + event.seconds
 
 
-def _start_trial(history: SweepHistory, event: Event) -> None:
-    number = event.fields["trial"]
+@_apply.register
+def _end_stage(event: StageEnded, history: SweepHistory, at: float) -> None:
+    if event.stage == "search":
+        history.stages.pop("repeats", None)  # of the finalists of an earlier search
+    history.stages[event.stage] = event
+
+
+@_apply.register
+def _keep_start_points(event: StartPointsChosen, history: SweepHistory, at: float) -> None:
+    history.start_points = list(event.points)
+
+
+@_apply.register
+def _evaluate_base(event: BaseEvaluated, history: SweepHistory, at: float) -> None:
+    history.base_metrics.setdefault(event.base, {})[event.split] = event.metrics
+
+
+@_apply.register
+def _decide_promotion(event: PromotionDecided, history: SweepHistory, at: float) -> None:
+    history.promotions.append(event)
+
+
+@_apply.register
+def _start_trial(event: TrialStarted, history: SweepHistory, at: float) -> None:
     # A trial that a host lost is started again: it is still the same one.
     history.trials.setdefault(
-        number,
+        event.trial,
         TrialRecord(
-            number=number,
-            knobs=event.fields["knobs"],
-            spec=event.fields["spec"],
-            started_at=event.at,
-            parent=event.fields.get("parent"),
-            repeat_of=event.fields.get("repeat_of"),
+            number=event.trial,
+            knobs=event.knobs,
+            spec=event.spec,
+            started_at=at,
+            parent=event.parent,
+            repeat_of=event.repeat_of,
         ),
     )
 
 
-def _keep_order(history: SweepHistory, event: Event) -> None:
-    history.reports.append((event.fields["trial"], _parse_report(event)))
+@_apply.register
+def _resume_trial(event: TrialResumed, history: SweepHistory, at: float) -> None:
+    record = history.trials.get(event.trial)
+    if record is not None:
+        # A trial that the budget cut short, or that failed with its whole sweep, goes on: what
+        # was made of it and measured is of an adapter that will be another one.
+        record.outcome, record.reason, record.ended_at, record.ended_by = None, "", None, ""
+        record.bundle, record.final_metrics, record.ref = None, None, None
+        record.forms_evaluated = {}
+        record.pruned = frozenset()
 
 
-def _end_stage(history: SweepHistory, event: Event) -> None:
-    stage = event.fields["stage"]
-    if stage == "search":
-        history.stages.pop("finals", None)  # those were of what was found before
-    history.stages[stage] = event.fields
+@_apply.register
+def _report_trial(event: TrialReported, history: SweepHistory, at: float) -> None:
+    report = Report(step=event.step, metrics=event.metrics, at=at)
+    history.reports.append((event.trial, report))
+    record = history.trials.get(event.trial)
+    if record is not None:
+        # Steps done again after a lost host replace those the host did not save.
+        kept = [each for each in record.reports if each.step < report.step]
+        record.reports = [*kept, report]
 
 
-def _evaluate_base(history: SweepHistory, event: Event) -> None:
-    splits = history.base_metrics.setdefault(event.fields["base"], {})
-    splits[event.fields["split"]] = event.fields["metrics"]
+@_apply.register
+def _end_trial(event: TrialEnded, history: SweepHistory, at: float) -> None:
+    record = history.trials.get(event.trial)
+    if record is not None:
+        record.outcome, record.reason = event.outcome, event.reason
+        record.bundle, record.ended_by, record.ended_at = event.bundle, event.by, at
 
 
-def _add_phase(history: SweepHistory, event: Event) -> None:
-    name = event.fields["name"]
-    history.phases[name] = history.phases.get(name, 0.0) + event.fields["seconds"]
+@_apply.register
+def _evaluate_finalist(event: FinalistEvaluated, history: SweepHistory, at: float) -> None:
+    record = history.trials.get(event.trial)
+    if record is not None:
+        record.final_metrics = event.metrics
 
 
-def _promote(history: SweepHistory, event: Event) -> None:
-    history.promotions.append(event.fields)
+@_apply.register
+def _evaluate_form(event: FormEvaluated, history: SweepHistory, at: float) -> None:
+    record = history.trials.get(event.trial)
+    if record is not None:
+        record.forms_evaluated[event.form] = event
 
 
-def _prune(history: SweepHistory, event: Event) -> None:
-    what = event.fields["what"]
-    for number in history.trials.keys() & set(event.fields["trials"]):
+@_apply.register
+def _register_adapter(event: AdapterRegistered, history: SweepHistory, at: float) -> None:
+    record = history.trials.get(event.trial)
+    if record is not None:
+        record.ref = event.ref
+
+
+@_apply.register
+def _prune_folders(event: FoldersPruned, history: SweepHistory, at: float) -> None:
+    for number in history.trials.keys() & set(event.trials):
         record = history.trials[number]
-        record.pruned |= {what}
-        if what == "bundle":
+        record.pruned |= {event.what}
+        if event.what == "bundle":
             record.bundle = None  # nobody is to export it again
-
-
-def _parse_report(event: Event) -> Report:
-    return Report(step=event.fields["step"], metrics=event.fields["metrics"], at=event.at)
-
-
-_ON_TRIAL: dict[str, Callable[[TrialRecord, Event], None]] = {
-    "trial_resumed": _resume_trial,
-    "report": _report,
-    "trial_ended": _end_trial,
-    "final_evaluated": _evaluate_final,
-    "form_scored": _score_form,
-    "registered": _register,
-}
-
-_ON_SWEEP: dict[str, Callable[[SweepHistory, Event], None]] = {
-    "sweep_started": _start,
-    "sweep_resumed": _resume,
-    "sweep_ended": _end,
-    "trial_started": _start_trial,
-    "report": _keep_order,
-    "base_evaluated": _evaluate_base,
-    "phase": _add_phase,
-    "promoted": _promote,
-    "session_lost": _lose_session,
-    "usage": _use,
-    "start_points": _start_points,
-    "stage_ended": _end_stage,
-    "pruned": _prune,
-}

@@ -9,17 +9,21 @@ from typing import Any
 
 from ray import tune
 
-from orchestrator.journal.events import EventLog
+from orchestrator.journal.events import (
+    Event,
+    TrialEnded,
+    TrialReported,
+    TrialResumed,
+    TrialStarted,
+)
 from orchestrator.journal.history import WITH_ADAPTER, SweepHistory
 from orchestrator.journal.layout import bundle_folder
+from orchestrator.journal.log import EventLog
 from orchestrator.journal.requests import STOPPED_BY_USER, Wishes
 from orchestrator.outcome import Outcome, TrialOutcome, infer_outcome
 from trainables.orders import WORST_METRICS, ZERO_METRICS
 
 logger = logging.getLogger(__name__)
-
-_KINSHIP = ("parent", "repeat_of")
-"""What a trial's config says of the trial it comes from."""
 
 REPORTED = (*WORST_METRICS, *ZERO_METRICS)
 """Metrics every report of a trial holds."""
@@ -43,14 +47,14 @@ class SweepRecord:
         self._on_change = on_change
         self._guard = threading.RLock()
 
-    def add(self, kind: str, **fields: Any) -> None:
+    def add(self, event: Event) -> None:
         """Record one event.
 
         Raises:
             SweepStorageError: The disk is full or gone.
         """
         with self._guard:
-            self.history.apply(self.log.append(kind, **fields))
+            self.history.apply(self.log.append(event))
             self._on_change(self.history)
 
     def end_trial(
@@ -68,13 +72,14 @@ class SweepRecord:
             record = self.history.trials.get(trial)
             if record is not None and record.outcome is None:
                 self.add(
-                    "trial_ended",
-                    trial=trial,
-                    outcome=end.outcome.value,
-                    reason=end.reason,
-                    step=record.step,
-                    bundle=bundle,
-                    **({"by": by} if by else {}),
+                    TrialEnded(
+                        trial=trial,
+                        outcome=end.outcome,
+                        reason=end.reason,
+                        step=record.step,
+                        bundle=bundle,
+                        by=by,
+                    )
                 )
 
 
@@ -108,14 +113,16 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         known = self._record.history.trials.get(number)
         if known is None:
             self._record.add(
-                "trial_started",
-                trial=number,
-                knobs=trial.config["knobs"],
-                spec=trial.config["spec"],
-                **{name: trial.config[name] for name in _KINSHIP if name in trial.config},
+                TrialStarted(
+                    trial=number,
+                    knobs=trial.config["knobs"],
+                    spec=trial.config["spec"],
+                    parent=trial.config.get("parent"),
+                    repeat_of=trial.config.get("repeat_of"),
+                )
             )
         else:
-            self._record.add("trial_resumed", trial=number, step=known.step)
+            self._record.add(TrialResumed(trial=number, step=known.step))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
@@ -127,12 +134,9 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         metrics = {name: result[name] for name in REPORTED if name in result}
         if self._is_recorded(number, step, metrics):
             return  # a trial that goes on says again what was measured before
+        is_fault = result.get("outcome") in (Outcome.DIVERGED, Outcome.INFEASIBLE, "failed")
         self._record.add(
-            "report",
-            trial=number,
-            step=step,
-            metrics=metrics,
-            is_fault=result.get("outcome") in (Outcome.DIVERGED, Outcome.INFEASIBLE, "failed"),
+            TrialReported(trial=number, step=step, metrics=metrics, is_fault=is_fault)
         )
 
     def on_trial_complete(

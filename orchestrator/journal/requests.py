@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.errors import SweepInUseError, SweepSpecError
-from orchestrator.journal.events import EventLog
+from orchestrator.journal.events import SessionLost, SweepEnded, TrialEnded
 from orchestrator.journal.history import TrialRecord
 from orchestrator.journal.layout import REQUESTS_FOLDER, bundle_folder
+from orchestrator.journal.log import EventLog
 from orchestrator.journal.storage import SweepStorage, read_history
 from orchestrator.outcome import Outcome, TrialOutcome
 
@@ -107,7 +108,7 @@ def stop_trial(storage: SweepStorage, trial: int) -> str:
         )
     try:
         with storage.open_log() as events:
-            events.append("session_lost")
+            events.append(SessionLost())
             end_cancelled(events, record, STOPPED_BY_USER.reason)
     except SweepInUseError:
         post_request(storage, Request(kind="stop", trial=trial))
@@ -129,10 +130,10 @@ def cancel_sweep(storage: SweepStorage) -> str:
         )
     try:
         with storage.open_log() as events:
-            events.append("session_lost")
+            events.append(SessionLost())
             for record in history.unfinished():
                 end_cancelled(events, record, CANCELLED_BY_USER)
-            events.append("sweep_ended", status="cancelled", reason=CANCELLED_BY_USER)
+            events.append(SweepEnded(status=Outcome.CANCELLED, reason=CANCELLED_BY_USER))
     except SweepInUseError:
         post_request(storage, Request(kind="cancel"))
         return "the sweep is told to end"
@@ -142,11 +143,12 @@ def cancel_sweep(storage: SweepStorage) -> str:
 def end_cancelled(events: EventLog, record: TrialRecord, reason: str) -> None:
     """Record that the user ended a trial; its adapter is exported from its state when wanted."""
     events.append(
-        "trial_ended",
-        trial=record.number,
-        outcome=Outcome.CANCELLED.value,
-        reason=reason,
-        step=record.step,
-        bundle=bundle_folder(record.number) if record.reports else None,
-        by="user",
+        TrialEnded(
+            trial=record.number,
+            outcome=Outcome.CANCELLED,
+            reason=reason,
+            step=record.step,
+            bundle=bundle_folder(record.number) if record.reports else None,
+            by="user",
+        )
     )

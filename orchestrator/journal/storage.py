@@ -17,7 +17,6 @@ from pathlib import Path
 
 from orchestrator.errors import SweepInUseError, SweepStorageError
 from orchestrator.files import replace_file
-from orchestrator.journal.events import EventLog, decode_events
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.layout import (
     CURSOR_FILE,
@@ -27,6 +26,7 @@ from orchestrator.journal.layout import (
     state_folder,
 )
 from orchestrator.journal.lease import Lease
+from orchestrator.journal.log import EventLog, decode_events
 from orchestrator.journal.replica import LogReplica, read_remote_log
 from trainables.errors import StorageError
 from trainables.objects import (

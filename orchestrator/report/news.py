@@ -6,7 +6,7 @@ stay where they were among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,17 @@ import yaml
 
 from orchestrator.finals.standings import rank_finalists
 from orchestrator.hosts.members import group_key
-from orchestrator.journal.events import Event
+from orchestrator.journal.events import (
+    FinalistEvaluated,
+    LogEntry,
+    SweepEnded,
+    SweepResumed,
+    SweepStarted,
+    TrialEnded,
+    TrialReported,
+    TrialResumed,
+    TrialStarted,
+)
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.spec.space import describe
 from orchestrator.spec.sweep import SweepSpec
@@ -23,8 +33,8 @@ from trainables.spec import TrialSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepBegun:
-    """The sweep started or goes on.
+class SweepOpening:
+    """News that the sweep started or goes on.
 
     Attributes:
         sweep_id: Which one.
@@ -44,23 +54,23 @@ class SweepBegun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepEnded:
-    """The sweep ended.
+class SweepClosing:
+    """News that the sweep ended.
 
     Attributes:
-        begun: What is to be told first where its run is missing.
+        opening: What is to be told first where the sweep's run is missing.
         status: How it ended.
         metrics: What its best adapter measures, and the bare base.
         at_s: Seconds since the epoch.
     """
 
-    begun: SweepBegun
+    opening: SweepOpening
     status: Outcome
     metrics: Mapping[str, float]
     at_s: float
 
 
-News = SweepBegun | TrialNews | SweepEnded
+News = SweepOpening | TrialNews | SweepClosing
 
 
 class NewsDesk:
@@ -79,19 +89,20 @@ class NewsDesk:
         self._news: list[News] = []
         self._trials: dict[int, TrialNews] = {}  # those that can still take up more
 
-    def add(self, event: Event, *, is_told: bool = False) -> None:
-        """Take in the next event; one that MLflow was told of before is no news."""
-        self.history.apply(event)
+    def add(self, entry: LogEntry, *, is_told: bool = False) -> None:
+        """Take in the next entry; one that MLflow was told of before is no news."""
+        self.history.apply(entry)
         if is_told:
             return
-        if event.kind in _ON_TRIAL:
-            record = self.history.trials.get(event.fields["trial"])
+        event = entry.event
+        if isinstance(event, SweepStarted | SweepResumed):
+            self._of_sweep(self._begun(entry.at))
+        elif isinstance(event, SweepEnded):
+            self._of_sweep(self._ended(event, entry.at))
+        elif isinstance(event, TrialEvent):
+            record = self.history.trials.get(event.trial)
             if record is not None:
-                _ON_TRIAL[event.kind](self._of_trial(record), record, event)
-        elif event.kind in ("sweep_started", "sweep_resumed"):
-            self._of_sweep(self._begun(event.at))
-        elif event.kind == "sweep_ended":
-            self._of_sweep(self._ended(event))
+                _tell(event, self._of_trial(record), record, entry.at)
 
     def take(self) -> list[News]:
         """What is new since the last call, in order of each one's first event."""
@@ -111,14 +122,14 @@ class NewsDesk:
             self._news.append(news)
         return self._trials[record.number]
 
-    def _of_sweep(self, news: SweepBegun | SweepEnded) -> None:
+    def _of_sweep(self, news: SweepOpening | SweepClosing) -> None:
         self._news.append(news)
         self._trials = {}  # what comes later of a trial is told later
 
-    def _begun(self, at_s: float) -> SweepBegun:
+    def _begun(self, at_s: float) -> SweepOpening:
         """Of the sweep as it was started: a resumed one may read its data from elsewhere."""
         spec: Mapping[str, Any] = self.history.spec or {}
-        return SweepBegun(
+        return SweepOpening(
             sweep_id=str(self.history.sweep_id),
             name=self._spec.name,
             params={
@@ -135,13 +146,13 @@ class NewsDesk:
             at_s=at_s,
         )
 
-    def _ended(self, event: Event) -> SweepEnded:
+    def _ended(self, event: SweepEnded, at_s: float) -> SweepClosing:
         standings = rank_finalists(self._spec, self.history)
-        return SweepEnded(
-            begun=self._begun(event.at),
-            status=event.fields["status"],
+        return SweepClosing(
+            opening=self._begun(at_s),
+            status=event.status,
             metrics=self._totals(standings[0].adapter) if standings else {},
-            at_s=event.at,
+            at_s=at_s,
         )
 
     def _totals(self, best: TrialRecord) -> dict[str, float]:
@@ -155,33 +166,21 @@ class NewsDesk:
         }
 
 
-def _begin(news: TrialNews, record: TrialRecord, event: Event) -> None:
-    news.is_begun, news.end = True, None
+TrialEvent = TrialStarted | TrialResumed | TrialReported | TrialEnded | FinalistEvaluated
+"""Events that a trial's run in MLflow shows."""
 
 
-def _report(news: TrialNews, record: TrialRecord, event: Event) -> None:
-    if not event.fields.get("is_fault"):  # its stand-ins are for the searcher, not for a chart
-        step, metrics = event.fields["step"], event.fields["metrics"]
-        news.points.append(Points(metrics=metrics, step=step, at_s=event.at))
-
-
-def _end(news: TrialNews, record: TrialRecord, event: Event) -> None:
-    outcome, reason = event.fields["outcome"], event.fields["reason"]
-    news.end = End(outcome=outcome, reason=reason, at_s=event.at)
-
-
-def _final(news: TrialNews, record: TrialRecord, event: Event) -> None:
-    metrics = event.fields["metrics"]
-    news.points.append(Points(metrics=metrics, step=record.step, at_s=event.at))
-
-
-_ON_TRIAL: Mapping[str, Callable[[TrialNews, TrialRecord, Event], None]] = {
-    "trial_started": _begin,
-    "trial_resumed": _begin,
-    "report": _report,
-    "trial_ended": _end,
-    "final_evaluated": _final,
-}
+def _tell(event: TrialEvent, news: TrialNews, record: TrialRecord, at_s: float) -> None:
+    """Add one event of a trial to what MLflow is to be told of the trial."""
+    match event:
+        case TrialStarted() | TrialResumed():
+            news.is_begun, news.end = True, None
+        case TrialReported(is_fault=False):  # stand-ins of a fault are no points of a chart
+            news.points.append(Points(metrics=event.metrics, step=event.step, at_s=at_s))
+        case TrialEnded():
+            news.end = End(outcome=event.outcome, reason=event.reason, at_s=at_s)
+        case FinalistEvaluated():
+            news.points.append(Points(metrics=event.metrics, step=record.step, at_s=at_s))
 
 
 def _name(record: TrialRecord) -> str:

@@ -111,10 +111,10 @@ def _forms(report: SweepReport, history: SweepHistory) -> str:
     """What the adapters score as they may be served; nothing when only one form was looked at."""
     scores = list_form_scores(report.forms)
     failed = [
-        note(f"Trial {number} could not be served {form}: {one_line(score['error'])}")
+        note(f"Trial {number} could not be served {form}: {one_line(found.error)}")
         for number, trial in sorted(history.trials.items())
-        for form, score in trial.scores.items()
-        if score.get("error")
+        for form, found in trial.forms_evaluated.items()
+        if found.error
     ]
     if not any(score.form != TRAINED for score in scores):
         return "".join(failed)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from orchestrator.finals.standings import Standing, compare_first_two, rank_finalists
 from orchestrator.hosts.members import base_key
+from orchestrator.journal.events import PromotionDecided
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.report.leaderboard import build_leaderboard, describe_trial, find_pareto
 from orchestrator.report.measurements import Comparison, compare_with_base
@@ -131,9 +132,7 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
         verdict="" if verdict is None else verdict.text,
         pareto=find_pareto(spec.objective, history),
         spent=_sum_up(spec, history),
-        ended_early="; ".join(
-            reason for stage in history.stages.values() if (reason := str(stage["reason"]))
-        ),
+        ended_early="; ".join(stage.reason for stage in history.stages.values() if stage.reason),
         limits=_limits(spec),
         forms=_measured_forms(history),
     )
@@ -161,7 +160,7 @@ def _measured_forms(history: SweepHistory) -> dict[int, dict[str, Mapping[str, f
 
 def _describe_best(record: TrialRecord, history: SweepHistory) -> BestAdapter:
     last = record.reports[-1].metrics if record.reports else {}
-    verdict = _last_verdict(history, record.ref)
+    decision = _last_decision(history, record.ref)
     return BestAdapter(
         ref=record.ref,
         trial=record.number,
@@ -170,21 +169,21 @@ def _describe_best(record: TrialRecord, history: SweepHistory) -> BestAdapter:
         hyperparameters=describe_trial(record),
         metrics={name: value for name, value in last.items() if name.startswith("eval_")},
         test_metrics=dict(record.final_metrics or {}),
-        is_champion=verdict is not None and bool(verdict["promoted"]),
+        is_champion=decision is not None and decision.promoted,
     )
 
 
-def _last_verdict(history: SweepHistory, ref: str | None) -> Mapping[str, Any] | None:
-    judged = [each for each in history.promotions if each["ref"] == ref]
-    return judged[-1] if judged else None
+def _last_decision(history: SweepHistory, ref: str | None) -> PromotionDecided | None:
+    decisions = [each for each in history.promotions if each.ref == ref]
+    return decisions[-1] if decisions else None
 
 
 def _explain_promotion(spec: SweepSpec, history: SweepHistory, best: BestAdapter | None) -> str:
     if best is None:
         return "there is no adapter to promote"
-    verdict = _last_verdict(history, best.ref)
-    if verdict is not None:
-        return str(verdict["reason"])
+    decision = _last_decision(history, best.ref)
+    if decision is not None:
+        return decision.reason
     if spec.register is None:
         return "the sweep registers nothing: it has no register section"
     if not spec.register.promote:

@@ -2,19 +2,34 @@
 
 from dataclasses import replace
 
-from orchestrator.finals.serving import _trained_first, _way, are_scored, read_scores
+from orchestrator.finals.serving import (
+    _trained_first,
+    are_scored,
+    evaluation_fingerprint,
+    read_scores,
+)
 from orchestrator.hosts.scoring import Scored
 from orchestrator.journal.layout import evaluation_file
 from orchestrator.journal.storage import SweepStorage
+from tests.support.events import event
 
 
-def note(scene, trial, form, way, error=""):
+def note(scene, trial, form, fingerprint, error=""):
     metrics = {} if error else {"loss": 1.0}
-    scene.record.add("form_scored", trial=trial, form=form, metrics=metrics, error=error, way=way)
+    scene.record.add(
+        event(
+            "form_evaluated",
+            trial=trial,
+            form=form,
+            metrics=metrics,
+            error=error,
+            fingerprint=fingerprint,
+        )
+    )
 
 
-def way_of(scene):
-    return _way(scene.spec)
+def fingerprint_of(scene):
+    return evaluation_fingerprint(scene.spec)
 
 
 def test_all_forms_of_all_finalists_are_wanted_once(build_scene):
@@ -23,7 +38,13 @@ def test_all_forms_of_all_finalists_are_wanted_once(build_scene):
     for trial in (1, 2):  # the two best
         for form in ("trained", "unquantized", "merged", "requantized"):
             assert not are_scored(scene.spec, history)
-            note(scene, trial, form, way_of(scene), error="too large" if form == "merged" else "")
+            note(
+                scene,
+                trial,
+                form,
+                fingerprint_of(scene),
+                error="too large" if form == "merged" else "",
+            )
     assert are_scored(scene.spec, history)
     assert set(history.trials[1].forms) == {"trained", "unquantized", "requantized"}
 
@@ -32,7 +53,7 @@ def test_another_way_of_measuring_is_another_measurement(build_scene):
     scene = build_scene()
     finals = replace(scene.spec.finals, top=1, forms=("merged",))
     scene.spec = replace(scene.spec, finals=finals, register=None)
-    note(scene, 1, "merged", way_of(scene))
+    note(scene, 1, "merged", fingerprint_of(scene))
     assert are_scored(scene.spec, scene.record.history)
     generating = replace(scene.spec.finals, max_new_tokens=4)
     assert not are_scored(replace(scene.spec, finals=generating), scene.record.history)
@@ -44,14 +65,14 @@ def test_what_a_lost_worker_did_not_score_is_wanted_again(build_scene):
     scene.spec = replace(scene.spec, finals=finals, register=None)
     note(scene, 1, "merged", "", error="its worker died")
     assert not are_scored(scene.spec, scene.record.history)
-    note(scene, 1, "merged", way_of(scene), error="no such layer")
+    note(scene, 1, "merged", fingerprint_of(scene), error="no such layer")
     assert are_scored(scene.spec, scene.record.history)
 
 
 def test_what_goes_on_is_scored_again(build_scene):
     scene = build_scene()
     note(scene, 1, "merged", "this")
-    scene.record.add("trial_resumed", trial=1, step=20)
+    scene.record.add(event("trial_resumed", trial=1, step=20))
     assert scene.record.history.trials[1].forms == {}
 
 

@@ -1,14 +1,14 @@
 """What was spent adds up over sessions, whichever way each of them ended."""
 
-from orchestrator.journal.events import Event
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.meter import Meter
+from tests.support.events import entry
 
 
 def fold(*events):
     history = SweepHistory()
     for at, kind, fields in events:
-        history.apply(Event(kind=kind, at=float(at), fields=fields))
+        history.apply(entry(kind, float(at), **fields))
     return history.meter
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.journal.events import Event
 from orchestrator.journal.history import SweepHistory
 from orchestrator.report.progress import ProgressDisplay
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
+from tests.support.events import entry
 from trainables.spec import BaseSpec, DataSpec, OptimSpec
 
 ESCAPES = re.compile(r"\x1b\[[0-9?;]*[a-zA-Z]")
@@ -27,7 +27,7 @@ class Sweep:
 
     def tell(self, kind: str, **fields: Any) -> None:
         self.now += 1
-        self.history.apply(Event(kind=kind, at=self.now, fields=fields))
+        self.history.apply(entry(kind, self.now, **fields))
 
     def start(self, trial: int) -> None:
         knobs = {"lora.rank": 8, "lora.targets": ["q_proj", "v_proj"]}
