@@ -22,8 +22,7 @@ from orchestrator.journal.layout import REQUESTS_FOLDER, bundle_folder
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import STOPPED_BY_USER, take_requests
 from orchestrator.journal.storage import SweepStorage
-from orchestrator.outcome import Outcome
-from orchestrator.report.measurements import measured_reports
+from orchestrator.outcome import TRAITS, Outcome
 from orchestrator.spec.complaint import complaint
 from orchestrator.spec.sweep import RESUMABLE_CHANGES, SweepSpec
 
@@ -152,5 +151,5 @@ def goes_on(trial: TrialRecord, is_failed: bool) -> bool:
     """
     if trial.outcome is Outcome.CANCELLED:
         return trial.reason != STOPPED_BY_USER.reason
-    is_fault = trial.outcome in (Outcome.FAILED, Outcome.INFEASIBLE)
-    return is_failed and is_fault and not measured_reports(trial)
+    may_be_mended = trial.outcome is not None and TRAITS[trial.outcome].may_be_mended
+    return is_failed and may_be_mended and not trial.measured

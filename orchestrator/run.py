@@ -36,7 +36,7 @@ from orchestrator.hosts.broker import start_broker
 from orchestrator.hosts.cluster import Placement, ray_cluster, shape_of_workers
 from orchestrator.hosts.pool import HostPool
 from orchestrator.journal.events import PhaseEnded, StartPointsChosen, SweepEnded
-from orchestrator.journal.history import WITH_ADAPTER, SweepHistory, exceeded
+from orchestrator.journal.history import SweepHistory, exceeded
 from orchestrator.journal.layout import (
     CURSOR_FILE,
     DATA_FOLDER,
@@ -47,7 +47,7 @@ from orchestrator.journal.layout import (
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
 from orchestrator.journal.storage import SweepStorage
-from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.outcome import Outcome, TrialOutcome, can_leave_adapter
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
 from orchestrator.report.delivery import Delivery
 from orchestrator.report.files import write_report
@@ -261,7 +261,8 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
     spec, record = sweep.spec, sweep.record
     scheduler = build_scheduler(spec)
     for trial, end in replay_history(scheduler, record.history, spec.horizon).items():
-        record.end_trial(trial, end, bundle_folder(trial) if end.outcome in WITH_ADAPTER else None)
+        bundle = bundle_folder(trial) if can_leave_adapter(end.outcome) else None
+        record.end_trial(trial, end, bundle)
     share = stage.budget.search_share
     may_stop = spec.schedule.algorithm != "none"
     must_reach = spec.schedule.grace_steps if may_stop else spec.horizon
@@ -279,7 +280,7 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
     )
     reason = stage.run(searcher, scheduler, scheduler.end_of, share)
     # A search that found nothing has not ended: what was wrong may be mended before the next run.
-    has_found = any(trial.outcome in WITH_ADAPTER for trial in record.history.searched())
+    has_found = any(can_leave_adapter(trial.outcome) for trial in record.history.searched())
     if not stage.wishes.is_cancelled and has_found:
         is_short = len(record.history.searched()) < spec.budget.trials
         sweep.progress.end("search", reason or (searcher.finish_reason if is_short else ""))
@@ -354,7 +355,8 @@ def _status(sweep: _Sweep) -> tuple[Outcome, str]:
     trials = [trial for trial in history.searched() if trial.outcome is not None]
     if history.best(sweep.spec.objective) is not None:
         return Outcome.COMPLETED, f"{len(trials)} trials"
-    broken = [exceeded(one, sweep.spec.objective) for one in trials if one.outcome in WITH_ADAPTER]
+    left = [trial for trial in trials if can_leave_adapter(trial.outcome)]
+    broken = [exceeded(trial, sweep.spec.objective) for trial in left]
     if any(broken):
         common = max(broken, key=broken.count)
         return Outcome.FAILED, f"none of {len(broken)} adapters keeps {common}"

@@ -22,7 +22,7 @@ from orchestrator.journal.meter import Usage
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import Wishes, take_requests
 from orchestrator.journal.storage import SweepStorage
-from orchestrator.outcome import TrialOutcome
+from orchestrator.outcome import TrialOutcome, first_end
 from orchestrator.search.budget import Budget
 from orchestrator.search.pbt import Heir
 from orchestrator.search.schedule import EarlyStopping
@@ -133,7 +133,7 @@ class Verdicts:
 
     def end_of(self, trial: int) -> TrialOutcome | None:
         """How and why a trial was stopped."""
-        return self.wishes.end_of(trial) or self.scheduler.end_of(trial)
+        return first_end(self.wishes.end_of(trial), self.scheduler.end_of(trial))
 
 
 class SweepStopper(tune.Stopper):  # type: ignore[misc]

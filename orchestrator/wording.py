@@ -73,6 +73,12 @@ def format_size(size: float) -> str:
     return f"{size:.1f} GB"
 
 
+def last_line(text: str) -> str:
+    """The last line of an error or traceback that is not blank: it says what went wrong."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
 def one_line(text: str) -> str:
     """The text without line breaks and without what would steer a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -145,7 +145,10 @@ class HostPool:
         try:
             self._build_trainer(start).fit()
         except Exception as error:  # noqa: BLE001  whatever it was, its trials must hear of it
-            failure = Failure(fault="failed", reason=f"its host ended: {last_line(error)}")
+            failure = Failure(
+                fault="failed",
+                reason=f"its host ended: {last_line(str(error)) or type(error).__name__}",
+            )
             logger.warning("host %s: %s", start.host_id, failure.reason)
         span.append(time.monotonic())
         try:
@@ -186,9 +189,3 @@ def _run_host(config: dict[str, Any]) -> None:
     from trainables.worker import run_host
 
     run_host(config)
-
-
-def last_line(error: BaseException) -> str:
-    """The line of a traceback that says what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -38,16 +38,24 @@ from orchestrator.journal.events import (
 )
 from orchestrator.journal.log import read_events
 from orchestrator.journal.meter import Meter
-from orchestrator.outcome import Outcome
+from orchestrator.outcome import Outcome, can_leave_adapter
 from orchestrator.spec.sections import ObjectiveSpec
 
 
 class Report(NamedTuple):
-    """One measurement of a trial."""
+    """What a trial reported at a step.
+
+    Attributes:
+        step: Optimizer steps so far.
+        metrics: Values that searcher and scheduler saw.
+        at: Seconds since the epoch.
+        is_fault: The trial broke, and its metrics are stand-ins for the searcher.
+    """
 
     step: int
     metrics: Mapping[str, float]
     at: float
+    is_fault: bool = False
 
 
 @dataclass(kw_only=True)
@@ -95,6 +103,11 @@ class TrialRecord:
     def step(self) -> int:
         """Steps trained, as last reported."""
         return self.reports[-1].step if self.reports else 0
+
+    @property
+    def measured(self) -> list[Report]:
+        """Reports that were measured; a copy, as another thread may be adding to them."""
+        return [report for report in list(self.reports) if not report.is_fault]
 
     @property
     def forms(self) -> dict[str, Mapping[str, float]]:
@@ -177,26 +190,33 @@ class SweepHistory:
         """Trials with an end of any kind, by number."""
         return [self.trials[n] for n in sorted(self.trials) if self.trials[n].outcome is not None]
 
-    def ranking(self, objective: ObjectiveSpec) -> list[TrialRecord]:
+    def ranking(
+        self, objective: ObjectiveSpec, *, with_running: bool = False
+    ) -> list[TrialRecord]:
         """Trials of the search that left an adapter with a finite last value, best first.
 
         A trial that was stopped, or cancelled when the budget was spent, is an adapter like any
         other and ranks by what it measured; of equal values the one trained further comes first,
         then the completed one, then the lower number. One beyond a constraint is not ranked.
+
+        Args:
+            objective: Metric, direction and constraints.
+            with_running: Rank trials without an end, too, by what they measured so far.
         """
         sign = 1.0 if objective.mode == "min" else -1.0
         ranked = [
             (sign * value, -record.step, record.outcome != Outcome.COMPLETED, record.number)
             for record in self.searched()
-            if record.outcome in WITH_ADAPTER
+            if (can_leave_adapter(record.outcome) or (with_running and record.outcome is None))
+            and not (record.reports and record.reports[-1].is_fault)
             and (value := record.last(objective.metric)) is not None
             and not exceeded(record, objective)
         ]
         return [self.trials[number] for *_, number in sorted(ranked)]
 
-    def best(self, objective: ObjectiveSpec) -> TrialRecord | None:
+    def best(self, objective: ObjectiveSpec, *, with_running: bool = False) -> TrialRecord | None:
         """The first of `ranking`."""
-        return next(iter(self.ranking(objective)), None)
+        return next(iter(self.ranking(objective, with_running=with_running)), None)
 
 
 def exceeded(record: TrialRecord, objective: ObjectiveSpec) -> str:
@@ -206,10 +226,6 @@ def exceeded(record: TrialRecord, objective: ObjectiveSpec) -> str:
         if value is None or bound.excess(value) > 0:
             return written
     return ""
-
-
-WITH_ADAPTER = (Outcome.COMPLETED, Outcome.STOPPED, Outcome.CANCELLED)
-"""Ends that can leave an adapter."""
 
 
 @singledispatch
@@ -305,7 +321,7 @@ def _resume_trial(event: TrialResumed, history: SweepHistory, at: float) -> None
 
 @_apply.register
 def _report_trial(event: TrialReported, history: SweepHistory, at: float) -> None:
-    report = Report(step=event.step, metrics=event.metrics, at=at)
+    report = Report(step=event.step, metrics=event.metrics, at=at, is_fault=event.is_fault)
     history.reports.append((event.trial, report))
     record = history.trials.get(event.trial)
     if record is not None:

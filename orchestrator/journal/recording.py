@@ -16,12 +16,13 @@ from orchestrator.journal.events import (
     TrialResumed,
     TrialStarted,
 )
-from orchestrator.journal.history import WITH_ADAPTER, SweepHistory
+from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.layout import bundle_folder
 from orchestrator.journal.log import EventLog
 from orchestrator.journal.requests import STOPPED_BY_USER, Wishes
-from orchestrator.outcome import Outcome, TrialOutcome, infer_outcome
-from trainables.orders import WORST_METRICS, ZERO_METRICS
+from orchestrator.outcome import TrialOutcome, can_leave_adapter, first_end, settle_end
+from orchestrator.wording import last_line
+from trainables.orders import WORST_METRICS, ZERO_METRICS, is_stand_in
 
 logger = logging.getLogger(__name__)
 
@@ -134,9 +135,8 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         metrics = {name: result[name] for name in REPORTED if name in result}
         if self._is_recorded(number, step, metrics):
             return  # a trial that goes on says again what was measured before
-        is_fault = result.get("outcome") in (Outcome.DIVERGED, Outcome.INFEASIBLE, "failed")
         self._record.add(
-            TrialReported(trial=number, step=step, metrics=metrics, is_fault=is_fault)
+            TrialReported(trial=number, step=step, metrics=metrics, is_fault=is_stand_in(result))
         )
 
     def on_trial_complete(
@@ -147,8 +147,9 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         record = self._record.history.trials.get(number)
         if record is None:
             return  # it never ran
-        end = self._describe_end(number, trial.last_result)
-        has_bundle = end.outcome in WITH_ADAPTER and record.reports
+        decided = first_end(self._wishes.end_of(number), self._end_of(number))
+        end = settle_end(trial.last_result, self._horizon, decided)
+        has_bundle = can_leave_adapter(end.outcome) and record.reports
         self._record.end_trial(
             number,
             end,
@@ -158,8 +159,9 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's own process failed for good."""
-        reason = f"its process failed: {_last_line(trial)}"
-        self._record.end_trial(trial.config["trial"], TrialOutcome(Outcome.FAILED, reason))
+        error = last_line(str(trial.get_error() or "no message"))
+        end = settle_end(trial.last_result, self._horizon, error=error)
+        self._record.end_trial(trial.config["trial"], end)
 
     def _is_recorded(self, trial: int, step: int, metrics: Mapping[str, float]) -> bool:
         """Whether the same was measured at this step before, however fast."""
@@ -170,23 +172,3 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
             and all(str(report.metrics.get(m)) == str(metrics.get(m)) for m in WORST_METRICS)
             for report in record.reports
         )
-
-    def _describe_end(self, number: int, result: Mapping[str, Any]) -> TrialOutcome:
-        outcome = infer_outcome(result, self._horizon)
-        verdict = self._end_of(number)
-        if outcome is Outcome.COMPLETED and verdict and verdict.outcome is Outcome.DIVERGED:
-            return verdict  # it ran away with its last steps
-        if outcome in (Outcome.STOPPED, Outcome.CANCELLED):
-            verdict = self._wishes.end_of(number) or verdict
-            if verdict is not None:
-                return verdict
-        if "step" not in result:  # Ray Tune's own keys are there from the start
-            return TrialOutcome(outcome, "ended before its first report")
-        if outcome is Outcome.STOPPED and "outcome" not in result:
-            return TrialOutcome(outcome, f"others were better at step {result['step']}")
-        return TrialOutcome(outcome, result.get("reason") or f"trained {result['step']} steps")
-
-
-def _last_line(trial: Any) -> str:
-    lines = [line for line in str(trial.get_error() or "no message").splitlines() if line.strip()]
-    return lines[-1].strip()

@@ -8,9 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.journal.history import WITH_ADAPTER, SweepHistory, TrialRecord, exceeded
-from orchestrator.outcome import Outcome
-from orchestrator.report.measurements import measured_reports
+from orchestrator.journal.history import SweepHistory, TrialRecord, exceeded
+from orchestrator.outcome import TRAITS, can_leave_adapter
 from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.space import describe, searched_names
 from orchestrator.spec.sweep import SweepSpec
@@ -19,15 +18,8 @@ from trainables.spec import TrialSpec
 UNFINISHED = "unfinished"
 """Stands in the column `outcome` for a trial without an end."""
 
-UNRANKED_ORDER: tuple[str, ...] = (
-    Outcome.COMPLETED,  # completed or stopped without a finite value of the objective
-    Outcome.STOPPED,
-    Outcome.DIVERGED,
-    Outcome.INFEASIBLE,
-    Outcome.FAILED,
-    Outcome.CANCELLED,
-    UNFINISHED,
-)
+UNRANKED_ORDER: tuple[str, ...] = (*TRAITS, UNFINISHED)
+"""Values of the column `outcome` in the order of trials without a rank."""
 
 _METRICS = ("eval_loss", "eval_accuracy", "train_loss")
 _COSTS = ("tokens_per_s", "peak_memory_gib", "trainable_params", "host_s")
@@ -134,7 +126,7 @@ def _unranked_place(record: TrialRecord) -> tuple[int, int]:
 
 
 def _last_values(record: TrialRecord, names: tuple[str, ...]) -> dict[str, float | None]:
-    reports = measured_reports(record)
+    reports = record.measured
     last: Mapping[str, float] = reports[-1].metrics if reports else {}
     values = {name: last.get(name) for name in names}
     found: dict[str, float | None] = {
@@ -148,7 +140,7 @@ def _last_values(record: TrialRecord, names: tuple[str, ...]) -> dict[str, float
 
 def _reason(record: TrialRecord, spec: SweepSpec) -> str:
     """Why it ended, and why it is not ranked although it has an adapter."""
-    broken = exceeded(record, spec.objective) if record.outcome in WITH_ADAPTER else ""
+    broken = exceeded(record, spec.objective) if can_leave_adapter(record.outcome) else ""
     return f"{record.reason}; not {broken}" if broken else record.reason
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from orchestrator.journal.history import Report, TrialRecord
-from trainables.orders import WORST_METRICS
-
 MEASURES = ("loss", "accuracy", "token_accuracy")
 """What every evaluation gives, without the prefix that names its rows."""
 
@@ -28,16 +25,6 @@ class Comparison(NamedTuple):
         if self.base is None or self.adapter is None:
             return None
         return self.adapter - self.base
-
-
-def is_measured(report: Report) -> bool:
-    """Not the stand-in that a trial with a fault tells the searcher."""
-    return report.metrics.get("eval_loss") != WORST_METRICS["eval_loss"]
-
-
-def measured_reports(record: TrialRecord) -> list[Report]:
-    """What was really measured of a trial; a copy, as another thread may be adding to it."""
-    return [report for report in list(record.reports) if is_measured(report)]
 
 
 def compare_with_base(

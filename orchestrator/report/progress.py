@@ -17,8 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.journal.history import Report, SweepHistory, TrialRecord
-from orchestrator.outcome import Outcome
-from orchestrator.report.measurements import is_measured, measured_reports
+from orchestrator.outcome import TRAITS, Outcome, can_leave_adapter
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.wording import format_duration, format_metric, format_settings, one_line
 
@@ -28,19 +27,23 @@ _MAX_ROWS = 15
 _STYLES = {
     "waiting": "dim",
     "running": "cyan",
-    "completed": "green",
-    "stopped": "yellow",
-    "diverged": "red",
-    "infeasible": "magenta",
-    "failed": "bold red",
-    "cancelled": "dim",
+    **{outcome.value: traits.style for outcome, traits in TRAITS.items()},
 }
-_ADAPTERS = ("running", "completed", "stopped")
-"""States in which the last value of the objective counts."""
 
 
 class TrialLine(NamedTuple):
-    """What a display says of one trial."""
+    """What a display says of one trial.
+
+    Attributes:
+        number: The trial's number.
+        state: `waiting`, `running`, or the outcome.
+        step: Steps at the last measurement.
+        value: The objective as last measured, where finite.
+        knobs: What the trial tries.
+        reason: Why the trial ended.
+        is_repeat: The trial repeats a finalist with another seed.
+        is_adapter: The value counts: the trial goes on, or its end can leave an adapter.
+    """
 
     number: int
     state: str
@@ -49,6 +52,7 @@ class TrialLine(NamedTuple):
     knobs: str
     reason: str
     is_repeat: bool = False
+    is_adapter: bool = True
 
 
 class ProgressDisplay:
@@ -137,7 +141,9 @@ class ProgressDisplay:
             trials = _read_trials(self._history, self._spec)
             elapsed = time.monotonic() - self._began
             head = _render_head(self._spec, self._phase, elapsed, trials, self.budget())
-            best = _find_best(trials, self._spec)
+            leader = self._history.best(self._spec.objective, with_running=True)
+            found = (line for line in trials if leader and line.number == leader.number)
+            best = next(found, None)
             parts: list[RenderableType] = [head]
             if self._note:
                 parts.append(Text(one_line(self._note), style="dim"))
@@ -182,7 +188,7 @@ class Diary:
             line = f"trial {record.number}  started  {_about(record)}".rstrip()
             yield record.started_at, 0, line
         for number, report in reports:
-            if is_measured(report):
+            if not report.is_fault:
                 line = f"trial {number}  step {report.step}/{self._spec.horizon}"
                 yield report.at, 1, line + "".join(self._measures(report))
         for number in sorted(self._going):
@@ -216,7 +222,7 @@ class Diary:
 def _read_trials(history: SweepHistory, spec: SweepSpec) -> list[TrialLine]:
     lines = []
     for record in list(history.trials.values()):
-        reports = measured_reports(record)
+        reports = record.measured
         value = _value(reports[-1], spec.objective.metric) if reports else math.nan
         lines.append(
             TrialLine(
@@ -227,6 +233,8 @@ def _read_trials(history: SweepHistory, spec: SweepSpec) -> list[TrialLine]:
                 knobs=_about(record),
                 reason=one_line(record.reason),
                 is_repeat=record.repeat_of is not None,
+                is_adapter=record.outcome is None
+                or (can_leave_adapter(record.outcome) and bool(reports)),
             )
         )
     return lines
@@ -260,23 +268,14 @@ def _cost(line: TrialLine, spec: SweepSpec) -> float:
     return line.value if spec.objective.mode == "min" else -line.value
 
 
-def _find_best(trials: list[TrialLine], spec: SweepSpec) -> TrialLine | None:
-    measured = [
-        line
-        for line in trials
-        if line.state in _ADAPTERS and line.value is not None and not line.is_repeat
-    ]
-    return min(measured, key=lambda line: (_cost(line, spec), -line.step), default=None)
-
-
 def _choose_rows(trials: list[TrialLine], spec: SweepSpec) -> list[TrialLine]:
     """Those that go on, by number, then ended ones from the best to the failed."""
-    order = ["running", "waiting", "completed", "stopped"]
+    going = ["running", "waiting"]
 
     def place(line: TrialLine) -> tuple[int, float, int]:
-        if line.state in order[:2]:
-            return order.index(line.state), 0.0, line.number
-        return 2 if line.state in order else 3, _cost(line, spec), line.number
+        if line.state in going:
+            return going.index(line.state), 0.0, line.number
+        return 2 if line.is_adapter else 3, _cost(line, spec), line.number
 
     return sorted(trials, key=place)[:_MAX_ROWS]
 
@@ -309,14 +308,13 @@ def _render_trials(
     table.add_column("settings", ratio=1, no_wrap=True, overflow="ellipsis")
     for line in _choose_rows(trials, spec):
         is_best = best is not None and line.number == best.number
-        is_adapter = line.state in (*_ADAPTERS, "waiting")
         table.add_row(
             f"{'* ' if is_best else ''}{line.number}",
             Text(line.state, style=_STYLES[line.state]),
             f"{line.step}/{spec.horizon}",
             ProgressBar(total=spec.horizon, completed=line.step, width=10),
-            format_metric(line.value) if is_adapter else "-",
-            Text(line.knobs if is_adapter else line.reason),
+            format_metric(line.value) if line.is_adapter else "-",
+            Text(line.knobs if line.is_adapter else line.reason),
             style="bold" if is_best else "",
         )
     left = len(trials) - _MAX_ROWS

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.spec.sections import ExitSpec
 from orchestrator.wording import format_metric
-from trainables.orders import WORST_METRICS
 
 Report = Mapping[str, float]
 """`step` and the metrics of that step."""
@@ -24,11 +23,6 @@ def find_exit(exits: ExitSpec, reports: Sequence[Report]) -> TrialOutcome | None
     return _find_divergence(exits.divergence, reports) or _find_overfitting(
         exits.overfitting, reports
     )
-
-
-def is_fault(report: Report) -> bool:
-    """Whether these are the metrics of a trial that broke, rather than a measurement."""
-    return all(report.get(name) == worst for name, worst in WORST_METRICS.items())
 
 
 def _find_divergence(factor: float, reports: Sequence[Report]) -> TrialOutcome | None:

@@ -18,7 +18,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from orchestrator.journal.history import SweepHistory
 from orchestrator.outcome import Outcome, TrialOutcome
-from orchestrator.search.exits import find_exit, is_fault
+from orchestrator.search.exits import find_exit
 from orchestrator.search.pbt import Heir, Pbt, said_better
 from orchestrator.spec.population import population
 from orchestrator.spec.sections import (
@@ -30,6 +30,7 @@ from orchestrator.spec.sections import (
     ScheduleSpec,
 )
 from orchestrator.spec.sweep import SweepSpec
+from trainables.orders import fault_metrics, is_stand_in
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         if number in self._ends:
             return
         reports = self._reports.setdefault(number, [])
-        if is_through or is_fault(report):
+        if is_through or is_stand_in(report):
             self._rule.drop(number)
             self._judge_last(number, [*reports, report])
         elif not reports or report["step"] > reports[-1]["step"]:
@@ -242,7 +243,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
 
     def _judge_last(self, number: int, reports: list[Mapping[str, float]]) -> None:
         """At the horizon nothing is stopped any more, but what ran away did not complete."""
-        end = None if is_fault(reports[-1]) else find_exit(self._exits, reports)
+        end = None if is_stand_in(reports[-1]) else find_exit(self._exits, reports)
         if end is not None and end.outcome is Outcome.DIVERGED:
             self._ends[number] = end
 
@@ -316,7 +317,8 @@ def replay_history(
     for number, report in history.reports:
         record = history.trials.get(number)
         if record is None or record.repeat_of is None:
-            result = {**report.metrics, "step": report.step}
+            metrics = fault_metrics(dict(report.metrics)) if report.is_fault else report.metrics
+            result = {**metrics, "step": report.step}
             scheduler.take(number, result, is_through=report.step >= horizon)
     scheduler.forget_heirs(history)
     ends = {record.number: scheduler.end_of(record.number) for record in history.unfinished()}

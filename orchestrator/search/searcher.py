@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.journal.history import SweepHistory
-from orchestrator.outcome import Outcome, TrialOutcome, infer_outcome
+from orchestrator.outcome import TRAITS, TrialOutcome, settle_end
 from orchestrator.search.pbt import Heir, explore
 from orchestrator.search.samplers import LEARNERS, SamplerRequest
 from orchestrator.search.study import Observation, build_study, key_of, most_telling, observe
@@ -41,9 +41,6 @@ _MAX_DRAWS = 256
 _MAX_FIRST_FAILURES = 3
 """Trials that may fail alike before any has measured anything; then the sweep is at fault. Twice
 as many when each has reasons of its own."""
-
-_JUDGED = (Outcome.STOPPED, Outcome.CANCELLED)
-"""Ends of which the scheduler, or the user, knows better than the trial."""
 
 Draw = Callable[[str, BaseDistribution], Any]
 
@@ -259,14 +256,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             self.on_trial_result(trial_id, result)
         seen = self._seen(trial_id)
         if seen.outcome is None:
-            seen.outcome = infer_outcome(result, self._spec.horizon, error)
-            seen.reason = (result or {}).get("reason", "")
             number = self._configs[trial_id]["trial"]
-            verdict = self._scheduler.end_of(number) if self._scheduler else None
-            if verdict is not None and (
-                seen.outcome in _JUDGED or verdict.outcome is Outcome.DIVERGED
-            ):
-                seen.outcome, seen.reason = verdict.outcome, verdict.reason
+            decided = self._scheduler.end_of(number) if self._scheduler else None
+            failure = "no message" if error else None  # Ray Tune tells a searcher nothing more
+            end = settle_end(result, self._spec.horizon, decided, failure)
+            seen.outcome, seen.reason = end.outcome, end.reason
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the event log holds all there is to know."""
@@ -341,7 +335,7 @@ def _why_hopeless(seen: Sequence[Observation]) -> str:
     if (
         len(ended) < _MAX_FIRST_FAILURES
         or any(one.values for one in seen)
-        or any(one.outcome not in (Outcome.FAILED, Outcome.INFEASIBLE) for one in ended)
+        or any(not TRAITS[end].may_be_mended for one in ended if (end := one.outcome))
     ):
         return ""
     # Digits tell apart what is the same: bytes, process ids, trial numbers.

@@ -30,14 +30,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.journal.history import SweepHistory
-from orchestrator.outcome import Outcome
-from orchestrator.search.exits import is_fault
+from orchestrator.outcome import TRAITS, Lesson, Outcome
 from orchestrator.spec.sections import Mode, ObjectiveSpec
 from orchestrator.spec.space import SearchSpace
+from trainables.orders import fault_metrics, is_stand_in
 
 _MEMORY = "peak_memory_gib"
-_IMPOSSIBLE = (Outcome.DIVERGED, Outcome.INFEASIBLE)
-_SILENT = (Outcome.FAILED, Outcome.CANCELLED)
 
 
 @dataclass(kw_only=True)
@@ -66,7 +64,7 @@ class Observation:
         What a trial with a fault reports in place of measurements is none.
         """
         self.values = {each: value for each, value in self.values.items() if each < step}
-        if is_fault(metrics):
+        if is_stand_in(metrics):
             return
         for name in (*objective.goals, *(bound.metric for bound in objective.bounds)):
             value = metrics.get(name)
@@ -107,7 +105,8 @@ def observe(history: SweepHistory, objective: ObjectiveSpec) -> dict[int, Observ
             knobs=record.knobs, outcome=record.outcome, reason=record.reason, parent=record.parent
         )
         for report in record.reports:
-            seen[number].report(report.step, report.metrics, objective)
+            metrics = fault_metrics(dict(report.metrics)) if report.is_fault else report.metrics
+            seen[number].report(report.step, metrics, objective)
     return seen
 
 
@@ -196,7 +195,7 @@ class _Teller:
         self._ranks_pruned = ranks_pruned and len(objective.goals) == 1
         self._distributions = space.distributions()
         self._now = datetime.now()
-        possible = [one for one in observations.values() if one.outcome not in _IMPOSSIBLE]
+        possible = [one for one in observations.values() if _lesson(one) != "worst"]
         self._worst = {
             name: _worse_than_all(
                 [value for one in possible for value in one.known(name, objective.metric)], mode
@@ -234,9 +233,10 @@ class _Teller:
         return trial
 
     def _state(self, seen: Observation) -> TrialState:
-        if seen.outcome in _SILENT:
+        lesson = _lesson(seen)
+        if lesson == "nothing":
             return TrialState.FAIL
-        if seen.outcome in _IMPOSSIBLE:
+        if lesson == "worst":
             return TrialState.COMPLETE
         if not seen.values:
             return TrialState.RUNNING if seen.outcome is None else TrialState.FAIL
@@ -263,6 +263,11 @@ class _Teller:
             return max(self._excess[name], 0.0) + 1.0
         value = seen.metrics.get(bound.metric)
         return 0.0 if value is None else bound.excess(value)
+
+
+def _lesson(seen: Observation) -> Lesson:
+    """What a sampler learns from a trial; from one that runs, its values so far."""
+    return "values" if seen.outcome is None else TRAITS[seen.outcome].lesson
 
 
 def _worse_than_all(values: Sequence[float], mode: Mode) -> float:
