@@ -20,8 +20,9 @@ from orchestrator.journal.events import (
 )
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.log import read_events
-from registry import list_adapters
+from registry import Registry
 from registry.connection import connect
+from registry.search import find_runs
 
 TIMED = ("tokens_per_s", "peak_memory_gib", "host_s")
 """Metrics that tell how fast the machine was."""
@@ -79,10 +80,9 @@ def read_tracked(tracking_uri: str, sweep_id: str, model: str) -> Tracked:
     """What MLflow holds of the sweep and of the adapter it registers."""
     client = connect(tracking_uri)
     experiment = client.get_experiment_by_name("lorchestra")
-    wanted = f"tags.`lorchestra.sweep` = '{sweep_id}'"
-    runs = client.search_runs([experiment.experiment_id], wanted, max_results=1000)
+    runs = list(find_runs(client, [experiment.experiment_id], {"lorchestra.sweep": sweep_id}))
     trials = [run for run in runs if run.data.tags["lorchestra.kind"] == "trial"]
-    versions = list_adapters(tracking_uri=tracking_uri, name=model)
+    versions = Registry(tracking_uri).versions(model)
     numbers = {run.info.run_id: int(run.data.tags["lorchestra.trial"]) for run in trials}
     champions = [version.version for version in versions if "champion" in version.aliases]
     return Tracked(

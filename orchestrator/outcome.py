@@ -8,30 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Literal
 
-
-class Outcome(StrEnum):
-    """The closed set of ends a trial can have.
-
-    Only `stopped` is a comparison with other trials. `infeasible` and `diverged` say that the
-    configuration itself cannot work, `failed` and `cancelled` say nothing about it.
-    """
-
-    COMPLETED = "completed"
-    """Trained to the horizon."""
-    STOPPED = "stopped"
-    """Ended at a rung because others were better there."""
-    INFEASIBLE = "infeasible"
-    """Does not fit the accelerator's memory, even at half the micro-batch."""
-    DIVERGED = "diverged"
-    """The loss became non-finite."""
-    FAILED = "failed"
-    """An error that is not the configuration's, after all retries."""
-    CANCELLED = "cancelled"
-    """Ended by the user or by the budget."""
-
+from trainables.contract import Outcome as Outcome
 
 Lesson = Literal["values", "worst", "nothing"]
 """What a sampler learns: the measured values, a value worse than all others, or nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from orchestrator.errors import SweepStorageError
 from orchestrator.finals.held_out import are_measured
 from orchestrator.finals.serving import are_scored
 from orchestrator.journal.events import (
+    DataInspected,
+    InputsPinned,
     StageEnded,
     StageName,
     SweepResumed,
@@ -24,6 +27,7 @@ from orchestrator.journal.requests import STOPPED_BY_USER, take_requests
 from orchestrator.journal.storage import SweepStorage
 from orchestrator.outcome import TRAITS, Outcome
 from orchestrator.spec.complaint import complaint
+from orchestrator.spec.inspection import DataReport
 from orchestrator.spec.sweep import RESUMABLE_CHANGES, SweepSpec
 
 _STAGES: dict[StageName, tuple[str, ...]] = {
@@ -60,6 +64,13 @@ class SweepProgress:
                 SweepStarted(sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest)
             )
         elif history.digest != spec.digest:
+            if _is_same_but_rows(history.spec or {}, spec):
+                raise SweepStorageError(
+                    f"{self.storage.location}: holds sweep {history.sweep_id}, and its data files "
+                    "hold other rows than it was started with; allowed: the rows of the start, as "
+                    "trials before and after would be compared on different ones. Restore the "
+                    "files, or choose another --storage, or another name."
+                )
             allowed = ", ".join(RESUMABLE_CHANGES)
             raise SweepStorageError(
                 f"{self.storage.location}: holds sweep {history.sweep_id} of another spec; "
@@ -70,6 +81,14 @@ class SweepProgress:
             self._require_kept()
             if not self.is_over() or not self.is_registered():
                 self._resume()
+
+    def keep_inputs(self, pins: Mapping[str, str], data: DataReport) -> None:
+        """Record the commits that were settled, and what is known of the rows, where it is new."""
+        history = self.record.history
+        if pins and history.pins != pins:
+            self.record.add(InputsPinned(pins=pins))
+        if history.data_facts != data.facts or history.data_lines != data.lines:
+            self.record.add(DataInspected(lines=data.lines, facts=data.facts))
 
     def has_ended(self, stage: StageName) -> bool:
         """Whether a stage was ended under the settings of today."""
@@ -140,6 +159,13 @@ class SweepProgress:
         """What decides how far a stage goes."""
         values = self.spec.to_dict()
         return {name: values[name] for name in _STAGES[stage]}
+
+
+def _is_same_but_rows(recorded: Mapping[str, Any], spec: SweepSpec) -> bool:
+    """Whether a sweep is written as it was at its start, so that only its files can differ."""
+    written = spec.to_dict()
+    names = written.keys() - set(RESUMABLE_CHANGES)
+    return all(recorded.get(name) == written[name] for name in names)
 
 
 def goes_on(trial: TrialRecord, is_failed: bool) -> bool:

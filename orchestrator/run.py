@@ -26,6 +26,7 @@ from typing import Any
 import ray
 from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
+from rich.text import Text
 
 from orchestrator.adapters.registering import Registration
 from orchestrator.errors import SweepError, SweepFailedError
@@ -44,9 +45,10 @@ from orchestrator.journal.layout import (
     REPORT_FOLDER,
     bundle_folder,
 )
+from orchestrator.journal.pins import settle_pins
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.storage import SweepStorage, read_history
 from orchestrator.outcome import Outcome, TrialOutcome, can_leave_adapter
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
 from orchestrator.report.delivery import Delivery
@@ -59,13 +61,13 @@ from orchestrator.search.schedule import build_scheduler, replay_history
 from orchestrator.search.searcher import OptunaSearcher
 from orchestrator.search.startpoints import choose_start_points
 from orchestrator.spec.complaint import require
+from orchestrator.spec.inspection import inspect_rows
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.supervision import Supervisor, Verdicts
 from orchestrator.tuning import Stage
-from registry import RegistryError, Tracker, best_specs, tracking_uri_for
+from registry import Registry, RegistryError, Tracker, tracking_uri_for
 from registry.access import check_access
 from trainables.answers import load_metrics
-from trainables.data import read_raw_splits
 from trainables.errors import TrialError
 
 logger = logging.getLogger(__name__)
@@ -122,12 +124,15 @@ def run_sweep(
     """
     kept = SweepStorage(storage or RUNS / spec.name)
     folder = kept.folder
+    console = console or Console(file=sys.stdout)
     spec = spec.with_saved_rows(folder / DATA_FOLDER)
-    read_raw_splits(spec.data)
+    spec, pins = settle_pins(spec, read_history(kept.location).pins)
+    data = inspect_rows(spec)
+    for line in data.lines:
+        console.print(Text(line), soft_wrap=True)
     load_metrics(spec.finals.metrics)
     tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
     check_access(tracking_uri, EXPERIMENT, spec.register.name if spec.register else None)
-    console = console or Console(file=sys.stdout)
     with (
         library_chatter_to(folder / LOG_FILE),
         kept.open_log() as log,
@@ -153,6 +158,7 @@ def run_sweep(
         )
         progress = sweep.progress
         progress.start_or_resume()
+        progress.keep_inputs(pins, data)
         with delivery, _pushing(kept):
             is_cancelled = not progress.is_over() and _train(sweep)
             if not is_cancelled and not progress.is_registered():
@@ -292,7 +298,9 @@ def _start_points(sweep: _Sweep) -> list[Mapping[str, Any]]:
         goal = sweep.spec.objective
         points = choose_start_points(
             sweep.spec,
-            lambda name: best_specs(name, sweep.tracking_uri, metric=goal.metric, mode=goal.mode),
+            lambda name: Registry(sweep.tracking_uri).best_specs(
+                name, metric=goal.metric, mode=goal.mode
+            ),
         )
         sweep.record.add(StartPointsChosen(points=points))
     return sweep.record.history.start_points or []
@@ -328,7 +336,7 @@ def _register(sweep: _Sweep, delivery: Delivery) -> None:
                 record=sweep.record,
                 delivery=delivery,
                 storage=sweep.storage,
-                tracking_uri=sweep.tracking_uri,
+                adapters=Registry(sweep.tracking_uri),
             ).register_finalists()
         except (RegistryError, SweepError, TrialError) as error:
             said = f"not all was registered, run the sweep again: {error}"

@@ -1,16 +1,19 @@
-"""What is kept and trusted: sweeps' runs, registered adapters, and the folders they come from.
+"""The registry: adapter versions and the runs of sweeps, kept in MLflow.
 
-Names are imported on first use, so that errors and references can be had without MLflow, which
-takes 2 to 3 seconds to import.
+    from registry import Registry
+    adapters = Registry("http://mlflow:5000")
+
+Names are imported on first use: errors and references work without MLflow, whose import takes 2 to
+3 seconds.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from registry.adapters import AdapterVersion, get, list_adapters
-    from registry.aliases import retire, rollback, set_alias, unretire
-    from registry.comparison import Comparison, compare
+    from registry.client import Registry
+    from registry.comparison import Comparison
+    from registry.connection import tracking_uri_for
     from registry.errors import (
         AdapterNotFoundError,
         ConflictError,
@@ -19,15 +22,12 @@ if TYPE_CHECKING:
         RegistryError,
         TrackingError,
     )
-    from registry.evaluations import list_evaluations, record_evaluation
-    from registry.ledger import AliasMove, history
-    from registry.loading import load, pull
-    from registry.measures import Evaluation
-    from registry.promotion import PromotionDecision, PromotionRule, promote
+    from registry.evaluation import Evaluation
+    from registry.ledger import AliasMove
+    from registry.promotion import PromotionDecision, PromotionRule
     from registry.refs import AdapterRef
-    from registry.registration import register
-    from registry.tracking import Tracker, tracking_uri_for
-    from registry.warmstart import best_specs
+    from registry.tracking import Tracker
+    from registry.versions import AdapterVersion
 
 __all__ = [
     "AdapterNotFoundError",
@@ -41,31 +41,18 @@ __all__ = [
     "PromotionDecision",
     "PromotionRule",
     "RefError",
+    "Registry",
     "RegistryError",
     "Tracker",
     "TrackingError",
-    "best_specs",
-    "compare",
-    "get",
-    "history",
-    "list_adapters",
-    "list_evaluations",
-    "load",
-    "promote",
-    "pull",
-    "record_evaluation",
-    "register",
-    "retire",
-    "rollback",
-    "set_alias",
     "tracking_uri_for",
-    "unretire",
 ]
 
 _HOMES = {
-    "registry.adapters": ("AdapterVersion", "get", "list_adapters"),
-    "registry.aliases": ("retire", "rollback", "set_alias", "unretire"),
-    "registry.comparison": ("Comparison", "compare"),
+    "registry.versions": ("AdapterVersion",),
+    "registry.client": ("Registry",),
+    "registry.comparison": ("Comparison",),
+    "registry.connection": ("tracking_uri_for",),
     "registry.errors": (
         "AdapterNotFoundError",
         "ConflictError",
@@ -74,15 +61,14 @@ _HOMES = {
         "RegistryError",
         "TrackingError",
     ),
-    "registry.evaluations": ("list_evaluations", "record_evaluation"),
-    "registry.ledger": ("AliasMove", "history"),
-    "registry.loading": ("load", "pull"),
-    "registry.measures": ("Evaluation",),
-    "registry.promotion": ("PromotionDecision", "PromotionRule", "promote"),
+    "registry.ledger": ("AliasMove",),
+    "registry.evaluation": ("Evaluation",),
+    "registry.promotion": (
+        "PromotionDecision",
+        "PromotionRule",
+    ),
     "registry.refs": ("AdapterRef",),
-    "registry.registration": ("register",),
-    "registry.tracking": ("Tracker", "tracking_uri_for"),
-    "registry.warmstart": ("best_specs",),
+    "registry.tracking": ("Tracker",),
 }
 
 

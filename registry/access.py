@@ -1,9 +1,9 @@
-"""Whether a sweep's user is let into the tracking server, asked before hours of training.
+"""Check before hours of training that the user may write to the tracking server.
 
-Nothing is written to find out. Each operation that recording will need is asked for in a way that
-the server must refuse as incomplete (a run whose start is no time, a model without a name): MLflow
-looks at who asks before it looks at what is asked for, so one who may not gets 403, and one who
-may gets 400 (`_before_request` in mlflow/server/auth/__init__.py, `_get_request_message` in
+Nothing is written. Each operation that recording needs is requested with an argument missing or
+wrong (a run whose start is no time, a model without a name). MLflow checks permissions before
+arguments, so a user without permission gets 403, and a user with permission gets 400
+(`_before_request` in mlflow/server/auth/__init__.py, `_get_request_message` in
 mlflow/server/handlers.py, 3.17).
 """
 
@@ -24,11 +24,9 @@ from mlflow.utils.rest_utils import http_request
 
 from registry.connection import is_server, prepare, without_secrets
 from registry.errors import TrackingError
+from registry.experiments import ADAPTERS_EXPERIMENT
 
 logger = logging.getLogger(__name__)
-
-ADAPTERS_EXPERIMENT = "lorchestra-adapters"
-"""Where `registry.ledger` keeps the moves of aliases: whoever promotes writes runs there."""
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _PATIENCE_S = 10.0
@@ -38,19 +36,19 @@ _LOGIN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
 
 def check_access(tracking_uri: str, experiment: str, model: str | None = None) -> None:
-    """Make sure that runs, and versions of a model and their aliases, could be written there.
+    """Check that the user may write runs of an experiment and versions of a model.
 
-    A server that does not answer is no error, as what it misses waits on disk: then there is a
-    warning. A database is not opened; for a SQLite file, its folder must be writable.
+    A server that does not answer causes a warning only, as records wait on disk until it does. A
+    database is not opened; the folder of a SQLite file must be writable.
 
     Args:
         tracking_uri: MLflow server or database.
-        experiment: Where runs go; one that there is not is made later.
-        model: Registered model that gets versions, if any does.
+        experiment: Experiment of the runs; it need not exist.
+        model: Registered model of the versions, if any are registered.
 
     Raises:
-        TrackingError: It is no address of either kind, no MLflow answers there, it does not let
-            this user in, or the user may not do what recording takes.
+        TrackingError: The address is of neither kind, another software answers, or the user is
+            unknown or lacks a permission.
     """
     if not is_server(tracking_uri):
         _require_database(tracking_uri)
@@ -71,13 +69,13 @@ def check_access(tracking_uri: str, experiment: str, model: str | None = None) -
 
 
 class _AwayError(Exception):
-    """The server is not there, or too busy or too broken to say anything."""
+    """The server does not answer, or is too busy or broken to."""
 
 
 @dataclass(frozen=True)
 class _Answer:
     status: int
-    values: Mapping[str, Any] | None  # None when it is no JSON object
+    values: Mapping[str, Any] | None  # None if the body is no JSON object
     said: str
 
     @property
@@ -89,27 +87,27 @@ class _Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class _Server:
-    """Asks a server with the credentials that MLflow's client has.
+    """A server that is asked with the credentials of MLflow's client.
 
     Attributes:
-        address: Its tracking URI.
-        deadline: When patience ends, by the monotonic clock.
+        address: Tracking URI.
+        deadline: End of patience, by the monotonic clock.
     """
 
     address: str
     deadline: float
 
     def ask(self, method: str, path: str, what: str, **values: Any) -> _Answer:
-        """What the server answers.
+        """The server's answer to a request.
 
         Args:
-            method: Of HTTP.
-            path: Below MLflow's REST API.
-            what: What one must be allowed to do, for the error.
-            values: The request.
+            method: HTTP method.
+            path: Path below MLflow's REST API.
+            what: The operation, for the error message.
+            values: Parameters of the request.
 
         Raises:
-            TrackingError: The user is not let in, or may not do that, or this is no MLflow.
+            TrackingError: The user is unknown or lacks the permission, or this is no MLflow.
         """
         answer = self._call(method, path, values)
         if answer.status == 401:
@@ -214,7 +212,7 @@ def _require_database(tracking_uri: str) -> None:
 
 
 def _who(address: str) -> str:
-    """The user as the server sees it, without the password."""
+    """The user whose credentials MLflow's client sends, for messages."""
     creds = get_default_host_creds(address)
     if creds.username and creds.password:
         return f"user {creds.username!r}"

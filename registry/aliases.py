@@ -1,4 +1,4 @@
-"""Say which version of an adapter is which: aliases, their way back, and versions out of use."""
+"""Aliases of adapter versions: set, drop, roll back; and versions that are retired."""
 
 from __future__ import annotations
 
@@ -6,74 +6,75 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from registry.adapters import RETIRED_TAG, AdapterVersion, get, list_adapters
-from registry.connection import connect, plain_errors
+from mlflow import MlflowClient
+
+from registry.connection import plain_errors
 from registry.errors import AdapterNotFoundError, RefError, RetiredError
 from registry.ledger import AliasMove
 from registry.moves import current_user, move, settle
 from registry.refs import AdapterRef, require_alias, require_name
+from registry.versions import RETIRED_TAG, AdapterVersion, get_version, list_versions
 
 CHAMPION = "champion"
-"""The version that is in use."""
+"""Alias of the version in use."""
 
 CHALLENGER = "challenger"
-"""The version that was last found not to be better than the champion."""
+"""Alias of the latest candidate that did not beat the champion."""
 
 
 def move_alias(
+    client: MlflowClient,
     ref: AdapterRef | str,
     alias: str,
     *,
     why: str,
-    tracking_uri: str,
     expected: int | None = None,
 ) -> AliasMove | None:
-    """Point an alias at a version, away from any other version of that adapter.
+    """Point an alias at a version; no other version of the adapter keeps the alias.
 
     Args:
+        client: Of the server.
         ref: The version.
-        alias: Which.
-        why: For the ledger.
-        tracking_uri: MLflow server or database.
-        expected: Number of the latest move of this alias that the decision was made on, 0 when
-            there was none; left out, whatever was there is overwritten.
+        alias: Name of the alias.
+        why: Reason for the ledger.
+        expected: Number of the alias's latest move when the caller decided, 0 for none; `None`
+            moves the alias without this check.
 
     Returns:
-        The move; `None` when the alias stands there already.
+        The move; `None` when the alias points at the version already.
 
     Raises:
         AdapterNotFoundError: There is no such version.
         ConflictError: The alias was moved since `expected`.
-        RefError: The reference or the alias cannot be read, or it is of an earlier step.
-        RetiredError: The version was retired.
+        RefError: The reference or the alias cannot be read, or `ref` is an earlier step.
+        RetiredError: The version is retired.
         TrackingError: The server cannot be used.
     """
     require_alias(alias)
-    version = get_whole(ref, tracking_uri=tracking_uri)
+    version = get_whole(client, ref)
     require_in_use(version)
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         return move(client, version.name, alias, version.version, why, expected=expected)
 
 
 def set_alias(
-    ref: AdapterRef | str, alias: str, *, tracking_uri: str, why: str = ""
+    client: MlflowClient, ref: AdapterRef | str, alias: str, *, why: str = ""
 ) -> AdapterVersion:
-    """Point an alias at a version, away from any other version of that adapter.
+    """Point an alias at a version, and return the version with its aliases as they are then.
 
     Raises:
         AdapterNotFoundError: There is no such version.
         RefError: The reference or the alias cannot be read.
-        RetiredError: The version was retired.
+        RetiredError: The version is retired.
         TrackingError: The server cannot be used.
     """
-    version = get_whole(ref, tracking_uri=tracking_uri)
-    move_alias(version.ref, alias, why=why, tracking_uri=tracking_uri)
-    return get(version.ref, tracking_uri=tracking_uri)
+    version = get_whole(client, ref)
+    move_alias(client, version.ref, alias, why=why)
+    return get_version(client, version.ref)
 
 
-def drop_alias(name: str, alias: str, *, tracking_uri: str, why: str = "") -> None:
-    """Take an alias away from an adapter; nothing happens when it has none of that name.
+def drop_alias(client: MlflowClient, name: str, alias: str, *, why: str = "") -> None:
+    """Remove an alias from an adapter; an alias that does not exist is no error.
 
     Raises:
         RefError: The name or the alias cannot be read.
@@ -81,96 +82,96 @@ def drop_alias(name: str, alias: str, *, tracking_uri: str, why: str = "") -> No
     """
     require_name(name)
     require_alias(alias)
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         move(client, name, alias, None, why)
 
 
-def rollback(name: str, *, alias: str = CHAMPION, why: str = "", tracking_uri: str) -> AliasMove:
-    """Point an alias back at the version that held it before.
+def rollback(
+    client: MlflowClient, name: str, *, alias: str = CHAMPION, why: str = ""
+) -> AliasMove:
+    """Point an alias back at its previous version.
 
-    Done again it goes back further, and not to and fro. Versions that were retired or deleted
-    since are passed over.
+    A second rollback goes back one version further. Versions that were retired or deleted since
+    are skipped.
 
     Raises:
-        AdapterNotFoundError: No earlier version is left to go back to.
-        ConflictError: The alias was moved by another process meanwhile.
+        AdapterNotFoundError: The alias has no previous version in use.
+        ConflictError: Another process moved the alias meanwhile.
         RefError: The name or the alias cannot be read.
         TrackingError: The server cannot be used.
     """
     require_alias(alias)
-    versions = list_adapters(tracking_uri=tracking_uri, name=name)
+    versions = list_versions(client, name)
     usable = {version.version for version in versions if not version.retired}
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
-        found = None
+    with plain_errors(client.tracking_uri):
+        previous = None
         if versions:
             ledger = settle(client, name)
-            now = ledger.aliases.get(alias)
-            earlier = _held_before([one for one in ledger.moves if one.alias == alias])
-            found = next((one for one in earlier if one in usable and one != now), None)
-        if found is None:
+            present = ledger.aliases.get(alias)
+            held = _versions_held([one for one in ledger.moves if one.alias == alias])
+            candidates = (one for one in reversed(held) if one in usable and one != present)
+            previous = next(candidates, None)
+        if previous is None:
             raise AdapterNotFoundError(
                 f"adapter {name}: alias {alias!r} has no earlier version to go back to; allowed: "
-                "one that held it and was neither retired nor deleted. Point it at a version "
-                "yourself: set_alias."
+                "a version that held the alias and is neither retired nor deleted. Point the "
+                "alias at a version yourself: set_alias."
             )
         expected = ledger.last_number(alias)
-        made = move(client, name, alias, found, why, expected=expected, is_rollback=True)
-    assert made is not None  # it stood elsewhere at the `expected` move
+        made = move(client, name, alias, previous, why, expected=expected, is_rollback=True)
+    assert made is not None  # since the `expected` move, the alias points at another version
     return made
 
 
-def retire(ref: AdapterRef | str, reason: str, *, tracking_uri: str) -> AdapterVersion:
-    """Take a version out of use: it keeps its files and can have no alias any more.
+def retire(client: MlflowClient, ref: AdapterRef | str, reason: str) -> AdapterVersion:
+    """Take a version out of use: the files stay, the aliases go, and no alias can be set.
 
     Raises:
         AdapterNotFoundError: There is no such version.
-        RetiredError: It is the champion, or no reason is given.
+        RetiredError: The version is the champion, or `reason` is empty.
         TrackingError: The server cannot be used.
     """
-    version = get_whole(ref, tracking_uri=tracking_uri)
+    version = get_whole(client, ref)
     if not reason.strip():
         raise RetiredError(
             f"adapter {version.ref}: got no reason to retire it; allowed: a few words. Say why."
         )
     _require_no_champion(version)
-    record = {"at": _now(), "who": current_user(), "reason": reason.strip()}
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {"at": at, "who": current_user(), "reason": reason.strip()}
+    with plain_errors(client.tracking_uri):
         number = str(version.version)
         client.set_model_version_tag(version.name, number, RETIRED_TAG, json.dumps(record))
-        settle(client, version.name)  # nobody begins to move an alias to it any more
-        retired = get(version.ref, tracking_uri=tracking_uri)
+        settle(client, version.name)  # from now on no process begins to point an alias here
+        retired = get_version(client, version.ref)
         if CHAMPION in retired.aliases:  # promoted meanwhile
             client.delete_model_version_tag(version.name, number, RETIRED_TAG)
             _require_no_champion(retired)
         for alias in retired.aliases:
             move(client, version.name, alias, None, f"{version.ref} was retired: {reason}")
-    return get(version.ref, tracking_uri=tracking_uri)
+    return get_version(client, version.ref)
 
 
-def unretire(ref: AdapterRef | str, *, tracking_uri: str) -> AdapterVersion:
-    """Bring a retired version back into use; its aliases stay where they went.
+def unretire(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
+    """Bring a retired version back into use; its former aliases are not restored.
 
     Raises:
         AdapterNotFoundError: There is no such version.
         TrackingError: The server cannot be used.
     """
-    version = get_whole(ref, tracking_uri=tracking_uri)
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    version = get_whole(client, ref)
+    with plain_errors(client.tracking_uri):
         if version.retired:
             client.delete_model_version_tag(version.name, str(version.version), RETIRED_TAG)
-    return get(version.ref, tracking_uri=tracking_uri)
+    return get_version(client, version.ref)
 
 
-def get_whole(ref: AdapterRef | str, *, tracking_uri: str) -> AdapterVersion:
-    """The version that a reference points at, as a whole.
+def get_whole(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
+    """The version of a reference, which must not name an earlier step.
 
     Raises:
         AdapterNotFoundError: There is no such version.
-        RefError: The reference cannot be read, or is of an earlier step.
+        RefError: The reference cannot be read, or names an earlier step.
         TrackingError: The server cannot be used.
     """
     ref = AdapterRef.parse(ref)
@@ -179,14 +180,14 @@ def get_whole(ref: AdapterRef | str, *, tracking_uri: str) -> AdapterVersion:
             f"adapter reference: got {ref}; allowed: a whole version, as aliases and states are "
             f"of versions and not of their steps. Write {ref.name}/{ref.version}."
         )
-    return get(ref, tracking_uri=tracking_uri)
+    return get_version(client, ref)
 
 
 def require_in_use(version: AdapterVersion) -> None:
-    """Refuse a version that was retired.
+    """Refuse a retired version.
 
     Raises:
-        RetiredError: It was.
+        RetiredError: The version is retired.
     """
     if version.retired:
         raise RetiredError(
@@ -203,11 +204,8 @@ def _require_no_champion(version: AdapterVersion) -> None:
         )
 
 
-def _held_before(moves: Sequence[AliasMove]) -> list[int]:
-    """Versions that an alias pointed at before, the latest first.
-
-    Going back to a version takes back all that came after it.
-    """
+def _versions_held(moves: Sequence[AliasMove]) -> list[int]:
+    """Versions that an alias pointed at, oldest first, without those that a rollback undid."""
     held: list[int] = []
     for one in moves:
         if one.is_rollback and one.target in held:
@@ -215,8 +213,4 @@ def _held_before(moves: Sequence[AliasMove]) -> list[int]:
                 held.pop()
         elif one.target is not None:
             held.append(one.target)
-    return held[::-1]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return held

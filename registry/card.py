@@ -1,11 +1,12 @@
-"""The card of an adapter: what it is, how it was found, what it scores, and how to use it.
+"""Cards of adapters: Markdown on identity, origin, scores, costs, data, licences and loading.
 
-Its sections are those of model cards (Mitchell et al. 2019, arXiv:1810.03993), as far as they can
-be filled from what was recorded. It is short: MLflow keeps 5,000 characters of a description.
+The sections follow model cards (Mitchell et al. 2019, arXiv:1810.03993), as far as records exist.
+A card is short, as MLflow keeps 5,000 characters of a description.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,10 @@ from types import MappingProxyType
 from typing import Any
 
 from registry.errors import RegistryError
+from registry.evaluation import Evaluation
 from registry.markdown import code, code_block, one_line, plain, table
-from registry.measures import FORMS, Evaluation
 from registry.significance import interval
+from trainables.contract import ADAPTER_WEIGHTS, SERVING_FORMS
 
 _LICENSES = ("base", "data", "adapter")
 _FORM_WORDS = {
@@ -35,20 +37,20 @@ _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card says.
+    """Facts for a card.
 
     Attributes:
-        name: Adapter it is a version of.
-        version: Its number; `None` before it has one.
-        manifest: Of the bundle.
-        form: Serving form that it is meant for.
-        sweep: How it was found, as far as known: `name`, `id`, `trials` tried, its `rank` among
-            them, and of the finals `metric`, `mean`, `half_width` and `runs`.
-        evaluations: What was measured of it; the first of a form and set of rows counts.
-        base_scores: Measures of the base alone, by the name of the rows; `test_loss` and
-            `eval_loss` count as `loss`.
-        licenses: Of `base`, `data` and `adapter`, as far as stated.
-        confidence: Of the intervals.
+        name: Name of the adapter.
+        version: Version number; `None` before registration.
+        manifest: Manifest of the bundle.
+        form: Serving form in which the adapter is used.
+        sweep: Known facts on the sweep: `name`, `id`, number of `trials`, the adapter's `rank`,
+            and of the finals `metric`, `mean`, `half_width` and `runs`.
+        evaluations: Evaluations; the first for each form and set of rows counts.
+        base_scores: Measures of the base alone, by name of the rows; `test_loss` and `eval_loss`
+            count as `loss`.
+        licenses: Known licences of `base`, `data` and `adapter`.
+        confidence: Level of the intervals.
     """
 
     name: str
@@ -68,18 +70,28 @@ def build_card(facts: CardFacts) -> str:
     """The card in Markdown, with a newline at its end.
 
     Raises:
-        RegistryError: There is no such form or licence field.
+        RegistryError: The form or a key of `licenses` is unknown.
     """
     _require_known(facts)
     version = "" if facts.version is None else f", version {facts.version}"
-    parts = [f"# {plain(facts.name)}{version}", _summary(facts), *_sections(facts)]
+    sections = {
+        "How it was found": _found(facts),
+        "Scores": _scores(facts),
+        "Memory and speed": _costs(facts),
+        "Data": _data(facts),
+        "Licences": _licenses(facts),
+        "Loading": _loading(facts),
+    }
+    titled = (f"## {title}\n\n{content}" for title, content in sections.items() if content)
+    parts = [f"# {plain(facts.name)}{version}", _summary(facts), *titled]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _require_known(facts: CardFacts) -> None:
-    if facts.form not in FORMS:
+    if facts.form not in SERVING_FORMS:
         raise RegistryError(
-            f"card.form: got {facts.form!r}; allowed: {', '.join(FORMS)}. Choose one of these."
+            f"card.form: got {facts.form!r}; allowed: {', '.join(SERVING_FORMS)}. "
+            "Choose one of these."
         )
     strange = sorted(set(facts.licenses) - set(_LICENSES))
     if strange:
@@ -89,20 +101,7 @@ def _require_known(facts: CardFacts) -> None:
         )
 
 
-def _sections(facts: CardFacts) -> Iterator[str]:
-    for title, content in (
-        ("How it was found", _found(facts)),
-        ("Scores", _scores(facts)),
-        ("Memory and speed", _costs(facts)),
-        ("Data", _data(facts)),
-        ("Licences", _licenses(facts)),
-        ("Loading", _loading(facts)),
-    ):
-        if content:
-            yield f"## {title}\n\n{content}"
-
-
-# ------------------------------------------------------------------------------------ what it is
+# -------------------------------------------------------------------------------------- identity
 
 
 def _summary(facts: CardFacts) -> str:
@@ -157,15 +156,23 @@ def _found(facts: CardFacts) -> str:
     return " ".join(lines)
 
 
-# ------------------------------------------------------------------------- what was measured of it
+# ---------------------------------------------------------------------------------------- scores
 
 
 def _scores(facts: CardFacts) -> str:
     evaluations = _newest(facts.evaluations)
     if not evaluations:
         return _recorded_scores(facts)
-    measures = _measures(evaluations)
-    rows = [_score_row(facts, one, measures) for one in evaluations]
+    names = dict.fromkeys(name for one in evaluations for name in one.measures)
+    measures = [name for name in names if name != _LEFT_OUT][:_MOST_MEASURES]
+    rows = [
+        [
+            f"**{one.form}**" if one.form == facts.form else one.form,
+            plain(one.data.name),
+            *(_score(one, name, facts.confidence) for name in measures),
+        ]
+        for one in evaluations
+    ]
     for data in dict.fromkeys(one.data.name for one in evaluations):
         base = _base_alone(facts, data)
         if base:
@@ -193,18 +200,7 @@ def _newest(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     found: dict[tuple[str, str], Evaluation] = {}
     for one in evaluations:
         found.setdefault((one.form, one.data.digest), one)
-    return sorted(found.values(), key=lambda one: (FORMS.index(one.form), one.data.name))
-
-
-def _measures(evaluations: Sequence[Evaluation]) -> list[str]:
-    names = dict.fromkeys(name for one in evaluations for name in one.measures)
-    return [name for name in names if name != _LEFT_OUT][:_MOST_MEASURES]
-
-
-def _score_row(facts: CardFacts, one: Evaluation, measures: Sequence[str]) -> list[str]:
-    form = f"**{one.form}**" if one.form == facts.form else one.form
-    shown = [_score(one, name, facts.confidence) for name in measures]
-    return [form, plain(one.data.name), *shown]
+    return sorted(found.values(), key=lambda one: (SERVING_FORMS.index(one.form), one.data.name))
 
 
 def _score(one: Evaluation, measure: str, confidence: float) -> str:
@@ -220,7 +216,7 @@ def _score(one: Evaluation, measure: str, confidence: float) -> str:
 
 
 def _recorded_scores(facts: CardFacts) -> str:
-    """What the manifest has, without intervals."""
+    """Scores in the manifest, which have no intervals."""
     metrics = facts.manifest["metrics"]
     rows = []
     for prefix, data in (("test_", "test"), ("eval_", "validation")):
@@ -238,7 +234,7 @@ def _recorded_scores(facts: CardFacts) -> str:
 
 def _costs(facts: CardFacts) -> str:
     metrics = facts.manifest["metrics"]
-    size = facts.manifest["files"].get("adapter_model.safetensors", {}).get("bytes")
+    size = facts.manifest["files"].get(ADAPTER_WEIGHTS, {}).get("bytes")
     rows = []
     if "peak_memory_gib" in metrics or "tokens_per_s" in metrics:
         taken = (metrics.get("peak_memory_gib"), metrics.get("tokens_per_s"))
@@ -255,7 +251,7 @@ def _costs(facts: CardFacts) -> str:
 def _data(facts: CardFacts) -> str:
     data = facts.manifest["data"]
     rows = [
-        [split, code(_short(data[split]), in_table=True)]
+        [split, code(data[split].removeprefix("sha256:")[:16], in_table=True)]
         for split in ("train", "validation", "test")
         if data.get(split)
     ]
@@ -266,7 +262,28 @@ def _data(facts: CardFacts) -> str:
         f"{plain(data.get('max_tokens'))} tokens."
     )
     listed = table(["split", "digest of its rows", "rows measured"], rows)
-    return f"{listed}\n\n{style}" if listed else style
+    said = " ".join([style, *_layout(data.get("layout") or {}), *_overlaps(data)])
+    return f"{listed}\n\n{said}" if listed else said
+
+
+def _layout(layout: Mapping[str, Any]) -> Iterator[str]:
+    """How prompts were made of columns, where they are not a column as it is."""
+    if layout.get("template"):
+        yield f"Prompts were made of columns by {code(repr(layout['template']))}."
+    elif layout.get("format") == "alpaca":
+        yield "Prompts were made in Alpaca's words around instruction and input."
+
+
+def _overlaps(data: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on rows that two splits share, as a manifest's `data.overlaps` counts them."""
+    names = {"train": "training"}
+    for one in data.get("overlaps", ()):
+        said = {key: plain(names.get(value, value)) for key, value in one.items()}
+        near = f", and {said['near']} more are nearly the same as one" if one["near"] else ""
+        yield (
+            f"{said['same']} of {said['total']} {said['rows']} rows are also {said['other']} "
+            f"rows{near}."
+        )
 
 
 def _licenses(facts: CardFacts) -> str:
@@ -275,7 +292,7 @@ def _licenses(facts: CardFacts) -> str:
     )
 
 
-# ---------------------------------------------------------------------------------- how to use it
+# --------------------------------------------------------------------------------------- loading
 
 
 def _loading(facts: CardFacts) -> str:
@@ -285,22 +302,59 @@ def _loading(facts: CardFacts) -> str:
     from_hub = base.get("source") == "hub"
     model = str(base["model"]) if from_hub else "BASE"
     lines = [
-        "import mlflow, peft, registry",
+        "import mlflow, peft",
+        "from registry import Registry",
         "",
-        f"model = registry.load({ref!r}, tracking_uri=URI)",
+        "adapters = Registry(URI)",
+        f"model = adapters.load({ref!r})",
         f"model = mlflow.pyfunc.load_model({f'models:/{ref}'!r})  # after set_tracking_uri(URI)",
-        'model.predict({"prompt": ["…"]})',
+        *_asking(facts.manifest["data"]),
         "",
         f"# with PEFT, on the base loaded with transformers {_how_loaded(facts)}",
-        f"folder = registry.pull({ref!r}, {folder!r}, tracking_uri=URI)",
+        f"folder = adapters.pull({ref!r}, {folder!r})",
         "model = peft.PeftModel.from_pretrained(base, folder)",
     ]
     if facts.form in _MERGED:
         lines += ['model.merge_and_unload().save_pretrained("merged")']
-    parts = [code_block("python", lines), *_vllm(facts, model, folder)]
+    parts = [code_block("python", lines), _chat_settings(facts.manifest["data"])]
+    parts += _vllm(facts, model, folder)
     if not from_hub:
         parts.append(f"BASE is a folder with {code(base['model'])} in transformers' format.")
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _asking(data: Mapping[str, Any]) -> list[str]:
+    """How to ask a loaded version, and what it stops at."""
+    if data.get("prompt_style") != "chat":
+        return ['model.predict({"prompt": ["…"]})']
+    turns = '[{"role": "user", "content": "…"}]'
+    tools = ', "tools": [{…}]' if _has_tools(data) else ""
+    return [f'model.predict([{{"messages": {turns}{tools}}}])']
+
+
+def _has_tools(data: Mapping[str, Any]) -> bool:
+    return any(split.get("tools") for split in (data.get("learned") or {}).values())
+
+
+def _chat_settings(data: Mapping[str, Any]) -> str:
+    """What another server has to be told so that its prompts are the trained ones."""
+    said = []
+    ends: Mapping[str, int] = data.get("end_tokens") or {}
+    if ends:
+        option = code(f'"stop_token_ids": {sorted(ends.values())}')
+        said.append(f"Answers end with {', '.join(map(code, ends))}: stop there ({option}).")
+    if data.get("template"):
+        said.append(f"Its chat template is the one named {code(data['template'])}.")
+    args = dict(data.get("template_args") or {})
+    day = args.pop("strftime_now", None)
+    if day is not None:
+        said.append(f"Where its chat template writes today's date, training had {code(day)}.")
+    for name, value in sorted(args.items()):
+        said.append(f"Its chat template is given {code(f'{name}={json.dumps(value)}')}.")
+    if data.get("prefill_cut"):
+        cut = code(json.dumps(data["prefill_cut"]))
+        said.append(f"Prompts were trained without the {cut} that the template ends them with.")
+    return " ".join(said)
 
 
 def _how_loaded(facts: CardFacts) -> str:
@@ -311,7 +365,7 @@ def _how_loaded(facts: CardFacts) -> str:
 
 
 def _vllm(facts: CardFacts, model: str, folder: str) -> Iterator[str]:
-    """How to serve it with vLLM (docs.vllm.ai, features/lora and features/quantization/bnb)."""
+    """Commands for vLLM (docs.vllm.ai, features/lora and features/quantization/bnb)."""
     base, lora = facts.manifest["base"], facts.manifest["lora"]
     quantized = facts.form in ("trained", "requantized") and base["quantization"] != "none"
     flags = " --quantization bitsandbytes" if quantized else ""
@@ -355,7 +409,7 @@ def _gib(value: float | None) -> str:
 
 
 def _size(size: float | None) -> str:
-    """Bytes in the largest unit that leaves 1 or more; a dash for none, as of a merged adapter."""
+    """Bytes in a unit that leaves 1 or more; a dash for 0, the size of a merged adapter."""
     if not size:
         return "–"
     for unit in ("B", "kB", "MB"):
@@ -367,7 +421,3 @@ def _size(size: float | None) -> str:
 
 def _speed(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
-
-
-def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:16]

@@ -1,50 +1,36 @@
-"""Versions side by side: what tells them apart, what they score and cost, and how sure that is."""
+"""A comparison of versions as values: scores with intervals, differences and costs."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import pandas as pd
 
-from registry.adapters import AdapterVersion, get
-from registry.errors import RefError
-from registry.evaluations import list_evaluations
-from registry.measures import COSTS, FORMS, Evaluation
-from registry.refs import AdapterRef
-from registry.significance import Interval, interval, obstacle, paired_bootstrap
-
-Mode = Literal["min", "max"]
+from registry.significance import Interval
+from trainables.contract import COSTS, Mode
 
 TRAINING = "training"
-"""Stands in `Cost.form` for what training took, which is no serving form."""
-
-_IDENTITY = ("base.", "quantization", "lora.", "data.", "seed", "steps", "optim.", "serving.form")
-_SPLITS = {"test_": "test", "eval_": "validation"}
-# What a recorded metric's name says of it; others are no scores.
-_RECORDED: Mapping[str, Mode] = {"loss": "min", "accuracy": "max", "token_accuracy": "max"}
+"""`Cost.form` of the cost of training, which has no serving form."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One measure of one version in one form on some rows.
+    """The value of a measure for a version, in a form, on some rows.
 
     Attributes:
         adapter: The version, such as `name/7`.
         form: Serving form.
         data: Name of the rows.
-        digest: Of the rows; empty where it was not recorded.
-        rows: How many; `None` where it was not recorded.
-        measure: Such as `loss`.
-        mode: Whether less or more of it is better.
-        value: The measure.
-        low: Lower end of its interval over rows; `None` where rows were not scored one by one.
+        digest: Digest of the rows; empty if unknown.
+        rows: Number of rows; `None` if unknown.
+        measure: Name of the measure, such as `loss`.
+        mode: Whether less or more is better.
+        value: The measure's value.
+        low: Lower end of the interval over rows; `None` without numbers per row.
         high: Upper end.
-        is_recorded: It was noted when the version was registered and comes of no evaluation.
+        is_recorded: The value was recorded at registration, not by an evaluation.
     """
 
     adapter: str
@@ -62,19 +48,19 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How two versions differ in one measure on the same rows in the same form, or why not.
+    """Difference of two versions in a measure on the same rows and form, or why there is none.
 
     Attributes:
         first: A version.
-        second: Another one, from which the first is subtracted.
-        form: Serving form; empty where the two have none in common.
-        data: Name of the rows; empty where the two have none in common.
-        digest: Of the rows.
-        measure: What differs; empty where the two have nothing in common.
-        mode: Whether less or more of it is better.
-        interval: `second - first`, by the paired bootstrap over rows; `None` where the two cannot
-            be compared.
-        reason: Why they cannot; empty where they can.
+        second: Another version; the difference is `second - first`.
+        form: Serving form; empty if the versions have none in common.
+        data: Name of the rows; empty if the versions have none in common.
+        digest: Digest of the rows.
+        measure: Name of the measure; empty if the versions have nothing in common.
+        mode: Whether less or more is better.
+        interval: Interval of the difference, by the paired bootstrap over rows; `None` if the
+            versions cannot be compared.
+        reason: Why the versions cannot be compared; empty if they can.
     """
 
     first: str
@@ -89,12 +75,12 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """The interval leaves zero out."""
+        """Whether zero lies outside the interval."""
         return self.interval is not None and (self.interval.low > 0 or self.interval.high < 0)
 
     @property
     def better(self) -> str | None:
-        """The version that is better beyond chance, if one is."""
+        """The version that is better beyond chance; `None` if neither is."""
         if self.interval is None or not self.is_clear:
             return None
         second_wins = (self.interval.estimate < 0) == (self.mode == "min")
@@ -103,19 +89,19 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one version took in one form: see `registry.measures.Evaluation`.
+    """Time, memory and size of a version in a form.
 
     Attributes:
         adapter: The version.
         form: Serving form, or `TRAINING`.
-        data: Name of the rows that were evaluated; empty for training.
-        seconds: How long evaluating them took.
+        data: Name of the evaluated rows; empty for training.
+        seconds: Duration of the evaluation.
         rows_per_s: Rows per second.
         tokens_per_s: Tokens per second.
         peak_memory_gib: Largest memory in use.
         model_bytes: Size of the base in this form.
-        adapter_bytes: Size of the adapter beside it.
-        trainable_params: Weights that were trained.
+        adapter_bytes: Size of the adapter beside the base.
+        trainable_params: Number of trained weights.
     """
 
     adapter: str
@@ -132,18 +118,18 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Versions side by side.
+    """A comparison of versions.
 
     Attributes:
-        adapters: The versions in the order they were asked for.
-        confidence: Of every interval.
-        differing: Tags of identity that are not the same in all versions: their values in the
-            order of `adapters`, `None` where a version has no such tag.
-        shared: Tags of identity that are the same in all of them.
-        scores: By form, data and measure, and then in the order of `adapters`.
-        differences: Of every pair; one entry at least for each.
-        costs: In the order of `adapters`.
-        notes: What a reader should know, in whole sentences.
+        adapters: The versions in the caller's order.
+        confidence: Level of all intervals.
+        differing: Identity tags with different values: a value for each version in the order of
+            `adapters`, `None` for a version without the tag.
+        shared: Identity tags with the same value in all versions.
+        scores: Scores by form, data, measure and the order of `adapters`.
+        differences: Differences of every pair; at least one for each pair.
+        costs: Costs in the order of `adapters`.
+        notes: Remarks for the reader, in whole sentences.
     """
 
     adapters: tuple[str, ...]
@@ -156,7 +142,7 @@ class Comparison:
     notes: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per score, with what measuring it took."""
+        """One row per score, with the costs of its evaluation."""
         costs = {(one.adapter, one.form, one.data): one for one in self.costs}
         rows = []
         for score in self.scores:
@@ -167,265 +153,3 @@ class Comparison:
         columns = [one.name for one in dataclasses.fields(Score)]
         frame = pd.DataFrame(rows, columns=[*columns, *COSTS])
         return frame.astype(dict.fromkeys(("value", "low", "high", *COSTS), "float64"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Side:
-    """One version with what was measured of it."""
-
-    ref: AdapterRef
-    version: AdapterVersion
-    evaluations: list[Evaluation]
-
-    @property
-    def name(self) -> str:
-        return str(self.ref)
-
-    def latest(self) -> dict[tuple[str, str, str], Evaluation]:
-        """The newest evaluation by form, digest of the rows and measure."""
-        found: dict[tuple[str, str, str], Evaluation] = {}
-        for evaluation in self.evaluations:  # the newest first
-            for measure in evaluation.measures:
-                found.setdefault((evaluation.form, evaluation.data.digest, measure), evaluation)
-        return found
-
-
-def compare(
-    refs: Sequence[str | AdapterRef], *, tracking_uri: str, confidence: float = 0.95
-) -> Comparison:
-    """Two or more versions side by side.
-
-    Scores come of the newest evaluations, with intervals over rows; where a version was not
-    evaluated, of what was recorded when it was registered, without intervals.
-
-    Args:
-        refs: Versions, or earlier steps of them that were kept; each once.
-        tracking_uri: MLflow server or database.
-        confidence: Of the intervals.
-
-    Raises:
-        AdapterNotFoundError: There is no such version.
-        IntegrityError: A kept evaluation was changed or lost.
-        RefError: A reference cannot be read, there are fewer than two, or one version is there
-            twice.
-        TrackingError: The server cannot be used.
-    """
-    if not 0.5 <= confidence < 1:
-        raise RefError(
-            f"confidence: got {confidence}; allowed: 0.5 <= level < 1. Leave it out for 0.95."
-        )
-    if len(refs) < 2:
-        raise RefError(
-            f"compare: got {', '.join(map(str, refs)) or 'no adapter'}; allowed: two or more "
-            "versions. Name another, such as NAME@champion."
-        )
-    sides = [_side(AdapterRef.parse(ref), tracking_uri) for ref in refs]
-    _refuse_twins(refs, sides)
-    differing, shared = _identities(sides)
-    return Comparison(
-        adapters=tuple(side.name for side in sides),
-        confidence=confidence,
-        differing=differing,
-        shared=shared,
-        scores=tuple(_scores(sides, confidence)),
-        differences=tuple(
-            difference
-            for first, second in itertools.combinations(sides, 2)
-            for difference in _differences(first, second, confidence)
-        ),
-        costs=tuple(cost for side in sides for cost in _costs(side)),
-        notes=tuple(_notes(sides)),
-    )
-
-
-def _side(ref: AdapterRef, tracking_uri: str) -> _Side:
-    version = get(ref, tracking_uri=tracking_uri)
-    exact = dataclasses.replace(version.ref, step=ref.step)
-    version.digest_at(ref.step)  # an unknown step is an error before anything is fetched
-    evaluations = list_evaluations(exact, tracking_uri=tracking_uri)
-    return _Side(ref=exact, version=version, evaluations=evaluations)
-
-
-def _refuse_twins(refs: Sequence[str | AdapterRef], sides: Sequence[_Side]) -> None:
-    seen: dict[str, str] = {}
-    for ref, side in zip(refs, sides, strict=True):
-        if side.name in seen:
-            raise RefError(
-                f"compare: got {seen[side.name]} and {ref}, which are both {side.name}; allowed: "
-                "each version once. Leave one out."
-            )
-        seen[side.name] = str(ref)
-
-
-def _identities(
-    sides: Sequence[_Side],
-) -> tuple[dict[str, tuple[str | None, ...]], dict[str, str]]:
-    tags = [_identity(side) for side in sides]
-    names = list(dict.fromkeys(name for one in tags for name in one))
-    values = {name: tuple(one.get(name) for one in tags) for name in sorted(names, key=_place)}
-    differing = {name: found for name, found in values.items() if len(set(found)) > 1}
-    shared = {
-        name: found[0]
-        for name, found in values.items()
-        if name not in differing and found[0] is not None
-    }
-    return differing, shared
-
-
-def _identity(side: _Side) -> dict[str, str]:
-    tags = {key: value for key, value in side.version.tags.items() if key.startswith(_IDENTITY)}
-    step = {} if side.ref.step is None else {"steps": str(side.ref.step)}
-    return tags | {"serving.form": side.version.form} | step
-
-
-def _place(tag: str) -> tuple[int, str]:
-    return next(i for i, start in enumerate(_IDENTITY) if tag.startswith(start)), tag
-
-
-def _scores(sides: Sequence[_Side], confidence: float) -> list[Score]:
-    scores: list[Score] = []
-    for side in sides:
-        latest = side.latest()
-        for (form, digest, measure), evaluation in latest.items():
-            found = interval(evaluation, measure, confidence)
-            kind = evaluation.measures[measure]
-            scores.append(
-                Score(
-                    adapter=side.name,
-                    form=form,
-                    data=evaluation.data.name,
-                    digest=digest,
-                    rows=evaluation.data.rows,
-                    measure=measure,
-                    mode=kind.mode,
-                    value=kind.value,
-                    low=_finite(found.low),
-                    high=_finite(found.high),
-                )
-            )
-        scores += _recorded_scores(side, set(latest))
-    order = list(dict.fromkeys(score.measure for score in scores))
-    names = [side.name for side in sides]
-    return sorted(
-        scores,
-        key=lambda one: (
-            _form_place(one.form), one.data, one.digest, order.index(one.measure),
-            names.index(one.adapter),
-        ),
-    )  # fmt: skip
-
-
-def _recorded_scores(side: _Side, evaluated: set[tuple[str, str, str]]) -> Iterator[Score]:
-    """What was noted at registration and not evaluated since."""
-    if side.ref.step is not None:
-        return  # those numbers are of the end of training
-    for name, value in side.version.metrics.items():
-        split = _SPLITS.get(name[:5])
-        mode = _RECORDED.get(name[5:])
-        if split is None or mode is None:
-            continue
-        digest = side.version.tags.get(f"data.{split}", "")
-        if ("trained", digest, name[5:]) not in evaluated:
-            yield Score(
-                adapter=side.name,
-                form="trained",
-                data=split,
-                digest=digest,
-                rows=None,
-                measure=name[5:],
-                mode=mode,
-                value=value,
-                is_recorded=True,
-            )
-
-
-def _differences(first: _Side, second: _Side, confidence: float) -> Iterator[Difference]:
-    ours, theirs = first.latest(), second.latest()
-    common = sorted(
-        (key for key in ours if key in theirs), key=lambda key: (_form_place(key[0]), key[1])
-    )
-    if not common:
-        yield Difference(first=first.name, second=second.name, reason=_why_nothing(first, second))
-    for key in common:
-        form, digest, measure = key
-        one, other = ours[key], theirs[key]
-        reason = obstacle(other, one, measure)
-        reason = reason.replace("the candidate", second.name).replace("the champion", first.name)
-        found = None if reason else paired_bootstrap(other, one, measure, confidence=confidence)
-        if found is not None and not math.isfinite(found.estimate):
-            found, reason = None, "a row has no number"
-        yield Difference(
-            first=first.name,
-            second=second.name,
-            form=form,
-            data=one.data.name,
-            digest=digest,
-            measure=measure,
-            mode=one.measures[measure].mode,
-            interval=found,
-            reason=reason,
-        )
-
-
-def _why_nothing(first: _Side, second: _Side) -> str:
-    lacking = [side.name for side in (first, second) if not side.evaluations]
-    if lacking:
-        return f"no evaluation of {' and of '.join(lacking)}; evaluate with `adapters evaluate`"
-    data = [_listed(f"{one.data.name} {_short(one.data.digest)}" for one in side.evaluations)
-            for side in (first, second)]  # fmt: skip
-    digests = [{one.data.digest for one in side.evaluations} for side in (first, second)]
-    if not digests[0] & digests[1]:
-        return f"different data: {first.name} has {data[0]}, {second.name} has {data[1]}"
-    forms = [_listed(one.form for one in side.evaluations) for side in (first, second)]
-    return (
-        f"no rows in the same form by the same measure: {first.name} has {forms[0]}, "
-        f"{second.name} has {forms[1]}"
-    )
-
-
-def _listed(words: Iterator[str]) -> str:
-    return ", ".join(dict.fromkeys(words))
-
-
-def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:8]
-
-
-def _costs(side: _Side) -> Iterator[Cost]:
-    metrics = side.version.metrics if side.ref.step is None else {}
-    if "trainable_params" in metrics or "peak_memory_gib" in metrics:
-        yield Cost(
-            adapter=side.name,
-            form=TRAINING,
-            tokens_per_s=metrics.get("tokens_per_s"),
-            peak_memory_gib=metrics.get("peak_memory_gib"),
-            trainable_params=metrics.get("trainable_params"),
-        )
-    seen = set()
-    for one in sorted(side.evaluations, key=lambda each: _form_place(each.form)):
-        if (one.form, one.data.name) not in seen:  # the newest of each comes first
-            seen.add((one.form, one.data.name))
-            taken = {name: getattr(one, name) for name in COSTS}
-            yield Cost(adapter=side.name, form=one.form, data=one.data.name, **taken)
-
-
-def _notes(sides: Sequence[_Side]) -> Iterator[str]:
-    for side in sides:
-        if not side.evaluations:
-            yield (
-                f"{side.name} was not evaluated: its scores are those recorded when it was "
-                "registered, without intervals."
-            )
-        if side.version.retired:
-            yield f"{side.name} is retired: {side.version.retired}."
-    for first, second in itertools.combinations(sides, 2):
-        if first.version.digest_at(first.ref.step) == second.version.digest_at(second.ref.step):
-            yield f"{first.name} and {second.name} are the same adapter."
-
-
-def _form_place(form: str) -> int:
-    return FORMS.index(form) if form in FORMS else len(FORMS)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

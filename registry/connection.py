@@ -1,12 +1,14 @@
-"""A client of one tracking server: quiet, without telemetry or pickles, with plain errors."""
+"""The connection to MLflow: its address, a quiet client without telemetry, plain errors."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -19,20 +21,20 @@ _SWITCHES = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # MLflow's client repeats a POST whose answer was lost, which makes a run or a version twice:
-    # whoever asks again must look first whether it is there. Its 7 tries would also take minutes.
+    # After a lost answer MLflow's client repeats a POST, which can make a run or a version twice:
+    # callers must look whether it exists before they try again. Its 7 tries also take minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    # Of silence, instead of 120: with no tries left, a server that hangs is found out in a
-    # minute, and one that stores a large adapter before it answers has that long.
+    # Instead of 120: a server that hangs is noticed within a minute, and a server that stores a
+    # large adapter before it answers has this long.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
 }
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-# What MLflow says at INFO while it lays out a new database.
+# Loggers that report at INFO while MLflow creates the tables of a new database.
 _CHATTY = ("alembic", "mlflow.store.db.utils")
 
 
 def connect(tracking_uri: str) -> MlflowClient:
-    """A client for tracking and registry alike; lays out the tables of a new database.
+    """A client for tracking and registry; creates the tables of a new database.
 
     Raises:
         TrackingError: The database cannot be opened.
@@ -46,27 +48,53 @@ def connect(tracking_uri: str) -> MlflowClient:
 
 
 def prepare() -> None:
-    """Set MLflow's switches where it reads them, in the environment, unless the user has."""
+    """Set MLflow's switches in the environment, except those that the user has set."""
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     set_telemetry_client()  # MLflow read the switch when it was imported: read it again
 
 
 def is_server(tracking_uri: str) -> bool:
-    """Whether the address is an MLflow server's rather than a database's."""
+    """Whether an address belongs to an MLflow server, not to a database."""
     return tracking_uri.startswith(("http://", "https://"))
+
+
+def tracking_uri_for(runs_dir: Path) -> tuple[str, str | None]:
+    """Address of MLflow: `$MLFLOW_TRACKING_URI`, else a SQLite file in `runs_dir`.
+
+    Returns:
+        The tracking URI, and the address for artifacts (`None` for the server's choice).
+    """
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    if named:
+        return named, artifact_location_for(named)
+    folder = runs_dir.expanduser().resolve()
+    tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
+    return tracking_uri, artifact_location_for(tracking_uri)
+
+
+def artifact_location_for(tracking_uri: str) -> str | None:
+    """Address for artifacts: `mlartifacts` beside a SQLite file, `None` for a server's choice.
+
+    MLflow itself would put the artifacts of a SQLite file below the current folder.
+    """
+    if not tracking_uri.startswith("sqlite:///"):
+        return None
+    database = Path(tracking_uri.removeprefix("sqlite:///")).resolve()
+    return (database.parent / "mlartifacts").as_uri()
 
 
 @contextmanager
 def plain_errors(tracking_uri: str) -> Iterator[None]:
     """Turn MLflow's errors into `TrackingError`, with the server's address and a remedy.
 
-    So are those of its artifact store, which come as they are: of HTTP, of a disk, of S3.
+    Errors of the artifact store are turned too: those of HTTP, a disk or S3.
     """
     try:
         yield
     except Exception as error:
-        if not (isinstance(error, MlflowException | OSError) or _is_of_s3(error)):
+        module = type(error).__module__.partition(".")[0]
+        if not (isinstance(error, MlflowException | OSError) or module in ("boto3", "botocore")):
             raise
         raise TrackingError(
             f"tracking server {without_secrets(tracking_uri)}: {without_secrets(str(error))} "
@@ -74,17 +102,28 @@ def plain_errors(tracking_uri: str) -> Iterator[None]:
         ) from error
 
 
-def _is_of_s3(error: Exception) -> bool:
-    return type(error).__module__.partition(".")[0] in ("boto3", "botocore")
+def if_exists(fetch: Callable[..., Any], *key: str) -> Any:
+    """Result of a request of MLflow's client; `None` if MLflow reports a missing resource.
+
+    Args:
+        fetch: Method of the client, such as `client.get_run`.
+        key: Arguments of `fetch`.
+    """
+    try:
+        return fetch(*key)
+    except MlflowException as error:
+        if is_missing(error):
+            return None
+        raise
 
 
 def is_missing(error: MlflowException) -> bool:
-    """Whether MLflow says that what was asked for does not exist."""
+    """Whether MLflow reports a missing resource."""
     return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
 
 
 def is_already_there(error: MlflowException) -> bool:
-    """Whether MLflow says that what was to be made exists."""
+    """Whether MLflow reports that a resource exists already."""
     return bool(error.error_code == "RESOURCE_ALREADY_EXISTS")
 
 

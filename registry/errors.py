@@ -1,13 +1,13 @@
-"""What can go wrong in the adapter registry.
+"""Errors of the registry.
 
 RegistryError
 ├── RefError (ValueError)          an adapter reference cannot be read
 ├── AdapterNotFoundError (LookupError)  no such adapter, version or alias
 ├── IntegrityError (RuntimeError)  files differ from what was registered
-├── NotComparableError (ValueError)  two evaluations were measured in different ways
+├── NotComparableError (ValueError)  two evaluations were made in different ways
 ├── ConflictError (RuntimeError)   another process moved an alias at the same time
-├── RetiredError (ValueError)      a version that is out of use, or one that cannot be taken out
-├── RuleError (ValueError)         a rule of promotion that makes no sense
+├── RetiredError (ValueError)      a version is out of use, or cannot be retired
+├── RuleError (ValueError)         a value of a promotion rule is not allowed
 └── TrackingError (RuntimeError)   the tracking server cannot be used
 """
 
@@ -29,7 +29,7 @@ class IntegrityError(RegistryError, RuntimeError):
 
 
 class NotComparableError(RegistryError, ValueError):
-    """Two evaluations were not measured on the same rows in the same way."""
+    """Two evaluations were not made on the same rows in the same way."""
 
 
 class ConflictError(RegistryError, RuntimeError):
@@ -37,11 +37,11 @@ class ConflictError(RegistryError, RuntimeError):
 
 
 class RetiredError(RegistryError, ValueError):
-    """A version is out of use, or cannot be taken out of use."""
+    """A version is out of use, or cannot be retired."""
 
 
 class RuleError(RegistryError, ValueError):
-    """A rule of promotion makes no sense."""
+    """A value of a promotion rule is not allowed."""
 
 
 class TrackingError(RegistryError, RuntimeError):

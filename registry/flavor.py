@@ -1,12 +1,12 @@
-"""The code an adapter version carries: base and adapter put together exactly as they were trained.
+"""The code in an adapter version: puts base and adapter together exactly as in training.
 
-MLflow copies this file into every version and runs it when the version is loaded, also where
-lorchestra is not installed: it imports nothing of it. It runs too when a version is registered, by
-a driver that has no use for torch: torch, transformers and peft are imported where needed.
+MLflow copies this file into every version and runs it on loading, also where lorchestra is not
+installed; so nothing of lorchestra is imported. The file also runs at registration, in a driver
+without torch; so torch, transformers and peft are imported where needed.
 
     source (hub | folder | .gguf)  --check digest-->  plain folder  --quantize-->  stored form
 
-A version is meant for one serving form, which `model_config={"form": ...}` can change:
+A version has one serving form, which `model_config={"form": ...}` can change:
 
     trained      the stored form that the adapter was trained on, the adapter beside it
     unquantized  the plain weights in the compute dtype, the adapter beside them
@@ -16,6 +16,7 @@ A version is meant for one serving form, which `model_config={"form": ...}` can 
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import importlib.util
 import json
@@ -32,30 +33,35 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 _FORMS = ("trained", "unquantized", "merged", "requantized")
+_MANIFEST = "manifest.json"
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
 class RecordMismatchError(RuntimeError):
-    """Files are not those that the bundle's manifest records."""
+    """Files differ from the bundle's manifest."""
 
 
 class AdapterModel(PythonModel):  # type: ignore[misc]
-    """A base with one adapter on it that completes prompts.
+    """A base with an adapter, which completes prompts.
 
     Attributes:
-        model: The PEFT model; the bare one in a form that the adapter is merged into.
-        tokenizer: The base's.
+        model: The PEFT model; without PEFT in a merged form.
+        tokenizer: The base's tokenizer.
+        data: The manifest's record of the rows: how they are asked and what ends them.
+        ends: Tokens that end a completion.
     """
 
     model: Any
     tokenizer: Any
+    data: Mapping[str, Any]
+    ends: Sequence[int]
 
     def load_context(self, context: Any) -> None:
-        """Load the base that the bundle's manifest names, and the adapter on it.
+        """Load the base in the bundle's manifest, and the adapter.
 
         Raises:
-            RecordMismatchError: A file of the adapter, or the base, is not the recorded one.
-            FileNotFoundError: The base is not where the bundle or `base_model` says.
+            RecordMismatchError: The base or a file of the adapter differs from the manifest.
+            FileNotFoundError: The base is not at the place that bundle or `base_model` names.
             ValueError: There is no such form.
         """
         folder = Path(context.artifacts["adapter"])
@@ -66,47 +72,85 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
             self.model, self.tokenizer = _load(
                 folder, manifest["base"], options["form"], options, Path(work)
             )
-        self._ends = _forget_wishes(self.model, self.tokenizer)
-        self._prompt_style: str = manifest["data"]["prompt_style"]
+        self.ends = _forget_wishes(self.model, self.tokenizer, manifest["data"])
+        self.data = manifest["data"]
         self._batch_size: int = context.model_config["batch_size"]
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[str]:
-        """Greedy completions of the column `prompt`, without special tokens.
+        """Greedy completions, without the token that ends them.
+
+        Special tokens are left out of a completion, unless tools are on offer: they may mark a
+        call.
 
         Args:
             context: Unused.
-            model_input: One row for each prompt.
+            model_input: One row for each completion. `messages` is a conversation up to the turn
+                that is asked for, as a list of `{role, content}` or its JSON text, and `tools`
+                the JSON schemas of the tools on offer; `prompt` is text, for an adapter of chats
+                the one turn of a user.
             params: `max_new_tokens`, 64 when not given.
+
+        Raises:
+            ValueError: A row has neither or does not fit the adapter or its chat template.
         """
-        # MLflow makes one row, whose cell is a list, of {"prompt": ["...", "..."]}.
-        prompts = [self._encode(prompt) for prompt in model_input["prompt"].explode().tolist()]
+        asked = self.requests(model_input)
+        prompts = [self.encode(one) for one in asked]
         limit = int((params or {}).get("max_new_tokens", 64))
         completions: list[str] = []
         for start in range(0, len(prompts), self._batch_size):
-            completions += self._complete(prompts[start : start + self._batch_size], limit)
+            written = self.complete(prompts[start : start + self._batch_size], limit)
+            completions += [
+                self.tokenizer.decode(tokens, skip_special_tokens=not one.tools)
+                for one, tokens in zip(asked[start:], written, strict=False)
+            ]
         return completions
 
-    def _encode(self, prompt: str) -> list[int]:
-        if self._prompt_style == "chat":
-            turns = [{"role": "user", "content": prompt}]
-            prompt = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
+    @staticmethod
+    def requests(model_input: pd.DataFrame) -> list[_Request]:
+        """What each completion is asked with; see `predict`."""
+        if "messages" not in model_input and "prompt" in model_input:
+            # MLflow makes one row, whose cell is a list, of {"prompt": ["...", "..."]}.
+            return [_Request(text, None, ()) for text in model_input["prompt"].explode().tolist()]
+        rows = model_input.to_dict("records")
+        turns = [_plain(row.get("messages")) for row in rows]
+        if all(isinstance(turn, dict) for turn in turns):
+            # MLflow makes a row of each turn of {"messages": [{...}]}: it is one conversation.
+            rows = [{"messages": turns}]
+        return [_request(row) for row in rows]
+
+    def encode(self, asked: _Request) -> list[int]:
+        """Tokens of a prompt as the adapter was trained with it."""
+        if self.data["prompt_style"] == "chat":
+            return self._encode_chat(asked)
+        if asked.messages is not None:
+            raise ValueError(
+                "messages: the adapter was trained on text without a chat template; allowed: "
+                "prompt. Give the text as it shall be continued."
             )
-        ids: list[int] = self.tokenizer.encode(prompt, add_special_tokens=False)
+        ids: list[int] = self.tokenizer.encode(asked.prompt or "", add_special_tokens=False)
         bos = self.tokenizer.bos_token_id
-        if self._prompt_style == "plain" and bos is not None:
-            ids = [bos, *ids] if self.tokenizer.encode("")[:1] == [bos] else ids
+        if bos is not None and ids[:1] != [bos] and self.tokenizer.encode("")[:1] == [bos]:
+            ids = [bos, *ids]
         if not ids:
             raise ValueError("prompt: got ''; allowed: text that is not empty. Write a prompt.")
         return ids
 
-    def _complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+    def _encode_chat(self, asked: _Request) -> list[int]:
+        turns = asked.messages
+        if turns is None:
+            turns = [{"role": "user", "content": asked.prompt or ""}]
+        text = _render_prompt(self.tokenizer, self.data, turns, asked.tools)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
+        """The tokens written behind each prompt, up to the first that ends a completion."""
         import torch
         from transformers import GenerationConfig
 
-        ends = self._ends
+        ends = self.ends
         pad = self.tokenizer.pad_token_id
         pad = (ends or [0])[0] if pad is None else pad
         length = max(map(len, prompts))
@@ -124,17 +168,136 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
                     pad_token_id=pad,
                 ),
             )
-        texts: list[str] = self.tokenizer.batch_decode(
-            output[:, length:], skip_special_tokens=True
+        rows: list[list[int]] = output[:, length:].tolist()
+        stops = (next((n for n, token in enumerate(row) if token in ends), None) for row in rows)
+        return [row[:stop] for row, stop in zip(rows, stops, strict=True)]
+
+
+# ------------------------------------------------------------------------------------- prompts
+
+
+class _Request(NamedTuple):
+    """What one completion is asked with."""
+
+    prompt: str | None
+    messages: Sequence[Mapping[str, Any]] | None
+    tools: Sequence[Mapping[str, Any]]
+
+
+def _request(row: Mapping[Any, Any]) -> _Request:
+    messages, tools = (_plain(row.get(name)) for name in ("messages", "tools"))
+    prompt = row.get("prompt")
+    prompt = prompt if isinstance(prompt, str) else None
+    is_chat = isinstance(messages, list) and bool(messages)
+    if not all(isinstance(turn, dict) and "role" in turn for turn in messages or ()):
+        is_chat = False
+    if (messages is not None and not is_chat) or (messages is None) == (prompt is None):
+        raise ValueError(
+            f"messages: got {messages!r} beside the prompt {prompt!r}; allowed: one of the two, "
+            "messages as a list of {role, content}. Give the conversation up to the turn that is "
+            "asked for."
         )
-        return texts
+    return _Request(prompt, messages, tools or ())
+
+
+def _plain(value: Any) -> Any:
+    """A cell as plain lists and mappings: tables hold arrays, JSON texts and gaps, too."""
+    if isinstance(value, float):
+        return None
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return _without_gaps(value)
+
+
+def _without_gaps(value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, Mapping):
+        return {key: _without_gaps(one) for key, one in value.items() if one is not None}
+    return [_without_gaps(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _render_prompt(
+    tokenizer: Any,
+    data: Mapping[str, Any],
+    turns: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+) -> str:
+    """The prompt of a conversation as the adapter was trained with; what its manifest records."""
+    form = data.get("message_form") or {}
+    args = dict(data.get("template_args") or {})
+    known = tokenizer.chat_template
+    if isinstance(known, Mapping):
+        usual = "tool_use" if tools and "tool_use" in known else "default"
+        known = known[data.get("template") or usual]
+    day = args.pop("strftime_now", None)
+    if day is not None:
+        known = _pin_date(known, day)
+    try:
+        text: str = tokenizer.apply_chat_template(
+            [_formed(turn, form) for turn in turns],
+            tools=list(tools) or None,
+            chat_template=known,
+            tokenize=False,
+            add_generation_prompt=True,
+            **args,
+        )
+    except Exception as error:
+        # A template is a program of the base's: it raises whatever it likes.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"messages: the chat template refuses the conversation: {reason}; allowed: what the "
+            "base's template takes. Change the roles or their order."
+        ) from error
+    return text.removesuffix(data.get("prefill_cut") or "")
+
+
+def _formed(turn: Mapping[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
+    """A message in the form that the template takes."""
+    formed = {key: value for key, value in turn.items() if value is not None}
+    content = formed.get("content") or ""
+    if not isinstance(content, str):
+        content = "\n".join(part if isinstance(part, str) else part["text"] for part in content)
+    is_text = form.get("content") != "parts"
+    formed["content"] = content if is_text else [{"type": "text", "text": content}]
+    if formed["role"] == "developer" and not form.get("has_developer"):
+        formed["role"] = "system"
+    calls = formed.pop("tool_calls", None)
+    if calls:
+        formed["tool_calls"] = [_formed_call(call, form) for call in calls]
+    return formed
+
+
+def _formed_call(call: Mapping[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function") or {key: call[key] for key in ("name", "arguments")}
+    arguments = function.get("arguments") or {}
+    if form.get("arguments") == "text" and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif form.get("arguments") != "text" and isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    kept = {key: one for key, one in call.items() if key not in ("name", "arguments")}
+    function = {"name": function["name"], "arguments": arguments}
+    return {"type": "function", **kept, "function": function}
+
+
+def _pin_date(template: str, day: str) -> str:
+    """A chat template that writes the day of the training where it would write today's."""
+    date = datetime.datetime.fromisoformat(day)
+    steps = "".join(
+        f"|replace('%{one}','{date.strftime('%' + one)}')" for one in "aAbBdHIjmMpSUwWyYZcxX"
+    )
+    # transformers lets no function in as an argument; a macro of the name hides its own.
+    macro = f"{{% macro strftime_now(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}"
+    return f"{macro}{{{{ '' }}}}{template}"
 
 
 # ------------------------------------------------------------------------------------- base
 
 
 class _Source(NamedTuple):
-    """Where a base's files lie; `gguf` names the one file in `folder` that is the model."""
+    """Place of a base's files; `gguf` names the model's file in `folder`, if it is one file."""
 
     folder: Path
     gguf: str | None
@@ -331,7 +494,7 @@ def _quantized(plain: Path, record: Mapping[str, Any], device: str, folder: Path
 
 
 def _cached_base(record: Mapping[str, Any]) -> Path | None:
-    """The base's stored form in the cache that training fills, if it is there."""
+    """The base's stored form in the cache that training fills; `None` without an entry."""
     form = "plain" if record["quantization"] == "none" else record["quantization"]
     return _cached(record, form + ("-dq" if record["double_quant"] else ""))
 
@@ -362,7 +525,7 @@ def _from_pretrained(folder: Path, dtype: Any, device: str, quantization: Any) -
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
     for name, expected in manifest["files"].items():
         found = _digest_file(folder / name)
         if found != expected["sha256"]:
@@ -378,8 +541,8 @@ def _digest_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _forget_wishes(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end a completion: the base's own, and the one that answers were trained with.
+def _forget_wishes(model: Any, tokenizer: Any, data: Mapping[str, Any]) -> list[int]:
+    """Tokens that end a completion: those that answers were trained with, and the base's own.
 
     What else the base wishes for its chats, such as a repetition penalty, is not heeded: greedy
     completions are what the adapter was measured by.
@@ -387,9 +550,10 @@ def _forget_wishes(model: Any, tokenizer: Any) -> list[int]:
     from transformers import GenerationConfig
 
     known = model.generation_config.eos_token_id
-    ends = [known] if isinstance(known, int) else list(known or [])
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
-        ends.append(tokenizer.eos_token_id)
+    own = [known] if isinstance(known, int) else list(known or [])
+    if tokenizer.eos_token_id is not None:
+        own.append(tokenizer.eos_token_id)
+    ends = list(dict.fromkeys([*(data.get("end_tokens") or {}).values(), *own]))
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     plain.generation_config = GenerationConfig()
     return ends

@@ -1,11 +1,12 @@
-"""Files that no adapter version needs: of registrations that were cut short, of deleted versions.
+"""Garbage: stored models without a version, after a crash or a deletion.
 
-A version's files are those of an MLflow logged model, made and filled before the version is. What
-a killed process leaves of that, and what a deleted version leaves, stays until it is collected.
+The files of a version belong to an MLflow logged model, which is made before the version. A killed
+registration and a deleted version leave such a model behind until it is collected.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -17,16 +18,16 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from registry.adapters import DIGEST_TAG, MODEL_TAG, VERSION_TAG
-from registry.connection import connect, is_missing, plain_errors
+from registry.connection import if_exists, is_missing, plain_errors
 from registry.errors import TrackingError
+from registry.search import PAGE_SIZE, all_pages
+from registry.versions import DIGEST_TAG, MODEL_TAG, VERSION_TAG
 
 logger = logging.getLogger(__name__)
 
 _OURS = "name = 'adapter'"
-_PAGE = 1000
 _EXPERIMENTS_AT_ONCE = 100
-_MODELS_AT_ONCE = 100  # what a server gives per page at most
+_MODELS_AT_ONCE = 100  # most per page of a server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,12 @@ class Garbage:
     """A logged model that no version points at.
 
     Attributes:
-        model_id: MLflow's id of it.
-        digest: Of the bundle it was made for.
-        run_id: Run that trained that, if it was recorded.
-        location: Where its files are.
-        changed_at: When anything was last done to it.
-        bytes: Size of its files.
+        model_id: MLflow's id of the model.
+        digest: Digest of the bundle in the model.
+        run_id: Run that trained the adapter, if one is recorded.
+        location: Address of the files.
+        changed_at: Time of the last change.
+        bytes: Size of the files.
     """
 
     model_id: str
@@ -50,24 +51,24 @@ class Garbage:
     bytes: int
 
 
-def find_garbage(tracking_uri: str, *, older_than_s: float = 86400) -> list[Garbage]:
-    """Logged models made for adapters that no version of any registered model points at.
+def find_garbage(client: MlflowClient, *, older_than_s: float = 86400) -> list[Garbage]:
+    """Logged models of adapters that no version of any registered model points at.
 
     Args:
-        tracking_uri: MLflow server or database.
-        older_than_s: Models that were touched since are left out: they may be on their way to a
-            version.
+        client: Of the server.
+        older_than_s: Models changed within this time are left out: their registration may be in
+            progress.
 
     Returns:
-        The oldest first. Models that others made are never among them.
+        The oldest first; never a model that other software made.
 
     Raises:
         TrackingError: The server cannot be used.
     """
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
-        # The models before the versions: one that becomes a version meanwhile is not missed.
-        models = [model for model in find_models(client) if _age_s(model) >= older_than_s]
+    with plain_errors(client.tracking_uri):
+        # Models are listed before versions, so that a version made in between is seen.
+        newest_ms = (time.time() - older_than_s) * 1000
+        models = [model for model in find_models(client) if _changed_ms(model) <= newest_ms]
         needed = _find_needed(client)
         garbage = [
             _describe(client, model) for model in models if not _is_needed(client, model, needed)
@@ -75,29 +76,28 @@ def find_garbage(tracking_uri: str, *, older_than_s: float = 86400) -> list[Garb
     return sorted(garbage, key=lambda one: (one.changed_at, one.model_id))
 
 
-def collect_garbage(found: Sequence[Garbage], tracking_uri: str) -> list[Garbage]:
-    """Delete files and records of garbage, each after another look whether a version needs it.
+def collect_garbage(client: MlflowClient, found: Sequence[Garbage]) -> list[Garbage]:
+    """Delete garbage, after a second check that no version needs it.
 
-    The record, which says where the files are, goes last: interrupted, the rest is found again.
+    The record of a model is deleted after its files, so that an interrupted call can be repeated.
 
     Args:
-        found: Of `find_garbage`.
-        tracking_uri: The same.
+        client: Of the server.
+        found: Result of `find_garbage`.
 
     Returns:
-        What was deleted; what has come into use since, or is gone already, is not among it.
+        The deleted models, without those that came into use or disappeared meanwhile.
 
     Raises:
-        TrackingError: The server cannot be used, or does not let you delete.
+        TrackingError: The server cannot be used, or forbids deletion.
     """
-    client = connect(tracking_uri)
     deleted = []
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         for one in found:
-            model = _look_up(client, one.model_id)
+            model = if_exists(client.get_logged_model, one.model_id)
             if model is None or not _is_ours(model):
                 continue
-            if _ms(model) != round(one.changed_at.timestamp() * 1000):
+            if _changed_ms(model) != round(one.changed_at.timestamp() * 1000):
                 logger.info("%s: was touched meanwhile and stays", one.model_id)
             elif _is_needed(client, model, _find_needed(client)):
                 logger.info("%s: a version points at it by now", one.model_id)
@@ -108,46 +108,35 @@ def collect_garbage(found: Sequence[Garbage], tracking_uri: str) -> list[Garbage
 
 
 def find_models(client: MlflowClient, page_size: int = _MODELS_AT_ONCE) -> Iterator[LoggedModel]:
-    """Every logged model that was made for an adapter, in whatever experiment.
+    """All logged models of adapters, in all experiments.
 
     Raises:
         MlflowException: The server cannot be used.
     """
-    experiments: list[str] = []
-    token: str | None = None
-    while True:
-        page = client.search_experiments(max_results=_PAGE, page_token=token)
-        experiments += [experiment.experiment_id for experiment in page]
-        token = page.token
-        if not token:
-            break
+    listed = all_pages(functools.partial(client.search_experiments, max_results=PAGE_SIZE))
+    experiments = [experiment.experiment_id for experiment in listed]
     for start in range(0, len(experiments), _EXPERIMENTS_AT_ONCE):
-        chosen = experiments[start : start + _EXPERIMENTS_AT_ONCE]
-        while True:
-            models = client.search_logged_models(
-                chosen, filter_string=_OURS, max_results=page_size, page_token=token
-            )
-            yield from filter(_is_ours, models)
-            token = models.token
-            if not token:
-                break
+        search = functools.partial(
+            client.search_logged_models,
+            experiments[start : start + _EXPERIMENTS_AT_ONCE],
+            filter_string=_OURS,
+            max_results=page_size,
+        )
+        yield from filter(_is_ours, all_pages(search))
 
 
 def _find_needed(client: MlflowClient) -> str:
-    """All that versions of any registered model, ours or not, say of where their files are."""
-    said: list[str] = []
-    token: str | None = None
-    while True:
-        page = client.search_model_versions(max_results=_PAGE, page_token=token)
-        for version in page:
-            said += [version.source or "", version.model_id or "", version.tags.get(MODEL_TAG, "")]
-        token = page.token
-        if not token:
-            return "\n".join(said)
+    """Where versions of all registered models, ours or not, say that their files are."""
+    versions = all_pages(functools.partial(client.search_model_versions, max_results=PAGE_SIZE))
+    return "\n".join(
+        place or ""
+        for version in versions
+        for place in (version.source, version.model_id, version.tags.get(MODEL_TAG))
+    )
 
 
 def _is_needed(client: MlflowClient, model: LoggedModel, needed: str) -> bool:
-    # A source is the place of the files, or models:/ID: either holds the id.
+    # A source is the address of the files or models:/ID; both contain the id.
     if model.model_id in needed or model.artifact_location in needed:
         return True
     name, _, number = model.tags.get(VERSION_TAG, "").rpartition("/")
@@ -156,7 +145,7 @@ def _is_needed(client: MlflowClient, model: LoggedModel, needed: str) -> bool:
     try:
         client.get_model_version(name, number)
     except MlflowException as error:
-        # A server with users lists only what one may read: what it refuses can be there.
+        # A server lists only what the user may read: a refused version can exist.
         return not is_missing(error)
     return True
 
@@ -165,28 +154,19 @@ def _is_ours(model: LoggedModel) -> bool:
     return model.name == "adapter" and DIGEST_TAG in model.params
 
 
-def _look_up(client: MlflowClient, model_id: str) -> LoggedModel | None:
-    try:
-        return client.get_logged_model(model_id)
-    except MlflowException as error:
-        if is_missing(error):
-            return None
-        raise
-
-
 def _describe(client: MlflowClient, model: LoggedModel) -> Garbage:
     return Garbage(
         model_id=model.model_id,
         digest=model.params[DIGEST_TAG],
         run_id=model.source_run_id or None,  # a server says "" for none
         location=model.artifact_location,
-        changed_at=datetime.fromtimestamp(_ms(model) / 1000, UTC),
+        changed_at=datetime.fromtimestamp(_changed_ms(model) / 1000, UTC),
         bytes=_size(client, model.model_id),
     )
 
 
 def _size(client: MlflowClient, model_id: str, folder: str | None = None) -> int:
-    """Bytes of a model's files."""
+    """Bytes of a model's files, in a folder or all."""
     files = client.list_logged_model_artifacts(model_id, folder)
     return sum(
         _size(client, model_id, file.path) if file.is_dir else int(file.file_size or 0)
@@ -194,20 +174,16 @@ def _size(client: MlflowClient, model_id: str, folder: str | None = None) -> int
     )
 
 
-def _ms(model: LoggedModel) -> int:
-    """Milliseconds since the epoch of its last change."""
+def _changed_ms(model: LoggedModel) -> int:
+    """Time of a model's last change in milliseconds since the epoch."""
     return int(max(model.creation_timestamp, model.last_updated_timestamp))
-
-
-def _age_s(model: LoggedModel) -> float:
-    return time.time() - _ms(model) / 1000
 
 
 def _delete(client: MlflowClient, model: LoggedModel) -> None:
     repository = get_artifact_repository(model.artifact_location, client.tracking_uri)
     try:
         repository.delete_artifacts()
-    except OSError as error:  # those of the HTTP client are such, too
+    except OSError as error:  # errors of the HTTP client included
         raise TrackingError(
             f"model {model.model_id}: its files at {model.artifact_location} cannot be deleted "
             f"({error}); allowed: deleting them. Check that you may delete there."

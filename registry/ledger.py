@@ -1,15 +1,15 @@
-"""Who moved which alias, when and why, in an order that two processes cannot both write.
+"""History of alias moves, in numbered slots of which each can be written once.
 
-MLflow sets an alias whatever it was before, and keeps no record. A run's params can be written
-once only: a second value for the same key is refused by the primary key of the params table, in
-one step, by SQLite and PostgreSQL alike (mlflow/store/tracking/sqlalchemy_store.py, `log_param`).
-So each adapter has one run whose params are the moves of its aliases:
+MLflow overwrites an alias without a check and keeps no history. A param of a run, however, can be
+written once: the primary key of the params table refuses a second value in one step, in SQLite
+and PostgreSQL alike (mlflow/store/tracking/sqlalchemy_store.py, `log_param`). So each adapter has
+one run whose params are the moves of its aliases:
 
     move.000001 = {"alias": "champion", "from": null, "to": 1, "who": ..., "at": ..., "why": ...}
     done.000001 = true   (a tag; `void` if the alias was not set in the end)
 
-Whoever comes next finishes a move that was cut short: who may write runs in the experiment of the
-ledgers may move aliases.
+The next process finishes a move that was cut short. Users who may write runs in the experiment of
+the ledgers may move aliases.
 """
 
 from __future__ import annotations
@@ -27,38 +27,39 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from registry.access import ADAPTERS_EXPERIMENT
-from registry.connection import connect, is_already_there, is_missing, plain_errors
+from registry.connection import if_exists, is_already_there, plain_errors
 from registry.errors import ConflictError
+from registry.experiments import adapters_experiment
+from registry.limits import shortened
 from registry.refs import require_name
-from registry.tracking import artifact_location_for, find_experiment, shortened
+from registry.search import find_runs
 
 logger = logging.getLogger(__name__)
 
 OUTSIDE = "outside lorchestra"
-"""Who moved an alias that stands elsewhere than its last move put it."""
+"""`AliasMove.who` of a move that somebody made in MLflow itself."""
 
 _LEDGER_TAG = "lorchestra.ledger"
 _MOVE, _DONE = "move.", "done."
-# MLflow cuts params at 6000 characters; JSON may make six of one.
+# MLflow cuts params at 6000 characters; JSON may write one character as six.
 _MAX_WHY = 800
 _MAX_WHO = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class AliasMove:
-    """An alias went from one version to another.
+    """A move of an alias from one version to another.
 
     Attributes:
         number: Place among all moves of the adapter's aliases, from 1.
-        alias: Which.
-        source: Version that it pointed at before, if any.
-        target: Version that it points at since, if any.
+        alias: Name of the alias.
+        source: Version before the move; `None` if the alias did not exist.
+        target: Version after the move; `None` if the alias was removed.
         who: User, or `outside lorchestra`.
-        at: When; for a move from outside, when it was noticed.
-        why: In the words of whoever moved it.
-        is_rollback: Whether it took the latest moves back.
-        is_done: Whether the alias was set; otherwise it is about to be.
+        at: Time of the move; for a move from outside, the time of its discovery.
+        why: Reason that the user gave.
+        is_rollback: Whether the move undoes earlier moves.
+        is_done: Whether the alias was set; otherwise a process is about to set it.
     """
 
     number: int
@@ -74,13 +75,13 @@ class AliasMove:
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """An adapter's moves, oldest first, and where its aliases stand.
+    """The moves of an adapter's aliases, oldest first, and its aliases at present.
 
     Attributes:
-        run_id: Of the run whose params they are.
-        moves: Those that came to nothing left out.
-        slots: How many slots are written.
-        aliases: The version that each points at.
+        run_id: Run that keeps the moves.
+        moves: All moves but those marked void.
+        slots: Number of written slots, void ones included.
+        aliases: Version of each alias.
     """
 
     run_id: str
@@ -90,7 +91,7 @@ class Ledger:
 
     @property
     def undone(self) -> list[AliasMove]:
-        """Moves whose process is at work, or was killed at it."""
+        """Moves in progress, or cut short when their process was killed."""
         return [move for move in self.moves if not move.is_done]
 
     def last(self, alias: str) -> AliasMove | None:
@@ -103,19 +104,19 @@ class Ledger:
         return 0 if move is None else move.number
 
 
-def history(name: str, *, tracking_uri: str) -> list[AliasMove]:
-    """All moves of an adapter's aliases, oldest first; an unknown name has none.
+def history(client: MlflowClient, name: str) -> list[AliasMove]:
+    """All moves of an adapter's aliases, oldest first; none for an unknown name.
 
-    Changes nothing: moves from outside that nobody noticed before are listed as noticed now.
+    Moves from outside that are not in the ledger are listed with the present time. Nothing is
+    written.
 
     Raises:
         RefError: MLflow cannot hold the name.
         TrackingError: The server cannot be used.
     """
     require_name(name)
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
-        model = _find_model(client, name)
+    with plain_errors(client.tracking_uri):
+        model = if_exists(client.get_registered_model, name)
         if model is None:
             return []
         ledger = _ledger(_find_run(client, model), model)
@@ -125,12 +126,12 @@ def history(name: str, *, tracking_uri: str) -> list[AliasMove]:
 
 
 def ensure_model(client: MlflowClient, name: str) -> str:
-    """Make the registered model if there is none, and its ledger; gives the ledger's run id."""
-    model = _find_model(client, name)
+    """Run id of an adapter's ledger; makes the registered model and the ledger if missing."""
+    model = if_exists(client.get_registered_model, name)
     if model is None:
         run_id = _create_run(client, name)
         try:
-            # One step: whoever makes the model has made the only ledger.
+            # In one step: the process that creates the model has created the only ledger.
             client.create_registered_model(name, tags={_LEDGER_TAG: run_id})
         except MlflowException as error:
             client.delete_run(run_id)
@@ -148,14 +149,15 @@ def ensure_model(client: MlflowClient, name: str) -> str:
 
 
 def read_ledger(client: MlflowClient, name: str, run_id: str) -> Ledger:
-    """The ledger as it is, and where the aliases stand."""
-    # The moves first: of an alias that is moved meanwhile, the next slot is taken.
+    """The ledger and the aliases at present."""
+    # The moves are read first: a move between the two reads then shows as one from outside, and
+    # writing that one down fails, as its slot is taken.
     run = client.get_run(run_id)
     return _ledger(run, client.get_registered_model(name))
 
 
 def moves_from_outside(ledger: Ledger) -> list[AliasMove]:
-    """Moves that would bring the ledger to where the aliases stand."""
+    """Moves that explain where the aliases differ from the ledger."""
     names = sorted({move.alias for move in ledger.moves} | set(ledger.aliases))
     found: list[AliasMove] = []
     for alias in names:
@@ -180,7 +182,7 @@ def append(client: MlflowClient, run_id: str, move: AliasMove) -> None:
     """Write a move into its slot.
 
     Raises:
-        ConflictError: Another process wrote that slot.
+        ConflictError: Another process wrote the slot first.
     """
     key, text = f"{_MOVE}{move.number:06d}", _text(move)
     try:
@@ -196,56 +198,38 @@ def append(client: MlflowClient, run_id: str, move: AliasMove) -> None:
             ) from error
 
 
-def adapters_experiment(client: MlflowClient) -> str:
-    """Id of the experiment of what no sweep recorded: ledgers, and adapters without a run."""
-    return find_experiment(client, ADAPTERS_EXPERIMENT, artifact_location_for(client.tracking_uri))
-
-
 def mark(
     client: MlflowClient, run_id: str, move: AliasMove, outcome: Literal["true", "void"]
 ) -> None:
-    """Note that the alias was set, or that it was not."""
+    """Mark a move as done (`true`), or as one that never happened (`void`)."""
     client.set_tag(run_id, f"{_DONE}{move.number:06d}", outcome)
-
-
-def _find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
-    try:
-        return client.get_registered_model(name)
-    except MlflowException as error:
-        if is_missing(error):
-            return None
-        raise
 
 
 def _find_run(client: MlflowClient, model: RegisteredModel) -> Run | None:
     run_id = model.tags.get(_LEDGER_TAG)
-    if run_id is None:
-        return None
-    try:
-        return client.get_run(run_id)
-    except MlflowException as error:
-        if is_missing(error):
-            return None
-        raise
+    return None if run_id is None else if_exists(client.get_run, run_id)
 
 
 def _create_run(client: MlflowClient, name: str) -> str:
-    tags = {"lorchestra.kind": "ledger", "lorchestra.adapter": name}
-    run = client.create_run(adapters_experiment(client), tags=tags, run_name=f"aliases of {name}")
-    client.set_terminated(run.info.run_id)  # it can be written to all the same
+    run = client.create_run(
+        adapters_experiment(client), tags=_identity(name), run_name=f"aliases of {name}"
+    )
+    client.set_terminated(run.info.run_id)  # MLflow lets a finished run be written
     return str(run.info.run_id)
 
 
 def _adopt(client: MlflowClient, name: str) -> str:
-    """A ledger for a model that was made without; processes that do so at once agree on one."""
-    wanted = f"tags.`lorchestra.kind` = 'ledger' and tags.`lorchestra.adapter` = '{name}'"
-    order = ["attributes.start_time ASC", "attributes.run_id ASC"]
+    """Give a ledger to a model that has none; processes at the same time agree on the oldest."""
     experiments = [adapters_experiment(client)]
-    if not client.search_runs(experiments, wanted, max_results=1):
+    if not any(find_runs(client, experiments, _identity(name))):
         _create_run(client, name)
-    oldest = client.search_runs(experiments, wanted, max_results=1, order_by=order)[0]
+    oldest = next(find_runs(client, experiments, _identity(name)))
     client.set_registered_model_tag(name, _LEDGER_TAG, oldest.info.run_id)
     return str(client.get_registered_model(name).tags[_LEDGER_TAG])
+
+
+def _identity(name: str) -> dict[str, str]:
+    return {"lorchestra.kind": "ledger", "lorchestra.adapter": name}
 
 
 def _ledger(run: Run | None, model: RegisteredModel) -> Ledger:
@@ -287,7 +271,7 @@ def _text(move: AliasMove) -> str:
         "at": move.at.isoformat(timespec="milliseconds"),
         "why": shortened(move.why, _MAX_WHY),
         "rollback": move.is_rollback,
-        # Two processes that want the same at the same time are two all the same.
+        # Two processes that make the same move at the same time must not write equal texts.
         "nonce": uuid.uuid4().hex,
     }
     return json.dumps(record)

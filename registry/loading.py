@@ -1,4 +1,4 @@
-"""Bring an adapter version to this machine: as a checked folder, or as a model that answers."""
+"""Bring an adapter version to this machine: as a checked folder or a loaded model."""
 
 from __future__ import annotations
 
@@ -9,79 +9,76 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.artifacts
+from mlflow import MlflowClient
 
-from registry.adapters import MODEL_DIGEST_TAG, AdapterVersion, get
-from registry.bundle import read_bundle
-from registry.connection import connect, plain_errors
+from registry.connection import plain_errors
 from registry.errors import IntegrityError
+from registry.integrity import read_bundle
 from registry.packaging import ADAPTER_IN_MODEL, checkpoint_folder, digest_model, pyfunc
 from registry.refs import AdapterRef
+from registry.versions import MODEL_DIGEST_TAG, AdapterVersion, get_version
+from trainables.whole import new_folder
 
 
-def pull(ref: AdapterRef | str, destination: str | Path, *, tracking_uri: str) -> Path:
-    """Copy a version's bundle to a folder that appears whole and checked, or not at all.
+def pull(client: MlflowClient, ref: AdapterRef | str, destination: str | Path) -> Path:
+    """Copy a version's bundle to a folder, which appears whole and checked or not at all.
 
-    `name/7@step-400` gives the bundle of an earlier step, where that was kept.
+    `name/7@step-400` gives the bundle of an earlier step, if one was kept.
 
     Returns:
-        `destination`, a plain PEFT adapter folder. One that holds the same bundle already is left
-        as it is.
+        `destination`, a plain PEFT adapter folder. If it holds the bundle already, nothing is
+        copied.
 
     Raises:
         AdapterNotFoundError: There is no such version.
-        IntegrityError: The files are not those that were registered, or `destination` holds
-            anything else.
+        IntegrityError: The files differ from the registered ones, or `destination` holds
+            something else.
         RefError: The reference cannot be read.
         TrackingError: The server cannot be used.
     """
-    version = get(ref, tracking_uri=tracking_uri)
+    version = get_version(client, ref)
     ref = replace(version.ref, step=AdapterRef.parse(ref).step)
     digest = version.digest_at(ref.step)
     destination = Path(destination)
     if destination.exists() or destination.is_symlink():
         _require_same_bundle(destination, ref, digest)
         return destination
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    arriving = tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent)
-    try:
-        bundle = _download(version, _bundle_folder(ref), Path(arriving), tracking_uri)
+    with new_folder(destination, replaces=False) as filling:
+        bundle = _download(client, version, _bundle_folder(ref), filling.parent / "arriving")
         _require_registered(bundle, ref, digest)
-        bundle.rename(destination)
-    finally:
-        shutil.rmtree(arriving)
+        bundle.rename(filling)
     return destination
 
 
 def load(
+    client: MlflowClient,
     ref: AdapterRef | str,
     *,
-    tracking_uri: str,
     base_model: str | None = None,
     form: str | None = None,
 ) -> Any:
-    """A version as an MLflow model: `.predict({"prompt": ["..."]})` gives the completions.
+    """A version as an MLflow model: `.predict({"prompt": ["..."]})` gives completions.
 
     A version carries the code that loads it: load versions only from a registry you trust. Code
-    and files are checked against what was registered before any of it runs.
+    and files are checked against their registered digests before the code runs.
 
     Args:
-        ref: Which version.
-        tracking_uri: MLflow server or database.
-        base_model: Where the base lies on this machine, if not where the bundle says.
-        form: `trained`, `unquantized`, `merged` or `requantized`; left out, the one that the
-            version is meant for.
+        client: Of the server.
+        ref: The version.
+        base_model: Path of the base on this machine, if the bundle names another place.
+        form: `trained`, `unquantized`, `merged` or `requantized`; `None` is the version's own.
 
     Raises:
         AdapterNotFoundError: There is no such version.
-        IntegrityError: The files, or the base, are not those that were registered.
+        IntegrityError: The files or the base differ from the registered ones.
         RefError: The reference cannot be read.
         TrackingError: The server cannot be used.
         ValueError: There is no such form.
     """
-    version = get(ref, tracking_uri=tracking_uri)
+    version = get_version(client, ref)
     ref = replace(version.ref, step=AdapterRef.parse(ref).step)
     with tempfile.TemporaryDirectory() as work:
-        model = _download(version, "", Path(work), tracking_uri)
+        model = _download(client, version, "", Path(work))
         expected, found = version.tags.get(MODEL_DIGEST_TAG), digest_model(model)
         if found != expected:
             raise IntegrityError(
@@ -95,31 +92,27 @@ def load(
             shutil.rmtree(model / ADAPTER_IN_MODEL)
             bundle.rename(model / ADAPTER_IN_MODEL)
         options = {"base_model": base_model, "form": form}
-        return _load_model(model, {key: value for key, value in options.items() if value})
-
-
-def _load_model(model: Path, options: dict[str, str]) -> Any:
-    try:
-        return pyfunc().load_model(str(model), model_config=options or None)
-    except RuntimeError as error:
-        # The class is of the code that the version carries, not of ours.
-        if type(error).__name__ == "RecordMismatchError":
-            raise IntegrityError(str(error)) from error
-        raise
+        given = {key: value for key, value in options.items() if value}
+        try:
+            return pyfunc().load_model(str(model), model_config=given or None)
+        except RuntimeError as error:
+            # The class comes from the code in the version, not from this package.
+            if type(error).__name__ == "RecordMismatchError":
+                raise IntegrityError(str(error)) from error
+            raise
 
 
 def _bundle_folder(ref: AdapterRef) -> str:
     return ADAPTER_IN_MODEL if ref.step is None else checkpoint_folder(ref.step)
 
 
-def _download(version: AdapterVersion, part: str, folder: Path, tracking_uri: str) -> Path:
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+def _download(client: MlflowClient, version: AdapterVersion, part: str, folder: Path) -> Path:
+    with plain_errors(client.tracking_uri):
         stored = client.get_model_version_download_uri(version.name, str(version.version))
         uri = f"{stored.rstrip('/')}/{part}".rstrip("/")
         try:
             arrived = mlflow.artifacts.download_artifacts(
-                artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri
+                artifact_uri=uri, dst_path=str(folder), tracking_uri=client.tracking_uri
             )
         except OSError as error:
             raise IntegrityError(

@@ -1,14 +1,14 @@
-"""Markdown in which foreign text stays text, for what people read in MLflow and in a bundle."""
+"""Markdown for cards and notes, in which foreign text cannot act as markup."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-# MLflow shows the columns of a table without a space between them, and cuts real spaces off.
+# MLflow shows the columns of a table without a gap, and strips real spaces.
 _GAP = "&ensp;"
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-# Entities for what begins HTML: not every renderer lets that be escaped by a backslash.
+# Characters that begin HTML become entities: some renderers ignore a backslash before them.
 _SPECIAL = re.compile(r"[\\`*_\[\]#|~]")
 
 
@@ -18,13 +18,13 @@ def one_line(text: object) -> str:
 
 
 def plain(text: object) -> str:
-    """Text that is shown as it is, within a line: at its beginning `-` and `1.` make lists."""
+    """Text escaped for use within a line; `-` or `1.` at the start still makes a list."""
     marked = "".join(_ENTITIES.get(c, c) for c in one_line(text))
     return _SPECIAL.sub(r"\\\g<0>", marked)
 
 
 def code(text: object, *, in_table: bool = False) -> str:
-    """Text in the letters of code, whatever backticks it holds."""
+    """Text as a code span, backticks included."""
     content = one_line(text) or " "
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", content)), default=0))
     if content.startswith("`") or content.endswith("`"):
@@ -34,7 +34,7 @@ def code(text: object, *, in_table: bool = False) -> str:
 
 
 def code_block(language: str, lines: Iterable[str]) -> str:
-    """Lines of code, whatever backticks they hold; each must be one line."""
+    """A fenced block of code lines, backticks included; no line may hold a line break."""
     text = "\n".join(lines)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, 1 + longest)
@@ -42,7 +42,7 @@ def code_block(language: str, lines: Iterable[str]) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are Markdown already; nothing without rows."""
+    """A table whose cells are Markdown already; an empty text without rows."""
     lines = [_row(cells, _GAP) for cells in rows]
     if not lines:
         return ""

@@ -1,9 +1,9 @@
-"""Move an alias by way of the ledger, so that of two who would move it at once one is told so.
+"""Move an alias through the ledger, so that of two processes at once one gets a conflict.
 
     read the ledger --> write the next slot --> set the alias --> mark the slot done
-                          taken: look again        killed: the next one who comes finishes it
+                          taken: read again     killed: the next process finishes the move
 
-MLflow's aliases alone cannot do this: setting one overwrites whatever another process set.
+MLflow alone cannot do this: setting an alias overwrites the value that another process set.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from datetime import UTC, datetime
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from registry.adapters import RETIRED_TAG
-from registry.connection import is_missing
+from registry.connection import if_exists, is_missing
 from registry.errors import ConflictError, RetiredError
 from registry.ledger import (
     AliasMove,
@@ -30,24 +29,25 @@ from registry.ledger import (
     moves_from_outside,
     read_ledger,
 )
+from registry.versions import RETIRED_TAG
 
 logger = logging.getLogger(__name__)
 
 _TRIES = 20
-# A process that is between writing a move and setting the alias needs some 0.1 s. Others leave it
-# this long before they do it in its place, and do so at once when the move is old.
+# A process needs about 0.1 s between writing a slot and setting the alias. Other processes wait
+# this long before they finish its move; a move that is already old they finish at once.
 _PATIENCE_S = 5.0
 _OLD_S = 60.0
 
 
 def settle(client: MlflowClient, name: str) -> Ledger:
-    """The ledger in line with the aliases.
+    """The ledger after it was brought in line with the aliases.
 
-    A move that was cut short is finished, or waited for while its process may be at it; one that
-    somebody made in MLflow itself is written down.
+    Moves that were cut short are finished, after a wait for the process that may still be at
+    work. Moves that somebody made in MLflow itself are written down.
 
     Raises:
-        ConflictError: Others write all the time.
+        ConflictError: Other processes keep moving aliases.
     """
     run_id = ensure_model(client, name)
     deadline = time.monotonic() + _PATIENCE_S
@@ -58,7 +58,7 @@ def settle(client: MlflowClient, name: str) -> Ledger:
             return ledger
         for cut_short in ledger.undone:
             _finish(client, name, ledger, cut_short)
-        _note(client, run_id, outside)
+        _record_outside(client, run_id, outside)
     raise _conflict(name, "its aliases")
 
 
@@ -72,19 +72,20 @@ def move(
     expected: int | None = None,
     is_rollback: bool = False,
 ) -> AliasMove | None:
-    """Point an alias at a version, or at none; `None` when it stands there already.
+    """Point an alias at a version, or remove the alias; `None` if there is nothing to change.
 
     Args:
-        client: Of the tracking server.
+        client: Of the server.
         name: Adapter.
-        alias: Which.
-        target: Version to point at.
-        why: For the ledger.
-        expected: Number of the latest move of this alias that the caller knows of.
-        is_rollback: Whether it takes moves back.
+        alias: Name of the alias.
+        target: Version to point at; `None` removes the alias.
+        why: Reason for the ledger.
+        expected: Number of the alias's latest move that the caller knows.
+        is_rollback: Whether this move undoes earlier moves.
 
     Raises:
         ConflictError: The alias was moved since `expected`.
+        RetiredError: The version was retired meanwhile.
     """
     for _ in range(_TRIES):
         ledger = settle(client, name)
@@ -107,27 +108,15 @@ def move(
         try:
             append(client, ledger.run_id, wanted)
         except ConflictError:
-            continue  # perhaps another alias was moved: look again
-        if _is_retired(client, name, target):  # meanwhile
-            mark(client, ledger.run_id, wanted, "void")
-            raise RetiredError(
-                f"adapter {name}/{target}: it is retired; allowed: versions in use. Take it back "
-                "into use first: unretire."
-            )
-        try:
-            _set_alias(client, name, alias, target)
-        except MlflowException:
-            mark(client, ledger.run_id, wanted, "void")
-            raise
-        _undo_delay(client, name, ledger.run_id, wanted)
-        mark(client, ledger.run_id, wanted, "true")
+            continue  # the slot may hold the move of another alias: read again
+        _carry_out(client, name, ledger.run_id, wanted)
         logger.info("%s: alias %s from %s to %s: %s", name, alias, source, target, why)
         return replace(wanted, is_done=True)
     raise _conflict(name, f"alias {alias!r}")
 
 
 def current_user() -> str:
-    """Who moves: as MLflow knows them, else as the machine does."""
+    """Name of the user for the ledger: of the MLflow account, else of the operating system."""
     named = os.environ.get("MLFLOW_TRACKING_USERNAME")
     if named:
         return named
@@ -137,43 +126,67 @@ def current_user() -> str:
         return f"user {os.getuid()}"
 
 
+def _carry_out(client: MlflowClient, name: str, run_id: str, wanted: AliasMove) -> None:
+    """Set the alias of a move whose slot this process has written.
+
+    Raises:
+        RetiredError: The version was retired after the caller looked.
+    """
+    if _is_retired(client, name, wanted.target):
+        mark(client, run_id, wanted, "void")
+        raise RetiredError(
+            f"adapter {name}/{wanted.target}: it is retired; allowed: versions in use. Take it "
+            "back into use first: unretire."
+        )
+    try:
+        _set_alias(client, name, wanted.alias, wanted.target)
+    except MlflowException:
+        mark(client, run_id, wanted, "void")
+        raise
+    _follow_later_moves(client, name, run_id, wanted)
+    mark(client, run_id, wanted, "true")
+
+
 def _await_others(client: MlflowClient, name: str, run_id: str, deadline: float) -> Ledger:
-    """The ledger once nobody is at work on it, or is so no more as far as can be told."""
-    ledger = read_ledger(client, name, run_id)
-    while ledger.undone and not _is_old(ledger.undone[-1]) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    """The ledger once no move is in progress, or once patience with the latest one has ended."""
+    while True:
         ledger = read_ledger(client, name, run_id)
-    return ledger
+        if not ledger.undone or time.monotonic() >= deadline:
+            return ledger
+        age_s = (datetime.now(UTC) - ledger.undone[-1].at).total_seconds()
+        if age_s > _OLD_S:
+            return ledger
+        time.sleep(0.1)
 
 
-def _note(client: MlflowClient, run_id: str, outside: list[AliasMove]) -> None:
+def _record_outside(client: MlflowClient, run_id: str, outside: list[AliasMove]) -> None:
     try:
         for one in outside:
             append(client, run_id, one)
             mark(client, run_id, one, "true")
     except ConflictError as error:
-        # The alias was seen before its move was, which is written down by now.
+        # A process set the alias between the two reads of this one, and wrote its move down.
         logger.info("not from outside: %s", error)
 
 
 def _finish(client: MlflowClient, name: str, ledger: Ledger, move: AliasMove) -> None:
-    """Do what a process that is gone was about to do, unless the alias went elsewhere."""
-    now = ledger.aliases.get(move.alias)
-    is_latest = ledger.last(move.alias) == move and now == move.source
+    """Finish a move that was cut short; void if the alias has gone elsewhere since."""
+    present = ledger.aliases.get(move.alias)
+    is_latest = ledger.last(move.alias) == move and present == move.source
     if is_latest and not _is_retired(client, name, move.target):
         logger.info("%s: finishing move %d of %s", name, move.number, move.alias)
         try:
             _set_alias(client, name, move.alias, move.target)
-            now = move.target
+            present = move.target
         except MlflowException as error:
             if not is_missing(error):
                 raise
             logger.info("%s/%s: it was deleted meanwhile", name, move.target)
-    mark(client, ledger.run_id, move, "true" if now == move.target else "void")
+    mark(client, ledger.run_id, move, "true" if present == move.target else "void")
 
 
-def _undo_delay(client: MlflowClient, name: str, run_id: str, done: AliasMove) -> None:
-    """Put the alias back where the ledger ends, if others went on while this process slept."""
+def _follow_later_moves(client: MlflowClient, name: str, run_id: str, done: AliasMove) -> None:
+    """Repeat the moves that other processes made while this one slept and then set the alias."""
     while True:
         last = read_ledger(client, name, run_id).last(done.alias)
         if last is None or last.number == done.number:
@@ -183,14 +196,11 @@ def _undo_delay(client: MlflowClient, name: str, run_id: str, done: AliasMove) -
 
 
 def _is_retired(client: MlflowClient, name: str, target: int | None) -> bool:
+    """Whether a version is retired; not if it is deleted, as setting an alias then fails."""
     if target is None:
         return False
-    try:
-        return RETIRED_TAG in client.get_model_version(name, str(target)).tags
-    except MlflowException as error:
-        if not is_missing(error):
-            raise
-        return False  # setting the alias says so
+    version = if_exists(client.get_model_version, name, str(target))
+    return version is not None and RETIRED_TAG in version.tags
 
 
 def _set_alias(client: MlflowClient, name: str, alias: str, target: int | None) -> None:
@@ -198,10 +208,6 @@ def _set_alias(client: MlflowClient, name: str, alias: str, target: int | None) 
         client.delete_registered_model_alias(name, alias)
     else:
         client.set_registered_model_alias(name, alias, str(target))
-
-
-def _is_old(move: AliasMove) -> bool:
-    return (datetime.now(UTC) - move.at).total_seconds() > _OLD_S
 
 
 def _conflict(name: str, what: str) -> ConflictError:

@@ -1,4 +1,4 @@
-"""Turn a bundle into an MLflow model folder: code, adapter, signature, requirements; no pickle."""
+"""Write a bundle as an MLflow model: code, adapter, signature, requirements; no pickle."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Any
 import mlflow
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import AnyType
 
-from registry.bundle import digest_file
+from trainables.contract import CARD, digest_file
 
 ADAPTER_IN_MODEL = "artifacts/adapter"
-"""Where the bundle lies in a version's files."""
+"""Folder of the bundle among a version's files."""
 
 CHECKPOINTS_IN_MODEL = "checkpoints"
-"""Where bundles of earlier steps lie in a version's files, each in `step-N`."""
+"""Folder of the bundles of earlier steps among a version's files, each in `step-N`."""
 
 _CODE = Path(__file__).with_name("flavor.py")
 _PARAMS = {"max_new_tokens": 64}
@@ -41,26 +42,32 @@ def write_model(  # noqa: PLR0913
 
     Args:
         bundle: A checked bundle.
-        manifest: Its manifest.
-        folder: Where the model goes; must not exist.
-        model_id: Of the logged model that the folder will be uploaded to.
-        run_id: Of the run that trained the adapter.
-        form: Serving form that it loads in unless told otherwise.
+        manifest: The bundle's manifest.
+        folder: Place of the model; must not exist.
+        model_id: Logged model that the folder will be uploaded to.
+        run_id: Run that trained the adapter.
+        form: Serving form of a load without options.
         checkpoints: Checked bundles of the same training at earlier steps.
-        card: Becomes the bundle's `card.md`, in place of one that it has.
+        card: Text of the bundle's `card.md`, in place of an existing one.
     """
     with tempfile.TemporaryDirectory() as stage:
         adapter, code = Path(stage) / "adapter", Path(stage) / _CODE.name
         shutil.copytree(bundle, adapter)
         if card:
-            (adapter / "card.md").write_text(card, encoding="utf-8")
+            (adapter / CARD).write_text(card, encoding="utf-8")
         shutil.copyfile(_CODE, code)
         _save_model(
             path=str(folder),
             mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
             python_model=str(code),
             artifacts={"adapter": str(adapter)},
-            model_config=_load_options(manifest, form),
+            # Only options that differ between uses: the bundle itself holds the rest.
+            model_config={
+                "base_model": manifest["base"]["model"],
+                "device": "auto",
+                "batch_size": 8,
+                "form": form,
+            },
             signature=_signature(),
             pip_requirements=pip_requirements(manifest),
         )
@@ -72,14 +79,14 @@ def write_model(  # noqa: PLR0913
 
 
 def checkpoint_folder(step: int) -> str:
-    """Where the bundle of an earlier step lies in a version's files."""
+    """Folder of the bundle of an earlier step among a version's files."""
     return f"{CHECKPOINTS_IN_MODEL}/step-{step}"
 
 
 def pyfunc() -> Any:
-    """MLflow's model format, which MLflow imports on first use."""
+    """MLflow's pyfunc module, imported without its own warning."""
     with warnings.catch_warnings():
-        # About a type hint of MLflow's own: mlflow/types/responses.py
+        # A type hint of MLflow's own: mlflow/types/responses.py
         warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
         mlflow.pyfunc.save_model  # noqa: B018
     return mlflow.pyfunc
@@ -93,8 +100,8 @@ def digest_model(folder: Path) -> str:
 
 
 def pip_requirements(manifest: Mapping[str, Any]) -> list[str]:
-    """What a version needs to be loaded, at the versions it was trained with."""
-    # 2.13.0+cpu names a build that PyPI does not have.
+    """Packages for loading a version, pinned to the versions used in training."""
+    # PyPI does not have builds such as 2.13.0+cpu.
     versions = {name: text.partition("+")[0] for name, text in manifest["packages"].items()}
     pinned = [f"{name}=={version}" for name, version in sorted(versions.items())]
     others = ["accelerate", "gguf"] if manifest["base"]["source"] == "gguf" else ["accelerate"]
@@ -114,26 +121,22 @@ def _save_model(**options: Any) -> None:
         pyfunc().save_model(**options)
 
 
-def _load_options(manifest: Mapping[str, Any], form: str) -> dict[str, Any]:
-    # Only what may differ from one use to the next: the rest is read from the bundle itself.
-    return {
-        "base_model": manifest["base"]["model"],
-        "device": "auto",
-        "batch_size": 8,
-        "form": form,
-    }
-
-
 def _signature() -> ModelSignature:
     return ModelSignature(
-        inputs=Schema([ColSpec("string", "prompt")]),
+        inputs=Schema(
+            [
+                ColSpec("string", "prompt", required=False),
+                ColSpec(AnyType(), "messages", required=False),
+                ColSpec(AnyType(), "tools", required=False),
+            ]
+        ),
         outputs=Schema([ColSpec("string")]),
         params=ParamSchema([ParamSpec(name, "long", value) for name, value in _PARAMS.items()]),
     )
 
 
 def _forget_local_paths(folder: Path) -> None:
-    """MLflow notes where code and artifacts came from; on load it reads the base name at most."""
+    """Remove the paths of code and artifacts on this machine, which loading does not need."""
     model = Model.load(str(folder))
     flavor = model.flavors["python_function"]
     flavor["model_code_path"] = _CODE.name

@@ -1,8 +1,7 @@
-"""Decide which version of an adapter is its champion; promoting is moving an alias.
+"""Promotion: a candidate becomes champion if it beats the champion on the same rows.
 
-A candidate takes the alias when it is better than the champion on the same rows by more than
-chance explains: the interval of the improvement, from the paired bootstrap, lies wholly above what
-is asked.
+The improvement must be larger than chance explains: its interval, from the paired bootstrap, lies
+wholly above the required minimum. Promoting a version moves the alias `champion`.
 """
 
 from __future__ import annotations
@@ -12,34 +11,37 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from registry.adapters import AdapterVersion, get
+from mlflow import MlflowClient
+
 from registry.aliases import CHALLENGER, CHAMPION, drop_alias, get_whole, move_alias
-from registry.connection import connect, plain_errors
+from registry.connection import plain_errors
 from registry.errors import AdapterNotFoundError, ConflictError, RuleError
-from registry.evaluations import list_evaluations
-from registry.measures import FORMS, Evaluation
+from registry.evaluation import Evaluation
+from registry.evaluation_runs import list_evaluations
 from registry.moves import settle
 from registry.refs import AdapterRef
 from registry.significance import Interval, obstacle, paired_bootstrap
+from registry.versions import AdapterVersion, get_version
+from trainables.contract import SERVING_FORMS
 
 logger = logging.getLogger(__name__)
 
 _TRIES = 10
 _LEAST_ROWS = 2
 
-_Measured = tuple[AdapterVersion, Sequence[Evaluation]]
-"""A version and what was measured of it."""
+_Evaluated = tuple[AdapterVersion, Sequence[Evaluation]]
+"""A version with its evaluations, newest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionRule:
-    """What a candidate must show to become champion.
+    """Conditions for a candidate to become champion.
 
     Attributes:
         metric: Measure to compare by.
-        form: Serving form in which both must have been measured.
-        min_improvement: How much better it must be, in the measure's unit.
-        confidence: Of the interval that must lie above that.
+        form: Serving form in which both versions must have been evaluated.
+        min_improvement: Smallest improvement that counts, in the measure's unit.
+        confidence: Level of the improvement's interval, which must lie above `min_improvement`.
     """
 
     metric: str = "loss"
@@ -50,10 +52,10 @@ class PromotionRule:
     def __post_init__(self) -> None:
         if not self.metric:
             raise RuleError("metric: got ''; allowed: the name of a measure. Write loss.")
-        if self.form not in FORMS:
+        if self.form not in SERVING_FORMS:
             raise RuleError(
-                f"form: got {self.form!r}; allowed: {', '.join(FORMS)}. Choose the form that is "
-                "served."
+                f"form: got {self.form!r}; allowed: {', '.join(SERVING_FORMS)}. Choose the form "
+                "that is served."
             )
         if not (math.isfinite(self.min_improvement) and self.min_improvement >= 0):
             raise RuleError(
@@ -68,12 +70,12 @@ class PromotionRule:
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionDecision:
-    """Whether the candidate is the champion now, and why.
+    """The decision on a candidate, with its reason.
 
     Attributes:
-        promoted: Whether it is.
+        promoted: Whether the candidate is the champion now.
         reason: One sentence with the numbers.
-        interval: Of the improvement, above zero being better; `None` where nothing was compared.
+        interval: Interval of the improvement; above zero is better. `None` without a comparison.
     """
 
     promoted: bool
@@ -82,49 +84,49 @@ class PromotionDecision:
 
 
 def promote(
+    client: MlflowClient,
     ref: AdapterRef | str,
     rule: PromotionRule,
     *,
-    tracking_uri: str,
     why: str = "",
     reevaluate: Callable[[Sequence[AdapterVersion]], None] | None = None,
     force: bool = False,
 ) -> PromotionDecision:
-    """Make a version champion if it beats the present one by the rule, else challenger.
+    """Make a version champion if it beats the champion by the rule, else challenger.
 
-    When another process moves the champion meanwhile, the decision is made again.
+    If another process moves the champion meanwhile, the decision is made again.
 
     Args:
+        client: Of the server.
         ref: The candidate.
-        rule: What it must show.
-        tracking_uri: MLflow server or database.
-        why: For the ledger, besides the decision's reason.
-        reevaluate: Measures versions on common rows in the rule's form and records that; called
-            once with candidate and champion if there is nothing to compare them by.
-        force: Whether to promote without comparing.
+        rule: Conditions for promotion.
+        why: Text for the ledger, before the decision's reason.
+        reevaluate: Evaluates versions on common rows in the rule's form and records the results;
+            called once, with candidate and champion, if no evaluations can be compared.
+        force: Promote without a comparison.
 
     Raises:
         AdapterNotFoundError: There is no such version.
-        ConflictError: Others promoted all the time.
-        RefError: The reference cannot be read, or is of an earlier step.
+        ConflictError: Other processes kept moving the champion.
+        RefError: The reference cannot be read, or names an earlier step.
         TrackingError: The server cannot be used.
     """
-    exact = get_whole(ref, tracking_uri=tracking_uri).ref
+    exact = get_whole(client, ref).ref
     for _ in range(_TRIES):
-        candidate = get(exact, tracking_uri=tracking_uri)
-        champion, moves = _find_champion(candidate.name, tracking_uri)
+        candidate = get_version(client, exact)
+        champion, moves = _find_champion(client, candidate.name)
         if force and not candidate.retired:
             decision = PromotionDecision(promoted=True, reason=f"{exact} was promoted by force")
         else:
-            measured = _evaluations(candidate, champion, rule, tracking_uri)
-            if champion is not None and reevaluate is not None and not _pairs(*measured, rule):
+            evaluations = _evaluations(client, candidate, champion, rule)
+            if champion is not None and reevaluate is not None and not _pairs(*evaluations, rule):
                 if champion.version != candidate.version:
                     reevaluate([candidate, champion])
                 reevaluate = None
-                continue  # it takes its time: look at the champion again too
-            decision = decide(candidate, champion, *measured, rule)
+                continue  # the champion may have moved during the evaluation: read it again
+            decision = decide(candidate, champion, *evaluations, rule)
         try:
-            _act(candidate, champion, decision, moves, why, tracking_uri)
+            _move_aliases(client, candidate, champion, decision, moves, why)
         except ConflictError as error:
             logger.info("promotion of %s: deciding again (%s)", exact, error)
             continue
@@ -143,109 +145,105 @@ def decide(
     champion_evaluations: Sequence[Evaluation],
     rule: PromotionRule,
 ) -> PromotionDecision:
-    """Compare two versions by what was measured of them, newest first; moves nothing."""
-    if candidate.retired or champion is None or champion.version == candidate.version:
-        return _by_standing(candidate, champion)
-    return _by_measure((candidate, candidate_evaluations), (champion, champion_evaluations), rule)
-
-
-def _by_standing(candidate: AdapterVersion, champion: AdapterVersion | None) -> PromotionDecision:
+    """The decision on a candidate from evaluations, newest first; moves no alias."""
     if candidate.retired:
         return _refused(f"{candidate.ref} was retired: {candidate.retired}")
     if champion is None:
         return PromotionDecision(promoted=True, reason=f"{candidate.name} had no champion")
-    return PromotionDecision(promoted=True, reason=f"{candidate.ref} is the champion already")
+    if champion.version == candidate.version:
+        return PromotionDecision(promoted=True, reason=f"{candidate.ref} is the champion already")
+    return _decide_by_evaluations(
+        (candidate, candidate_evaluations), (champion, champion_evaluations), rule
+    )
 
 
-def _by_measure(
-    candidate: _Measured, champion: _Measured, rule: PromotionRule
+def _decide_by_evaluations(
+    candidate: _Evaluated, champion: _Evaluated, rule: PromotionRule
 ) -> PromotionDecision:
     pairs = _pairs(candidate[1], champion[1], rule)
     if not pairs:
-        return _refused(
-            f"not comparable by {rule.metric} in the form {rule.form}: "
-            + "; ".join(
-                _what_it_has(version, listed, rule) for version, listed in (candidate, champion)
-            )
-        )
+        available = "; ".join(_available(*one, rule) for one in (candidate, champion))
+        return _refused(f"not comparable by {rule.metric} in the form {rule.form}: {available}")
     new, old = pairs[0]
-    measure = new.measures[rule.metric]
-    now, before = measure.value, old.measures[rule.metric].value
-    told = (
-        f"{rule.metric} {now:.6g} of {candidate[0].ref} against {before:.6g} of {champion[0].ref}"
+    value, previous = new.measures[rule.metric].value, old.measures[rule.metric].value
+    values = (
+        f"{rule.metric} {value:.6g} of {candidate[0].ref} against {previous:.6g} of "
+        f"{champion[0].ref}"
     )
-    if not math.isfinite(now):
-        return _refused(f"{told}: the candidate has no finite value")
-    if not math.isfinite(before):
-        return PromotionDecision(promoted=True, reason=f"{told}, which has no finite value")
+    if not math.isfinite(value):
+        return _refused(f"{values}: the candidate has no finite value")
+    if not math.isfinite(previous):
+        return PromotionDecision(promoted=True, reason=f"{values}, which has no finite value")
     if new.data.rows < _LEAST_ROWS:
-        return _refused(f"{told}: {new.data.rows} row says nothing beyond noise")
+        return _refused(f"{values}: {new.data.rows} row says nothing beyond noise")
     found = _improvement(new, old, rule)
     is_better = found.low > rule.min_improvement
-    verdict = "lies above" if is_better else "does not lie above"
     reason = (
-        f"{told}: better by {found.estimate:.4g}, {rule.confidence:.4g} interval "
-        f"{found.low:.4g} to {found.high:.4g}, which {verdict} {rule.min_improvement:g} "
+        f"{values}: better by {found.estimate:.4g}, {rule.confidence:.4g} interval "
+        f"{found.low:.4g} to {found.high:.4g}, which "
+        f"{'lies above' if is_better else 'does not lie above'} {rule.min_improvement:g} "
         f"({new.data.rows} {new.data.name} rows, form {rule.form})"
     )
     return PromotionDecision(promoted=is_better, reason=reason, interval=found)
 
 
-def _find_champion(name: str, tracking_uri: str) -> tuple[AdapterVersion | None, int]:
-    """The champion, and the number of the move that made it so."""
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+def _find_champion(client: MlflowClient, name: str) -> tuple[AdapterVersion | None, int]:
+    """The champion, and the number of the move that made this version champion."""
+    with plain_errors(client.tracking_uri):
         ledger = settle(client, name)
     version = ledger.aliases.get(CHAMPION)
     champion = None
     if version is not None:
         try:
-            champion = get(AdapterRef(name=name, version=version), tracking_uri=tracking_uri)
+            champion = get_version(client, AdapterRef(name=name, version=version))
         except AdapterNotFoundError:
             logger.warning("%s/%s is the champion and no adapter: passed over", name, version)
     return champion, ledger.last_number(CHAMPION)
 
 
 def _evaluations(
+    client: MlflowClient,
     candidate: AdapterVersion,
     champion: AdapterVersion | None,
     rule: PromotionRule,
-    tracking_uri: str,
 ) -> tuple[list[Evaluation], list[Evaluation]]:
     if champion is None or champion.version == candidate.version:
         return [], []
-    new = list_evaluations(candidate.ref, tracking_uri=tracking_uri, form=rule.form)
-    old = list_evaluations(champion.ref, tracking_uri=tracking_uri, form=rule.form)
-    return new, old
+    new = list_evaluations(client, candidate.ref, form=rule.form)
+    return new, list_evaluations(client, champion.ref, form=rule.form)
 
 
-def _act(
+def _move_aliases(
+    client: MlflowClient,
     candidate: AdapterVersion,
     champion: AdapterVersion | None,
     decision: PromotionDecision,
     moves: int,
     why: str,
-    tracking_uri: str,
 ) -> None:
+    """Carry out a decision, if the champion is still the one that it was made on.
+
+    Raises:
+        ConflictError: The champion was moved after move number `moves`.
+    """
     reason = ": ".join(text for text in (why, decision.reason) if text)
     if not decision.promoted:
         if not candidate.retired:
-            move_alias(candidate.ref, CHALLENGER, why=reason, tracking_uri=tracking_uri)
+            move_alias(client, candidate.ref, CHALLENGER, why=reason)
         return
     if champion is None or champion.version != candidate.version:
-        # Only if the champion is still the one that was compared with.
-        move_alias(candidate.ref, CHAMPION, why=reason, tracking_uri=tracking_uri, expected=moves)
-    if CHALLENGER in get(candidate.ref, tracking_uri=tracking_uri).aliases:
-        drop_alias(candidate.name, CHALLENGER, tracking_uri=tracking_uri, why="it is champion")
+        move_alias(client, candidate.ref, CHAMPION, why=reason, expected=moves)
+    if CHALLENGER in get_version(client, candidate.ref).aliases:
+        drop_alias(client, candidate.name, CHALLENGER, why="it is champion")
 
 
 def _pairs(
     candidate: Sequence[Evaluation], champion: Sequence[Evaluation], rule: PromotionRule
 ) -> list[tuple[Evaluation, Evaluation]]:
-    """Evaluations that can be compared: test rows first, newest first.
+    """Comparable evaluations of candidate and champion: test rows first, newest first.
 
-    Validation rows count only for a candidate that was measured on no others: the search chose it
-    by them.
+    Validation rows count only for a candidate without any other evaluation: the search chose the
+    candidate by these rows.
     """
     usable = [one for one in candidate if one.form == rule.form and rule.metric in one.measures]
     held_out = [one for one in usable if one.data.name != "validation"] or usable
@@ -258,37 +256,37 @@ def _pairs(
 
 
 def _improvement(new: Evaluation, old: Evaluation, rule: PromotionRule) -> Interval:
-    """The difference, turned so that above zero is better."""
+    """Interval of the difference, with its sign chosen so that above zero is better."""
     found = paired_bootstrap(new, old, rule.metric, confidence=rule.confidence)
-    if new.measures[rule.metric].mode == "max":
+    if new.measures[rule.metric].formula.mode == "max":
         return found
     return Interval(
         estimate=-found.estimate, low=-found.high, high=-found.low, confidence=found.confidence
     )
 
 
-def _what_it_has(
+def _available(
     version: AdapterVersion, evaluations: Sequence[Evaluation], rule: PromotionRule
 ) -> str:
-    measured = [
-        f"{one.data.name} data {one.data.digest} ({', '.join(_way(one))})"
-        for one in evaluations
-        if one.form == rule.form and rule.metric in one.measures
+    """Which evaluations a version has in the rule's form, for a message."""
+    in_form = [one for one in evaluations if one.form == rule.form]
+    usable = [
+        f"{one.data.name} data {one.data.digest} ({_conditions(one)})"
+        for one in in_form
+        if rule.metric in one.measures
     ]
-    if measured:
-        return f"{version.ref} has {' and '.join(measured)}"
-    known = {name for one in evaluations if one.form == rule.form for name in one.measures}
+    if usable:
+        return f"{version.ref} has {' and '.join(usable)}"
+    known = {name for one in in_form for name in one.measures}
     others = f", only {', '.join(sorted(known))}" if known else ""
     return f"{version.ref} has no such evaluation{others}"
 
 
-def _way(evaluation: Evaluation) -> list[str]:
-    way = [f"{evaluation.data.rows} rows", f"max_tokens {evaluation.data.max_tokens}"]
-    digests = {
-        "tokenizer": evaluation.data.tokenizer_digest,
-        "template": evaluation.data.template_digest,
-    }
-    return way + [f"{key} {value}" for key, value in digests.items() if value is not None]
+def _conditions(evaluation: Evaluation) -> str:
+    data = evaluation.data
+    digests = {"tokenizer": data.tokenizer_digest, "template": data.template_digest}
+    known = [f"{key} {value}" for key, value in digests.items() if value is not None]
+    return ", ".join([f"{data.rows} rows", f"max_tokens {data.max_tokens}", *known])
 
 
 def _refused(reason: str) -> PromotionDecision:

@@ -1,4 +1,4 @@
-"""How an adapter is named: `name@champion`, `name/7`, `name/7@step-400`, or `name`: the newest."""
+"""References to adapters: `name@champion`, `name/7`, `name/7@step-400`, or `name` (newest)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LIKE_A_VERSION = re.compile(r"[vV]?\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterRef:
-    """Points at one version of a named adapter; at the newest when neither of the two is given.
+    """A reference to one version of an adapter; without alias and version, to the newest.
 
     Attributes:
         name: Registered model name.
         alias: A movable name of a version, such as `champion`.
         version: A number from 1.
-        step: An earlier step of that version's training whose adapter was kept.
+        step: An earlier step of the version's training, with a kept adapter.
     """
 
     name: str
@@ -54,10 +54,10 @@ class AdapterRef:
     def parse(cls, text: str | AdapterRef) -> AdapterRef:
         """Read `name@alias`, `name/version`, `name/version@step-N` or `name`.
 
-        A reference is given back as it is.
+        An `AdapterRef` is returned unchanged.
 
         Raises:
-            RefError: The text is none of these.
+            RefError: The text has another form.
         """
         if isinstance(text, AdapterRef):
             return text
@@ -86,7 +86,7 @@ class AdapterRef:
 
 
 def require_name(name: str) -> None:
-    """Refuse a name that MLflow or a reference cannot hold.
+    """Refuse a name that MLflow or a reference cannot express.
 
     Raises:
         RefError: The name is empty, too long or has a forbidden character.
@@ -99,7 +99,7 @@ def require_name(name: str) -> None:
 
 
 def require_alias(alias: str) -> None:
-    """Refuse an alias that MLflow cannot hold or that reads like a version.
+    """Refuse an alias with characters that MLflow refuses, or that looks like a version.
 
     Raises:
         RefError: The alias is reserved or has a forbidden character.

@@ -1,4 +1,4 @@
-"""Register bundles as versions of a named adapter: once each, whoever does it and how often."""
+"""Register bundles as versions of an adapter; a bundle registered again is one version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric
 
-from registry.adapters import (
+from registry.card import CardFacts, build_card
+from registry.connection import is_server, plain_errors
+from registry.errors import IntegrityError, RegistryError
+from registry.experiments import adapters_experiment
+from registry.integrity import read_bundle
+from registry.ledger import ensure_model
+from registry.limits import MAX_DESCRIPTION_CHARS, shortened
+from registry.packaging import digest_model, write_model
+from registry.refs import AdapterRef, require_name
+from registry.versions import (
     CHECKPOINTS_TAG,
     DIGEST_TAG,
     FORM_TAG,
@@ -26,32 +35,21 @@ from registry.adapters import (
     AdapterVersion,
     checkpoint_tag,
     find_versions,
-    get,
+    get_version,
 )
-from registry.bundle import read_bundle
-from registry.card import CardFacts, build_card
-from registry.connection import connect, is_server, plain_errors
-from registry.errors import IntegrityError, RegistryError
-from registry.ledger import adapters_experiment, ensure_model
-from registry.measures import FORMS
-from registry.packaging import digest_model, write_model
-from registry.refs import AdapterRef, require_name
-from registry.tracking import shortened
+from trainables.contract import SERVING_FORMS
 
 logger = logging.getLogger(__name__)
 
-# mlflow/store/model_registry/dbmodels/models.py
-_MAX_DESCRIPTION = 5000
-
 _ELSEWHERE = ("quantization", "quantization_config")
-"""Of the base: under its own name, and in the manifest alone."""
+"""Fields of the base with a tag of another name, or without a tag."""
 
 
 def register(  # noqa: PLR0913
+    client: MlflowClient,
     bundle: Path,
     name: str,
     *,
-    tracking_uri: str,
     run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     form: str = "trained",
@@ -60,32 +58,35 @@ def register(  # noqa: PLR0913
 ) -> AdapterVersion:
     """Register a bundle as the next version of an adapter.
 
-    The same bundle registered again under the same name is the same version, by two processes at
-    once too; tags, metrics and a card that are new since then are added to it.
+    A bundle registered again under the same name gives the same version, for two processes at once
+    too; new tags, metrics and a new card are added to the version.
 
     Args:
+        client: Of the server.
         bundle: Folder of an exported adapter.
-        name: Adapter it becomes a version of.
-        tracking_uri: MLflow server or database.
-        run_id: Run that trained it.
-        tags: More tags; none of them can replace what the manifest says.
-        form: Serving form that it is meant for.
-        checkpoints: Bundles of the same training at earlier steps, to keep with it.
-        card: Text for people, in Markdown; a new version without one gets what its manifest says.
+        name: Adapter that gets the version.
+        run_id: Run that trained the adapter.
+        tags: More tags; tags from the manifest cannot be replaced.
+        form: Serving form in which the version is used.
+        checkpoints: Bundles of the same training at earlier steps, kept with the version.
+        card: Text for people, in Markdown; left out, it is built from the manifest.
 
     Raises:
-        IntegrityError: A bundle is not what its manifest says, or holds anything else.
-        RefError: MLflow cannot hold the name.
-        RegistryError: It is registered already for another form.
+        IntegrityError: A file of a bundle is missing, changed or unexpected.
+        RefError: MLflow does not allow the name.
+        RegistryError: The bundle is registered already for another form.
         TrackingError: The server cannot be used.
     """
     require_name(name)
-    _require_form(form)
+    if form not in SERVING_FORMS:
+        raise RegistryError(
+            f"form: got {form!r}; allowed: {', '.join(SERVING_FORMS)}. Choose the form that is "
+            "served."
+        )
     manifest = read_bundle(bundle)
     earlier = _read_checkpoints(checkpoints, manifest)
     wanted = {**(tags or {}), **_tags(manifest)}
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         ensure_model(client, name)
         known = _find(client, name, manifest["digest"])
         if known is not None:
@@ -105,12 +106,12 @@ def register(  # noqa: PLR0913
                 card=card or build_card(CardFacts(name=name, manifest=manifest, form=form)),
             )
             version = _create(client, name, model, run_id, wanted)
-    return get(AdapterRef(name=name, version=version), tracking_uri=tracking_uri)
+    return get_version(client, AdapterRef(name=name, version=version))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Model:
-    """What goes into a version's files."""
+    """Content of a version's files."""
 
     bundle: Path
     manifest: Mapping[str, Any]
@@ -119,20 +120,13 @@ class _Model:
     card: str
 
 
-def _require_form(form: str) -> None:
-    if form not in FORMS:
-        raise RegistryError(
-            f"form: got {form!r}; allowed: {', '.join(FORMS)}. Choose the one it is meant for."
-        )
-
-
 def _read_checkpoints(
     checkpoints: Mapping[int, Path], manifest: Mapping[str, Any]
 ) -> dict[int, str]:
     """Digests of the bundles of earlier steps.
 
     Raises:
-        IntegrityError: One of them is broken, or of another training.
+        IntegrityError: A bundle is broken, or belongs to another training.
     """
     found: dict[int, str] = {}
     for step, folder in checkpoints.items():
@@ -150,7 +144,7 @@ def _read_checkpoints(
 
 
 def _find(client: MlflowClient, name: str, digest: str) -> AdapterVersion | None:
-    """The version of that digest: the first, should two processes have made one each."""
+    """The first version with a digest: two processes may have made one each."""
     same = [found for found in find_versions(client, name) if found.digest == digest]
     return same[-1] if same else None
 
@@ -187,8 +181,8 @@ def _create(
     run_id: str | None,
     tags: Mapping[str, str],
 ) -> int:
-    # Through the client and not mlflow.pyfunc.log_model, which works on a process-wide server
-    # and run. A crash on the way leaves a logged model that no version points at.
+    # With the client: mlflow.pyfunc.log_model uses a process-wide server and run. A crash here
+    # leaves a logged model without a version, which is garbage to collect.
     if run_id is None:
         experiment_id = adapters_experiment(client)
     else:
@@ -214,7 +208,7 @@ def _create(
     client.finalize_logged_model(logged.model_id, "READY")
     if run_id is not None:
         _link(client, run_id, logged.model_id, model.manifest)
-    # Writing to a database, MLflow looks logged models up at a process-wide server instead.
+    # With a database, MLflow would look the logged model up at a process-wide server.
     is_known = run_id is not None or is_server(client.tracking_uri)
     created = client.create_model_version(
         name,
@@ -223,26 +217,26 @@ def _create(
         tags={**tags, MODEL_DIGEST_TAG: model_digest, MODEL_TAG: logged.model_id},
         description=_description(model.card) or None,
         model_id=logged.model_id if is_known else None,
-        await_creation_for=0,  # the version is there at once, as its files are
+        await_creation_for=0,  # the files are stored already, so the version is ready at once
     )
     logger.info("registered %s/%s from %s", name, created.version, model.bundle)
-    # Who collects garbage may not see this version; whose model it is, is said by the model too.
+    # A user who collects garbage may not see this version, but reads this tag of the model.
     client.set_logged_model_tags(logged.model_id, {VERSION_TAG: f"{name}/{created.version}"})
     return _settle_race(client, name, int(created.version), model.manifest)
 
 
 def _settle_race(client: MlflowClient, name: str, made: int, manifest: Mapping[str, Any]) -> int:
-    """MLflow lets two processes make a version each of the same bundle: the first one stays."""
+    """Number of the first version, if two processes made one each of the same bundle."""
     first = _find(client, name, manifest["digest"])
     if first is None or first.version >= made:
         return made
-    client.delete_model_version(name, str(made))  # its files are left to `find_garbage`
+    client.delete_model_version(name, str(made))  # the files are garbage now
     logger.info("%s/%s was registered twice at once: %s stays", name, made, first.ref)
     return first.version
 
 
 def _link(client: MlflowClient, run_id: str, model_id: str, manifest: Mapping[str, Any]) -> None:
-    """Show the model with the run that trained it, and the run's last metrics with the model."""
+    """Link the model and its training run, and show the last metrics with the model."""
     step = manifest["steps"]
     client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step)])
     metrics = [
@@ -254,7 +248,7 @@ def _link(client: MlflowClient, run_id: str, model_id: str, manifest: Mapping[st
 
 
 def _time_of(client: MlflowClient, run_id: str, key: str, value: float, step: int) -> int:
-    """Milliseconds of the run's own point of that value, so that it stays one; else of now."""
+    """Timestamp (ms) of the run's existing point, so that logging again adds none; else now."""
     for point in reversed(client.get_metric_history(run_id, key)):
         if (point.step, point.value) == (step, value):
             return int(point.timestamp)
@@ -262,7 +256,7 @@ def _time_of(client: MlflowClient, run_id: str, key: str, value: float, step: in
 
 
 def _description(card: str) -> str:
-    return shortened(card, _MAX_DESCRIPTION)
+    return shortened(card, MAX_DESCRIPTION_CHARS)
 
 
 def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -271,7 +265,7 @@ def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
         **{f"base.{key}": value for key, value in base.items() if key not in _ELSEWHERE},
         **{f"lora.{key}": value for key, value in lora.items() if key != "scaling"},  # follows
         **{f"optim.{key}": value for key, value in manifest["optim"].items()},
-        **{f"data.{key}": value for key, value in data.items()},
+        **{f"data.{key}": value for key, value in data.items() if not _is_nested(value)},
         **{f"package.{key}": value for key, value in manifest["packages"].items()},
         **{METRIC_PREFIX + key: float(value) for key, value in manifest["metrics"].items()},
         DIGEST_TAG: manifest["digest"],
@@ -283,3 +277,8 @@ def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
         "tokens": manifest["tokens"],
     }
     return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def _is_nested(value: object) -> bool:
+    """Whether a value is too much for a tag; the manifest has it."""
+    return isinstance(value, dict | list)

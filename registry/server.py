@@ -1,4 +1,4 @@
-"""Serving the MLflow UI on what sweeps wrote to a local database."""
+"""MLflow's pages for a local database, served by a child process."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _START_S = 180.0
 
 @contextmanager
 def serve_ui(database: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """An MLflow server on this machine's loopback address, up when the block is entered.
+    """An MLflow server on the loopback address, which answers when the block begins.
 
-    What it says goes to `mlflow-ui.log` beside the database.
+    The server's output goes to `mlflow-ui.log` beside the database.
 
     Raises:
         TrackingError: The port is taken, or the server did not come up.

@@ -1,7 +1,7 @@
-"""How sure a difference between two evaluations is: the paired bootstrap over rows.
+"""Intervals for measures and their differences, by the paired bootstrap over rows.
 
-Rows are drawn with replacement and both adapters are measured on the same draw, so that what
-makes a row hard for both cancels out (Koehn 2004, "Statistical significance tests for machine
+Rows are drawn with replacement, and both adapters are evaluated on the same draw, so that the
+difficulty of a row cancels out (Koehn 2004, "Statistical significance tests for machine
 translation evaluation", EMNLP). The interval is cut from the draws' percentiles (Efron &
 Tibshirani 1993, "An introduction to the bootstrap", chapter 13).
 """
@@ -15,25 +15,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from registry.errors import NotComparableError
-from registry.measures import Evaluation, Measure, Numbers
+from registry.evaluation import Evaluation
+from trainables.contract import Formula, Numbers
 
 _DRAWS = 10_000
 _CELLS = 1 << 22
 """Counts in memory at once: 32 MiB, however many rows there are."""
 
 _OF_GIVEN_ANSWERS = ("loss_sum", "correct_tokens", "accuracy")
-"""Columns that come of reading the given answers; others come of generated ones."""
+"""Columns computed from given answers; all others come from generated answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Where a number lies with some confidence.
+    """A confidence interval.
 
     Attributes:
-        estimate: The number on the rows as they are.
+        estimate: The number on all rows.
         low: Lower end.
-        high: Upper end; all three are NaN when a row has no number.
-        confidence: Share of such intervals that hold the true number.
+        high: Upper end; estimate and ends are NaN if a row has no number.
+        confidence: Share of such intervals that contain the true number.
     """
 
     estimate: float
@@ -56,20 +57,20 @@ def paired_bootstrap(
     The same evaluations and seed give the same interval. 100,000 rows take some 20 seconds.
 
     Raises:
-        NotComparableError: They were not measured on the same rows in the same way.
-        IntegrityError: One of them was read without its examples.
+        NotComparableError: The evaluations were not made on the same rows in the same way.
+        IntegrityError: An evaluation was read without its examples.
     """
     why_not = obstacle(candidate, champion, measure)
     if why_not:
         raise NotComparableError(
-            f"measure {measure}: {why_not}; allowed: evaluations on the same rows, measured in "
-            "the same way. Measure both again."
+            f"measure {measure}: {why_not}; allowed: evaluations on the same rows in the "
+            "same way. Evaluate both again."
         )
     columns = np.stack([*candidate.columns(measure), *champion.columns(measure)], axis=1)
 
     def difference(sums: Numbers) -> Numbers:
-        new = _value(candidate.measures[measure], sums[:, 0], sums[:, 1])
-        return new - _value(champion.measures[measure], sums[:, 2], sums[:, 3])
+        new = _value(candidate.measures[measure].formula, sums[:, 0], sums[:, 1])
+        return new - _value(champion.measures[measure].formula, sums[:, 2], sums[:, 3])
 
     sums = _resampled_sums(columns, draws, seed)
     return _interval(difference(columns.sum(axis=0, keepdims=True)), difference(sums), confidence)
@@ -83,32 +84,34 @@ def interval(
     draws: int = _DRAWS,
     seed: int = 0,
 ) -> Interval:
-    """Where a measure of one evaluation would lie on other rows of the same kind.
+    """The interval of a measure over other rows of the same kind.
 
     Raises:
-        IntegrityError: There is no such measure, or it was read without its examples.
+        IntegrityError: There is no such measure, or the evaluation was read without examples.
     """
     columns = np.stack(evaluation.columns(measure), axis=1)
-    kind = evaluation.measures[measure]
+    formula = evaluation.measures[measure].formula
     sums = _resampled_sums(columns, draws, seed)
     whole = columns.sum(axis=0, keepdims=True)
     return _interval(
-        _value(kind, whole[:, 0], whole[:, 1]), _value(kind, sums[:, 0], sums[:, 1]), confidence
+        _value(formula, whole[:, 0], whole[:, 1]),
+        _value(formula, sums[:, 0], sums[:, 1]),
+        confidence,
     )
 
 
 def obstacle(candidate: Evaluation, champion: Evaluation, measure: str) -> str:
-    """Why a measure of two evaluations cannot be compared; empty when it can.
+    """Reason why a measure of two evaluations cannot be compared; empty if it can.
 
-    Numbers per token need the same tokens; numbers per byte or per row need the same answers, cut
-    at the same places; numbers of generated texts need the same way of generating.
+    Measures per token need the same tokens; measures per byte or per row need the same answers,
+    cut at the same places; measures of generated texts need the same generation settings.
     """
     both = (candidate, champion)
     for side, one in zip(("candidate", "champion"), both, strict=True):
         if measure not in one.measures:
-            return f"the {side} was not measured by it but by {', '.join(sorted(one.measures))}"
-    new, old = (one.measures[measure] for one in both)
-    if (new.of, new.per, new.scale, new.mode) != (old.of, old.per, old.scale, old.mode):
+            return f"the {side} has no such measure but {', '.join(sorted(one.measures))}"
+    new, old = (one.measures[measure].formula for one in both)
+    if new != old:
         return "it is defined in two ways"
     rows = [f"{one.data.digest} ({one.data.rows} rows)" for one in both]
     if rows[0] != rows[1]:
@@ -120,34 +123,34 @@ def obstacle(candidate: Evaluation, champion: Evaluation, measure: str) -> str:
     return _cut_apart(candidate, champion, new)
 
 
-def _cut_apart(candidate: Evaluation, champion: Evaluation, measure: Measure) -> str:
-    """Answers that two tokenizers or limits cut at different places are not the same answers."""
-    if measure.of not in _OF_GIVEN_ANSWERS or measure.per == "answer_tokens":
+def _cut_apart(candidate: Evaluation, champion: Evaluation, formula: Formula) -> str:
+    """Reason if two tokenizers or length limits cut the answers at different places."""
+    if formula.of not in _OF_GIVEN_ANSWERS or formula.per == "answer_tokens":
         return ""
     new, old = (one.examples.get("answer_bytes") for one in (candidate, champion))
     return "" if new == old else "their answers were cut at different places"
 
 
-def _way_of(evaluation: Evaluation, measure: Measure) -> dict[str, object]:
-    """What a measure depends on besides the rows."""
-    way = evaluation.data.tokens_record if measure.per == "answer_tokens" else {}
-    if measure.of not in _OF_GIVEN_ANSWERS:
+def _way_of(evaluation: Evaluation, formula: Formula) -> dict[str, object]:
+    """Settings that a measure depends on, besides the rows."""
+    way = evaluation.data.tokens_record if formula.per == "answer_tokens" else {}
+    if formula.of not in _OF_GIVEN_ANSWERS:
         way["generation"] = evaluation.generation
     return way
 
 
-def _value(measure: Measure, of: Numbers, per: Numbers) -> Numbers:
+def _value(formula: Formula, of: Numbers, per: Numbers) -> Numbers:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return measure.scaled(of / per)
+        return formula.scaled(of / per)
 
 
 def _interval(whole: Numbers, drawn: Numbers, confidence: float) -> Interval:
     if not np.isfinite(whole).all():
         return Interval(estimate=math.nan, low=math.nan, high=math.nan, confidence=confidence)
-    # A draw of rows without any answer token measures nothing.
+    # A draw of rows without any answer token has no number.
     drawn = drawn[np.isfinite(drawn)]
     tail = (1 - confidence) / 2
-    # One of the draws and no mean of two, so that a monotone scale carries over to the ends.
+    # Each end is one of the draws, not a mean of two, so that a monotone scale maps ends to ends.
     low, high = np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf")
     return Interval(
         estimate=float(whole[0]), low=float(low), high=float(high), confidence=confidence
@@ -165,7 +168,7 @@ def _resampled_sums(columns: Numbers, draws: int, seed: int) -> Numbers:
 
 
 def _counts(rows: int, draws: int, seed: int) -> Iterator[Numbers]:
-    """How often each row is in each draw, (some draws, rows) at a time."""
+    """Counts of each row in each draw, in blocks of shape (draws, rows)."""
     rng = np.random.default_rng(seed)
     at_once = max(1, _CELLS // rows)
     for start in range(0, draws, at_once):

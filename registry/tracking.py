@@ -1,13 +1,12 @@
-"""The one place that writes the runs of sweeps: a sweep is a run, its trials are runs below it.
+"""Runs of sweeps in MLflow: one run per sweep, with the runs of its trials below.
 
-Everything is found by tag before it is made, so recording twice, from a new process too, makes
-nothing twice. What a tracker has read or written of a run it remembers, so that what is new of a
-trial takes one call, and its first and last news two more.
+Every run is searched by its tags before it is created, so that recording again, in a new process
+too, creates no second run. A tracker remembers the runs that it has read or written: news of a
+trial take one call, the first and the last news two more.
 """
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 import time
@@ -17,33 +16,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
 
-from registry.connection import connect, is_already_there, plain_errors
+from registry.connection import connect, plain_errors
 from registry.errors import TrackingError
-from registry.news import End, Outcome, Points, TrialNews
+from registry.experiments import find_experiment
+from registry.limits import MAX_PARAM_CHARS, MAX_TAG_CHARS, shortened
+from registry.search import find_runs
+from registry.trial_news import End, Points, TrialNews
+from trainables.contract import Outcome
 
 _STATUSES: dict[Outcome, str] = {
-    "completed": "FINISHED",
-    "stopped": "FINISHED",
-    "infeasible": "FAILED",
-    "diverged": "FAILED",
-    "failed": "FAILED",
-    "cancelled": "KILLED",
+    Outcome.COMPLETED: "FINISHED",
+    Outcome.STOPPED: "FINISHED",
+    Outcome.INFEASIBLE: "FAILED",
+    Outcome.DIVERGED: "FAILED",
+    Outcome.FAILED: "FAILED",
+    Outcome.CANCELLED: "KILLED",
 }
 _RUNNING, _KILLED = "RUNNING", "KILLED"
 
 _OUTCOME, _REASON = "lorchestra.outcome", "lorchestra.reason"
 INTERRUPTED_TAG = "lorchestra.interrupted"
-"""When a session left a run unfinished; gone as soon as a later session goes on with it."""
+"""Tag with the time when a session left a run unfinished; removed when a later one continues."""
 _MARKS = (_OUTCOME, _REASON, INTERRUPTED_TAG)
 
-# Limits of MLflow 3.17: mlflow/utils/validation.py. Its client cuts long batches by itself.
-_MAX_PARAM_CHARS = 6000
-_MAX_TAG_CHARS = 8000
-_PAGE = 1000
 
 _Key = tuple[str, int | None]
 """A sweep's id and, for one of its trials, the trial's number."""
@@ -51,7 +48,7 @@ _Key = tuple[str, int | None]
 
 @dataclass(kw_only=True)
 class _Known:
-    """What MLflow has of a run, as far as this tracker has read or written it."""
+    """State of a run in MLflow, as this tracker last read or wrote it."""
 
     run_id: str
     status: str
@@ -60,10 +57,10 @@ class _Known:
 
 
 class Tracker:
-    """Writes the runs of one experiment, each of them once.
+    """Writes the runs of one experiment, each once.
 
-    Every method raises `TrackingError` when the server cannot be used; the same call can then be
-    made again later, with a new tracker, as this one cannot know what the server did of it.
+    Every method raises `TrackingError` when the server cannot be used. The call can be repeated
+    later with a new tracker, as the old one does not know how much of it the server carried out.
     """
 
     def __init__(
@@ -74,8 +71,8 @@ class Tracker:
         with plain_errors(tracking_uri):
             self._experiment_id = find_experiment(self._client, experiment, artifact_location)
         self._runs: dict[_Key, _Known] = {}
-        # Of a sweep, all runs of trials that started at this time or later are in `_runs`, if
-        # there are any: a trial that starts now needs no looking up.
+        # By sweep: all runs of trials that started at this time or later are in `_runs`, so that
+        # a trial that starts now needs no search.
         self._complete_since: dict[str, float] = {}
 
     def start_sweep(
@@ -86,7 +83,7 @@ class Tracker:
         tags: Mapping[str, str],
         started_at_s: float | None = None,
     ) -> str:
-        """The sweep's run, made on first use and opened again when it had ended.
+        """Run id of a sweep; the run is created, or opened again after its end.
 
         Raises:
             TrackingError: A param was recorded before with another value.
@@ -110,7 +107,7 @@ class Tracker:
         started_at_s: float,
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        """The trial's run, as `record_trial` makes it when the trial starts."""
+        """Run id of a trial that starts or continues; see `record_trial`."""
         news = TrialNews(
             trial=trial,
             name=name,
@@ -122,7 +119,7 @@ class Tracker:
         return self.record_trial(sweep_id, news)
 
     def record_trial(self, sweep_id: str, news: TrialNews) -> str:
-        """Bring the trial's run below its sweep's up to date, and make it on first use.
+        """Write news to a trial's run, which is created below the sweep's run if missing.
 
         Returns:
             The id of the run.
@@ -146,11 +143,11 @@ class Tracker:
         return run.run_id
 
     def find_sweep(self, sweep_id: str) -> str | None:
-        """Run id of a sweep that was started, now or by an earlier driver; changes nothing."""
+        """Run id of a sweep, if a driver has started it; nothing is written."""
         return self._find((sweep_id, None))
 
     def find_trial(self, sweep_id: str, trial: int) -> str | None:
-        """Run id of a trial that was started, now or by an earlier driver; changes nothing."""
+        """Run id of a trial, if a driver has started it; nothing is written."""
         return self._find((sweep_id, trial))
 
     def end_sweep(
@@ -160,7 +157,7 @@ class Tracker:
         metrics: Mapping[str, float],
         ended_at_s: float | None = None,
     ) -> None:
-        """Close a sweep's run with its totals; totals that it has already are not added again."""
+        """Close a sweep's run with its totals; equal totals are not added again."""
         end = End(
             outcome=status, reason="", at_s=time.time() if ended_at_s is None else ended_at_s
         )
@@ -175,23 +172,23 @@ class Tracker:
             self._close(run, _STATUSES[status], marks, end.at_s)
 
     def interrupt(self, sweep_id: str, at_s: float) -> None:
-        """Close what still runs of a sweep, with a tag that says when it was left unfinished."""
+        """Close the open runs of a sweep, with a tag for the time of interruption."""
         marks = {INTERRUPTED_TAG: datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")}
         with plain_errors(self.tracking_uri):
-            wanted = f"{_having({'lorchestra.sweep': sweep_id})} and attributes.status = 'RUNNING'"
-            for entity in self._search(wanted):
+            still_running = "attributes.status = 'RUNNING'"
+            for entity in self._search({"lorchestra.sweep": sweep_id}, still_running):
                 if entity.data.tags.get("lorchestra.kind") in ("sweep", "trial"):
                     run = self._remember(entity)
                     self._send(run, {}, marks)
                     self._close(run, _KILLED, marks, at_s)
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
-        """Keep a text as the run's artifact `file`, in place of an earlier one."""
+        """Write a text as the run's artifact `file`, in place of an earlier one."""
         with plain_errors(self.tracking_uri):
             self._client.log_text(run_id, text, file)
 
     def log_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file among the run's artifacts, in place of an earlier one."""
+        """Copy a file to the run's artifacts, in place of an earlier one."""
         with plain_errors(self.tracking_uri):
             self._client.log_artifact(run_id, str(path), folder)
 
@@ -204,37 +201,27 @@ class Tracker:
 
     def _look_up(self, key: _Key) -> _Known | None:
         if key not in self._runs:
-            for entity in self._search(_having(_identity(key))):
+            for entity in self._search(_identity(key)):
                 self._remember(entity)
         return self._runs.get(key)
 
     def _find_trial(self, key: _Key, started_at_s: float) -> _Known | None:
-        """The trial's run; the first search finds those of all trials that started since, too."""
+        """A trial's run; a search finds the runs of all trials that started later, too."""
         sweep_id, _ = key
         since = self._complete_since.get(sweep_id)
         if key not in self._runs and (since is None or started_at_s < since):
             of_trials = {"lorchestra.kind": "trial", "lorchestra.sweep": sweep_id}
             later = f"attributes.start_time >= {_ms(started_at_s)}"
-            for entity in self._search(f"{_having(of_trials)} and {later}"):
+            for entity in self._search(of_trials, later):
                 self._remember(entity)
             self._complete_since[sweep_id] = started_at_s
         return self._runs.get(key)
 
-    def _search(self, wanted: str) -> Iterator[Run]:
-        token: str | None = ""
-        while token is not None:
-            page = self._client.search_runs(
-                [self._experiment_id],
-                wanted,
-                max_results=_PAGE,
-                order_by=["attributes.start_time ASC"],
-                page_token=token or None,
-            )
-            yield from page
-            token = page.token or None
+    def _search(self, tags: Mapping[str, str], also: str = "") -> Iterator[Run]:
+        return find_runs(self._client, [self._experiment_id], tags, also=also)
 
     def _remember(self, entity: Run) -> _Known:
-        """What is known of a run from now on; of several with one identity, the first."""
+        """Remember the state of a run; the oldest of several runs with one identity counts."""
         tags = entity.data.tags
         trial = tags.get("lorchestra.trial")
         key = (str(tags.get("lorchestra.sweep")), None if trial is None else int(trial))
@@ -276,7 +263,7 @@ class Tracker:
         tags: Mapping[str, str],
         points: Sequence[Points] = (),
     ) -> None:
-        """Everything in one call, and in none when there is nothing."""
+        """Write params, tags and points in one call."""
         news = _new_params(run, params)
         self._client.log_batch(
             run.run_id,
@@ -287,7 +274,7 @@ class Tracker:
             ],
             params=[Param(name, value) for name, value in news.items()],
             tags=[
-                RunTag(name, shortened(value, _MAX_TAG_CHARS))
+                RunTag(name, shortened(value, MAX_TAG_CHARS))
                 for name, value in tags.items()
                 if run.marks.get(name) != value
             ],
@@ -312,58 +299,6 @@ class Tracker:
             del run.marks[name]
 
 
-def find_experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
-    """Id of the experiment, made when there is none.
-
-    Raises:
-        TrackingError: An experiment of that name was deleted.
-    """
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=artifact_location))
-        except MlflowException as error:
-            if not is_already_there(error):
-                raise
-            found = client.get_experiment_by_name(name)  # another process was faster
-    if found.lifecycle_stage != "active":
-        raise TrackingError(
-            f"experiment {name!r}: it was deleted; allowed: a new name or an active experiment. "
-            f"Restore it: mlflow experiments restore -x {found.experiment_id}"
-        )
-    return str(found.experiment_id)
-
-
-def tracking_uri_for(runs_dir: Path) -> tuple[str, str | None]:
-    """Where to track: `$MLFLOW_TRACKING_URI`, else a SQLite file in `runs_dir`.
-
-    Returns:
-        The tracking URI, and where artifacts go (`None` leaves that to the server).
-    """
-    named = os.environ.get("MLFLOW_TRACKING_URI")
-    if named:
-        return named, artifact_location_for(named)
-    folder = runs_dir.expanduser().resolve()
-    tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
-    return tracking_uri, artifact_location_for(tracking_uri)
-
-
-def artifact_location_for(tracking_uri: str) -> str | None:
-    """`mlartifacts` beside a SQLite file; `None` leaves it to the server.
-
-    MLflow itself would put artifacts of a SQLite file below the current folder.
-    """
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    database = Path(tracking_uri.removeprefix("sqlite:///")).resolve()
-    return (database.parent / "mlartifacts").as_uri()
-
-
-def shortened(text: str, max_chars: int) -> str:
-    """The text, cut to `max_chars` with a mark when it is longer."""
-    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
-
-
 def _identity(key: _Key) -> dict[str, str]:
     sweep_id, trial = key
     if trial is None:
@@ -375,23 +310,18 @@ def _identity(key: _Key) -> dict[str, str]:
     }
 
 
-def _having(tags: Mapping[str, str]) -> str:
-    """A filter of runs with these tags."""
-    return " and ".join(f"tags.`{name}` = {_quoted(value)}" for name, value in tags.items())
-
-
 def _marks(end: End) -> dict[str, str]:
     marks = {_OUTCOME: str(end.outcome), _REASON: end.reason}
     return {name: text for name, text in marks.items() if text}
 
 
 def _new_params(run: _Known, params: Mapping[str, Any]) -> dict[str, str]:
-    """Those that the run does not have yet.
+    """Params that the run does not have yet, as MLflow holds them.
 
     Raises:
-        TrackingError: It has one with another value.
+        TrackingError: The run has a param with another value.
     """
-    wanted = {_plain(k): shortened(str(value), _MAX_PARAM_CHARS) for k, value in params.items()}
+    wanted = {_plain(k): shortened(str(value), MAX_PARAM_CHARS) for k, value in params.items()}
     for name, value in wanted.items():
         if run.params.get(name, value) != value:
             raise TrackingError(
@@ -403,7 +333,7 @@ def _new_params(run: _Known, params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
-    """A name of a metric or param as MLflow can hold it; one that it refused would hold up all."""
+    """A valid name of a metric or param: one invalid name would make MLflow refuse all others."""
     name = re.sub(r"[^\w\-. :/]", "_", name)
     is_path = posixpath.normpath(name) == name and not name.startswith(("/", ".."))
     return name if is_path and name != "." else name.replace("/", "_").replace("..", "__")
@@ -411,12 +341,3 @@ def _plain(name: str) -> str:
 
 def _ms(at_s: float) -> int:
     return round(at_s * 1000)
-
-
-def _quoted(value: str) -> str:
-    if "'" in value:
-        raise TrackingError(
-            f"sweep id: got {value!r}; allowed: text without quotes, as MLflow's filters cannot "
-            "hold them. Rename the sweep."
-        )
-    return f"'{value}'"

@@ -1,4 +1,4 @@
-"""What the versions of a registered adapter were trained with, for a search to begin from."""
+"""Settings of an adapter's registered versions, as start points of a search."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from registry.adapters import AdapterVersion, list_adapters
-from registry.bundle import MANIFEST
-from registry.connection import connect, plain_errors
+from registry.connection import plain_errors
 from registry.packaging import ADAPTER_IN_MODEL
+from registry.versions import AdapterVersion, list_versions
+from trainables.contract import MANIFEST
 
 logger = logging.getLogger(__name__)
 
@@ -25,29 +25,29 @@ _SECTIONS = ("base", "lora", "optim", "seed")
 
 
 def best_specs(
+    client: MlflowClient,
     name: str,
-    tracking_uri: str,
     limit: int = 4,
     *,
     metric: str = "eval_loss",
     mode: Literal["min", "max"] = "min",
 ) -> list[dict[str, Any]]:
-    """Settings of an adapter's versions, the champion's first and then the best by a metric.
+    """Settings of an adapter's versions: of the champion first, then of the best by a metric.
 
     Args:
-        name: Registered model; one that there is not has no versions.
-        tracking_uri: MLflow server or database.
-        limit: Versions at most.
-        metric: What the others are ordered by; versions without it come last.
-        mode: Direction of better.
+        client: Of the server.
+        name: Registered model; an unknown model has no versions.
+        limit: Largest number of versions.
+        metric: Orders the versions after the champion; versions without the metric come last.
+        mode: Whether less or more is better.
 
     Returns:
-        Of each version `base`, `lora`, `optim` and `seed`, as its manifest has them, but target
-        layers as the trial named them where the run that trained it says so. A version whose
-        manifest cannot be read is left out.
+        For each version `base`, `lora`, `optim` and `seed` of its manifest, with target layers as
+        the training run named them, if a run is recorded. Versions without a readable manifest
+        are left out.
 
     Raises:
-        RefError: MLflow cannot hold the name.
+        RefError: MLflow does not allow the name.
         TrackingError: The server cannot be used.
     """
     sign = 1.0 if mode == "min" else -1.0
@@ -57,28 +57,25 @@ def best_specs(
         is_champion = _CHAMPION in version.aliases
         return not is_champion, value if math.isfinite(value) else math.inf, -version.version
 
-    versions = sorted(list_adapters(tracking_uri=tracking_uri, name=name), key=order)
-    client = connect(tracking_uri)
+    versions = sorted(list_versions(client, name), key=order)
     specs: list[dict[str, Any]] = []
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         for version in versions[:limit]:
-            manifest = _read_manifest(client, version, tracking_uri)
-            # One made smaller was not trained with what its manifest says.
+            manifest = _read_manifest(client, version)
+            # A shrunk adapter was not trained with the settings in its manifest.
             if manifest is not None and "derived" not in manifest:
                 spec = {key: manifest[key] for key in _SECTIONS if key in manifest}
                 specs.append(_with_named_targets(spec, client, version))
     return specs
 
 
-def _read_manifest(
-    client: MlflowClient, version: AdapterVersion, tracking_uri: str
-) -> dict[str, Any] | None:
+def _read_manifest(client: MlflowClient, version: AdapterVersion) -> dict[str, Any] | None:
     stored = client.get_model_version_download_uri(version.name, str(version.version))
     uri = f"{stored.rstrip('/')}/{ADAPTER_IN_MODEL}/{MANIFEST}"
     try:
         with tempfile.TemporaryDirectory() as work:
             arrived = mlflow.artifacts.download_artifacts(
-                artifact_uri=uri, dst_path=work, tracking_uri=tracking_uri
+                artifact_uri=uri, dst_path=work, tracking_uri=client.tracking_uri
             )
             manifest = json.loads(Path(arrived).read_text())
     except (MlflowException, OSError, ValueError) as error:
@@ -90,7 +87,7 @@ def _read_manifest(
 def _with_named_targets(
     spec: dict[str, Any], client: MlflowClient, version: AdapterVersion
 ) -> dict[str, Any]:
-    """A manifest lists the layers of `attention`; the run has the name that was searched."""
+    """The settings with the searched name of the targets (`attention`) in place of the layers."""
     if version.run_id is None or "lora" not in spec:
         return spec
     try:

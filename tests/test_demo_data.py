@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from trainables.data import read_raw_splits
 from trainables.spec import DataSpec
+from trainables.splits import read_raw_splits
 
 FOLDER = Path(__file__).parents[1] / "sweeps" / "data"
 ROWS = {"train": 1440, "validation": 144, "test": 216}
@@ -58,7 +58,7 @@ def test_definitions_are_short_and_without_examples():
 def test_demo_data_loads_as_given_splits():
     paths = {split: str(FOLDER / f"wordnet_classes.{split}.jsonl") for split in ROWS}
     raw = read_raw_splits(DataSpec(**paths, group_by="lemma"))
-    assert (raw.row_format, raw.prompt_style) == ("prompt-completion", "plain")
+    assert (raw.layout.format, raw.prompt_style) == ("prompt-completion", "plain")
     assert raw.test is not None
     sizes = {split: len(getattr(raw, split).rows) for split in ROWS}
     assert sizes == ROWS

@@ -14,9 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
+from trainables.contract import Mode
 from trainables.errors import SpecError
 from trainables.evaluation_spec import EvaluationSpec
-from trainables.measures import RESERVED, Mode
+from trainables.measures import RESERVED
 
 
 @dataclass(frozen=True, kw_only=True)

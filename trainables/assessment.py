@@ -23,6 +23,7 @@ from trainables.answers import Metric, judge, load_metrics, metric_digests
 from trainables.base import default_device
 from trainables.batches import batches_by_length
 from trainables.bundle import read_manifest
+from trainables.contract import EVALUATION_FORMAT
 from trainables.data import IGNORED_TARGET, EncodedRow, collate
 from trainables.evaluate import RowScores, in_order, score_batch
 from trainables.evaluation_spec import EvaluationSpec
@@ -34,8 +35,6 @@ from trainables.rows import EvaluationRows, RowSource, decode, evaluation_rows
 from trainables.serving import Served, load_served, load_served_tokenizer, require_form
 
 logger = logging.getLogger(__name__)
-
-FORMAT = "lorchestra.evaluation/1"
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
@@ -107,7 +106,7 @@ def assess(served: Served, rows: EvaluationRows, how: EvaluationSpec) -> dict[st
     if how.generates:
         columns |= _written_columns(served, rows, how, metrics, written)
     return {
-        "format": FORMAT,
+        "format": EVALUATION_FORMAT,
         "adapter": served.manifest["digest"],
         "form": served.form,
         "data": dict(rows.data),
@@ -177,8 +176,10 @@ def _forced_columns(served: Served, rows: EvaluationRows, batch_size: int) -> di
 
 
 def _completions(served: Served, rows: EvaluationRows, how: EvaluationSpec) -> list[list[int]]:
+    trained = served.manifest["data"].get("end_tokens", {}).values()
     ending = Ending(
-        tokens=end_tokens(served.model, served.tokenizer), max_new_tokens=how.max_new_tokens
+        tokens=end_tokens(served.model, served.tokenizer, trained),
+        max_new_tokens=how.max_new_tokens,
     )
     return complete(served.model, [row.prompt for row in rows.rows], ending, how.batch_size)
 

@@ -15,7 +15,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from trainables.layout import Block, Layout
+from trainables.pack import Block, Layout
 
 PACKED_ATTENTION = "lorchestra_packed"
 

@@ -31,12 +31,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trainables.errors import BaseModelError
-from trainables.origin import BaseSource, SourceKind, cache_folder, locate
+from trainables.origin import COMPLETE, BaseSource, SourceKind, cache_entry, locate
 from trainables.spec import BaseSpec
 
 logger = logging.getLogger(__name__)
-
-_COMPLETE = "complete.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +164,7 @@ def stored_form(spec: BaseSpec, source: BaseSource) -> Path:
     """
     if spec.quantization == "none":
         return source.folder if source.gguf_file is None else _plain_entry(source)
-    entry = _entry(source, spec.quantization + ("-dq" if _is_double(spec) else ""))
+    entry = cache_entry(source, spec.quantization + ("-dq" if _is_double(spec) else ""))
 
     def build(folder: Path) -> None:
         origin = source.folder if source.gguf_file is None else _plain_entry(source)
@@ -300,10 +298,6 @@ def _settle_linear4bit(module: nn.Module, compute_dtype: torch.dtype) -> None:
 # --------------------------------------------------------------------------------------- cache
 
 
-def _entry(source: BaseSource, form: str) -> Path:
-    return cache_folder() / "bases" / source.digest.removeprefix("sha256:")[:16] / form
-
-
 def _plain_entry(source: BaseSource) -> Path:
     """A .gguf file as a plain bfloat16 model folder with its tokenizer."""
 
@@ -328,7 +322,7 @@ def _plain_entry(source: BaseSource) -> Path:
         fresh.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    return _build_once(_entry(source, "plain"), build)
+    return _build_once(cache_entry(source, "plain"), build)
 
 
 def _without_quantization(config: dict[str, Any]) -> dict[str, Any]:
@@ -350,7 +344,7 @@ def _build_once(entry: Path, build: Any) -> Path:
         build(building)
         gc.collect()
         sizes = {file.name: file.stat().st_size for file in building.iterdir()}
-        (building / _COMPLETE).write_text(json.dumps({"bytes": sizes}, sort_keys=True))
+        (building / COMPLETE).write_text(json.dumps({"bytes": sizes}, sort_keys=True))
         building.chmod(0o755)
         building.rename(entry)
     return entry
@@ -358,7 +352,7 @@ def _build_once(entry: Path, build: Any) -> Path:
 
 def _is_complete(entry: Path) -> bool:
     """Whether an entry was finished and every file still has the size it was written with."""
-    note = entry / _COMPLETE
+    note = entry / COMPLETE
     if not note.is_file():
         return False
     sizes = json.loads(note.read_text())["bytes"]

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from trainables.data import IGNORED_TARGET, EncodedRow, collate
-from trainables.layout import Block, Dropout
+from trainables.pack import Block, Dropout
 
 
 @dataclass(frozen=True, kw_only=True)

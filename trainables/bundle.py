@@ -11,10 +11,8 @@ The bundle is the contract between training and the registry:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,16 +22,20 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from trainables.base import BaseRecord
+from trainables.contract import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    ADAPTER_WEIGHTS,
+    BUNDLE_FORMAT,
+    MANIFEST,
+    file_record,
+    identity_digest,
+)
 from trainables.errors import BundleError
 from trainables.spec import LoraSpec, TrialSpec
-from trainables.storage import remove_folder
-
-FORMAT = "lorchestra.bundle/1"
-MANIFEST = "manifest.json"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+from trainables.whole import new_folder
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
-_NOT_IDENTITY = ("metrics", "packages", "digest")
 
 
 def write_bundle(
@@ -60,7 +62,7 @@ def write_bundle(
         The manifest.
     """
     manifest = {
-        "format": FORMAT,
+        "format": BUNDLE_FORMAT,
         "base": base.to_dict(),
         "lora": _lora_record(spec.lora, targets),
         "optim": dataclasses.asdict(spec.optim),
@@ -90,18 +92,14 @@ def write_files(
     Returns:
         The manifest, whole.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    writing = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    (writing / ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, writing / ADAPTER_FILES[1], metadata={"format": "pt"})
-    files = {name: _file_record(writing / name) for name in ADAPTER_FILES}
-    whole: dict[str, Any] = {**manifest, "files": files}
-    whole["digest"] = identity_digest(whole)
-    (writing / MANIFEST).write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
-    writing.chmod(0o755)
-    remove_folder(str(folder))
-    writing.rename(folder)
+    with new_folder(folder) as writing:
+        (writing / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        save_file(plain, writing / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        files = {name: file_record(writing / name) for name in ADAPTER_FILES}
+        whole: dict[str, Any] = {**manifest, "files": files}
+        whole["digest"] = identity_digest(whole)
+        (writing / MANIFEST).write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
     return whole
 
 
@@ -117,25 +115,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"{folder}: no readable {MANIFEST} ({error}); export it again"
         ) from error
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") != BUNDLE_FORMAT:
         raise BundleError(
-            f"{folder}/{MANIFEST}: format is {manifest.get('format')!r}; allowed: {FORMAT!r}. "
-            "Export the adapter again with this version."
+            f"{folder}/{MANIFEST}: format is {manifest.get('format')!r}; allowed: "
+            f"{BUNDLE_FORMAT!r}. Export the adapter again with this version."
         )
     for name, expected in manifest["files"].items():
         path = folder / name
-        if not path.is_file() or _file_record(path) != expected:
+        if not path.is_file() or file_record(path) != expected:
             raise BundleError(f"{path}: differs from its manifest; export the adapter again")
     if identity_digest(manifest) != manifest["digest"]:
         raise BundleError(f"{folder}/{MANIFEST}: changed since it was written; export it again")
     return manifest
-
-
-def identity_digest(manifest: Mapping[str, Any]) -> str:
-    """`sha256:` over what makes the adapter what it is: all but metrics and package versions."""
-    identity = {key: value for key, value in manifest.items() if key not in _NOT_IDENTITY}
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def adapter_config(lora: LoraSpec, base: BaseRecord, targets: Sequence[str]) -> dict[str, Any]:
@@ -163,12 +154,6 @@ def adapter_config(lora: LoraSpec, base: BaseRecord, targets: Sequence[str]) -> 
 
 def _lora_record(lora: LoraSpec, targets: Sequence[str]) -> dict[str, Any]:
     return {**dataclasses.asdict(lora), "targets": sorted(targets), "scaling": lora.scaling}
-
-
-def _file_record(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": path.stat().st_size}
 
 
 def _whole(alpha: float) -> float | int:

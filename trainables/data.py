@@ -1,4 +1,4 @@
-"""Examples as a trial sees them: split without leaks, tokenized, with the answer tokens marked.
+"""Examples as a trial sees them: tokenized, with the answer tokens marked, cut at the limits.
 
 All of it is a pure function of spec and tokenizer, so a worker that starts again sees the same
 rows in the same order.
@@ -6,64 +6,36 @@ rows in the same order.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from trainables.asking import settle_asking
+from trainables.bad_rows import bad_row, refuse_bad
+from trainables.data_spec import DataSpec
 from trainables.errors import DataError
-from trainables.formats import ChatExample, Example, RowFormat, detect_format, parse_row
-from trainables.sources import RawRow, read_rows
-from trainables.spec import DataSpec
-from trainables.tokens import chat_template, encode_example
+from trainables.formats import ChatExample, Example, parse_row
+from trainables.layouts import RowLayout
+from trainables.learned import Learned, count_learned
+from trainables.lengths import Lengths
+from trainables.readers import BadRow
+from trainables.splits import PromptStyle, RawSplit, RawSplits, canonical_json, read_raw_splits
+from trainables.templates import Asking, template_digest
+from trainables.tokens import EncodedExample, Encoder, mark_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-PromptStyle = Literal["plain", "chat"]
-
 IGNORED_TARGET = -100
 """Target of a position that does not count in the loss; what `torch` skips by default."""
-
-_WINDOW_BATCHES = 16
-"""Most batches sorted by length together: more saves padding, fewer mixes better."""
-
-_WINDOWS_PER_EPOCH = 8
-"""Fewest windows of an epoch: sorted whole, a small data set would repeat the same batches."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RawSplit:
-    """Checked rows of one split before they are tokens.
-
-    Attributes:
-        field: Dotted field of the source the rows came from.
-        rows: In the order of their source.
-        digest: `sha256:...` over the rows in their order; independent of the tokenizer.
-    """
-
-    field: str
-    rows: tuple[RawRow, ...]
-    digest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RawSplits:
-    """Train, validation and test rows before they are tokens."""
-
-    train: RawSplit
-    validation: RawSplit
-    test: RawSplit | None
-    row_format: RowFormat
-    prompt_style: PromptStyle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +59,21 @@ class Split:
     """One split, ready to batch.
 
     Attributes:
-        rows: Rows with at least one answer token left after the cut at `max_tokens`.
+        rows: Sequences with at least one answer token left after the cut at `max_tokens`. A chat
+            is one, or one for each answer where its template renders the history otherwise.
         examples: The raw row of each entry of `rows`.
         digest: `RawSplit.digest`: over all rows of the split, also those dropped from `rows`.
+        lengths: Of all its sequences, and what the limit did to them.
+        refused: Rows of which nothing can be learned with the tokenizer's chat template.
+        learned: What is learned of it.
     """
 
     rows: tuple[EncodedRow, ...]
     examples: tuple[dict[str, Any], ...]
     digest: str
+    lengths: Lengths
+    refused: tuple[BadRow, ...] = ()
+    learned: Learned = field(default_factory=Learned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +82,10 @@ class Splits:
 
     Attributes:
         train: Its rows are cut at `train_max_tokens` too, where that is given.
-        template_digest: `sha256:...` of the chat template; `None` when prompts are plain text.
+        template_digest: `sha256:...` of the chat template and its settings; `None` when prompts
+            are plain text.
+        raw: The same splits before they were tokens.
+        asking: How chats are asked; `None` when prompts are plain text.
     """
 
     train: Split
@@ -111,71 +93,64 @@ class Splits:
     test: Split | None
     prompt_style: PromptStyle
     template_digest: str | None
+    raw: RawSplits
+    asking: Asking | None = None
+
+    @property
+    def by_name(self) -> dict[str, Split]:
+        """The splits that there are."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in named.items() if split is not None}
 
 
-def read_raw_splits(spec: DataSpec) -> RawSplits:
-    """Rows read, checked and split; needs no tokenizer, so a driver can call it before GPU time.
-
-    A row falls in a split by a hash of `split_seed` and its `group_by` value (or the whole row),
-    so it stays there whatever rows are added, removed or reordered.
-
-    Raises:
-        DataError: A source or row cannot be used, or a split has no rows.
-    """
-    sources = {
-        "data.train": spec.train,
-        "data.validation": spec.validation,
-        "data.test": spec.test,
-    }
-    given = {
-        field: read_rows(source, field, spec.revision)
-        for field, source in sources.items()
-        if source is not None
-    }
-    row_format = detect_format(given["data.train"][0], spec.format, "data.train")
-    style = _check_rows(given, row_format)
-    train = given["data.train"]
-    fractions = {
-        "data.validation": 0.0 if "data.validation" in given else spec.validation_fraction,
-        "data.test": 0.0 if "data.test" in given else spec.test_fraction,
-    }
-    raw = {field: raw_split(rows, field) for field, rows in given.items()}
-    if any(fractions.values()):
-        raw |= {
-            field: raw_split(rows, "data.train")
-            for field, rows in _split_off(train, fractions, spec).items()
-        }
-    return RawSplits(
-        train=raw["data.train"],
-        validation=raw["data.validation"],
-        test=raw.get("data.test"),
-        row_format=row_format,
-        prompt_style=style,
-    )
-
-
-def load_splits(spec: DataSpec, tokenizer: PreTrainedTokenizerBase) -> Splits:
+def load_splits(
+    spec: DataSpec, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()
+) -> Splits:
     """Every split as tokens.
 
+    Args:
+        spec: Where the rows are and how they are asked.
+        tokenizer: Of the base.
+        stops: Tokens that the base stops at; see `trainables.stops`.
+
     Raises:
-        DataError: As `read_raw_splits`; or the tokenizer has no end token or chat template, the
-            template refuses a row, or no row of a split has an answer within `max_tokens`.
+        DataError: As `read_raw_splits`; or the tokenizer has no end token or chat template,
+            nothing can be learned of a row, or no row of a split has an answer within
+            `max_tokens`.
     """
-    raw = read_raw_splits(spec)
-    # First: without a template nothing can be encoded, and the digest's error says so.
-    digest = template_digest(tokenizer, raw.prompt_style)
+    splits = encode_splits(read_raw_splits(spec), spec, tokenizer, stops)
+    for name, split in splits.by_name.items():
+        is_short = name == "train" and spec.train_max_tokens is not None
+        _warn_of_cut(
+            "data.train_max_tokens" if is_short else "data.max_tokens", name, split.lengths
+        )
+    return splits
+
+
+def encode_splits(
+    raw: RawSplits, spec: DataSpec, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()
+) -> Splits:
+    """Splits as tokens, as `load_splits` makes them; `Split.lengths` tells what was cut.
+
+    Raises:
+        DataError: As `load_splits` for rows that were read.
+    """
+    asking = _settle(raw, spec, tokenizer, stops) if raw.prompt_style == "chat" else None
+    encoder = Encoder(tokenizer, asking, stops)
 
     def encode(split: RawSplit) -> Split:
-        return _encode_split(split, raw.row_format, tokenizer, spec.max_tokens)
+        return _encode_split(split, raw.layout, encoder, spec)
 
     splits = Splits(
         train=encode(raw.train),
         validation=encode(raw.validation),
         test=encode(raw.test) if raw.test is not None else None,
         prompt_style=raw.prompt_style,
-        template_digest=digest,
+        template_digest=None if asking is None else template_digest(tokenizer, asking),
+        raw=raw,
+        asking=asking,
     )
-    return splits if spec.train_max_tokens is None else cut_train(splits, spec.train_max_tokens)
+    return splits if spec.train_max_tokens is None else _cut_train(splits, spec.train_max_tokens)
 
 
 def cut_example(
@@ -192,33 +167,31 @@ def cut_example(
     )
 
 
-def template_digest(tokenizer: PreTrainedTokenizerBase, style: PromptStyle) -> str | None:
-    """`sha256:...` of the chat template; `None` when prompts are plain text.
-
-    Raises:
-        DataError: There is no template for chat prompts.
-    """
-    return _sha256(chat_template(tokenizer).encode()) if style == "chat" else None
-
-
 def cut_train(splits: Splits, max_tokens: int) -> Splits:
     """The same splits with training rows of at most `max_tokens`; tokens are shared, not copied.
 
     Raises:
         DataError: No training row has an answer within `max_tokens`.
     """
+    cut = _cut_train(splits, max_tokens)
+    _warn_of_cut("data.train_max_tokens", "train", cut.train.lengths)
+    return cut
+
+
+def _cut_train(splits: Splits, max_tokens: int) -> Splits:
     kept = []
     for row, example in zip(splits.train.rows, splits.train.examples, strict=True):
         part = _cut_row(row, max_tokens)
         if part.is_answer.any():
             kept.append((part, example))
-    total = len(splits.train.rows)
+    cut_within = sum(row.is_cut for row, _ in kept)
+    lengths = splits.train.lengths.cut_at(max_tokens, len(kept), cut_within)
     if not kept:
-        raise _no_answer("data.train_max_tokens", total, "data.train", max_tokens)
-    cut = sum(len(row.input_ids) > max_tokens for row in splits.train.rows)
-    _warn_of_cut("data.train_max_tokens", "data.train", total, max_tokens, cut, total - len(kept))
+        raise _no_answer("data.train_max_tokens", lengths, "data.train")
     rows, examples = zip(*kept, strict=True)
-    return replace(splits, train=replace(splits.train, rows=rows, examples=examples))
+    return replace(
+        splits, train=replace(splits.train, rows=rows, examples=examples, lengths=lengths)
+    )
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -232,30 +205,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         state.pop("padding", None)
         state.pop("truncation", None)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return _sha256(_canonical_json({"backend": state, "special_tokens": special}))
-
-
-def batch_rows(lengths: Sequence[int], batch_size: int, seed: int, step: int) -> list[int]:
-    """Positions of the rows that optimizer step `step` (from 0) trains on; a pure function.
-
-    Every epoch shows each row once, except the last `rows % batch_size` of its shuffle. Rows of
-    similar length share a batch: shuffled windows of batches are sorted by length, and the batches
-    shuffled again. Fewer rows than `batch_size` are repeated to fill it.
-
-    Args:
-        lengths: Tokens per row; a tuple saves copying it.
-        batch_size: Rows per step.
-        seed: Any integer.
-        step: Optimizer step, from 0.
-
-    Raises:
-        DataError: There are no rows.
-    """
-    if not lengths:
-        raise DataError("data.train: got no rows to batch; allowed: at least one. Add rows.")
-    epoch, position = divmod(step, max(1, len(lengths) // batch_size))
-    rows: list[int] = _epoch_batches(tuple(lengths), batch_size, seed, epoch)[position].tolist()
-    return rows
+    return _sha256(canonical_json({"backend": state, "special_tokens": special}))
 
 
 def collate(
@@ -276,99 +226,54 @@ def collate(
     return input_ids, targets
 
 
-def raw_split(rows: tuple[RawRow, ...], field: str) -> RawSplit:
-    """Rows of one source with their digest."""
-    digest = _sha256(_canonical_json([dict(row.values) for row in rows]))
-    return RawSplit(field=field, rows=rows, digest=digest)
-
-
-def style_of(example: Example) -> PromptStyle:
-    """How an example asks: by text or by messages."""
-    return "chat" if isinstance(example, ChatExample) else "plain"
-
-
-def _canonical_json(value: object) -> bytes:
-    # default=str: Parquet cells can be dates or decimals.
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
-
-
 def _sha256(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def _check_rows(given: Mapping[str, tuple[RawRow, ...]], row_format: RowFormat) -> PromptStyle:
-    """Parse every row; the style they share."""
-    first = style_of(parse_row(given["data.train"][0], row_format, "data.train"))
-    for field, rows in given.items():
-        for row in rows:
-            style = style_of(parse_row(row, row_format, field))
-            if style != first:
-                raise DataError(
-                    f"{field}: {row.place} is {style} but the first row of data.train is {first}; "
-                    "allowed: one of the two in all rows. Write all prompts as text, or all as "
-                    "messages."
-                )
-    return first
+def _settle(
+    raw: RawSplits, spec: DataSpec, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
+) -> Asking:
+    examples = (parse_row(row, raw.layout, raw.train.field) for row in raw.train.rows)
+    chats = [example for example in examples if isinstance(example, ChatExample)]
+    return settle_asking(chats, tokenizer, spec.template, spec.template_args, stops)
 
 
-def _split_off(
-    train: tuple[RawRow, ...], fractions: Mapping[str, float], spec: DataSpec
-) -> dict[str, tuple[RawRow, ...]]:
-    """What stays in `data.train`, and what goes to each field with a fraction above 0."""
-    parts: dict[str, list[RawRow]] = {"data.train": []}
-    parts |= {field: [] for field, fraction in fractions.items() if fraction > 0}
-    for row in train:
-        draw = _uniform(spec.split_seed, _group(row, spec.group_by))
-        chosen = "data.train"
-        for field, fraction in fractions.items():
-            if 0 <= draw < fraction:
-                chosen = field
-            draw -= fraction
-        parts[chosen].append(row)
-    for field, rows in parts.items():
-        if not rows:
-            raise DataError(
-                f"data.train: splitting {len(train)} rows by {dict(fractions)} left none for "
-                f"{field}; allowed: at least one row in every split. Change the fractions or "
-                "data.split_seed, add rows or groups, or give data.validation and data.test."
-            )
-    return {field: tuple(rows) for field, rows in parts.items()}
-
-
-def _group(row: RawRow, column: str | None) -> object:
-    if column is None:
-        return dict(row.values)
-    if row.values.get(column) is None:
-        raise DataError(
-            f"data.group_by: {row.place} has no value in column {column!r}; allowed: a column "
-            f"that every row fills, of {', '.join(row.values)}. Name another column or fill it in."
-        )
-    return row.values[column]
-
-
-def _uniform(seed: int, group: object) -> float:
-    """A number in [0, 1) that depends on nothing but the arguments."""
-    digest = hashlib.sha256(_canonical_json([seed, group])).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56
-
-
-def _encode_split(
-    raw: RawSplit, row_format: RowFormat, tokenizer: PreTrainedTokenizerBase, max_tokens: int
-) -> Split:
-    rows, examples, cut = [], [], 0
+def _encode_split(raw: RawSplit, layout: RowLayout, encoder: Encoder, spec: DataSpec) -> Split:
+    rows: list[EncodedRow] = []
+    examples, refused, lengths = [], [], []
+    encoded: list[tuple[Example, EncodedExample]] = []
     for row in raw.rows:
-        example = parse_row(row, row_format, raw.field)
-        ids, counted = encode_example(example, tokenizer, f"{raw.field}: {row.place}")
-        cut += len(ids) > max_tokens
-        encoded = cut_example(ids, counted, max_tokens)
-        if encoded is not None:
-            rows.append(encoded)
-            examples.append(dict(row.values))
-    dropped = len(raw.rows) - len(rows)
+        try:
+            example = parse_row(row, layout, raw.field)
+            encoded.append((example, encoder.encode(example, f"{raw.field}: {row.place}")))
+        except DataError as error:
+            refused.append(bad_row(row, raw.field, error))
+            continue
+        for pieces in encoded[-1][1].sequences:
+            ids, counted = mark_answers(pieces)
+            lengths.append(len(ids))
+            sequence = cut_example(ids, counted, spec.max_tokens)
+            if sequence is not None:
+                rows.append(sequence)
+                examples.append(dict(row.values))
+    if spec.on_bad_row == "fail" or not lengths:
+        refuse_bad(refused, len(raw.rows), raw.field)
+    found = Lengths(
+        all=tuple(lengths),
+        limit=spec.max_tokens,
+        kept=len(rows),
+        ends_lost=sum(row.is_cut for row in rows) + len(lengths) - len(rows),
+    )
     if not rows:
-        raise _no_answer("data.max_tokens", dropped, raw.field, max_tokens)
-    _warn_of_cut("data.max_tokens", raw.field, len(raw.rows), max_tokens, cut, dropped)
-    return Split(rows=tuple(rows), examples=tuple(examples), digest=raw.digest)
+        raise _no_answer("data.max_tokens", found, raw.field)
+    return Split(
+        rows=tuple(rows),
+        examples=tuple(examples),
+        digest=raw.digest,
+        lengths=found,
+        refused=tuple(refused),
+        learned=count_learned(encoded, rows),
+    )
 
 
 def _cut_row(row: EncodedRow, max_tokens: int) -> EncodedRow:
@@ -381,45 +286,14 @@ def _cut_row(row: EncodedRow, max_tokens: int) -> EncodedRow:
     )
 
 
-def _no_answer(limit: str, rows: int, field: str, max_tokens: int) -> DataError:
+def _no_answer(limit: str, lengths: Lengths, field: str) -> DataError:
     return DataError(
-        f"{limit}: none of {rows} rows of {field} has an answer within {max_tokens} tokens; "
-        "allowed: a limit longer than the prompts. Raise it or shorten the prompts."
+        f"{limit}: none of {lengths.rows} rows of {field} has an answer within {lengths.limit} "
+        f"tokens; allowed: a limit longer than the prompts ({lengths.longest} takes all rows "
+        "whole). Raise it or shorten the prompts."
     )
 
 
-def _warn_of_cut(
-    limit: str, field: str, rows: int, max_tokens: int, cut: int, dropped: int
-) -> None:
-    if cut or dropped:
-        logger.warning(
-            "%s: of %d rows, %d were longer than %s=%d and cut; %d of them dropped, as no answer "
-            "was left",
-            field,
-            rows,
-            cut,
-            limit,
-            max_tokens,
-            dropped,
-        )
-
-
-# One order per seed and epoch is asked for many times; 64 covers the trials of a full pack.
-@functools.lru_cache(maxsize=64)
-def _epoch_batches(
-    lengths: tuple[int, ...], batch_size: int, seed: int, epoch: int
-) -> npt.NDArray[np.int64]:
-    """`(steps, batch_size)` row positions of one epoch."""
-    generator = np.random.default_rng([seed % 2**64, epoch])
-    order = generator.permutation(len(lengths))
-    if len(lengths) < batch_size:
-        return np.resize(order, (1, batch_size))
-    steps = len(order) // batch_size
-    kept = order[: steps * batch_size]
-    by_row = np.asarray(lengths)
-    window = batch_size * min(_WINDOW_BATCHES, max(1, steps // _WINDOWS_PER_EPOCH))
-    for start in range(0, len(kept), window):
-        rows = kept[start : start + window]
-        kept[start : start + window] = rows[np.argsort(by_row[rows], kind="stable")]
-    batches = kept.reshape(-1, batch_size)
-    return batches[generator.permutation(len(batches))]
+def _warn_of_cut(limit: str, split: str, lengths: Lengths) -> None:
+    if lengths.cut:
+        logger.warning("data.%s: %s", split, lengths.describe(limit))

@@ -25,19 +25,20 @@ from trainables.attention import install_packed_attention
 from trainables.base import LoadedBase, load_base
 from trainables.batches import Batch, batches_by_length, build_batch, build_passes
 from trainables.bundle import write_bundle
+from trainables.chat_summary import chats_of
 from trainables.data import (
     EncodedRow,
     Split,
     Splits,
-    batch_rows,
     cut_train,
     load_splits,
     tokenizer_digest,
 )
+from trainables.data_summary import summarize
+from trainables.epochs import batch_rows
 from trainables.errors import SpecError
 from trainables.eva import first_rows, observed_directions
 from trainables.kernels import PackedHead, PackedLinear
-from trainables.layout import Layout
 from trainables.lora import (
     linear_layers,
     peft_tensors,
@@ -45,11 +46,14 @@ from trainables.lora import (
     short_targets,
 )
 from trainables.optim import apply_gradients
+from trainables.pack import Layout
 from trainables.probe import Probe
 from trainables.rope import install_packed_rotary, longest_row, rope_switch
+from trainables.sampling import sample
 from trainables.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
 from trainables.spec import BaseSpec, DataSpec, TrialSpec
 from trainables.state import SeatState
+from trainables.stops import tokens_of
 
 SplitName = Literal["validation", "test"]
 
@@ -338,7 +342,8 @@ class Engine:
 
     def _read_splits(self, spec: DataSpec) -> Splits:
         if spec.train_max_tokens is None:
-            return load_splits(spec, self.base.tokenizer)
+            stops = tokens_of(self.base.model.generation_config)
+            return load_splits(spec, self.base.tokenizer, stops)
         # Trials that differ in it share the tokens of what they do not cut otherwise.
         return cut_train(self._splits(replace(spec, train_max_tokens=None)), spec.train_max_tokens)
 
@@ -353,6 +358,7 @@ class Engine:
             "tokenizer_digest": tokenizer_digest(self.base.tokenizer),
             "max_tokens": seat.spec.data.max_tokens,
             "train_max_tokens": seat.spec.data.train_max_tokens,
+            **summarize(splits.raw, splits, chats=chats_of(splits, self.base.tokenizer)).to_dict(),
         }
 
 
@@ -372,4 +378,6 @@ def _rows_of(splits: Splits, name: SplitName, max_rows: int | None) -> Sequence[
             "data.test: got None, but the test split was asked for; allowed: a file or "
             "data.test_fraction > 0. Give test rows."
         )
-    return split.rows[:max_rows] if name == "validation" else split.rows
+    if name == "test" or max_rows is None:
+        return split.rows
+    return [split.rows[position] for position in sample(len(split.rows), max_rows, split.digest)]

@@ -30,7 +30,7 @@ class EvaluationSpec:
             unless the function has an attribute `mode = "min"`.
         batch_size: Rows per forward pass. Numbers depend on it by rounding alone; on an 8-bit base
             by a little more, as rows share their outlier columns (arXiv:2208.07339, section 3.2).
-        max_rows: Rows used, from the first; `None` is all.
+        max_rows: Rows used, a sample of them; `None` is all.
         skip_cut: Leave rows out that have no answer within the adapter's `data.max_tokens`, as
             training does, instead of refusing them.
     """

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from dataclasses import dataclass, replace
+from typing import Any
 
-from trainables.errors import DataError
-from trainables.sources import RawRow
-from trainables.spec import DataFormat
-
-RowFormat = Literal["messages", "prompt-completion", "text"]
-
-COLUMNS: dict[RowFormat, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "prompt-completion": ("prompt", "completion"),
-    "text": ("text",),
-}
-"""Columns each format needs; `auto` takes the first format whose columns are all there."""
-
-ROLES = ("system", "user", "assistant", "tool")
+from trainables.arranging import arrange
+from trainables.arranging import refuse_row as _refuse
+from trainables.layouts import RowLayout
+from trainables.messages import read_text, read_tools, read_turn
+from trainables.readers import RawRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +26,14 @@ class ChatExample:
     """A conversation that ends with an assistant turn.
 
     Attributes:
-        turns: Messages as a chat template takes them.
+        turns: Messages as `trainables.messages` makes them.
         context: Count of leading turns that are no answers even when the assistant says them.
+        tools: JSON schemas of the tools on offer: the column `tools`.
     """
 
     turns: tuple[Mapping[str, Any], ...]
     context: int = 0
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def answers(self) -> tuple[int, ...]:
@@ -55,73 +48,31 @@ class ChatExample:
 Example = PlainExample | ChatExample
 
 
-def detect_format(row: RawRow, wanted: DataFormat, field: str) -> RowFormat:
-    """The format to read rows with: the one wanted, or read off the columns of one row.
-
-    Raises:
-        DataError: `auto` finds no format that fits the columns.
-    """
-    if wanted != "auto":
-        return wanted
-    for name, columns in COLUMNS.items():
-        if all(column in row.values for column in columns):
-            return name
-    allowed = "; ".join(" and ".join(columns) for columns in COLUMNS.values())
-    raise DataError(
-        f"{field}: {row.place} has columns {_columns(row)}; allowed: {allowed}. Rename them."
-    )
-
-
-def parse_row(row: RawRow, row_format: RowFormat, field: str) -> Example:
+def parse_row(row: RawRow, layout: RowLayout, field: str) -> Example:
     """The example a row holds.
 
     Raises:
         DataError: A column is missing or of the wrong type, a role unknown, or the answer empty.
     """
-    for column in COLUMNS[row_format]:
-        if column not in row.values:
-            _refuse(
-                row,
-                field,
-                f"has no column {column!r} but {_columns(row)}",
-                f"the columns of format {row_format}: {', '.join(COLUMNS[row_format])}",
-                "Rename the columns or set data.format.",
-            )
-    if row_format == "messages":
+    row = arrange(row, layout, field)
+    columns = layout.columns
+    if layout.kind == "messages":
         return _parse_chat(row, "messages", field)
-    if row_format == "text":
-        return PlainExample(prompt="", answer=_answer(row, "text", field))
-    if isinstance(row.values["prompt"], str):
+    if layout.kind == "text":
+        return PlainExample(prompt="", answer=_answer(row, columns["text"], "text", field))
+    if layout.template is not None or isinstance(row.values["prompt"], str):
         return PlainExample(
-            prompt=_text(row, "prompt", row.values["prompt"], field),
-            answer=_answer(row, "completion", field),
+            prompt=read_text(row, "prompt", row.values["prompt"], field),
+            answer=_answer(row, columns["completion"], "completion", field),
         )
+    if not isinstance(row.values["prompt"], list | tuple):
+        read_text(row, columns.get("prompt", "prompt"), row.values["prompt"], field)
     prompt = _turns(row, "prompt", field)
     return _parse_chat(row, "completion", field, before=prompt)
 
 
-def _columns(row: RawRow) -> str:
-    return ", ".join(repr(column) for column in row.values) or "(none)"
-
-
-def _refuse(row: RawRow, field: str, wrong: str, allowed: str, remedy: str) -> NoReturn:
-    raise DataError(f"{field}: {row.place} {wrong}; allowed: {allowed}. {remedy}")
-
-
-def _text(row: RawRow, where: str, value: object, field: str) -> str:
-    if not isinstance(value, str):
-        wrong = f"has a {type(value).__name__} in {where!r}"
-        _refuse(row, field, wrong, "text", "Write it as a string.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        wrong = f"has half of a surrogate pair in {where!r}"
-        _refuse(row, field, wrong, "text that UTF-8 can hold", "Remove the broken character.")
-    return value
-
-
-def _answer(row: RawRow, column: str, field: str) -> str:
-    answer = _text(row, column, row.values[column], field)
+def _answer(row: RawRow, column: str, role: str, field: str) -> str:
+    answer = read_text(row, column, row.values[role], field)
     if not answer.strip():
         wrong = f"has nothing to learn in {column!r}: got {answer!r}"
         _refuse(row, field, wrong, "text that is not blank", "Fill in or remove the row.")
@@ -136,27 +87,16 @@ def _turns(row: RawRow, column: str, field: str) -> tuple[Mapping[str, Any], ...
         remedy = "Write prompt and completion alike: both text, or both messages."
         _refuse(row, field, wrong, allowed, remedy if column != "messages" else "Write a list.")
     return tuple(
-        _turn(row, f"{column}[{position}]", value, field) for position, value in enumerate(values)
+        read_turn(row, f"{column}[{position}]", value, field)
+        for position, value in enumerate(values)
     )
-
-
-def _turn(row: RawRow, where: str, value: object, field: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict) or not {"role", "content"} <= value.keys():
-        wrong = f"has no role and content in {where!r}"
-        _refuse(row, field, wrong, "{role, content}", "Give every message both.")
-    if value["role"] not in ROLES:
-        wrong = f"has the role {value['role']!r} in {where!r}"
-        _refuse(row, field, wrong, ", ".join(ROLES), "Rename the role.")
-    _text(row, f"{where}.content", value["content"], field)
-    # Parquet gives every struct every key; templates ask whether a key is there.
-    return {key: entry for key, entry in value.items() if entry is not None}
 
 
 def _parse_chat(
     row: RawRow, column: str, field: str, before: Sequence[Mapping[str, Any]] = ()
 ) -> ChatExample:
     turns = (*before, *_turns(row, column, field))
-    chat = ChatExample(turns=turns, context=len(before))
+    chat = ChatExample(turns=turns, context=len(before), tools=read_tools(row, field))
     if not chat.answers:
         wrong = f"has no assistant turn in {column!r}"
         _refuse(row, field, wrong, "at least one", "Add the answer or remove the row.")
@@ -164,8 +104,8 @@ def _parse_chat(
         wrong = f"starts with the assistant in {column!r}"
         _refuse(row, field, wrong, "a system or user turn first", "Add what is answered.")
     for position in chat.answers:
-        if not turns[position]["content"].strip():
+        if not (turns[position]["content"].strip() or turns[position].get("tool_calls")):
             wrong = f"has an empty assistant turn, number {position + 1}"
             _refuse(row, field, wrong, "text that is not blank", "Fill in or remove the row.")
     # What follows the last answer teaches nothing and costs memory.
-    return ChatExample(turns=turns[: chat.answers[-1] + 1], context=chat.context)
+    return replace(chat, turns=turns[: chat.answers[-1] + 1])

@@ -7,7 +7,7 @@ would not write the most likely ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import torch
 from trainables.batches import batches_by_length
 from trainables.errors import SpecError
 from trainables.rope import rope_switch
+from trainables.stops import tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,11 +35,18 @@ class Ending:
     max_new_tokens: int
 
 
-def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Tokens that end a completion: the base's own, and the one that answers were trained with."""
-    known = model.generation_config.eos_token_id
-    ends = [known] if isinstance(known, int) else list(known or [])
-    return tuple(dict.fromkeys([*ends, *_own_end(tokenizer)]))
+def end_tokens(
+    model: Any, tokenizer: PreTrainedTokenizerBase, trained: Iterable[int] = ()
+) -> tuple[int, ...]:
+    """Tokens that end a completion.
+
+    Args:
+        model: Stops at tokens of its own.
+        tokenizer: Its end token is one, too.
+        trained: The tokens that the adapter's answers were trained to end with.
+    """
+    own = tokens_of(model.generation_config)
+    return tuple(dict.fromkeys([*trained, *own, *_own_end(tokenizer)]))
 
 
 def complete(

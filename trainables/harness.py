@@ -14,8 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainables.contract import ServingForm
 from trainables.errors import DataError, SpecError
-from trainables.serving import Form, load_served
+from trainables.generation import end_tokens
+from trainables.serving import Served, load_served
+from trainables.templates import Asking, ChatTemplate
 
 FORMAT = "lorchestra.harness/1"
 
@@ -27,7 +30,7 @@ _SHOWN_NAMES = 20
 
 def run_harness(  # noqa: PLR0913
     bundle: Path,
-    form: Form,
+    form: ServingForm,
     tasks: Sequence[str],
     *,
     include_path: Path | None = None,
@@ -38,9 +41,9 @@ def run_harness(  # noqa: PLR0913
 ) -> dict[str, Any]:
     """Run tasks of the harness on an adapter in one serving form.
 
-    An adapter of chat rows is asked through its base's chat template, with few-shot examples as
-    turns of a conversation; another one is asked plainly. Few-shot examples are lm-eval's choice
-    under its default seed.
+    An adapter of chat rows is asked through its base's chat template with the settings of its
+    training, with few-shot examples as turns of a conversation; another one is asked plainly.
+    Few-shot examples are lm-eval's choice under its default seed.
 
     Args:
         bundle: An exported adapter.
@@ -76,12 +79,7 @@ def run_harness(  # noqa: PLR0913
         served = load_served(bundle, form, base_model=base_model, device=device)
         is_chat = served.manifest["data"].get("prompt_style") == "chat"
         found = evaluate(
-            lm=model_class(
-                pretrained=served.model,
-                tokenizer=served.tokenizer,
-                backend="causal",
-                batch_size=batch_size,
-            ),
+            lm=_build_model(model_class, served, batch_size),
             task_dict=loaded,
             limit=limit,
             log_samples=False,
@@ -185,6 +183,31 @@ def _load_tasks(manager: Any, tasks: Sequence[str]) -> Any:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     return loaded
+
+
+def _build_model(model_class: Any, served: Served, batch_size: int) -> Any:
+    """The harness's model, asked and stopped as the adapter was trained."""
+    data = served.manifest["data"]
+    trained = (data.get("end_tokens") or {}).values()
+    ends = end_tokens(served.model, served.tokenizer, trained)
+    served.model.generation_config.eos_token_id = list(ends)
+    options: dict[str, Any] = {}
+    cut = ""
+    if data.get("prompt_style") == "chat":
+        template = ChatTemplate(served.tokenizer, Asking.from_record(data))
+        served.tokenizer.chat_template = template.pinned
+        options["chat_template_args"], cut = template.args, template.asking.prefill_cut
+    model = model_class(
+        pretrained=served.model,
+        tokenizer=served.tokenizer,
+        backend="causal",
+        batch_size=batch_size,
+        **options,
+    )
+    if cut:
+        render = model.apply_chat_template
+        model.apply_chat_template = lambda *turns, **how: render(*turns, **how).removesuffix(cut)
+    return model
 
 
 def _describe(name: str, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from trainables.layout import Block, Dropout, Layout
 from trainables.lora import derive_seed
+from trainables.pack import Block, Dropout, Layout
 
 FrozenLayer: TypeAlias = nn.Linear | Conv1D
 """A linear layer of a base; GPT-2's `Conv1D` is one that keeps its weight as (in, out)."""

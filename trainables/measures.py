@@ -6,51 +6,27 @@ an evaluation document can compute it again: on all rows, on some, or on resampl
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-Scale = Literal["identity", "exp", "bits"]
-Mode = Literal["min", "max"]
+from trainables.contract import Formula, Mode
 
 Columns = Mapping[str, Sequence[Any]]
 """Numbers (`None` where one is not finite) or texts, one for each row, by name."""
 
-_SCALES: dict[Scale, Callable[[float], float]] = {
-    "identity": lambda ratio: ratio,
-    "exp": math.exp,
-    "bits": lambda nats: nats / math.log(2),
-}
+
+def _mean(column: str) -> Formula:
+    return Formula(of=column, per=None, scale="identity", mode="max")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """How a number comes from columns.
-
-    Attributes:
-        of: Column whose sum is measured.
-        per: Column whose sum it is divided by; `None` divides by the number of rows.
-        scale: What is done to the ratio: nothing, `exp`, or nats to bits.
-        mode: Whether less or more is better.
-    """
-
-    of: str
-    per: str | None
-    scale: Scale
-    mode: Mode
-
-
-def _mean(column: str) -> Measure:
-    return Measure(of=column, per=None, scale="identity", mode="max")
-
-
-MEASURES: dict[str, Measure] = {
-    "loss": Measure(of="loss_sum", per="answer_tokens", scale="identity", mode="min"),
-    "perplexity": Measure(of="loss_sum", per="answer_tokens", scale="exp", mode="min"),
+MEASURES: dict[str, Formula] = {
+    "loss": Formula(of="loss_sum", per="answer_tokens", scale="identity", mode="min"),
+    "perplexity": Formula(of="loss_sum", per="answer_tokens", scale="exp", mode="min"),
     # Bytes are the same for every tokenizer. The end token costs bits and has no bytes.
-    "bits_per_byte": Measure(of="loss_sum", per="answer_bytes", scale="bits", mode="min"),
-    "token_accuracy": Measure(
+    "bits_per_byte": Formula(of="loss_sum", per="answer_bytes", scale="bits", mode="min"),
+    "token_accuracy": Formula(
         of="correct_tokens", per="answer_tokens", scale="identity", mode="max"
     ),
     "accuracy": _mean("accuracy"),
@@ -67,16 +43,13 @@ RESERVED = frozenset(
 """Names that a user's metric cannot have."""
 
 
-def value_of(columns: Columns, measure: Measure) -> float | None:
+def value_of(columns: Columns, formula: Formula) -> float | None:
     """The measure's value; `None` where it is not finite, or a row has none (`None` or NaN)."""
-    of = columns[measure.of]
-    per = [1] * len(of) if measure.per is None else columns[measure.per]
+    of = columns[formula.of]
+    per = [1] * len(of) if formula.per is None else columns[formula.per]
     if any(entry is None for entry in (*of, *per)) or sum(per) == 0:
         return None
-    try:
-        value = _SCALES[measure.scale](math.fsum(of) / math.fsum(per))
-    except OverflowError:
-        return None
+    value = float(formula.scaled(math.fsum(of) / math.fsum(per)))
     return value if math.isfinite(value) else None
 
 
@@ -87,21 +60,15 @@ def measured(columns: Columns, own: Mapping[str, Mode]) -> dict[str, dict[str, A
         columns: What was measured of each row.
         own: Columns of a user's metrics and which way they are better; each gives a mean.
     """
-    measures = {
-        name: measure
-        for name, measure in MEASURES.items()
-        if measure.of in columns and (measure.per is None or measure.per in columns)
+    formulas = {
+        name: formula
+        for name, formula in MEASURES.items()
+        if formula.of in columns and (formula.per is None or formula.per in columns)
     }
-    measures |= {
-        name: Measure(of=name, per=None, scale="identity", mode=mode) for name, mode in own.items()
+    formulas |= {
+        name: Formula(of=name, per=None, scale="identity", mode=mode) for name, mode in own.items()
     }
     return {
-        name: {
-            "value": value_of(columns, measure),
-            "of": measure.of,
-            "per": measure.per,
-            "scale": measure.scale,
-            "mode": measure.mode,
-        }
-        for name, measure in measures.items()
+        name: {"value": value_of(columns, formula), **dataclasses.asdict(formula)}
+        for name, formula in formulas.items()
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,10 +12,15 @@ from typing import Literal
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from trainables.contract import digest_file
 from trainables.errors import BaseModelError
 from trainables.spec import BaseSpec
+from trainables.whole import replace_file
 
 SourceKind = Literal["hub", "folder", "gguf"]
+
+COMPLETE = "complete.json"
+"""File of an entry of the cache that is written last."""
 
 _WEIGHTS_AND_TOKENIZER = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
@@ -43,6 +47,11 @@ def cache_folder() -> Path:
     """`$LORCHESTRA_CACHE`, else `~/.cache/lorchestra`."""
     named = os.environ.get("LORCHESTRA_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "lorchestra"
+
+
+def cache_entry(source: BaseSource, form: str) -> Path:
+    """The folder in the cache that is, or will be, a base in a form; `COMPLETE` marks it whole."""
+    return cache_folder() / "bases" / source.digest.removeprefix("sha256:")[:16] / form
 
 
 def locate(spec: BaseSpec) -> BaseSource:
@@ -151,11 +160,7 @@ def _sha256(file: Path) -> str:
     note = cache_folder() / "digests" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if note.is_file():
         return note.read_text()
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = digest_file(file)
     note.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=note.parent)
-    with os.fdopen(handle, "w") as out:
-        out.write(digest)
-    Path(temporary).replace(note)
+    replace_file(note, digest.encode())
     return digest

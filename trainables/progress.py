@@ -27,6 +27,7 @@ from trainables.storage import (
     put_folder,
     remove_folder,
 )
+from trainables.whole import new_folder
 
 REPORTS_FILE = "reports.json"
 
@@ -102,12 +103,9 @@ def _fetch_newest(state_dir: str, into: Path, tried: str | None = None) -> Path 
 
 def _keep_local(state_dir: str, name: str, write: Callable[[Path], None]) -> None:
     folder = Path(state_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    writing = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
-    write(writing)
     kept = folder / name
-    remove_folder(str(kept))  # of a seat that trained the same steps again, to the same weights
-    writing.rename(kept)
+    with new_folder(kept) as writing:  # a seat that trained these steps again replaces its state
+        write(writing)
     for other in folder.iterdir():
         if other != kept:
             remove_folder(str(other))

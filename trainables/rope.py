@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainables.layout import Layout
+from trainables.pack import Layout
 
 
 class PackedRotary(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -12,21 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from trainables.answers import missing_reading
 from trainables.data import (
     EncodedRow,
-    PromptStyle,
-    RawSplit,
     cut_example,
-    raw_split,
-    read_raw_splits,
-    style_of,
-    template_digest,
     tokenizer_digest,
 )
+from trainables.data_spec import DataSpec, Rows
 from trainables.errors import BaseModelError, DataError
 from trainables.evaluation_spec import EvaluationSpec
-from trainables.formats import RowFormat, detect_format, parse_row
-from trainables.sources import RawRow, read_rows
-from trainables.spec import DataSpec, Rows
-from trainables.tokens import encode_pieces, mark_answers
+from trainables.formats import Example, parse_row
+from trainables.layouts import RowLayout, find_layout, layout_from
+from trainables.sampling import sample
+from trainables.sources import read_rows
+from trainables.splits import PromptStyle, RawSplit, raw_split, read_raw_splits, style_of
+from trainables.templates import Asking, template_digest
+from trainables.tokens import Encoder, mark_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,24 +99,31 @@ def evaluation_rows(
             another prompt style, or completions are asked for where there is no prompt.
         BaseModelError: The tokenizer or its template is not the one trained with.
     """
-    raw, row_format, style = _read(manifest, source)
-    raw = raw_split(raw.rows[: how.max_rows], raw.field)
+    raw, layout, style = _read(manifest, source)
+    if how.max_rows is not None:
+        chosen = sample(len(raw.rows), how.max_rows, raw.digest)
+        raw = raw_split(tuple(raw.rows[position] for position in chosen), raw.field)
     recorded = manifest["data"]
     max_tokens = recorded["max_tokens"]
+    asking = Asking.from_record(recorded) if style == "chat" else None
     digests = {
         "tokenizer_digest": tokenizer_digest(tokenizer),
-        "template_digest": template_digest(tokenizer, style),
+        "template_digest": None if asking is None else template_digest(tokenizer, asking),
     }
     for name, found in digests.items():
         _require_recorded(name, found, recorded[name])
-    if how.generates and row_format == "text":
+    if how.generates and layout.kind == "text":
         raise DataError(
             f"evaluation.max_new_tokens: got {how.max_new_tokens}, but rows of {raw.field} are "
             "text without prompts; allowed: 0, or rows with a prompt. Set it to 0."
         )
+    ends = (recorded.get("end_tokens") or {}).values()
+    reader = _Reader(tokenizer, Encoder(tokenizer, asking, tuple(ends)), max_tokens)
     encoded = [
-        (f"{raw.field}: {row.place}", _encode(row, row_format, raw.field, tokenizer, max_tokens))
+        (where, measured)
         for row in raw.rows
+        for where in [f"{raw.field}: {row.place}"]
+        for measured in reader.read(parse_row(row, layout, raw.field), where)
     ]
     is_strict = not (is_split(source) or how.skip_cut)
     rows = _with_answers(encoded, raw.field, max_tokens, is_strict)
@@ -153,24 +158,24 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 def _read(
     manifest: Mapping[str, Any], source: RowSource
-) -> tuple[RawSplit, RowFormat, PromptStyle]:
+) -> tuple[RawSplit, RowLayout, PromptStyle]:
     """All rows of a source, checked; their format and their style."""
     trained = manifest["data"]["prompt_style"]
     if is_split(source):
-        raw, row_format, style = _read_split(manifest, *source)
+        raw, layout, style = _read_split(manifest, *source)
     else:
-        raw, row_format, style = _read_rows(source)
+        raw, layout, style = _read_rows(manifest, source)
     if style != trained:
         raise DataError(
             f"{raw.field}: got {style} prompts; allowed: {trained} ones, which the adapter was "
             f"trained on. Write them as {'messages' if trained == 'chat' else 'text'}."
         )
-    return raw, row_format, style
+    return raw, layout, style
 
 
 def _read_split(
     manifest: Mapping[str, Any], data: DataSpec, split: SplitName
-) -> tuple[RawSplit, RowFormat, PromptStyle]:
+) -> tuple[RawSplit, RowLayout, PromptStyle]:
     if split not in get_args(SplitName):
         raise DataError(
             f"{FIELD}: got the split {split!r}; allowed: {', '.join(get_args(SplitName))}, or a "
@@ -190,28 +195,29 @@ def _read_split(
             "that the adapter's trial was given. Give its data as they were, or measure these "
             "rows as a file."
         )
-    return raw, splits.row_format, splits.prompt_style
+    return raw, splits.layout, splits.prompt_style
 
 
 def _read_rows(
+    manifest: Mapping[str, Any],
     source: DataSpec | str | Path | Rows,
-) -> tuple[RawSplit, RowFormat, PromptStyle]:
-    if isinstance(source, DataSpec):
-        field, wanted = "data.train", source.format
-        rows = read_rows(source.train, field, source.revision)
-    else:
-        field, wanted = FIELD, "auto"
-        rows = read_rows(_file_or_rows(source), field)
-    row_format = detect_format(rows[0], wanted, field)
-    first = style_of(parse_row(rows[0], row_format, field))
+) -> tuple[RawSplit, RowLayout, PromptStyle]:
+    field = "data.train" if isinstance(source, DataSpec) else FIELD
+    spec = source if isinstance(source, DataSpec) else DataSpec(train=_file_or_rows(source))
+    rows = read_rows(spec.train, field)
+    # Rows laid out as those of training are read as these, with the same template around them.
+    is_open = (spec.format, spec.columns, spec.prompt_template) == ("auto", None, None)
+    trained = layout_from(manifest["data"].get("layout"), rows) if is_open else None
+    layout = trained or find_layout(rows, spec, field)
+    first = style_of(parse_row(rows[0], layout, field))
     for row in rows:
-        style = style_of(parse_row(row, row_format, field))
+        style = style_of(parse_row(row, layout, field))
         if style != first:
             raise DataError(
                 f"{field}: {row.place} is {style} but the first row is {first}; allowed: one of "
                 "the two in all rows. Write all prompts as text, or all as messages."
             )
-    return raw_split(rows, field), row_format, first
+    return raw_split(rows, field), layout, first
 
 
 def _file_or_rows(source: str | Path | Rows) -> str | Rows:
@@ -220,8 +226,8 @@ def _file_or_rows(source: str | Path | Rows) -> str | Rows:
     path = Path(source).expanduser()
     if not path.is_file():
         raise DataError(
-            f"{FIELD}: got {str(source)!r}, which is no file; allowed: a .jsonl, .json, .parquet "
-            "or .csv file, or rows. Correct the path."
+            f"{FIELD}: got {str(source)!r}, which is no file; allowed: a file of rows, such as "
+            ".jsonl, .csv or .parquet, or the rows themselves. Correct the path."
         )
     # A name without a folder could be taken for a hub's.
     return str(path.absolute())
@@ -235,26 +241,36 @@ def _name(source: RowSource) -> str:
     return Path(source).name if isinstance(source, str | Path) else "rows"
 
 
-def _encode(
-    row: RawRow,
-    row_format: RowFormat,
-    field: str,
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-) -> EvaluationRow | None:
-    """The row as it is measured; `None` where no answer is left of it."""
-    example = parse_row(row, row_format, field)
-    pieces = encode_pieces(example, tokenizer, f"{field}: {row.place}")
-    encoded = cut_example(*mark_answers(pieces), max_tokens)
-    if encoded is None:
-        return None
-    *before, last = pieces
-    return EvaluationRow(
-        encoded=encoded,
-        answer_bytes=sum(len(decode(tokenizer, run).encode()) for run in _answers(encoded)),
-        prompt=tuple(token for piece in before for token in piece),
-        reference=decode(tokenizer, last),
-    )
+@dataclass(frozen=True)
+class _Reader:
+    """Makes examples into rows as they are measured."""
+
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    max_tokens: int
+
+    def read(self, example: Example, where: str) -> list[EvaluationRow | None]:
+        """A row for each sequence of the example; `None` where no answer is left of it."""
+        found = self.encoder.encode(example, where)
+        return [self._measured(pieces, found.ends) for pieces in found.sequences]
+
+    def _measured(
+        self, pieces: Sequence[Sequence[int]], ends: Collection[int]
+    ) -> EvaluationRow | None:
+        encoded = cut_example(*mark_answers(pieces), self.max_tokens)
+        if encoded is None:
+            return None
+        *before, last = pieces
+        # A completion is read without the token that ends it, which may be no special one.
+        words = last[:-1] if last[-1] in ends else last
+        return EvaluationRow(
+            encoded=encoded,
+            answer_bytes=sum(
+                len(decode(self.tokenizer, run).encode()) for run in _answers(encoded)
+            ),
+            prompt=tuple(token for piece in before for token in piece),
+            reference=decode(self.tokenizer, words),
+        )
 
 
 def _answers(row: EncodedRow) -> list[list[int]]:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -24,11 +24,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trainables.base import default_device, load_base, load_tokenizer
 from trainables.bundle import read_manifest
+from trainables.contract import SERVING_FORMS, ServingForm
 from trainables.errors import BaseModelError, SpecError
 from trainables.origin import BaseSource, locate
 from trainables.spec import BaseSpec
-
-Form = Literal["trained", "unquantized", "merged", "requantized"]
 
 _NOTES = ("bitsandbytes__nf4", "bitsandbytes__fp4", "weight_format")
 
@@ -48,7 +47,7 @@ class Served:
 
     model: Any
     tokenizer: Any
-    form: Form
+    form: ServingForm
     manifest: Mapping[str, Any]
     model_bytes: int
     adapter_bytes: int
@@ -60,12 +59,12 @@ class Served:
         return device
 
 
-def forms_of(quantization: str) -> tuple[Form, ...]:
+def forms_of(quantization: str) -> tuple[ServingForm, ...]:
     """The forms an adapter of a base with this quantization can be served in."""
-    return ("trained", "merged") if quantization == "none" else get_args(Form)
+    return ("trained", "merged") if quantization == "none" else SERVING_FORMS
 
 
-def require_form(manifest: Mapping[str, Any], form: str) -> Form:
+def require_form(manifest: Mapping[str, Any], form: str) -> ServingForm:
     """The form, where the base of a bundle has it.
 
     Raises:
@@ -82,7 +81,7 @@ def require_form(manifest: Mapping[str, Any], form: str) -> Form:
 
 
 def load_served(
-    bundle: Path, form: Form, *, base_model: str | None = None, device: str | None = None
+    bundle: Path, form: ServingForm, *, base_model: str | None = None, device: str | None = None
 ) -> Served:
     """Put a bundle and its base together in one form.
 

@@ -31,11 +31,26 @@ def hidden_size(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
         base: Which base.
         hub_cache: Where hub models are kept, if not where they usually are.
     """
+    return _described(base, "hidden_size", ".embedding_length", hub_cache)
+
+
+def context_length(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
+    """Positions that a base was made for; `None` when it cannot be told here, as when offline.
+
+    Args:
+        base: Which base.
+        hub_cache: Where hub models are kept, if not where they usually are.
+    """
+    return _described(base, "max_position_embeddings", ".context_length", hub_cache)
+
+
+def _described(base: BaseSpec, name: str, gguf_key: str, hub_cache: Path | None) -> int | None:
+    """A number of a base's `config.json`, or of the header of its `.gguf` file."""
     try:
         if base.model.startswith("package:") or base.model.endswith(".gguf"):
-            with _gguf_path(base.model).open("rb") as file:
-                return _gguf_width(file)
-        return _config_width(json.loads(_config_path(base, hub_cache).read_text()))
+            with gguf_path(base.model).open("rb") as file:
+                return _gguf_number(file, gguf_key)
+        return _config_number(json.loads(_config_path(base, hub_cache).read_text()), name)
     except (
         OSError,
         ValueError,
@@ -44,7 +59,7 @@ def hidden_size(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
         HfHubHTTPError,
         LocalEntryNotFoundError,
     ) as error:
-        logger.info("the width of %s is not known: %s", base.model, error)
+        logger.info("%s of %s is not known: %s", name, base.model, error)
         return None
 
 
@@ -61,16 +76,21 @@ def _config_path(base: BaseSpec, hub_cache: Path | None) -> Path:
         return Path(fetch())
 
 
-def _config_width(config: Any) -> int | None:
-    """`hidden_size`, which models of text and pictures have in a section of their own."""
+def _config_number(config: Any, name: str) -> int | None:
+    """A number, which models of text and pictures have in a section of their own."""
     if not isinstance(config, dict):
         return None
     sections = [config, config.get("text_config")]
-    found = [one.get("hidden_size") for one in sections if isinstance(one, dict)]
-    return next((width for width in found if isinstance(width, int) and width > 0), None)
+    found = [one.get(name) for one in sections if isinstance(one, dict)]
+    return next((number for number in found if isinstance(number, int) and number > 0), None)
 
 
-def _gguf_path(model: str) -> Path:
+def gguf_path(model: str) -> Path:
+    """Where a `.gguf` file lies that is given by path or as `package:NAME/FILE`.
+
+    Raises:
+        FileNotFoundError: There is no such package.
+    """
     if not model.startswith("package:"):
         return Path(model).expanduser()
     package, _, name = model.removeprefix("package:").partition("/")
@@ -80,8 +100,8 @@ def _gguf_path(model: str) -> Path:
     return Path(next(iter(found.submodule_search_locations))) / name
 
 
-def _gguf_width(file: BinaryIO) -> int | None:
-    """`<architecture>.embedding_length` of a GGUF header.
+def _gguf_number(file: BinaryIO, ending: str) -> int | None:
+    """The number of a GGUF header whose key has an ending, such as `.embedding_length`.
 
     `gguf.GGUFReader` takes seconds, as it reads the vocabulary too, which comes after this.
     """
@@ -91,7 +111,7 @@ def _gguf_width(file: BinaryIO) -> int | None:
     for _ in range(fields):
         key = _gguf_value(file, _STRING)
         value = _gguf_value(file, _number(file, "I"))
-        if key.endswith(".embedding_length"):
+        if key.endswith(ending):
             return int(value)
     return None
 

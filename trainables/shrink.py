@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from trainables.bundle import ADAPTER_FILES, read_manifest, write_files
+from trainables.bundle import read_manifest, write_files
+from trainables.contract import ADAPTER_FILES
 from trainables.errors import BundleError, SpecError
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"

@@ -11,21 +11,19 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
+from trainables.claims import require, require_choice, require_finite
+from trainables.data_spec import DataSpec
 from trainables.errors import SpecError
 
 Quantization = Literal["nf4", "fp4", "int8", "none"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
 Schedule = Literal["constant", "linear", "cosine"]
 LoraInit = Literal["kaiming", "gaussian", "orthogonal", "eva"]
-DataFormat = Literal["auto", "messages", "prompt-completion", "text"]
 
 TARGET_GROUPS = ("attention", "mlp", "all-linear")
 """Names that stand for sets of linear layers; `trainables.lora` resolves them on a real model."""
-
-Rows = tuple[dict[str, Any], ...]
-"""Examples held in memory; a sweep writes them to its storage folder before a trial sees them."""
 
 _SHARED = "it changes the base's weights, which the trials of a host share"
 _REFUSED_INITS = {
@@ -43,35 +41,12 @@ def remedy_for_init(init: str) -> str:
     return f"{init}: {why}. Choose one of these." if why else "Choose one of these."
 
 
-def _require(claim: bool, where: str, value: object, allowed: str, remedy: str) -> None:
-    if not claim:
-        raise SpecError(f"{where}: got {value!r}; allowed: {allowed}. {remedy}")
-
-
 def _settle_floats(spec: object) -> None:
     """Turn whole numbers in float fields into floats: 16 and 16.0 must be the same trial."""
     for one in dataclasses.fields(spec):  # type: ignore[arg-type]
         value = getattr(spec, one.name)
         if one.type == "float" and isinstance(value, int) and not isinstance(value, bool):
             object.__setattr__(spec, one.name, float(value))
-
-
-def _require_choice(
-    value: object, literal: object, where: str, remedy: str = "Choose one of these."
-) -> None:
-    allowed = get_args(literal)
-    _require(value in allowed, where, value, ", ".join(map(str, allowed)), remedy)
-
-
-def _require_finite(value: float, where: str, *, above: float | None = None) -> None:
-    claim = math.isfinite(value) and (value >= 0 if above is None else value > above)
-    _require(
-        claim,
-        where,
-        value,
-        "a finite number > 0" if above is not None else "a finite number >= 0",
-        "Set a number in that range.",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,15 +73,15 @@ class BaseSpec:
     compute_dtype: ComputeDtype = "auto"
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             bool(self.model.strip()),
             "base.model",
             self.model,
             "a hub id, a folder, a .gguf file or package:NAME/FILE",
             "Name a base model.",
         )
-        _require_choice(self.quantization, Quantization, "base.quantization")
-        _require_choice(self.compute_dtype, ComputeDtype, "base.compute_dtype")
+        require_choice(self.quantization, Quantization, "base.quantization")
+        require_choice(self.compute_dtype, ComputeDtype, "base.compute_dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,17 +112,17 @@ class LoraSpec:
 
     def __post_init__(self) -> None:
         _settle_floats(self)
-        _require(1 <= self.rank <= 1024, "lora.rank", self.rank, "1 to 1024", "Use a rank there.")
-        _require_finite(self.alpha, "lora.alpha", above=0.0)
-        _require(
+        require(1 <= self.rank <= 1024, "lora.rank", self.rank, "1 to 1024", "Use a rank there.")
+        require_finite(self.alpha, "lora.alpha", above=0.0)
+        require(
             0.0 <= self.dropout < 1.0,
             "lora.dropout",
             self.dropout,
             "0 <= p < 1",
             "Use 0 to switch dropout off.",
         )
-        _require_choice(self.init, LoraInit, "lora.init", remedy_for_init(str(self.init)))
-        _require(
+        require_choice(self.init, LoraInit, "lora.init", remedy_for_init(str(self.init)))
+        require(
             self.init != "orthogonal" or self.rank % 2 == 0,
             "lora.rank",
             self.rank,
@@ -155,7 +130,7 @@ class LoraSpec:
             "Half of it goes to each of A and B: use an even rank or another init.",
         )
         if isinstance(self.targets, str):
-            _require(
+            require(
                 self.targets in TARGET_GROUPS,
                 "lora.targets",
                 self.targets,
@@ -163,7 +138,7 @@ class LoraSpec:
                 "Write a single layer as a list: [q_proj].",
             )
         else:
-            _require(
+            require(
                 len(self.targets) > 0 and all(self.targets),
                 "lora.targets",
                 self.targets,
@@ -210,17 +185,17 @@ class OptimSpec:
 
     def __post_init__(self) -> None:
         _settle_floats(self)
-        _require(self.steps >= 1, "optim.steps", self.steps, ">= 1", "Train at least one step.")
-        _require_finite(self.learning_rate, "optim.learning_rate", above=0.0)
-        _require_choice(self.schedule, Schedule, "optim.schedule")
-        _require(
+        require(self.steps >= 1, "optim.steps", self.steps, ">= 1", "Train at least one step.")
+        require_finite(self.learning_rate, "optim.learning_rate", above=0.0)
+        require_choice(self.schedule, Schedule, "optim.schedule")
+        require(
             0 <= self.warmup_steps <= self.steps,
             "optim.warmup_steps",
             self.warmup_steps,
             f"0 to optim.steps ({self.steps})",
             "Shorten the warm-up.",
         )
-        _require(
+        require(
             self.batch_size >= 1,
             "optim.batch_size",
             self.batch_size,
@@ -228,108 +203,25 @@ class OptimSpec:
             "Use at least one row per step.",
         )
         micro = self.micro_batch_size
-        _require(
+        require(
             micro is None or (micro >= 1 and self.batch_size % micro == 0),
             "optim.micro_batch_size",
             micro,
             f"a divisor of optim.batch_size ({self.batch_size})",
             "Use a divisor, or leave it out.",
         )
-        _require_finite(self.weight_decay, "optim.weight_decay")
+        require_finite(self.weight_decay, "optim.weight_decay")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
-            _require(0.0 <= value < 1.0, f"optim.{name}", value, "0 <= beta < 1", "Lower it.")
-        _require_finite(self.eps, "optim.eps", above=0.0)
-        _require_finite(self.max_grad_norm, "optim.max_grad_norm")
-        _require(
+            require(0.0 <= value < 1.0, f"optim.{name}", value, "0 <= beta < 1", "Lower it.")
+        require_finite(self.eps, "optim.eps", above=0.0)
+        require_finite(self.max_grad_norm, "optim.max_grad_norm")
+        require(
             math.isfinite(self.loraplus_ratio) and self.loraplus_ratio >= 1,
             "optim.loraplus_ratio",
             self.loraplus_ratio,
             "a finite number >= 1",
             "Use 1 to switch it off.",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSpec:
-    """Where examples come from and how they are split and cut.
-
-    Attributes:
-        train: A `.jsonl`, `.json`, `.parquet` or `.csv` file, a hub dataset id, or the rows
-            themselves (any iterable of mappings, such as a `datasets.Dataset`).
-        validation: Rows that trials are compared on; split off `train` when not given.
-        test: Rows that only finalists see; split off `train` when not given.
-        format: `messages` (chat template), `prompt-completion`, or `text`; `auto` reads it off the
-            columns.
-        validation_fraction: Part of `train` used when `validation` is not given.
-        test_fraction: Part of `train` used when `test` is not given; 0 for no test split.
-        group_by: Column whose equal values stay in one split.
-        split_seed: Seed of the split.
-        max_tokens: Rows longer than this are cut at the end.
-        train_max_tokens: A shorter limit for the rows trained on; `None` is `max_tokens`. Trials
-            that differ in it are measured on the same rows.
-        revision: Commit or tag of a hub dataset.
-    """
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-
-    train: str | Rows
-    validation: str | Rows | None = None
-    test: str | Rows | None = None
-    format: DataFormat = "auto"
-    validation_fraction: float = 0.1
-    test_fraction: float = 0.1
-    group_by: str | None = None
-    split_seed: int = 0
-    max_tokens: int = 512
-    revision: str | None = None
-    train_max_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        for split in ("train", "validation", "test"):
-            source = getattr(self, split)
-            if source is not None and not isinstance(source, str):
-                source = tuple(dict(row) for row in source)
-                object.__setattr__(self, split, source)
-            _require(
-                source is None or len(source) > 0,
-                f"data.{split}",
-                source,
-                "a file, a hub dataset id or at least one row",
-                "Name the data.",
-            )
-        _require_choice(self.format, DataFormat, "data.format")
-        for name in ("validation_fraction", "test_fraction"):
-            value = getattr(self, name)
-            _require(0.0 <= value < 1.0, f"data.{name}", value, "0 <= fraction < 1", "Lower it.")
-        total = self.validation_fraction + self.test_fraction
-        _require(
-            total < 1.0,
-            "data.validation_fraction",
-            total,
-            "validation_fraction + test_fraction < 1",
-            "Leave rows to train on.",
-        )
-        _require(
-            self.validation is not None or self.validation_fraction > 0,
-            "data.validation_fraction",
-            self.validation_fraction,
-            "> 0 without data.validation",
-            "Trials are compared on validation rows: give some.",
-        )
-        _require(
-            self.max_tokens >= 2,
-            "data.max_tokens",
-            self.max_tokens,
-            ">= 2",
-            "A row needs a prompt and an answer.",
-        )
-        _require(
-            self.train_max_tokens is None or 2 <= self.train_max_tokens <= self.max_tokens,
-            "data.train_max_tokens",
-            self.train_max_tokens,
-            f"2 to data.max_tokens ({self.max_tokens})",
-            "Lower it, or raise data.max_tokens.",
         )
 
 
@@ -340,8 +232,8 @@ class EvalSpec:
     Attributes:
         every: Optimizer steps between two evaluations; also the unit in which a trial advances.
         batch_size: Rows per forward pass.
-        max_rows: Validation rows used during the search, from the first; `None` is all.
-            Finals always use every test row.
+        max_rows: Validation rows used during the search: a sample that is the same for all
+            trials; `None` is all. Finals always use every test row.
         keep_every: Steps between two adapters that are kept besides the last, a multiple of
             `every`; 0 keeps the last alone.
     """
@@ -354,16 +246,16 @@ class EvalSpec:
     keep_every: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.every >= 1, "eval.every", self.every, ">= 1", "Evaluate now and then.")
-        _require(self.batch_size >= 1, "eval.batch_size", self.batch_size, ">= 1", "Raise it.")
-        _require(
+        require(self.every >= 1, "eval.every", self.every, ">= 1", "Evaluate now and then.")
+        require(self.batch_size >= 1, "eval.batch_size", self.batch_size, ">= 1", "Raise it.")
+        require(
             self.max_rows is None or self.max_rows >= 1,
             "eval.max_rows",
             self.max_rows,
             ">= 1",
             "Leave it out to use every row.",
         )
-        _require(
+        require(
             self.keep_every >= 0 and self.keep_every % self.every == 0,
             "eval.keep_every",
             self.keep_every,
@@ -386,7 +278,7 @@ class TrialSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             not (self.lora.dora and self.base.quantization == "int8"),
             "lora.dora",
             self.lora.dora,
@@ -422,3 +314,19 @@ class TrialSpec:
             )
         except TypeError as error:
             raise SpecError(f"trial spec: {error}; rebuild it with TrialSpec.to_dict()") from error
+
+
+__all__ = [
+    "TARGET_GROUPS",
+    "BaseSpec",
+    "ComputeDtype",
+    "DataSpec",
+    "EvalSpec",
+    "LoraInit",
+    "LoraSpec",
+    "OptimSpec",
+    "Quantization",
+    "Schedule",
+    "TrialSpec",
+    "remedy_for_init",
+]

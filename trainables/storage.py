@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from trainables.objects import (
     upload_file,
     write_object,
 )
+from trainables.whole import new_folder, remove_tree
 
 MARKER = "_whole.json"
 
@@ -48,7 +48,8 @@ def put_folder(folder: Path, location: str) -> None:
         OSError: The folder cannot be read.
     """
     if not is_remote(location):
-        _copy_folder(folder, Path(location))
+        with new_folder(Path(location)) as filling:
+            shutil.copytree(folder, filling, dirs_exist_ok=True)
         return
     remove_folder(location)
     files = {file.relative_to(folder).as_posix(): file for file in _files(folder)}
@@ -145,7 +146,7 @@ def remove_folder(location: str) -> None:
         StorageError: The location cannot be written.
     """
     if not is_remote(location):
-        _remove_local(Path(location))
+        remove_tree(Path(location))
         return
     names = list_objects(location)
     if MARKER in names:  # first of all: what is half removed is not whole
@@ -173,22 +174,3 @@ def writing_folder(location: str) -> Iterator[Path]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _remove_local(folder: Path) -> None:
-    """Take the name away first: killed at it, nobody finds half of the folder there."""
-    gone = folder.with_name(f".gone-{uuid.uuid4().hex}")
-    try:
-        folder.rename(gone)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(gone, ignore_errors=True)
-
-
-def _copy_folder(folder: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    writing = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    shutil.copytree(folder, writing, dirs_exist_ok=True)
-    writing.chmod(0o755)
-    _remove_local(target)
-    writing.rename(target)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from orchestrator.adapters.evaluating import Evaluator
-    from registry import AdapterVersion
+    from registry import AdapterVersion, Registry
 
 DEFAULT_RUNS = Path("runs")
 _REF = "NAME, NAME/VERSION or NAME@ALIAS"
@@ -101,6 +101,12 @@ def tracking_uri_of(options: argparse.Namespace) -> str:
     return uri
 
 
+def _registry(options: argparse.Namespace) -> Registry:
+    from registry import Registry
+
+    return Registry(tracking_uri_of(options))
+
+
 def _add(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser],
     verb: str,
@@ -151,40 +157,33 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _list(options: argparse.Namespace) -> int:
-    import registry
     from orchestrator.adapters.terminal import render_versions
 
-    uri = tracking_uri_of(options)
-    Console().print(render_versions(registry.list_adapters(tracking_uri=uri, name=options.name)))
+    Console().print(render_versions(_registry(options).versions(options.name)))
     return 0
 
 
 def _show(options: argparse.Namespace) -> int:
-    import registry
     from orchestrator.adapters.terminal import render_version
 
-    uri = tracking_uri_of(options)
-    version = registry.get(options.ref, tracking_uri=uri)
-    evaluations = registry.list_evaluations(options.ref, tracking_uri=uri)
-    moves = registry.history(version.name, tracking_uri=uri)
+    adapters = _registry(options)
+    version = adapters.get(options.ref)
+    evaluations = adapters.evaluations(options.ref)
+    moves = adapters.history(version.name)
     Console().print(render_version(version, evaluations, moves))
     return 0
 
 
 def _pull(options: argparse.Namespace) -> int:
-    import registry
-
-    folder = registry.pull(options.ref, options.to, tracking_uri=tracking_uri_of(options))
-    print(folder)
+    print(_registry(options).pull(options.ref, options.to))
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
-    import registry
     from orchestrator.adapters.comparison_page import build_comparison_page, render_comparison
-    from orchestrator.files import replace_file
+    from trainables.whole import replace_file
 
-    comparison = registry.compare(options.refs, tracking_uri=tracking_uri_of(options))
+    comparison = _registry(options).compare(options.refs)
     Console().print(render_comparison(comparison))
     if options.html is not None:
         options.html.parent.mkdir(parents=True, exist_ok=True)
@@ -194,11 +193,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _history(options: argparse.Namespace) -> int:
-    import registry
     from orchestrator.adapters.terminal import render_moves
 
-    moves = registry.history(options.name, tracking_uri=tracking_uri_of(options))
-    Console().print(render_moves(moves))
+    Console().print(render_moves(_registry(options).history(options.name)))
     return 0
 
 
@@ -242,7 +239,7 @@ def _run_tasks(options: argparse.Namespace, versions: Sequence[AdapterVersion]) 
                 form=form,
                 base_model=options.base_model,
             )
-            for ref, results in order.run(versions, tracking_uri_of(options), shape):
+            for ref, results in order.run(versions, _registry(options), shape):
                 for task, found in results["tasks"].items():
                     values = (
                         f"{name} {one['value']:.4g}" for name, one in found["metrics"].items()
@@ -269,12 +266,11 @@ def _shrink(options: argparse.Namespace) -> int:
 
 
 def _promote(options: argparse.Namespace) -> int:
-    import registry
-    from registry.aliases import get_whole as whole_version
+    from registry import PromotionRule
 
-    uri = tracking_uri_of(options)
-    version = whole_version(options.ref, tracking_uri=uri)
-    rule = registry.PromotionRule(
+    adapters = _registry(options)
+    version = adapters.get_whole(options.ref)
+    rule = PromotionRule(
         metric=options.metric,
         form=options.form or version.form,
         min_improvement=options.min_improvement,
@@ -286,10 +282,9 @@ def _promote(options: argparse.Namespace) -> int:
             for scored in evaluator.evaluate(versions):
                 print(f"{scored.key} {scored.form}: {scored.error or 'measured'}")
 
-    decision = registry.promote(
+    decision = adapters.promote(
         version.ref,
         rule,
-        tracking_uri=uri,
         why=options.why,
         reevaluate=None if options.data is None else reevaluate,
         force=options.force,
@@ -321,7 +316,7 @@ def _evaluator(options: argparse.Namespace, forms: tuple[str, ...]) -> Iterator[
         raise SpecError(_as_options(str(error))) from error
     require_forms(forms)
     rows = Rows.of_file(options.data)
-    uri = tracking_uri_of(options)
+    adapters = _registry(options)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     hush_noisy_loggers()
     # It warns of a kernel for CPUs that it would download, had it the package for that.
@@ -330,7 +325,7 @@ def _evaluator(options: argparse.Namespace, forms: tuple[str, ...]) -> Iterator[
         yield Evaluator(
             rows=rows,
             how=how,
-            tracking_uri=uri,
+            adapters=adapters,
             shape=shape,
             forms=forms,
             base_model=options.base_model,
@@ -343,10 +338,8 @@ def _as_options(text: str) -> str:
 
 
 def _versions(options: argparse.Namespace, refs: Sequence[str]) -> list[AdapterVersion]:
-    from registry.aliases import get_whole as whole_version
-
-    uri = tracking_uri_of(options)
-    return [whole_version(ref, tracking_uri=uri) for ref in refs]
+    adapters = _registry(options)
+    return [adapters.get_whole(ref) for ref in refs]
 
 
 def _values(document: dict[str, object]) -> str:
@@ -362,43 +355,33 @@ def _values(document: dict[str, object]) -> str:
 
 
 def _retire(options: argparse.Namespace) -> int:
-    import registry
-
-    version = registry.retire(options.ref, options.why, tracking_uri=tracking_uri_of(options))
+    version = _registry(options).retire(options.ref, options.why)
     print(f"{version.ref} is retired")
     return 0
 
 
 def _unretire(options: argparse.Namespace) -> int:
-    import registry
-
-    version = registry.unretire(options.ref, tracking_uri=tracking_uri_of(options))
+    version = _registry(options).unretire(options.ref)
     print(f"{version.ref} is in use again")
     return 0
 
 
 def _rollback(options: argparse.Namespace) -> int:
-    import registry
-
-    move = registry.rollback(
-        options.name, alias=options.alias, why=options.why, tracking_uri=tracking_uri_of(options)
-    )
+    move = _registry(options).rollback(options.name, alias=options.alias, why=options.why)
     print(f"{options.name}@{options.alias} is version {move.target} again")
     return 0
 
 
 def _clean(options: argparse.Namespace) -> int:
-    from registry.garbage import collect_garbage, find_garbage
-
-    uri = tracking_uri_of(options)
-    found = find_garbage(uri)
+    adapters = _registry(options)
+    found = adapters.find_garbage()
     for each in found:
         size = f"{each.bytes / 1e6:,.1f} MB"
         print(f"{each.model_id}  {each.changed_at.astimezone():%Y-%m-%d %H:%M}  {size:>12}")
     if not found:
         print("nothing to remove: every model belongs to a version")
     elif options.yes:
-        print(f"removed {len(collect_garbage(found, uri))}")
+        print(f"removed {len(adapters.collect_garbage(found))}")
     else:
         print("nothing was removed; add --yes to remove these")
     return 0

@@ -20,13 +20,13 @@ from orchestrator.hosts.scoring import (
     write_files,
 )
 from orchestrator.spec.complaint import require
-from orchestrator.spec.finals_sections import ALL_FORMS, SAME_UNQUANTIZED
-from registry import AdapterVersion, pull, record_evaluation
-from registry.harness import record_harness
-from trainables.data import RawSplit
+from orchestrator.spec.finals_sections import SAME_UNQUANTIZED
+from registry import AdapterVersion, Registry
+from trainables.contract import SERVING_FORMS
 from trainables.evaluation_spec import EvaluationSpec
 from trainables.sources import read_rows
-from trainables.spec import DataFormat, DataSpec
+from trainables.spec import DataSpec
+from trainables.splits import RawSplit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,13 @@ class Rows:
     Attributes:
         name: What evaluations call them: a file's name, or the split they are.
         rows: As dictionaries.
-        format: How they are read, as in `data.format`.
+        read_as: Data whose rows they are, for how their columns are read; `None` where the
+            columns or the adapter's own manifest say it.
     """
 
     name: str
     rows: tuple[Mapping[str, Any], ...]
-    format: DataFormat = "auto"
+    read_as: DataSpec | None = None
 
     @classmethod
     def of_file(cls, path: Path) -> Rows:
@@ -55,17 +56,30 @@ class Rows:
             path.is_file(),
             "--data",
             str(path),
-            "a .jsonl, .json, .parquet or .csv file",
+            "a file of rows, such as .jsonl, .csv or .parquet",
             "Correct the path.",
         )
         found = read_rows(str(path.absolute()), "--data")
         return cls(name=path.name, rows=tuple(row.values for row in found))
 
     @classmethod
-    def of_split(cls, split: RawSplit, name: str, data_format: DataFormat) -> Rows:
-        """The rows of a split."""
-        rows = tuple(row.values for row in split.rows)
-        return cls(name=name, rows=rows, format=data_format)
+    def of_split(cls, split: RawSplit, name: str, spec: DataSpec) -> Rows:
+        """The rows of a split of a spec."""
+        return cls(name=name, rows=tuple(row.values for row in split.rows), read_as=spec)
+
+    @property
+    def source(self) -> DataSpec:
+        """A spec whose `train` they are, read as those that they are of."""
+        rows = tuple(dict(row) for row in self.rows)
+        if self.read_as is None:
+            return DataSpec(train=rows)
+        read = self.read_as
+        return DataSpec(
+            train=rows,
+            format=read.format,
+            columns=read.columns,
+            prompt_template=read.prompt_template,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +89,7 @@ class Evaluator:
     Attributes:
         rows: The rows.
         how: What to measure.
-        tracking_uri: MLflow server or database.
+        adapters: The registry.
         shape: Of the workers, on a running Ray.
         forms: Serving forms; empty for the one that each version is meant for.
         base_model: Where the base lies, if not where the versions say.
@@ -83,7 +97,7 @@ class Evaluator:
 
     rows: Rows
     how: EvaluationSpec
-    tracking_uri: str
+    adapters: Registry
     shape: WorkerShape
     forms: tuple[str, ...] = ()
     base_model: str | None = None
@@ -108,13 +122,11 @@ class Evaluator:
         with tempfile.TemporaryDirectory() as work:
             orders = {}
             for number, version in enumerate(versions):
-                folder = pull(
-                    version.ref, Path(work) / str(number), tracking_uri=self.tracking_uri
-                )
+                folder = self.adapters.pull(version.ref, Path(work) / str(number))
                 orders[str(version.ref)] = self._order(folder, self._forms_of(version))
         for scored in self._score(orders):
             if scored.document is not None:
-                record_evaluation(scored.key, scored.document, tracking_uri=self.tracking_uri)
+                self.adapters.record_evaluation(scored.key, scored.document)
             yield scored
 
     def _score(self, orders: Mapping[str, ScoringOrder]) -> Iterator[Scored]:
@@ -127,9 +139,7 @@ class Evaluator:
         return ScoringOrder(
             files=read_files(bundle),
             forms=forms,
-            source=DataSpec(
-                train=tuple(dict(row) for row in self.rows.rows), format=self.rows.format
-            ),
+            source=self.rows.source,
             how=self.how,
             base_model=self.base_model,
         )
@@ -160,7 +170,7 @@ class HarnessRun:
     base_model: str | None = None
 
     def run(
-        self, versions: Sequence[AdapterVersion], tracking_uri: str, shape: WorkerShape
+        self, versions: Sequence[AdapterVersion], adapters: Registry, shape: WorkerShape
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Run them on one version after another; gives and records the results of each.
 
@@ -171,7 +181,7 @@ class HarnessRun:
         worker = ray.remote(_run_harness).options(**shape.options())
         for version in versions:
             with tempfile.TemporaryDirectory() as work:
-                folder = pull(version.ref, Path(work) / "bundle", tracking_uri=tracking_uri)
+                folder = adapters.pull(version.ref, Path(work) / "bundle")
                 files = read_files(folder)
             form = self.form or version.form
             try:
@@ -179,7 +189,7 @@ class HarnessRun:
             except ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None) or error
                 raise SweepError(f"{version.ref}: {cause}") from error
-            record_harness(version.ref, results, tracking_uri=tracking_uri)
+            adapters.record_harness(version.ref, results)
             yield str(version.ref), results
 
 
@@ -205,4 +215,6 @@ def require_forms(forms: Sequence[str]) -> None:
         SweepSpecError: One of them is unknown.
     """
     for form in forms:
-        require(form in ALL_FORMS, "--forms", form, ", ".join(ALL_FORMS), "Choose from these.")
+        require(
+            form in SERVING_FORMS, "--forms", form, ", ".join(SERVING_FORMS), "Choose from these."
+        )

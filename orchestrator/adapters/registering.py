@@ -27,16 +27,14 @@ from orchestrator.spec.sweep import SweepSpec
 from registry import (
     AdapterVersion,
     PromotionRule,
+    Registry,
     TrackingError,
-    promote,
-    record_evaluation,
-    register,
 )
-from registry.bundle import read_bundle
 from registry.card import CardFacts, build_card
-from registry.measures import Evaluation
-from trainables.data import read_raw_splits
+from registry.evaluation import Evaluation
+from registry.integrity import read_bundle
 from trainables.spec import TrialSpec
+from trainables.splits import read_raw_splits
 
 logger = logging.getLogger(__name__)
 
@@ -56,14 +54,14 @@ class Registration:
         record: Its log and history.
         delivery: Knows the runs of the trials.
         storage: Where the bundles are.
-        tracking_uri: MLflow server or database.
+        adapters: The registry.
     """
 
     spec: SweepSpec
     record: SweepRecord
     delivery: Delivery
     storage: SweepStorage
-    tracking_uri: str
+    adapters: Registry
 
     def register_finalists(self) -> None:
         """Make versions of the finalists and put the best before the promotion gate.
@@ -84,10 +82,9 @@ class Registration:
         bundle = self.storage.fetch_bundle(trial.number)
         facts = self._facts(section, rank, standing, read_bundle(bundle))
         complete = functools.partial(
-            register,
+            self.adapters.register,
             bundle,
             section.name,
-            tracking_uri=self.tracking_uri,
             run_id=self._run_of(trial),
             tags={
                 "lorchestra.sweep": str(self.record.history.sweep_id),
@@ -102,7 +99,7 @@ class Registration:
         # Once more with its number, which nobody knows before.
         version = complete(card=build_card(replace(facts, version=version.version)))
         for document in read_scores(trial, self.storage):
-            record_evaluation(version.ref, document, tracking_uri=self.tracking_uri)
+            self.adapters.record_evaluation(version.ref, document)
         # Last: a version that lacks something is registered again, which completes it.
         if trial.ref != str(version.ref):
             self.record.add(
@@ -148,10 +145,9 @@ class Registration:
             min_improvement=section.min_improvement,
             confidence=section.confidence,
         )
-        decision = promote(
+        decision = self.adapters.promote(
             version.ref,
             rule,
-            tracking_uri=self.tracking_uri,
             why=f"sweep {self.spec.name} ({self.record.history.sweep_id})",
             reevaluate=lambda versions: self._evaluate(versions, rule.form),
         )
@@ -168,9 +164,9 @@ class Registration:
         split = splits.validation if splits.test is None else splits.test
         with ray_for_scoring() as shape:
             evaluator = Evaluator(
-                rows=Rows.of_split(split, name, self.spec.data.format),
+                rows=Rows.of_split(split, name, self.spec.data),
                 how=replace(self.spec.finals.evaluation, skip_cut=True),
-                tracking_uri=self.tracking_uri,
+                adapters=self.adapters,
                 shape=shape,
                 forms=(form,),
             )

@@ -10,8 +10,8 @@ from pathlib import Path
 from orchestrator.adapters.evaluating import Evaluator
 from orchestrator.errors import SweepError
 from orchestrator.spec.complaint import require
-from registry import AdapterVersion, pull, record_evaluation, register
-from registry.measures import Evaluation
+from registry import AdapterVersion
+from registry.evaluation import Evaluation
 
 _WHOLE = "whole"
 
@@ -85,7 +85,7 @@ def shrink_version(
             "Leave it out.",
         )
     with tempfile.TemporaryDirectory() as work:
-        whole = pull(version.ref, Path(work) / _WHOLE, tracking_uri=evaluator.tracking_uri)
+        whole = evaluator.adapters.pull(version.ref, Path(work) / _WHOLE)
         bundles = {_WHOLE: whole}
         for rank in sorted(set(ranks), reverse=True):
             bundles[str(rank)] = Path(work) / f"rank-{rank}"
@@ -112,22 +112,20 @@ def shrink_version(
         chosen = choose_smallest(
             values[_WHOLE],
             {one.rank: one.value for one in candidates},
-            known[measure].mode,
+            known[measure].formula.mode,
             tolerance * abs(values[_WHOLE]),
         )
-        uri = evaluator.tracking_uri
-        record_evaluation(version.ref, documents[_WHOLE], tracking_uri=uri)
+        evaluator.adapters.record_evaluation(version.ref, documents[_WHOLE])
         smaller = None
         if chosen is not None:
-            smaller = register(
+            smaller = evaluator.adapters.register(
                 bundles[str(chosen)],
                 version.name,
-                tracking_uri=uri,
                 run_id=version.run_id,
                 tags={"lorchestra.shrunk_from": str(version.ref)},
                 form=form,
             )
-            record_evaluation(smaller.ref, documents[str(chosen)], tracking_uri=uri)
+            evaluator.adapters.record_evaluation(smaller.ref, documents[str(chosen)])
     return Shrunk(
         whole=Candidate(
             rank=own, value=values[_WHOLE], adapter_bytes=sizes[_WHOLE], energy=kept[own]

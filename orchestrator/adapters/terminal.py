@@ -11,8 +11,8 @@ from rich.text import Text
 from orchestrator.adapters.shrinking import Candidate, Shrunk
 from orchestrator.wording import format_bounds, format_metric, one_line
 from registry import AdapterVersion, AliasMove, Evaluation
-from registry.measures import FORMS
 from registry.significance import interval
+from trainables.contract import SERVING_FORMS
 
 _HEADINGS = (
     "adapter", "alias", "loss", "accuracy", "split", "base", "form", "rank", "registered",
@@ -88,7 +88,7 @@ def render_evaluations(evaluations: Sequence[Evaluation]) -> RenderableType:
     newest: dict[tuple[str, str], Evaluation] = {}
     for one in evaluations:
         newest.setdefault((one.form, one.data.digest), one)
-    shown = sorted(newest.values(), key=lambda one: (one.data.name, FORMS.index(one.form)))
+    shown = sorted(newest.values(), key=lambda one: (one.data.name, SERVING_FORMS.index(one.form)))
     measures = _measures(shown)
     table = Table(box=None, pad_edge=False)
     for heading in ("form", "rows", *measures):

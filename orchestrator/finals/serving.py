@@ -21,11 +21,12 @@ from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.layout import evaluation_file
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.storage import SweepStorage
-from orchestrator.spec.finals_sections import Form, forms_of
+from orchestrator.spec.finals_sections import forms_of
 from orchestrator.spec.sweep import SweepSpec
-from registry.measures import Evaluation
+from registry.evaluation import Evaluation
 from registry.significance import Interval, interval, obstacle, paired_bootstrap
 from trainables.answers import metric_digests
+from trainables.contract import ServingForm
 from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def read_scores(trial: TrialRecord, storage: SweepStorage) -> Iterator[Mapping[s
 
 def _wanted(
     spec: SweepSpec, history: SweepHistory
-) -> Iterator[tuple[TrialRecord, tuple[Form, ...]]]:
+) -> Iterator[tuple[TrialRecord, tuple[ServingForm, ...]]]:
     fingerprint = evaluation_fingerprint(spec)
     for standing in rank_finalists(spec, history):
         trial = standing.adapter
@@ -99,7 +100,7 @@ def _wanted(
 
 
 def _order(
-    spec: SweepSpec, trial: TrialRecord, forms: tuple[Form, ...], storage: SweepStorage
+    spec: SweepSpec, trial: TrialRecord, forms: tuple[ServingForm, ...], storage: SweepStorage
 ) -> ScoringOrder:
     return ScoringOrder(
         files=read_files(storage.fetch_bundle(trial.number)),

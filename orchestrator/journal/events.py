@@ -36,6 +36,30 @@ class SweepStarted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputsPinned:
+    """Branches and tags of the hub's repositories are settled as commits.
+
+    Attributes:
+        pins: Commits by repository, as `orchestrator.journal.pins` names it.
+    """
+
+    pins: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInspected:
+    """The rows were read before anything was trained.
+
+    Attributes:
+        lines: Sentences for the user.
+        facts: The same as plain values, by base.
+    """
+
+    lines: Sequence[str]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepResumed:
     """A driver takes the sweep up again."""
 
@@ -285,6 +309,8 @@ class UnknownEvent:
 
 Event = (
     SweepStarted
+    | InputsPinned
+    | DataInspected
     | SweepResumed
     | SessionLost
     | SweepEnded
@@ -306,6 +332,8 @@ Event = (
 
 EVENT_TYPES: Mapping[str, type[Event]] = {
     "sweep_started": SweepStarted,
+    "pinned": InputsPinned,
+    "data_inspected": DataInspected,
     "sweep_resumed": SweepResumed,
     "session_lost": SessionLost,
     "sweep_ended": SweepEnded,

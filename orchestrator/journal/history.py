@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 from orchestrator.journal.events import (
     AdapterRegistered,
     BaseEvaluated,
+    DataInspected,
     Event,
     FinalistEvaluated,
     FoldersPruned,
     FormEvaluated,
+    InputsPinned,
     LogEntry,
     PhaseEnded,
     PromotionDecided,
@@ -140,6 +142,9 @@ class SweepHistory:
         start_points: Configurations to begin with; `None` before they were chosen.
         stages: How the search and the repeats of finalists ended, and under which settings; a
             stage goes on when those have changed since.
+        pins: Commits of hub repositories that the sweep reads; see `orchestrator.journal.pins`.
+        data_lines: What was said of the rows at the last start.
+        data_facts: The same as plain values, by base.
     """
 
     sweep_id: str | None = None
@@ -156,6 +161,9 @@ class SweepHistory:
     meter: Meter = field(default_factory=Meter)
     start_points: list[Mapping[str, Any]] | None = None
     stages: dict[StageName, StageEnded] = field(default_factory=dict)
+    pins: Mapping[str, str] = field(default_factory=dict)
+    data_lines: tuple[str, ...] = ()
+    data_facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> SweepHistory:
@@ -239,6 +247,16 @@ def _start_sweep(event: SweepStarted, history: SweepHistory, at: float) -> None:
     history.spec = event.spec
     history.status = "running"
     history.meter.begin(at)
+
+
+@_apply.register
+def _pin_inputs(event: InputsPinned, history: SweepHistory, at: float) -> None:
+    history.pins = event.pins
+
+
+@_apply.register
+def _inspect_data(event: DataInspected, history: SweepHistory, at: float) -> None:
+    history.data_lines, history.data_facts = tuple(event.lines), event.facts
 
 
 @_apply.register

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.files import replace_file
 from orchestrator.journal.lease import Lease
 from trainables.errors import StorageError
 from trainables.objects import check_bucket, list_objects, read_object, write_object
+from trainables.whole import replace_file
 
 SEGMENT_EVENTS = 256
 _FOLDER = "events"

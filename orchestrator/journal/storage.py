@@ -10,13 +10,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import SweepInUseError, SweepStorageError
-from orchestrator.files import replace_file
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.layout import (
     CURSOR_FILE,
@@ -47,6 +45,7 @@ from trainables.storage import (
     path_below,
     remove_folder,
 )
+from trainables.whole import new_file, remove_tree, replace_file
 
 _MADE_FROM_LOG = (CURSOR_FILE, REPORT_FOLDER, "trials", "tune", "hosts")
 
@@ -216,17 +215,15 @@ class SweepStorage:
                 found = fetch_folder(location, Path(temporary) / target.name)
             if found is None:
                 return None
-            if target.exists():
-                shutil.rmtree(target)
+            remove_tree(target)
             found.rename(target)
         return target
 
     def _download_file(self, name: str) -> None:
         target = path_below(self.folder, name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        writing = target.with_name(f".{uuid.uuid4().hex}")
-        download_file(self._address(name), writing)
-        writing.replace(target)
+        with new_file(target) as writing:
+            download_file(self._address(name), writing)
 
     def _write(self, name: str, content: bytes) -> None:
         target = self.folder / name

@@ -29,6 +29,7 @@ from orchestrator.report.news import News, NewsDesk, SweepClosing, SweepOpening
 from orchestrator.spec.sweep import SweepSpec
 from registry import Tracker, TrackingError
 from registry.connection import without_secrets
+from trainables.whole import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -239,9 +240,7 @@ class Delivery:
         return delivered
 
     def _write_cursor(self, events: int) -> None:
-        writing = self._cursor_file.with_suffix(".writing")
-        writing.write_text(json.dumps({"events": events}))
-        writing.replace(self._cursor_file)
+        replace_file(self._cursor_file, json.dumps({"events": events}).encode())
 
 
 class LogTail:

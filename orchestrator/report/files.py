@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.files import replace_file
 from orchestrator.journal.history import SweepHistory
 from orchestrator.report.importance import draw_importance, find_importance
 from orchestrator.report.page import build_page
@@ -12,6 +11,7 @@ from orchestrator.report.plots import draw_learning_curves
 from orchestrator.report.report import SweepReport
 from orchestrator.report.tradeoffs import draw_tradeoffs, find_tradeoffs
 from orchestrator.spec.sweep import SweepSpec
+from trainables.whole import replace_file
 
 
 def write_report(

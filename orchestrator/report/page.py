@@ -51,6 +51,7 @@ def _sections(
     coordinates = plot_parallel_coordinates(report.leaderboard, metric=report.metric)
     yield "Best adapter", _best(report)
     yield "Base and best adapter on held-out data", _comparison(report)
+    yield "Data", _data(history)
     yield "Finals", _finals(report)
     yield "Serving forms", _forms(report, history)
     if curves.data:
@@ -105,6 +106,13 @@ def _comparison(report: SweepReport) -> str:
         for each in compared
     ]
     return table(["rows", "measure", "base", "adapter", "difference"], rows)
+
+
+def _data(history: SweepHistory) -> str:
+    """What was said of the rows before anything was trained."""
+    if not history.data_lines:
+        return note("Nothing was recorded of the rows.")
+    return "".join(f"<p>{cell(line)}</p>" for line in history.data_lines)
 
 
 def _forms(report: SweepReport, history: SweepHistory) -> str:

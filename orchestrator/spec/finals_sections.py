@@ -10,17 +10,13 @@ from typing import Any, ClassVar, Literal
 from orchestrator.errors import SweepSpecError
 from orchestrator.spec.complaint import require
 from orchestrator.spec.sections import require_slug
+from trainables.contract import SERVING_FORMS, ServingForm
 from trainables.errors import SpecError
 from trainables.evaluation_spec import EvaluationSpec
 
-Form = Literal["trained", "unquantized", "merged", "requantized"]
-"""How an adapter is served; `trainables.serving` says what each means."""
-
 License = Literal["base", "data", "adapter"]
 
-ALL_FORMS: tuple[Form, ...] = ("trained", "unquantized", "merged", "requantized")
-
-SAME_UNQUANTIZED: dict[str, Form] = {"unquantized": "trained", "requantized": "merged"}
+SAME_UNQUANTIZED: dict[str, ServingForm] = {"unquantized": "trained", "requantized": "merged"}
 """Forms that on a base without quantization are another one."""
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
@@ -55,7 +51,7 @@ class FinalsSpec:
     top: int = 3
     seeds: int = 2
     confidence: float = 0.95
-    forms: tuple[Form, ...] = ALL_FORMS
+    forms: tuple[ServingForm, ...] = SERVING_FORMS
     max_new_tokens: int = 0
     pattern: str | None = None
     choices: tuple[str, ...] = ()
@@ -112,7 +108,7 @@ class RegisterSpec:
 
     name: str = ""
     top: int = 1
-    form: Form = "trained"
+    form: ServingForm = "trained"
     promote: bool = True
     metric: str = ""
     min_improvement: float = 0.0
@@ -137,7 +133,7 @@ class RegisterSpec:
         return self.metric or _MEASURE_OF[objective]
 
 
-def forms_of(finals: FinalsSpec, quantization: str) -> tuple[Form, ...]:
+def forms_of(finals: FinalsSpec, quantization: str) -> tuple[ServingForm, ...]:
     """The forms to score of an adapter on such a base; without quantization some are the same."""
     if quantization != "none":
         return finals.forms

@@ -18,10 +18,11 @@ from typing import Any
 
 from orchestrator.errors import SweepSpecError, SweepStorageError
 from orchestrator.spec.complaint import complaint, require
+from trainables.sources import digest_files, files_of, is_local, names_path
 from trainables.spec import BaseSpec, DataSpec
+from trainables.whole import replace_file
 
 SPLITS = ("train", "validation", "test")
-_DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 _BASE_SUFFIXES = (".gguf",)
 _MODEL = "base.model"
 
@@ -39,7 +40,7 @@ def with_located_sources(sweep: Mapping[str, Any], folder: Path) -> dict[str, An
     data, base, space = (sweep.get(section) for section in ("data", "base", "space"))
     if isinstance(data, Mapping):
         located["data"] = dict(data) | {
-            split: _locate(data[split], folder, _DATA_SUFFIXES, f"data.{split}")
+            split: _locate_rows(data[split], folder, f"data.{split}")
             for split in SPLITS
             if isinstance(data.get(split), str)
         }
@@ -78,7 +79,7 @@ def locate_data(data: DataSpec, folder: Path) -> DataSpec:
         SweepSpecError: A file is missing.
     """
     paths: dict[str, Any] = {
-        split: _locate(source, folder, _DATA_SUFFIXES, f"data.{split}")
+        split: _locate_rows(source, folder, f"data.{split}")
         for split in SPLITS
         if isinstance(source := getattr(data, split), str)
     }
@@ -170,9 +171,7 @@ def save_rows(data: DataSpec, folder: Path) -> DataSpec:
         path = (folder / name).resolve()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            writing = path.with_suffix(f".{os.getpid()}")
-            writing.write_text(text, encoding="utf-8")
-            writing.replace(path)
+            replace_file(path, text.encode())
         except OSError as error:
             raise SweepStorageError(
                 f"{path}: cannot be written ({error}); allowed: a writable storage folder. "
@@ -183,11 +182,36 @@ def save_rows(data: DataSpec, folder: Path) -> DataSpec:
 
 
 def content_digest(source: str | None) -> str | None:
-    """What a data source holds, for a file; its name otherwise."""
-    if source is None or not Path(source).is_file():
+    """What a data source holds, for a file, a folder or a glob; its name otherwise."""
+    if source is None or not is_local(source):
         return source
-    with Path(source).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    path = Path(source)
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = files_of(source)
+    if not files and path.is_dir():  # such as one of .arrow files
+        files = tuple(one for one in path.rglob("*") if one.is_file())
+    return digest_files(files)
+
+
+def _locate_rows(source: str, folder: Path, where: str) -> str:
+    """An absolute path of a file, folder or glob of rows; a hub id as it is."""
+    path = folder / Path(source).expanduser()
+    if path.exists() and source.strip():
+        return str(path.resolve())
+    if not names_path(source):
+        return source
+    pattern = os.path.normpath(path)
+    found = [one for one in files_of(pattern) if one.exists()]
+    require(
+        bool(found),
+        where,
+        source,
+        f"an existing file, folder or glob of files (looked for {path})",
+        "Correct the path.",
+    )
+    return pattern
 
 
 def _locate(source: str, folder: Path, suffixes: tuple[str, ...], where: str) -> str:

@@ -17,6 +17,7 @@ from orchestrator.journal.requests import (
 from orchestrator.journal.storage import SweepStorage
 from orchestrator.resuming import SweepProgress
 from orchestrator.spec.finals_sections import FinalsSpec
+from orchestrator.spec.inspection import DataReport
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from tests.support.events import event
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
@@ -37,11 +38,11 @@ TRIAL = TrialSpec(base=SPEC.base, optim=SPEC.optim, data=SPEC.data, eval=SPEC.ev
 class Scene:
     """A sweep's folder, opened again and again."""
 
-    def __init__(self, storage):
+    def __init__(self, storage, spec=SPEC):
         self.storage = SweepStorage(storage)
         self.log = self.storage.open_log()
         self.record = SweepRecord(self.log, SweepHistory(), lambda history: None)
-        self.run()
+        self.run(spec)
 
     def run(self, spec=SPEC):
         self.progress = SweepProgress(spec=spec, storage=self.storage, record=self.record)
@@ -86,6 +87,31 @@ def test_a_new_sweep_is_recorded_and_not_over(scene):
 def test_another_sweep_is_refused(scene):
     with pytest.raises(SweepStorageError, match="only budget, finals, hosts, register may change"):
         scene.run(replace(SPEC, seed=9))
+
+
+@pytest.mark.parametrize("source", ["rows", "rows/*.jsonl", "rows/train.jsonl"])
+def test_other_rows_than_those_of_the_start_are_refused(tmp_path, source):
+    file = tmp_path / "rows" / "train.jsonl"
+    file.parent.mkdir()
+    file.write_text('{"text": "a"}\n')
+    data = DataSpec(train=str(tmp_path / source))
+    scene = Scene(tmp_path / "storage", replace(SPEC, data=data))
+    scene.run(replace(SPEC, data=data))
+    file.write_text('{"text": "b"}\n')
+    with pytest.raises(SweepStorageError, match="data files hold other rows than it was started"):
+        scene.run(replace(SPEC, data=data))
+    scene.log.close()
+
+
+def test_what_is_known_of_the_inputs_is_recorded_where_it_is_new(scene):
+    report = DataReport(lines=("Rows: 3.",), facts={"base": {"rows": {}}})
+    for _ in range(2):
+        scene.progress.keep_inputs({"dataset a/b@main": "c" * 40}, report)
+    history = SweepHistory.read(scene.log.path)
+    assert history.pins == {"dataset a/b@main": "c" * 40}
+    assert history.data_lines == report.lines
+    assert history.data_facts == report.facts
+    assert len(scene.log.path.read_text().splitlines()) == 3
 
 
 def test_a_sweep_whose_stages_have_ended_is_over(scene):

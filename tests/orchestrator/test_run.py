@@ -24,12 +24,12 @@ import yaml
 from peft import PeftModel
 from rich.console import Console
 
-import registry
 from orchestrator import SweepFailedError, SweepSpec, SweepStorageError, run_sweep
 from orchestrator.journal.log import read_events
 from orchestrator.spec.finals_sections import FinalsSpec
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.spec.sweep import parse_sweep
+from registry import Registry
 from registry.connection import connect
 from trainables.base import load_base
 from trainables.errors import DataError
@@ -154,7 +154,7 @@ def test_the_best_adapter_is_a_version_and_champion(swept):
         "tiny-adapter/1",
         True,
     )
-    champion = registry.get("tiny-adapter@champion", tracking_uri=swept.uri)
+    champion = Registry(swept.uri).get("tiny-adapter@champion")
     assert str(champion.ref) == best.ref
     assert champion.run_id == swept.tracked.trials[best.trial].info.run_id
     assert champion.metrics["test_loss"] == pytest.approx(best.test_metrics["test_loss"])
@@ -259,7 +259,7 @@ def logits(model):
 def test_the_champion_answers_as_the_pulled_folder_does_in_plain_peft(
     swept, logits_of_champion, tiny_base, tmp_path
 ):
-    folder = registry.pull("tiny-adapter@champion", tmp_path / "adapter", tracking_uri=swept.uri)
+    folder = Registry(swept.uri).pull("tiny-adapter@champion", tmp_path / "adapter")
     form = swept.report.best.hyperparameters["quantization"]
     base = load_base(BaseSpec(model=str(tiny_base), quantization=form)).model
     bare = logits(base)
@@ -528,7 +528,7 @@ def test_a_sweep_killed_before_its_promotion_promotes_when_run_again(swept, tmp_
     cut = next(n for n, line in enumerate(lines) if '"event":"promoted"' in line)
     log.write_text("".join(lines[:cut]))
     uri = f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
-    version = registry.get("tiny-adapter/1", tracking_uri=uri)
+    version = Registry(uri).get("tiny-adapter/1")
     connect(uri).delete_registered_model_alias("tiny-adapter", "champion")
     assert "champion" in version.aliases
 
@@ -536,7 +536,7 @@ def test_a_sweep_killed_before_its_promotion_promotes_when_run_again(swept, tmp_
     report, said = run_quietly(spec, storage)
     assert report.best.is_champion
     assert "starting Ray" not in said
-    assert "champion" in registry.get("tiny-adapter/1", tracking_uri=uri).aliases
+    assert "champion" in Registry(uri).get("tiny-adapter/1").aliases
 
 
 @pytest.mark.slow

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-import registry
 from orchestrator import run_sweep
 from orchestrator.journal.log import read_events
 from orchestrator.journal.storage import SweepStorage, read_history
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.spec.sweep import parse_sweep
+from registry import Registry
 from registry.connection import connect
 
 pytestmark = pytest.mark.ray
@@ -122,7 +122,7 @@ def test_a_repeat_is_a_run_that_says_what_it_repeats(swept):
 
 def test_the_version_is_the_adapter_that_stands_for_the_winner(swept):
     uri = f"sqlite:///{swept.storage.parent / 'mlflow.db'}"
-    champion = registry.get("tiny-adapter@champion", tracking_uri=uri)
+    champion = Registry(uri).get("tiny-adapter@champion")
     winner = swept.report.finals[0]
     assert champion.tags["lorchestra.trial"] == str(winner.adapter.number)
     assert float(champion.tags["finals.mean"]) == pytest.approx(winner.mean, rel=1e-4)
@@ -147,12 +147,12 @@ def test_each_finalist_is_scored_as_it_would_be_served(swept):
 
 def test_what_was_scored_is_kept_with_the_version(swept):
     uri = f"sqlite:///{swept.storage.parent / 'mlflow.db'}"
-    champion = registry.get("tiny-adapter@champion", tracking_uri=uri)
-    evaluations = registry.list_evaluations(champion.ref, tracking_uri=uri)
+    champion = Registry(uri).get("tiny-adapter@champion")
+    evaluations = Registry(uri).evaluations(champion.ref)
     assert {one.form for one in evaluations} == {"trained", "merged"}
     assert {one.data.digest for one in evaluations} == {champion.tags["data.test"]}
     assert champion.tags["checkpoints"] == "4"
-    (move,) = registry.history("tiny-adapter", tracking_uri=uri)
+    (move,) = Registry(uri).history("tiny-adapter")
     assert (move.alias, move.target) == ("champion", champion.version)
     assert "sweep tiny" in move.why
 

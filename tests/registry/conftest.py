@@ -13,8 +13,9 @@ import pytest
 from mlflow import MlflowClient
 from safetensors.numpy import save_file
 
-from registry.bundle import ADAPTER_FILES, identity_digest
+from registry import Registry
 from registry.connection import connect
+from trainables.contract import ADAPTER_FILES, identity_digest
 
 # Warnings of MLflow 3.17.2 about itself, which nothing here can mend.
 THIRD_PARTY = [
@@ -42,6 +43,11 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def artifact_location(tracking_uri: str) -> str:
     return (Path(tracking_uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+
+
+@pytest.fixture
+def adapters(tracking_uri: str) -> Registry:
+    return Registry(tracking_uri)
 
 
 @pytest.fixture

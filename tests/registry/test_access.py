@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from registry.access import ADAPTERS_EXPERIMENT, check_access
+from registry.access import check_access
 from registry.connection import connect
 from registry.errors import TrackingError
-from registry.ledger import adapters_experiment
+from registry.experiments import ADAPTERS_EXPERIMENT, adapters_experiment
 
 server = pytest.mark.server
 

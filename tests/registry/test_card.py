@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 
 from registry.card import CardFacts, build_card
 from registry.errors import RegistryError
-from registry.measures import Evaluation
+from registry.evaluation import Evaluation
 
 NewDocument = Callable[..., dict[str, Any]]
 
@@ -108,7 +108,7 @@ def test_what_is_not_known_is_left_out_or_said(manifest):
     assert card.startswith("# x\n")
     assert "## Scores" not in card
     assert "Found by" not in card
-    assert "registry.load('x/VERSION', tracking_uri=URI)" in card
+    assert "adapters.load('x/VERSION')" in card
     assert card.count("not stated") == 3
 
 
@@ -161,12 +161,35 @@ def test_code_in_the_card_is_python(facts):
     compile(blocks[0].content, "card", "exec")
 
 
+def test_rows_that_splits_share_are_told(facts):
+    overlap = {"rows": "validation", "other": "train", "same": 18, "near": 2, "total": 20}
+    data = {**facts.manifest["data"], "overlaps": [overlap]}
+    card = build_card(replace(facts, manifest={**facts.manifest, "data": data}))
+    assert (
+        "18 of 20 validation rows are also training rows, and 2 more are nearly the same as one."
+    ) in card
+    assert "also training rows" not in build_card(facts)
+
+
+def test_how_prompts_were_made_is_told(facts):
+    def card(**layout):
+        data = {**facts.manifest["data"], "layout": layout}
+        return build_card(replace(facts, manifest={**facts.manifest, "data": data}))
+
+    assert r"by `'{q}\nA: '`." in card(format="prompt-completion", template="{q}\nA: ")
+    assert "in Alpaca's words" in card(format="alpaca", template=None)
+    assert "Prompts were made" not in card(format="prompt-completion", template=None)
+
+
 def test_foreign_text_stays_text(facts):
     manifest = dict(facts.manifest)
     manifest["base"] = {**manifest["base"], "model": HOSTILE, "revision": HOSTILE,
                         "source": "local"}  # fmt: skip
     manifest["lora"] = {**manifest["lora"], "targets": [HOSTILE, "q_proj"]}
     manifest["data"] = {**manifest["data"], "train": HOSTILE, "prompt_style": HOSTILE}
+    manifest["data"]["overlaps"] = [
+        {"rows": HOSTILE, "other": HOSTILE, "same": HOSTILE, "near": HOSTILE, "total": HOSTILE}
+    ]
     strange = replace(
         facts,
         name="a|b <b>",
@@ -187,3 +210,23 @@ def test_foreign_text_stays_text(facts):
 
 def test_a_usual_card_fits_into_mlflows_description(facts):
     assert len(build_card(facts)) < 5000
+
+
+def test_a_card_of_chats_says_how_to_ask_and_where_to_stop(facts):
+    data = {
+        **facts.manifest["data"],
+        "prompt_style": "chat",
+        "end_tokens": {"<|im_end|>": 7, "<|call|>": 3},
+        "template_args": {"enable_thinking": False, "strftime_now": "2026-01-31"},
+        "prefill_cut": "<think>\n",
+        "learned": {"train": {"tools": 4}},
+    }
+    card = build_card(replace(facts, manifest={**facts.manifest, "data": data}))
+    for part in (
+        'model.predict([{"messages": [{"role": "user", "content": "…"}], "tools": [{…}]}])',
+        "Answers end with `<|im_end|>`, `<|call|>`", '`"stop_token_ids": [3, 7]`',
+        "is given `enable_thinking=false`",
+        "today's date, training had `2026-01-31`",
+        'without the `"<think>\\n"` that the template',
+    ):  # fmt: skip
+        assert part in card

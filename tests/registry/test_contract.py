@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 import registry
+from registry import Registry
 from registry.access import check_access
-from registry.connection import connect
-from registry.ledger import adapters_experiment
-from registry.news import End, Points, TrialNews
-from registry.tracking import Tracker, artifact_location_for
+from registry.connection import artifact_location_for, connect
+from registry.experiments import adapters_experiment
+from registry.tracking import Tracker
+from registry.trial_news import End, Points, TrialNews
 
 
 @pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.server)])
@@ -22,6 +23,11 @@ def uri(request: pytest.FixtureRequest) -> str:
     fixture = {"sqlite": "tracking_uri", "server": "as_admin"}[request.param]
     address: str = request.getfixturevalue(fixture)
     return address
+
+
+@pytest.fixture
+def adapters(uri: str) -> Registry:
+    return Registry(uri)
 
 
 @pytest.fixture
@@ -35,58 +41,58 @@ def new_tracker(uri: str, experiment: str) -> Tracker:
 
 
 def test_a_bundle_registered_twice_is_one_version(
-    uri: str, name: str, new_bundle: Callable[..., Path]
+    adapters: Registry, name: str, new_bundle: Callable[..., Path]
 ) -> None:
-    first = registry.register(new_bundle(1), name, tracking_uri=uri, tags={"team": "a"})
-    again = registry.register(new_bundle(1), name, tracking_uri=uri, tags={"team": "b"})
-    other = registry.register(new_bundle(2), name, tracking_uri=uri)
+    first = adapters.register(new_bundle(1), name, tags={"team": "a"})
+    again = adapters.register(new_bundle(1), name, tags={"team": "b"})
+    other = adapters.register(new_bundle(2), name)
     assert (first.version, again.version, other.version) == (1, 1, 2)
     assert (first.tags["team"], again.tags["team"]) == ("a", "b")
     assert other.metrics == {"eval_loss": 1.5, "test_loss": 1.25}
-    found = registry.list_adapters(tracking_uri=uri, name=name)
+    found = adapters.versions(name=name)
     assert [version.digest for version in found] == [other.digest, first.digest]
 
 
 def test_a_version_keeps_what_it_is_and_the_run_it_came_from(
-    uri: str, name: str, experiment: str, new_bundle: Callable[..., Path]
+    uri: str, adapters: Registry, name: str, experiment: str, new_bundle: Callable[..., Path]
 ) -> None:
     tracker = new_tracker(uri, experiment)
     tracker.start_sweep("s1", "sweep", {}, {})
     run_id = tracker.start_trial("s1", 0, "trial", {"lora.rank": 4}, 100.0)
-    registry.register(new_bundle(), name, tracking_uri=uri, run_id=run_id)
-    version = registry.get(f"{name}/1", tracking_uri=uri)
+    adapters.register(new_bundle(), name, run_id=run_id)
+    version = adapters.get(f"{name}/1")
     assert version.run_id == run_id
     assert version.tags["base.model"] == "owner/name"
     assert version.tags["lora.targets"] == "q_proj,v_proj"
 
 
 def test_files_come_back_as_they_were(
-    uri: str, name: str, new_bundle: Callable[..., Path], tmp_path: Path
+    adapters: Registry, name: str, new_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     bundle = new_bundle()
-    registry.register(bundle, name, tracking_uri=uri)
-    folder = registry.pull(f"{name}/1", tmp_path / "pulled", tracking_uri=uri)
+    adapters.register(bundle, name)
+    folder = adapters.pull(f"{name}/1", tmp_path / "pulled")
     for file in bundle.iterdir():
         assert (folder / file.name).read_bytes() == file.read_bytes()
 
 
 def test_an_alias_points_at_one_version_at_a_time(
-    uri: str, name: str, new_bundle: Callable[..., Path]
+    adapters: Registry, name: str, new_bundle: Callable[..., Path]
 ) -> None:
     for seed in (1, 2):
-        registry.register(new_bundle(seed), name, tracking_uri=uri)
-        registry.set_alias(f"{name}/{seed}", "trial-run", tracking_uri=uri)
-    assert registry.get(f"{name}@trial-run", tracking_uri=uri).version == 2
-    assert registry.get(f"{name}/1", tracking_uri=uri).aliases == ()
+        adapters.register(new_bundle(seed), name)
+        adapters.set_alias(f"{name}/{seed}", "trial-run")
+    assert adapters.get(f"{name}@trial-run").version == 2
+    assert adapters.get(f"{name}/1").aliases == ()
 
 
 def test_what_is_not_there_is_told_with_what_is(
-    uri: str, name: str, new_bundle: Callable[..., Path]
+    adapters: Registry, name: str, new_bundle: Callable[..., Path]
 ) -> None:
-    registry.register(new_bundle(), name, tracking_uri=uri)
+    adapters.register(new_bundle(), name)
     with pytest.raises(registry.AdapterNotFoundError, match=rf"allowed: .*{name}/1"):
-        registry.get(f"{name}/7", tracking_uri=uri)
-    assert registry.list_adapters(tracking_uri=uri, name=f"{name}-other") == []
+        adapters.get(f"{name}/7")
+    assert adapters.versions(name=f"{name}-other") == []
 
 
 def test_recording_twice_from_two_drivers_makes_nothing_twice(uri: str, experiment: str) -> None:
@@ -136,7 +142,7 @@ def test_files_of_a_run_are_kept(uri: str, experiment: str, tmp_path: Path) -> N
 
 @pytest.fixture
 def add(
-    uri: str,
+    adapters: Registry,
     name: str,
     new_bundle: Callable[..., Path],
     new_document: Callable[..., dict[str, Any]],
@@ -144,44 +150,44 @@ def add(
     """Registers a version whose rows have losses around a mean; its reference."""
 
     def build(seed: int, mean: float) -> str:
-        version = registry.register(new_bundle(seed), name, tracking_uri=uri)
+        version = adapters.register(new_bundle(seed), name)
         losses = [mean + hardness for hardness in (0.0, 1.0, 2.0) * 9]
         document = new_document(losses, adapter=version.digest)
-        registry.record_evaluation(version.ref, document, tracking_uri=uri)
+        adapters.record_evaluation(version.ref, document)
         return str(version.ref)
 
     return build
 
 
 def test_the_better_is_promoted_by_what_was_measured_and_can_be_taken_back(
-    uri: str, name: str, add: Callable[[int, float], str]
+    adapters: Registry, name: str, add: Callable[[int, float], str]
 ) -> None:
     rule = registry.PromotionRule()
     refs = [add(1, 1.0), add(2, 0.5), add(3, 0.75)]
-    decisions = [registry.promote(ref, rule, tracking_uri=uri) for ref in refs]
+    decisions = [adapters.promote(ref, rule) for ref in refs]
     assert [decision.promoted for decision in decisions] == [True, True, False]
-    aliases = {v.version: v.aliases for v in registry.list_adapters(tracking_uri=uri, name=name)}
+    aliases = {v.version: v.aliases for v in adapters.versions(name=name)}
     assert aliases == {1: (), 2: ("champion",), 3: ("challenger",)}
-    registry.rollback(name, why="it swears", tracking_uri=uri)
-    registry.retire(refs[1], "it swears", tracking_uri=uri)
-    assert registry.get(f"{name}@champion", tracking_uri=uri).version == 1
-    assert registry.get(refs[1], tracking_uri=uri).retired.startswith("it swears")
-    moves = [m for m in registry.history(name, tracking_uri=uri) if m.alias == "champion"]
+    adapters.rollback(name, why="it swears")
+    adapters.retire(refs[1], "it swears")
+    assert adapters.get(f"{name}@champion").version == 1
+    assert adapters.get(refs[1]).retired.startswith("it swears")
+    moves = [m for m in adapters.history(name) if m.alias == "champion"]
     assert [(m.source, m.target) for m in moves] == [(None, 1), (1, 2), (2, 1)]
     assert [m.why for m in moves] == [decisions[0].reason, decisions[1].reason, "it swears"]
 
 
 def test_of_two_promoted_at_once_the_better_is_champion(
-    uri: str, name: str, add: Callable[[int, float], str]
+    adapters: Registry, name: str, add: Callable[[int, float], str]
 ) -> None:
     rule = registry.PromotionRule()
     refs = [add(1, 1.0), add(2, 0.75), add(3, 0.5)]
-    registry.promote(refs[0], rule, tracking_uri=uri)
+    adapters.promote(refs[0], rule)
     start, promoted = threading.Barrier(2), {}
 
     def race(ref: str) -> None:
         start.wait()
-        promoted[ref] = registry.promote(ref, rule, tracking_uri=uri).promoted
+        promoted[ref] = adapters.promote(ref, rule).promoted
 
     threads = [threading.Thread(target=race, args=[ref]) for ref in refs[1:]]
     for thread in threads:
@@ -189,8 +195,8 @@ def test_of_two_promoted_at_once_the_better_is_champion(
     for thread in threads:
         thread.join()
     assert promoted[refs[2]]
-    assert registry.get(f"{name}@champion", tracking_uri=uri).version == 3
-    moves = [m for m in registry.history(name, tracking_uri=uri) if m.alias == "champion"]
+    assert adapters.get(f"{name}@champion").version == 3
+    moves = [m for m in adapters.history(name) if m.alias == "champion"]
     assert [m.target for m in moves] == ([1, 2, 3] if promoted[refs[1]] else [1, 3])
 
 
@@ -208,13 +214,14 @@ def test_a_user_with_edit_needs_no_more(
     user = shared_server.add_user("eve", {("experiment", ledgers): "EDIT"})
     for key, value in user.environment.items():
         monkeypatch.setenv(key, value)
+    adapters = Registry(as_admin)
     check_access(as_admin, f"of-{name}", name)
     tracker = Tracker(as_admin, f"of-{name}")
     tracker.start_sweep("s1", "sweep", {}, {})
     run_id = tracker.start_trial("s1", 0, "trial", {"lora.rank": 4}, 100.0)
-    version = registry.register(new_bundle(), name, tracking_uri=as_admin, run_id=run_id)
+    version = adapters.register(new_bundle(), name, run_id=run_id)
     document = new_document([1.0] * 9, adapter=version.digest)
-    registry.record_evaluation(version.ref, document, tracking_uri=as_admin)
-    assert registry.promote(version.ref, registry.PromotionRule(), tracking_uri=as_admin).promoted
-    registry.pull(f"{name}@champion", tmp_path / "pulled", tracking_uri=as_admin)
+    adapters.record_evaluation(version.ref, document)
+    assert adapters.promote(version.ref, registry.PromotionRule()).promoted
+    adapters.pull(f"{name}@champion", tmp_path / "pulled")
     check_access(as_admin, f"of-{name}", name)

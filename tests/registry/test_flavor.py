@@ -1,5 +1,7 @@
 """A version loads as what was trained, on the base it was trained on, where lorchestra is not."""
 
+import ast
+import importlib
 import importlib.util
 import json
 import os
@@ -17,13 +19,17 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from registry.aliases import set_alias
-from registry.loading import load
-from registry.registration import register
+import registry
+from registry import Registry
+from registry.packaging import pyfunc
+from tests.trainables import chats, test_turns
+from trainables.asking import settle_asking
 from trainables.base import load_base
+from trainables.contract import MANIFEST, SERVING_FORMS
 from trainables.generation import Ending, complete, end_tokens
 from trainables.serving import load_served
 from trainables.spec import BaseSpec
+from trainables.tokens import Encoder
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 IDS = torch.tensor([[70, 80, 90, 100, 110, 120]])
@@ -52,7 +58,7 @@ def register_adapter(
     tiny_base: Path,
     tmp_path: Path,
     write_manifest: Callable[..., dict[str, Any]],
-    tracking_uri: str,
+    adapters: Registry,
     name: str,
 ) -> Callable[..., tuple[Any, Path]]:
     """Register the adapter on a form of the tiny base; gives the base as training has it."""
@@ -68,11 +74,24 @@ def register_adapter(
             (folder / file.name).write_bytes(file.read_bytes())
         data = {"test": None, "prompt_style": prompt_style}
         write_manifest(folder, base=base.record.to_dict(), data=data)
-        register(folder, name, tracking_uri=tracking_uri)
-        set_alias(name, "champion", tracking_uri=tracking_uri)
+        adapters.register(folder, name)
+        adapters.set_alias(name, "champion")
         return base.model, folder
 
     return build
+
+
+def asked(python_model: Any, **row: object) -> str:
+    """The text of the prompt that a request becomes."""
+    (request,) = type(python_model).requests(pd.DataFrame([row]))
+    return python_model.tokenizer.decode(python_model.encode(request))
+
+
+@pytest.fixture(scope="module")
+def adapter_model() -> type[Any]:
+    """The class that a version carries, as a module of its own."""
+    pyfunc()
+    return importlib.import_module("registry.flavor").AdapterModel
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -80,11 +99,26 @@ def logits(model: Any) -> torch.Tensor:
         return model(input_ids=IDS.to(model.device), use_cache=False).logits
 
 
+def test_the_copy_that_versions_carry_agrees_with_the_contract() -> None:
+    tree = ast.parse(Path(registry.__file__).with_name("flavor.py").read_text())
+    constants = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    assert constants["_FORMS"] == SERVING_FORMS
+    assert constants["_MANIFEST"] == MANIFEST
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not any(
+        name.startswith(("trainables", "registry", "orchestrator")) for name in imported
+    )
+
+
 @pytest.mark.parametrize("has_cache", [True, False])
 @pytest.mark.parametrize("form", FORMS)
 def test_loaded_logits_equal_the_trained_ones(
     register_adapter: Callable[..., tuple[Any, Path]],
-    tracking_uri: str,
+    adapters: Registry,
     name: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -96,7 +130,7 @@ def test_loaded_logits_equal_the_trained_ones(
     trained = logits(PeftModel.from_pretrained(base, str(folder)).eval())
     if not has_cache:
         monkeypatch.setenv("LORCHESTRA_CACHE", str(tmp_path / "empty"))
-    model = load(f"{name}@champion", tracking_uri=tracking_uri).unwrap_python_model().model
+    model = adapters.load(f"{name}@champion").unwrap_python_model().model
     assert (logits(model) - trained).abs().max().item() == 0.0
     assert (trained - plain).abs().max().item() > 0.01
 
@@ -111,14 +145,14 @@ SERVED = [("none-float32", "merged")] + [
 @pytest.mark.parametrize(("stored", "form"), SERVED)
 def test_a_version_answers_in_each_form_as_it_was_measured(
     register_adapter: Callable[..., tuple[Any, Path]],
-    tracking_uri: str,
+    adapters: Registry,
     name: str,
     stored: str,
     form: str,
 ) -> None:
     _, folder = register_adapter(stored)
     measured = load_served(folder, form).model
-    served = load(name, tracking_uri=tracking_uri, form=form).unwrap_python_model().model
+    served = adapters.load(name, form=form).unwrap_python_model().model
     assert (logits(served) - logits(measured)).abs().max().item() == 0.0
     names = {type(module).__name__ for module in served.modules()}
     assert ("Linear4bit" in names or "Linear8bitLt" in names) == (
@@ -130,29 +164,29 @@ def test_a_version_answers_in_each_form_as_it_was_measured(
 
 
 def test_a_version_loads_in_the_form_it_is_meant_for(
-    register_adapter: Callable[..., tuple[Any, Path]], tracking_uri: str, name: str
+    register_adapter: Callable[..., tuple[Any, Path]], adapters: Registry, name: str
 ) -> None:
     _, folder = register_adapter("nf4-float32")
-    register(folder, f"{name}-merged", tracking_uri=tracking_uri, form="merged")
+    adapters.register(folder, f"{name}-merged", form="merged")
     meant, other = (
-        load(f"{name}-merged", tracking_uri=tracking_uri, form=form).unwrap_python_model().model
+        adapters.load(f"{name}-merged", form=form).unwrap_python_model().model
         for form in (None, "trained")
     )
     assert not any("lora" in key for key in meant.state_dict())
     assert any("lora" in key for key in other.state_dict())
     with pytest.raises(ValueError, match="form: got 'packed'; allowed: trained, unquantized"):
-        load(name, tracking_uri=tracking_uri, form="packed")
+        adapters.load(name, form="packed")
 
 
 @pytest.mark.parametrize("prompt_style", ["plain", "chat"])
 def test_completions_do_not_depend_on_the_batch(
     register_adapter: Callable[..., tuple[Any, Path]],
-    tracking_uri: str,
+    adapters: Registry,
     name: str,
     prompt_style: str,
 ) -> None:
     register_adapter("nf4-float32", prompt_style)
-    model = load(name, tracking_uri=tracking_uri)
+    model = adapters.load(name)
     prompts = [f"{'ab' * n} ->" for n in range(1, 11)]
     together = model.predict(pd.DataFrame({"prompt": prompts}), params={"max_new_tokens": 5})
     alone = [model.predict({"prompt": [p]}, params={"max_new_tokens": 5})[0] for p in prompts]
@@ -165,7 +199,7 @@ def test_completions_do_not_depend_on_the_batch(
 def test_answers_are_the_measured_ones_whatever_the_base_wishes_for_its_chats(
     register_adapter: Callable[..., tuple[Any, Path]],
     tiny_base: Path,
-    tracking_uri: str,
+    adapters: Registry,
     name: str,
     tmp_path: Path,
 ) -> None:
@@ -180,32 +214,135 @@ def test_answers_are_the_measured_ones_whatever_the_base_wishes_for_its_chats(
     wishful = shutil.copytree(tiny_base, tmp_path / "wishful")
     wishes = {"eos_token_id": 1, "repetition_penalty": 5.0, "do_sample": True, "top_k": 3}
     (wishful / "generation_config.json").write_text(json.dumps(wishes))
-    model = load(name, tracking_uri=tracking_uri, base_model=str(wishful))
+    model = adapters.load(name, base_model=str(wishful))
     question = {"prompt": ["abc ->", "de ->"]}
     assert model.predict(question, params={"max_new_tokens": 6}) == measured
 
 
 def test_prompts_are_encoded_as_in_training(
-    register_adapter: Callable[..., tuple[Any, Path]], tracking_uri: str, name: str
+    register_adapter: Callable[..., tuple[Any, Path]], adapters: Registry, name: str
 ) -> None:
     register_adapter("none-float32", "chat")
-    python_model = load(name, tracking_uri=tracking_uri).unwrap_python_model()
-    text = python_model.tokenizer.decode(python_model._encode("hi"))
+    python_model = adapters.load(name).unwrap_python_model()
+    text = asked(python_model, prompt="hi")
     assert text == "<|user|>hi<|end|><|assistant|>"
 
 
+TURNS = [
+    {"role": "developer", "content": "Upper case."},
+    {"role": "user", "content": [{"type": "text", "text": "one?"}]},
+    {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "abcdef123", "type": "function",
+         "function": {"name": "get_weather", "arguments": {"city": "Paris"}}},
+    ]},
+    {"role": "tool", "tool_call_id": "abcdef123", "name": "get_weather", "content": "warm"},
+    {"role": "user", "content": "two?"},
+]  # fmt: skip
+
+KINDS = {
+    "turns-end-otherwise": (test_turns.CHATML, TURNS[:2], (), {}),
+    "opened-thought": (test_turns.R1, TURNS[1:2], (), {}),
+    "thinking-argument": (test_turns.GLM, TURNS[1:2], (), {}),
+    "system-in-last-turn": (
+        test_turns.MISTRAL, [{"role": "system", "content": "Rule."}, TURNS[1]], (), {}
+    ),
+    "day": (test_turns.DATED, TURNS[1:2], (), {"strftime_now": "2026-01-31"}),
+    "mapping": (test_turns.AS_MAPPING, TURNS, chats.TOOLS, {}),
+    "text": (test_turns.AS_TEXT, TURNS, chats.TOOLS, {}),
+    "printed": (test_turns.PRINTED, TURNS, chats.TOOLS, {}),
+    "named": ({"default": test_turns.CHATML, "tool_use": test_turns.AS_MAPPING}, TURNS,
+              chats.TOOLS, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("template", "turns", "tools", "args"), KINDS.values(), ids=KINDS)
+def test_a_prompt_of_messages_is_the_trained_one(
+    adapter_model: type[Any],
+    template: object,
+    turns: list[dict[str, Any]],
+    tools: tuple[Any, ...],
+    args: dict[str, str],
+) -> None:
+    tokenizer = chats.byte_tokenizer(template, "<|end|>", chats.MARKS)
+    row = chats.chat(*turns, {"role": "assistant", "content": "done"}, tools=tools)
+    asking = settle_asking([row], tokenizer, template_args=args)
+    encoded = Encoder(tokenizer, asking).encode(row, "row 1")
+    trained = [token for piece in encoded.sequences[-1][:-1] for token in piece]
+    served = adapter_model()
+    served.tokenizer = tokenizer
+    served.data = {"prompt_style": "chat", **json.loads(json.dumps(asking.to_record()))}
+    asked_as = {"messages": [turns], "tools": [list(tools) or None]}
+    (request,) = served.requests(pd.DataFrame(asked_as))
+    assert served.encode(request) == trained
+    as_text = {"messages": [json.dumps(turns)], "tools": [json.dumps(tools)]}
+    (request,) = served.requests(pd.DataFrame(as_text))
+    assert served.encode(request) == trained
+
+
+def test_a_chat_is_asked_with_messages_or_a_prompt_in_every_form_of_input(
+    register_adapter: Callable[..., tuple[Any, Path]], adapters: Registry, name: str
+) -> None:
+    register_adapter("none-float32", "chat")
+    model = adapters.load(name)
+    turns = [{"role": "user", "content": "ab"}]
+    params = {"max_new_tokens": 4}
+    (alone,) = model.predict([{"prompt": "ab"}], params=params)
+    assert model.predict([{"messages": turns}], params=params) == [alone]
+    assert model.predict({"messages": turns}, params=params) == [alone]
+    assert model.predict(pd.DataFrame({"messages": [turns]}), params=params) == [alone]
+    both = model.predict([{"prompt": "ab"}, {"messages": turns}], params=params)
+    assert both == [alone, alone]
+    told = [{"role": "system", "content": "Upper case."}, *turns]
+    text = asked(model.unwrap_python_model(), messages=told)
+    assert text == "<|system|>Upper case.<|end|><|user|>ab<|end|><|assistant|>"
+
+
+@pytest.mark.parametrize(
+    ("style", "row", "message"),
+    [
+        ("chat", {"messages": "hello"}, "messages as a list of {role, content}"),
+        ("chat", {"messages": []}, "messages as a list of {role, content}"),
+        ("chat", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "one of the"),
+        ("plain", {"messages": [{"role": "user", "content": "a"}]}, "allowed: prompt"),
+    ],
+)
+def test_a_request_that_cannot_be_asked_is_refused(
+    register_adapter: Callable[..., tuple[Any, Path]],
+    adapters: Registry,
+    name: str,
+    style: str,
+    row: dict[str, Any],
+    message: str,
+) -> None:
+    register_adapter("none-float32", style)
+    with pytest.raises(ValueError, match=message):
+        adapters.load(name).predict([row])
+
+
+def test_a_completion_ends_with_the_token_that_answers_were_trained_to_end_with(
+    register_adapter: Callable[..., tuple[Any, Path]], adapters: Registry, name: str
+) -> None:
+    register_adapter("none-float32")
+    model = adapters.load(name).unwrap_python_model()
+    prompt = model.tokenizer.encode("abc ->")
+    (free,) = model.complete([prompt], 8)
+    # Any token that it writes can be the one that answers end with.
+    model.ends = [free[3]]
+    assert model.complete([prompt], 8) == [free[: free.index(free[3])]]
+
+
 def test_empty_prompt_is_refused(
-    register_adapter: Callable[..., tuple[Any, Path]], tracking_uri: str, name: str
+    register_adapter: Callable[..., tuple[Any, Path]], adapters: Registry, name: str
 ) -> None:
     register_adapter("none-float32")
     with pytest.raises(ValueError, match="text that is not empty"):
-        load(name, tracking_uri=tracking_uri).predict({"prompt": [""]})
+        adapters.load(name).predict({"prompt": [""]})
 
 
 def test_another_base_is_refused(
     register_adapter: Callable[..., tuple[Any, Path]],
     tiny_base: Path,
-    tracking_uri: str,
+    adapters: Registry,
     name: str,
     tmp_path: Path,
 ) -> None:
@@ -214,20 +351,20 @@ def test_another_base_is_refused(
     other.mkdir()
     for file in tiny_base.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
-    assert load(name, tracking_uri=tracking_uri, base_model=str(other)) is not None
+    assert adapters.load(name, base_model=str(other)) is not None
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
     with pytest.raises(RuntimeError, match=r"found sha256:.* expected sha256:.*base_model"):
-        load(name, tracking_uri=tracking_uri, base_model=str(other))
+        adapters.load(name, base_model=str(other))
     with pytest.raises(FileNotFoundError, match="there is no /nowhere"):
-        load(name, tracking_uri=tracking_uri, base_model="/nowhere")
+        adapters.load(name, base_model="/nowhere")
 
 
 @pytest.mark.slow
 def test_gguf_base_is_rebuilt_exactly(
     tmp_path: Path,
     write_manifest: Callable[..., dict[str, Any]],
-    tracking_uri: str,
+    adapters: Registry,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -242,12 +379,12 @@ def test_gguf_base_is_rebuilt_exactly(
     (folder / "README.md").unlink()
     data = {"test": None, "prompt_style": "chat"}
     write_manifest(folder, base=base.record.to_dict(), data=data)
-    register(folder, name, tracking_uri=tracking_uri)
+    adapters.register(folder, name)
     monkeypatch.setenv("LORCHESTRA_CACHE", str(tmp_path / "empty"))
-    loaded = load(name, tracking_uri=tracking_uri)
+    loaded = adapters.load(name)
     python_model = loaded.unwrap_python_model()
     assert (logits(python_model.model) - logits(trained)).abs().max().item() == 0.0
-    assert "assistant" in python_model.tokenizer.decode(python_model._encode("hi"))
+    assert "assistant" in asked(python_model, prompt="hi")
     assert len(loaded.predict({"prompt": ["Hi"]}, params={"max_new_tokens": 4})) == 1
 
 
@@ -283,7 +420,7 @@ def test_registering_needs_no_torch(
 ) -> None:
     code = (
         "import sys; from pathlib import Path; import registry\n"
-        "registry.register(Path(sys.argv[1]), 'a', tracking_uri=sys.argv[2])\n"
+        "registry.Registry(sys.argv[2]).register(Path(sys.argv[1]), 'a')\n"
         "heavy = {'torch', 'transformers', 'peft', 'ray'} & sys.modules.keys()\n"
         "assert not heavy, heavy"
     )

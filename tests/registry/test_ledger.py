@@ -8,13 +8,13 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from registry import Registry
 from registry.errors import ConflictError, RefError
 from registry.ledger import (
     AliasMove,
     adapters_experiment,
     append,
     ensure_model,
-    history,
     mark,
     read_ledger,
 )
@@ -138,27 +138,27 @@ def test_ledger_that_was_deleted_comes_back(client: MlflowClient, name: str) -> 
 
 
 def test_history_only_reads_and_shows_what_nobody_wrote_down(
-    tracking_uri: str, client: MlflowClient, name: str
+    adapters: Registry, client: MlflowClient, name: str
 ) -> None:
-    assert history(name, tracking_uri=tracking_uri) == []
+    assert adapters.history(name) == []
     with pytest.raises(MlflowException):
         client.get_registered_model(name)
     client.create_registered_model(name)
     client.create_model_version(name, source="file:///nowhere", await_creation_for=0)
     client.set_registered_model_alias(name, "champion", "1")
-    (found,) = history(name, tracking_uri=tracking_uri)
+    (found,) = adapters.history(name)
     assert (found.who, found.source, found.target) == ("outside lorchestra", None, 1)
     assert runs_of(client, name) == []
     with pytest.raises(RefError):
-        history("a/b", tracking_uri=tracking_uri)
+        adapters.history("a/b")
 
 
 def test_move_that_is_being_made_is_listed_as_such(
-    tracking_uri: str, client: MlflowClient, name: str, write_two: Callable[[str], None]
+    adapters: Registry, client: MlflowClient, name: str, write_two: Callable[[str], None]
 ) -> None:
     write_two(name)
     append(client, ensure_model(client, name), new_move(1))
-    (found,) = history(name, tracking_uri=tracking_uri)
+    (found,) = adapters.history(name)
     assert (found.target, found.is_done) == (1, False)
 
 

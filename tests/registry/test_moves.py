@@ -12,10 +12,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from registry.adapters import RETIRED_TAG
+from registry import Registry
 from registry.errors import ConflictError, RetiredError
-from registry.ledger import AliasMove, append, ensure_model, history
+from registry.ledger import AliasMove, append, ensure_model
 from registry.moves import current_user, move, settle
+from registry.versions import RETIRED_TAG
 
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 
@@ -47,7 +48,7 @@ def begun(number: int, source: int | None, target: int, at: datetime = LONG_AGO)
 
 
 def test_move_sets_the_alias_and_says_who_and_why(
-    client: MlflowClient, model: str, tracking_uri: str
+    client: MlflowClient, model: str, adapters: Registry
 ) -> None:
     made = move(client, model, "champion", 1, "the first")
     assert made is not None
@@ -55,7 +56,7 @@ def test_move_sets_the_alias_and_says_who_and_why(
     move(client, model, "champion", 2, "better")
     move(client, model, "champion", None, "none is good")
     assert stands(client, model) is None
-    listed = history(model, tracking_uri=tracking_uri)
+    listed = adapters.history(model)
     assert [(one.source, one.target, one.why) for one in listed] == [
         (None, 1, "the first"), (1, 2, "better"), (2, None, "none is good"),
     ]  # fmt: skip
@@ -211,7 +212,7 @@ def test_process_that_slept_does_not_undo_what_came_after(
 _RACER = """
 import sys
 from registry.connection import connect
-from registry.adapters import RETIRED_TAG
+from registry.versions import RETIRED_TAG
 from registry.errors import ConflictError, RetiredError
 from registry.moves import move, settle
 

@@ -9,13 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from registry.adapters import AdapterVersion, get, list_adapters
-from registry.aliases import retire, set_alias
+from registry import Registry
 from registry.errors import RefError, RuleError
-from registry.evaluations import record_evaluation
-from registry.ledger import history
-from registry.promotion import PromotionDecision, PromotionRule, promote
-from registry.registration import register
+from registry.promotion import PromotionDecision, PromotionRule
+from registry.versions import AdapterVersion
 
 Build = Callable[..., Path]
 NewDocument = Callable[..., dict[str, Any]]
@@ -31,27 +28,27 @@ def rows_of(mean: float, count: int = 30) -> list[float]:
 
 @pytest.fixture
 def add(
-    tracking_uri: str, new_bundle: Build, new_document: NewDocument, name: str
+    adapters: Registry, new_bundle: Build, new_document: NewDocument, name: str
 ) -> Callable[..., AdapterVersion]:
     """Registers a version and records an evaluation of it."""
 
     def build(seed: int, losses: Losses = None, **more: Any) -> AdapterVersion:
-        version = register(new_bundle(seed=seed), name, tracking_uri=tracking_uri)
+        version = adapters.register(new_bundle(seed=seed), name)
         if losses is not None:
             rows = rows_of(losses) if isinstance(losses, float) else losses
             document = new_document(rows, adapter=version.digest, **more)
-            record_evaluation(version.ref, document, tracking_uri=tracking_uri)
+            adapters.record_evaluation(version.ref, document)
         return version
 
     return build
 
 
 @pytest.fixture
-def judge(tracking_uri: str) -> Callable[..., PromotionDecision]:
+def judge(adapters: Registry) -> Callable[..., PromotionDecision]:
     def promote_it(
         version: AdapterVersion, rule: PromotionRule = RULE, **more: Any
     ) -> PromotionDecision:
-        return promote(version.ref, rule, tracking_uri=tracking_uri, **more)
+        return adapters.promote(version.ref, rule, **more)
 
     return promote_it
 
@@ -60,12 +57,12 @@ Add = Callable[..., AdapterVersion]
 Judge = Callable[..., PromotionDecision]
 
 
-def aliases(tracking_uri: str, name: str) -> dict[int, tuple[str, ...]]:
-    return {v.version: v.aliases for v in list_adapters(tracking_uri=tracking_uri, name=name)}
+def aliases(adapters: Registry, name: str) -> dict[int, tuple[str, ...]]:
+    return {v.version: v.aliases for v in adapters.versions(name=name)}
 
 
 def test_first_version_is_promoted_and_stays(
-    add: Add, judge: Judge, tracking_uri: str, name: str
+    add: Add, judge: Judge, adapters: Registry, name: str
 ) -> None:
     first = add(1, 1.0)
     decision = judge(first)
@@ -74,8 +71,8 @@ def test_first_version_is_promoted_and_stays(
     again = judge(first)
     assert again.promoted
     assert "already" in again.reason
-    assert aliases(tracking_uri, name) == {1: ("champion",)}
-    assert [move.why for move in history(name, tracking_uri=tracking_uri)] == [decision.reason]
+    assert aliases(adapters, name) == {1: ("champion",)}
+    assert [move.why for move in adapters.history(name)] == [decision.reason]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +87,7 @@ def test_first_version_is_promoted_and_stays(
     ],
 )
 def test_better_candidate_takes_the_alias(
-    add: Add, judge: Judge, tracking_uri: str, name: str, old: Losses, new: Losses, promoted: bool
+    add: Add, judge: Judge, adapters: Registry, name: str, old: Losses, new: Losses, promoted: bool
 ) -> None:
     rows = {"rows": 30}
     pad = [1.0] * 28
@@ -99,7 +96,7 @@ def test_better_candidate_takes_the_alias(
     assert decision.promoted == promoted
     assert f"{name}/2" in decision.reason
     expected = {1: (), 2: ("champion",)} if promoted else {1: ("champion",), 2: ("challenger",)}
-    assert aliases(tracking_uri, name) == expected
+    assert aliases(adapters, name) == expected
 
 
 def test_better_by_chance_is_not_enough(add: Add, judge: Judge) -> None:
@@ -128,14 +125,14 @@ def test_improvement_must_be_as_large_as_asked(add: Add, judge: Judge) -> None:
 
 
 def test_more_is_better_where_the_measure_says_so(
-    add: Add, judge: Judge, new_document: NewDocument, tracking_uri: str
+    add: Add, judge: Judge, new_document: NewDocument, adapters: Registry
 ) -> None:
     versions = [add(1), add(2)]
     for version, right in zip(versions, ([0] * 20, [1] * 20), strict=True):
         document = new_document(rows_of(1.0, 20), adapter=version.digest)
         document["examples"]["exact_match"] = right
         document["measures"]["exact_match"]["value"] = float(right[0])
-        record_evaluation(version.ref, document, tracking_uri=tracking_uri)
+        adapters.record_evaluation(version.ref, document)
     rule = PromotionRule(metric="exact_match")
     assert judge(versions[0], rule).promoted
     decision = judge(versions[1], rule)
@@ -157,7 +154,7 @@ def test_more_is_better_where_the_measure_says_so(
     ids=str,
 )
 def test_what_cannot_be_compared_is_refused_with_what_there_is(
-    add: Add, judge: Judge, tracking_uri: str, name: str, change: dict[str, Any] | None
+    add: Add, judge: Judge, adapters: Registry, name: str, change: dict[str, Any] | None
 ) -> None:
     judge(add(1, 1.0))
     decision = judge(add(2) if change is None else add(2, 0.5, **change))
@@ -166,7 +163,7 @@ def test_what_cannot_be_compared_is_refused_with_what_there_is(
     shown = {"form": "no such evaluation"} if change is None else change
     for value in shown.get("data", {"": "no such evaluation"}).values():
         assert str(value) in decision.reason
-    assert aliases(tracking_uri, name) == {1: ("champion",), 2: ("challenger",)}
+    assert aliases(adapters, name) == {1: ("champion",), 2: ("challenger",)}
 
 
 def test_bits_per_byte_compare_between_tokenizers(add: Add, judge: Judge) -> None:
@@ -219,51 +216,51 @@ def test_nothing_is_measured_when_there_is_no_need(add: Add, judge: Judge) -> No
 
 
 def test_force_promotes_without_comparing(
-    add: Add, judge: Judge, tracking_uri: str, name: str
+    add: Add, judge: Judge, adapters: Registry, name: str
 ) -> None:
     judge(add(1, 1.0))
     decision = judge(add(2), force=True, why="an incident")
     assert decision.promoted
-    assert history(name, tracking_uri=tracking_uri)[-1].why == f"an incident: {decision.reason}"
+    assert adapters.history(name)[-1].why == f"an incident: {decision.reason}"
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_retired_candidate_is_refused(
-    add: Add, judge: Judge, tracking_uri: str, name: str, force: bool
+    add: Add, judge: Judge, adapters: Registry, name: str, force: bool
 ) -> None:
     judge(add(1, 1.0))
     version = add(2, 0.5)
-    retire(version.ref, "leaks names", tracking_uri=tracking_uri)
+    adapters.retire(version.ref, "leaks names")
     decision = judge(version, force=force)
     assert not decision.promoted
     assert "leaks names" in decision.reason
-    assert aliases(tracking_uri, name) == {1: ("champion",), 2: ()}
+    assert aliases(adapters, name) == {1: ("champion",), 2: ()}
 
 
 def test_promoted_challenger_is_no_challenger_any_more(
-    add: Add, judge: Judge, tracking_uri: str, name: str
+    add: Add, judge: Judge, adapters: Registry, name: str
 ) -> None:
     judge(add(1, 1.0))
     version = add(2, 0.9)
     judge(version, PromotionRule(min_improvement=0.5))
     judge(version)
-    assert aliases(tracking_uri, name) == {1: (), 2: ("champion",)}
+    assert aliases(adapters, name) == {1: (), 2: ("champion",)}
 
 
 def test_a_promotion_that_was_cut_short_is_finished_by_the_next(
-    add: Add, judge: Judge, tracking_uri: str, name: str
+    add: Add, judge: Judge, adapters: Registry, name: str
 ) -> None:
     version = add(1, 1.5)
     for alias in ("challenger", "champion"):  # killed before the first of them was dropped
-        version = set_alias(version.ref, alias, tracking_uri=tracking_uri)
+        version = adapters.set_alias(version.ref, alias)
     judge(version)
-    assert aliases(tracking_uri, name) == {1: ("champion",)}
+    assert aliases(adapters, name) == {1: ("champion",)}
 
 
-def test_step_is_no_candidate(add: Add, tracking_uri: str, name: str) -> None:
+def test_step_is_no_candidate(add: Add, adapters: Registry, name: str) -> None:
     add(1)
     with pytest.raises(RefError, match=f"Write {name}/1"):
-        promote(f"{name}/1@step-40", RULE, tracking_uri=tracking_uri)
+        adapters.promote(f"{name}/1@step-40", RULE)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +280,7 @@ def test_rule_that_makes_no_sense_is_refused(rule: dict[str, Any], field: str) -
 
 
 def test_of_two_promotions_at_once_the_better_one_stays(
-    add: Add, judge: Judge, tracking_uri: str, name: str
+    add: Add, judge: Judge, adapters: Registry, name: str
 ) -> None:
     judge(add(1, 1.0))
     candidates = [add(2, 0.9), add(3, 0.8)]
@@ -300,7 +297,7 @@ def test_of_two_promotions_at_once_the_better_one_stays(
     for thread in threads:
         thread.join()
     assert decisions[3].promoted
-    assert get(f"{name}@champion", tracking_uri=tracking_uri).version == 3
-    moves = [move for move in history(name, tracking_uri=tracking_uri) if move.alias == "champion"]
+    assert adapters.get(f"{name}@champion").version == 3
+    moves = [move for move in adapters.history(name) if move.alias == "champion"]
     champions = [move.target for move in moves]
     assert champions == ([1, 2, 3] if decisions[2].promoted else [1, 3])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from registry.errors import NotComparableError
-from registry.measures import Evaluation
+from registry.evaluation import Evaluation
 from registry.significance import interval, obstacle, paired_bootstrap
 
 NewDocument = Callable[..., dict[str, Any]]
@@ -114,7 +114,7 @@ def test_many_rows_do_not_need_memory_for_all_draws_at_once(
         ("token_accuracy", {"data": {"tokenizer_digest": "sha256:t2"}}, "tokenizer_digest"),
         ("perplexity", {"data": {"template_digest": "sha256:t2"}}, "template_digest"),
         ("exact_match", {"generation": {"max_new_tokens": 8}}, "generation"),
-        ("nothing", {}, "was not measured by it"),
+        ("nothing", {}, "has no such measure"),
     ],
 )
 def test_what_was_measured_in_another_way_is_refused(

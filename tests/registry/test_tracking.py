@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from registry.connection import tracking_uri_for
 from registry.errors import TrackingError
-from registry.news import End, Points, TrialNews
-from registry.tracking import INTERRUPTED_TAG, Tracker, tracking_uri_for
+from registry.tracking import INTERRUPTED_TAG, Tracker
+from registry.trial_news import End, Points, TrialNews
 
 
 @pytest.fixture

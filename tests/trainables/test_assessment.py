@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainables.assessment import FORMAT, assess, assess_bundle, score_rows
+from trainables.assessment import assess, assess_bundle, score_rows
 from trainables.bundle import read_manifest
+from trainables.contract import EVALUATION_FORMAT, Formula
 from trainables.data import load_splits
 from trainables.errors import BundleError, SpecError
 from trainables.evaluation_spec import EvaluationSpec
-from trainables.measures import MEASURES, Measure, value_of
+from trainables.measures import MEASURES, value_of
 from trainables.rows import evaluation_rows
 from trainables.serving import forms_of, load_served
 from trainables.spec import DataSpec
@@ -65,7 +66,7 @@ def test_a_document_says_what_was_measured_and_on_what(train, documents):
     rows = load_splits(trained.spec.data, trained.engine.base.tokenizer).test.rows
     for form, document in documents.items():
         assert json.loads(json.dumps(document, allow_nan=False)) == document
-        assert (document["format"], document["form"]) == (FORMAT, form)
+        assert (document["format"], document["form"]) == (EVALUATION_FORMAT, form)
         assert document["adapter"] == manifest["digest"]
         assert document["data"]["digest"] == manifest["data"]["test"]
         assert document["data"]["rows"] == len(rows)
@@ -87,8 +88,8 @@ def test_every_measure_follows_from_the_columns(documents):
     document = documents["requantized"]
     assert set(document["measures"]) == set(MEASURES)
     for entry in document["measures"].values():
-        measure = Measure(**{key: entry[key] for key in ("of", "per", "scale", "mode")})
-        assert value_of(document["examples"], measure) == entry["value"]
+        formula = Formula(**{key: entry[key] for key in ("of", "per", "scale", "mode")})
+        assert value_of(document["examples"], formula) == entry["value"]
 
 
 def test_a_row_that_is_right_under_teacher_forcing_is_written_so(documents):

@@ -16,15 +16,15 @@ from trainables.data import (
     IGNORED_TARGET,
     EncodedRow,
     Split,
-    batch_rows,
     collate,
     cut_train,
     load_splits,
-    read_raw_splits,
     tokenizer_digest,
 )
+from trainables.epochs import batch_rows
 from trainables.errors import DataError
 from trainables.spec import DataSpec
+from trainables.splits import read_raw_splits
 
 PAIRS = tuple({"prompt": f"{n} plus one is", "completion": f" {n + 1}"} for n in range(200))
 CHAT = (
@@ -41,9 +41,8 @@ THINKING_TEMPLATE = (
     "{% if m['role'] == 'assistant' and loop.last %}(no thought) {% endif %}"
     "{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-REWRITING_TEMPLATE = (
-    "{{ messages | length }}"
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+SILENT_TEMPLATE = (
+    "{% for m in messages if m['role'] != 'assistant' %}{{ m['content'] }}<|end|>{% endfor %}"
 )
 REFUSING_TEMPLATE = "{{ raise_exception('System role not supported') }}"
 
@@ -109,8 +108,8 @@ def test_answer_gets_no_space_that_the_text_does_not_have():
 def test_token_that_would_span_prompt_and_answer_is_split():
     merging = small_tokenizer(["▁", "a", "b", "ab"], [("a", "b")])
     (row,) = load_splits(given(({"prompt": "a", "completion": "b"},)), merging).train.rows
-    assert tokens(row, merging) == ["▁", "a", "▁", "b", "</s>"]
-    assert row.is_answer.tolist() == [False, False, True, True, True]
+    assert tokens(row, merging) == ["▁", "a", "b", "</s>"]
+    assert row.is_answer.tolist() == [False, False, True, True]
 
 
 def test_completion_that_ends_itself_gets_no_second_end_token(tokenizer):
@@ -158,10 +157,14 @@ def test_message_lists_in_prompt_and_completion_are_a_chat(tokenizer):
     assert answers(splits.train, tokenizer) == ["six<|end|>"]
 
 
-def test_template_that_renders_the_last_turn_differently_still_gives_answers(tokenizer):
+def test_template_that_renders_the_last_turn_differently_gives_a_sequence_for_each_answer(
+    tokenizer,
+):
     tokenizer.chat_template = THINKING_TEMPLATE
     train = load_splits(given(({"messages": CHAT[:5]},)), tokenizer).train
-    assert answers(train, tokenizer) == ["two<|end|>(no thought) six<|end|>"]
+    assert answers(train, tokenizer) == ["(no thought) two<|end|>", "(no thought) six<|end|>"]
+    assert contexts(train, tokenizer)[1].endswith("two<|end|>\n<|user|>five<|end|>\n<|assistant|>")
+    assert (train.learned.answers, train.learned.split_rows) == (2, 1)
 
 
 def test_template_digest_follows_the_template(tokenizer):
@@ -175,7 +178,7 @@ def test_template_digest_follows_the_template(tokenizer):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        pytest.param(REWRITING_TEMPLATE, "does not render message 3", id="rewrites"),
+        pytest.param(SILENT_TEMPLATE, "message 5: .* does not render its words", id="silent"),
         pytest.param(REFUSING_TEMPLATE, "System role not supported", id="refuses"),
         pytest.param(None, "no chat template", id="none"),
     ],
@@ -207,7 +210,10 @@ def test_long_rows_are_cut_at_the_end_and_unanswered_ones_dropped(tokenizer, cap
     assert [row.is_cut for row in train.rows] == [False, True]
     assert train.examples == rows[:2]
     warning = caplog.messages[0]
-    assert "of 3 rows, 2 were longer than data.max_tokens=5 and cut; 1 of them dropped" in warning
+    assert warning == (
+        "data.train: 2 of 3 rows are longer than data.max_tokens=5 and cut: 2 lose the end of an "
+        "answer, and 1 are dropped, as no answer is left; data.max_tokens: 10 takes all rows whole"
+    )
     assert len(caplog.messages) == 2  # one for each split
 
 
@@ -258,7 +264,7 @@ def test_parquet_messages_are_a_chat(tmp_path, tokenizer):
     turns[0]["name"] = "clerk"  # the other turns get name=None in Parquet
     Dataset.from_list([{"messages": turns}]).to_parquet(path)
     raw = read_raw_splits(given(str(path)))
-    assert (raw.row_format, raw.prompt_style) == ("messages", "chat")
+    assert (raw.layout.format, raw.prompt_style) == ("messages", "chat")
     assert answers(load_splits(given(str(path)), tokenizer).train, tokenizer) == [
         "two<|end|>six<|end|>"
     ]
@@ -335,7 +341,7 @@ GOOD_CHAT = {"messages": CHAT}
     [
         pytest.param(GOOD, {"prompt": "a"}, "no column 'completion'", id="missing-column"),
         pytest.param(GOOD, {**GOOD, "completion": 3}, "a int in 'completion'", id="wrong-type"),
-        pytest.param(GOOD, {**GOOD, "prompt": None}, "a NoneType in 'prompt'", id="null-prompt"),
+        pytest.param(GOOD, {**GOOD, "prompt": None}, "no value in 'prompt'", id="null-prompt"),
         pytest.param(GOOD, {**GOOD, "completion": " \n"}, "nothing to learn", id="blank-answer"),
         pytest.param(GOOD, {**GOOD, "completion": "\ud800"}, "surrogate", id="broken-unicode"),
         pytest.param({"text": "a"}, {"text": ""}, "nothing to learn in 'text'", id="empty-text"),
@@ -349,7 +355,7 @@ GOOD_CHAT = {"messages": CHAT}
         pytest.param(
             GOOD_CHAT,
             {"messages": [CHAT[1], {"role": "bot", "content": "two"}]},
-            r"the role 'bot' in 'messages\[1\]'; allowed: system, user, assistant, tool",
+            r"the role 'bot' in 'messages\[1\]'; allowed: system, developer, user, assistant, ",
             id="unknown-role",
         ),
         pytest.param(
@@ -379,13 +385,13 @@ def test_bad_row_in_memory_is_refused_with_its_number():
 
 
 def test_columns_of_no_format_are_refused():
-    with pytest.raises(DataError, match="has columns 'question', 'answer'; allowed: messages;"):
-        read_raw_splits(DataSpec(train=({"question": "a", "answer": "b"},)))
+    with pytest.raises(DataError, match="has columns 'left', 'right'; allowed: messages;"):
+        read_raw_splits(DataSpec(train=({"left": "a", "right": "b"},)))
 
 
 def test_format_that_is_set_wins_over_the_columns(tokenizer):
     rows = ({**GOOD, "text": "zzz"},)
-    assert read_raw_splits(given(rows)).row_format == "prompt-completion"
+    assert read_raw_splits(given(rows)).layout.format == "prompt-completion"
     train = load_splits(given(rows, format="text"), tokenizer).train
     assert answers(train, tokenizer) == ["zz<|end|>"]
 
@@ -403,23 +409,25 @@ def prompts_by_split(spec: DataSpec) -> dict[str, set[str]]:
     }
 
 
-def test_split_holds_every_row_once_in_about_the_fractions():
+def test_split_holds_every_row_once_in_the_sizes_of_the_fractions():
     parts = prompts_by_split(DataSpec(train=PAIRS, validation_fraction=0.2, test_fraction=0.3))
-    assert sum(map(len, parts.values())) == 200
     assert set.union(*parts.values()) == {row["prompt"] for row in PAIRS}
-    assert 20 <= len(parts["validation"]) <= 60
-    assert 40 <= len(parts["test"]) <= 80
+    sizes = {name: len(prompts) for name, prompts in parts.items()}
+    assert sizes == {"train": 100, "validation": 40, "test": 60}
 
 
-def test_row_stays_in_its_split_when_others_come_go_or_move():
+def test_few_rows_change_their_split_when_others_come_go_or_move():
     rows = list(PAIRS)
     before = prompts_by_split(DataSpec(train=rows))
     random.Random(0).shuffle(rows)
-    more = ({"prompt": f"new {n}", "completion": "x"} for n in range(100))
+    more = ({"prompt": f"new {n}", "completion": "x"} for n in range(60))
     after = prompts_by_split(DataSpec(train=[*rows[:150], *more]))
     kept = {row["prompt"] for row in rows[:150]}
-    for name, prompts in before.items():
-        assert prompts & kept == after[name] & kept
+    moved = {name: prompts & kept - after[name] for name, prompts in before.items()}
+    # A split grows and shrinks at its edge: a held-out row never becomes one of the other kind.
+    assert sum(map(len, moved.values())) <= 12
+    assert not moved["validation"] & after["test"]
+    assert not moved["test"] & after["validation"]
 
 
 def test_order_of_columns_does_not_move_a_row():
@@ -456,10 +464,8 @@ def test_group_column_that_a_row_lacks_is_refused():
 @pytest.mark.parametrize(
     ("rows", "fields", "message"),
     [
-        pytest.param(
-            2, {"validation_fraction": 0.01}, "left none for data.validation", id="few-rows"
-        ),
-        pytest.param(60, {"test_fraction": 1e-9}, "left none for data.test", id="tiny-fraction"),
+        pytest.param(2, {"validation_fraction": 0.01}, "left none for data.train", id="few-rows"),
+        pytest.param(1, {"test_fraction": 0.5}, "left none for data.test", id="one-row"),
         pytest.param(
             9,
             {"validation_fraction": 0.9999, "test_fraction": 0},
@@ -640,7 +646,7 @@ def test_rows_cut_in_training_are_counted(tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         splits_at(tokenizer, max_tokens=100, train_max_tokens=20)
     (warning,) = [line for line in caplog.messages if "train_max_tokens=20" in line]
-    assert re.search(r"data.train: of \d+ rows, \d+ were longer than", warning)
+    assert re.search(r"data.train: \d+ of \d+ rows are longer than", warning)
 
 
 # Digest of the tokenizer

@@ -6,11 +6,12 @@ import logging
 import pytest
 
 from tests.conftest import build_byte_tokenizer
-from trainables.data import load_splits, template_digest, tokenizer_digest
+from trainables.data import load_splits, tokenizer_digest
 from trainables.errors import BaseModelError, DataError
 from trainables.evaluation_spec import EvaluationSpec
 from trainables.rows import FIELD, evaluation_rows
 from trainables.spec import DataSpec
+from trainables.templates import Asking, template_digest
 
 TOKENIZER = build_byte_tokenizer()
 WRITE = EvaluationSpec(max_new_tokens=4)
@@ -35,7 +36,7 @@ def manifest_of(data: DataSpec | None = None, style: str = "plain", max_tokens: 
             "validation": splits and splits.validation.digest,
             "test": splits and splits.test and splits.test.digest,
             "tokenizer_digest": tokenizer_digest(TOKENIZER),
-            "template_digest": template_digest(TOKENIZER, style),
+            "template_digest": template_digest(TOKENIZER, Asking()) if style == "chat" else None,
             "prompt_style": style,
             "max_tokens": max_tokens,
         }
@@ -84,10 +85,13 @@ def test_every_row_of_a_file_or_of_a_specs_train_is_measured(tmp_path):
     assert from_memory.data == {**from_file.data, "name": "rows"}
 
 
-def test_fewer_rows_are_the_first_ones_and_have_a_digest_of_their_own():
-    few = rows_of(PLAIN, EvaluationSpec(max_rows=2))
-    assert [row.reference for row in few.rows] == [" 0é", " 1é"]
-    assert few.data == rows_of(PLAIN[:2]).data
+def test_fewer_rows_are_a_sample_that_stays_and_have_a_digest_of_their_own():
+    few, again = (rows_of(PLAIN, EvaluationSpec(max_rows=4)) for _ in range(2))
+    found = [row.prompt for row in few.rows]
+    all_of_them = [row.prompt for row in rows_of(PLAIN).rows]
+    assert found == [row.prompt for row in again.rows]
+    assert found == [one for one in all_of_them if one in found]  # in their order
+    assert found != all_of_them[:4]
     assert few.data["digest"] != rows_of(PLAIN).data["digest"]
 
 

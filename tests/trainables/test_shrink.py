@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from registry.bundle import read_bundle
+from registry.integrity import read_bundle
 from trainables.base import load_base
 from trainables.bundle import read_manifest, write_files
 from trainables.engine import build_engine

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import registry
 from orchestrator.cli import main
+from registry import Registry
 
 ROWS = [1.0, 2.0, 3.0, 4.0] * 5
 
@@ -19,10 +19,10 @@ def runs(write_bundle, tmp_path_factory):
     for seed, better_by in ((1, 0.0), (2, 0.5)):
         bundle = tmp_path_factory.mktemp("bundle")
         write_bundle(bundle, seed, {"eval_loss": 1.0, "test_loss": 1.0})
-        version = registry.register(bundle, "letters", tracking_uri=uri)
+        version = Registry(uri).register(bundle, "letters")
         losses = [row - better_by for row in ROWS]
         document = write_bundle.document(losses, adapter=version.digest)
-        registry.record_evaluation(version.ref, document, tracking_uri=uri)
+        Registry(uri).record_evaluation(version.ref, document)
     return folder
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-import registry
 from orchestrator.adapters.evaluating import Evaluator, HarnessRun, Rows
 from orchestrator.adapters.shrinking import shrink_version
 from orchestrator.adapters.terminal import render_shrunk
 from orchestrator.hosts.cluster import shape_of_workers
+from registry import Registry
 from registry.connection import connect
 from trainables.evaluation_spec import EvaluationSpec
 
@@ -29,21 +29,21 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
 @pytest.fixture(scope="module")
 def version(real_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     uri = f"sqlite:///{tmp_path_factory.mktemp('evaluating') / 'mlflow.db'}"
-    found = registry.register(real_bundle, "letters", tracking_uri=uri)
+    found = Registry(uri).register(real_bundle, "letters")
     return found, uri
 
 
 @pytest.fixture(scope="module")
 def evaluator(local_ray: None, rows: Rows, version: Any) -> Evaluator:
     how = EvaluationSpec()
-    return Evaluator(rows=rows, how=how, tracking_uri=version[1], shape=shape_of_workers())
+    return Evaluator(rows=rows, how=how, adapters=Registry(version[1]), shape=shape_of_workers())
 
 
 def test_a_version_is_measured_and_keeps_it(evaluator: Evaluator, version: Any) -> None:
     found, uri = version
     (scored,) = evaluator.evaluate([found])
     assert (scored.key, scored.form, scored.error) == ("letters/1", "trained", "")
-    (kept,) = registry.list_evaluations("letters/1", tracking_uri=uri)
+    (kept,) = Registry(uri).evaluations("letters/1")
     assert (kept.data.name, kept.data.rows) == ("more.jsonl", 6)
     assert kept.measures["loss"].value == scored.document["measures"]["loss"]["value"]
 
@@ -58,15 +58,15 @@ def test_the_smallest_rank_that_is_good_enough_is_registered(
     assert shrunk.whole.energy == pytest.approx(1.0)
     sizes = [one.adapter_bytes for one in (shrunk.whole, *shrunk.candidates)]
     assert sizes == sorted(sizes, reverse=True)
-    smaller = registry.get("letters/2", tracking_uri=uri)
+    smaller = Registry(uri).get("letters/2")
     assert smaller.tags["lora.rank"] == "1"
     assert smaller.tags["lorchestra.shrunk_from"] == "letters/1"
-    (kept,) = registry.list_evaluations(smaller.ref, tracking_uri=uri)
+    (kept,) = Registry(uri).evaluations(smaller.ref)
     assert kept.data.name == "more.jsonl"
     assert kept.measures["loss"].value == shrunk.candidates[1].value
     assert "registered: letters/2, rank 1" in render_shrunk(found, shrunk, "loss").renderables
     # a search that begins from versions takes none that was never trained as it is
-    assert len(registry.best_specs("letters", uri)) == 1
+    assert len(Registry(uri).best_specs("letters")) == 1
 
 
 @pytest.mark.parametrize("rank", [0, 4, 9])
@@ -96,7 +96,7 @@ def test_tasks_of_the_harness_are_run_and_kept(
     }
     (tmp_path / "which_letter.yaml").write_text(yaml.safe_dump(task))
     order = HarnessRun(tasks=("which_letter",), include_path=tmp_path)
-    ((ref, results),) = order.run([found], uri, evaluator.shape)
+    ((ref, results),) = order.run([found], Registry(uri), evaluator.shape)
     value = results["tasks"]["which_letter"]["metrics"]["acc"]["value"]
     assert (ref, 0.0 <= value <= 1.0) == ("letters/1", True)
     client = connect(uri)

@@ -13,16 +13,12 @@ from orchestrator.journal.storage import SweepStorage
 from orchestrator.report.delivery import Delivery
 from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
 from registry import (
+    Registry,
     RegistryError,
     Tracker,
     TrackingError,
-    get,
-    list_adapters,
-    list_evaluations,
-    pull,
 )
-from registry.connection import connect
-from registry.tracking import artifact_location_for
+from registry.connection import artifact_location_for, connect
 from tests.support.events import event
 from trainables.spec import EvalSpec
 
@@ -44,7 +40,7 @@ def register(scene, database, connect=None):
             record=scene.record,
             delivery=delivery,
             storage=storage,
-            tracking_uri=database,
+            adapters=Registry(database),
         ).register_finalists()
     return [each for each in read_events(scene.log.path) if each.kind == "registered"]
 
@@ -66,7 +62,7 @@ def test_finalists_become_versions_and_the_best_one_champion(evaluated, database
     registered = register(evaluated, database)
     name = evaluated.spec.register.name
     assert [each.event.ref for each in registered] == [f"{name}/1", f"{name}/2"]
-    champion = get(f"{name}@champion", tracking_uri=database)
+    champion = Registry(database).get(f"{name}@champion")
     assert champion.version == 1
     assert champion.tags["lorchestra.trial"] == "1"
     assert champion.tags["lorchestra.rank"] == "1"
@@ -84,7 +80,7 @@ def test_while_mlflow_lacks_its_run_an_adapter_is_not_registered(evaluated, data
     with pytest.raises(TrackingError, match=r"trial 1: .* no run of it .*MLflow is away"):
         register(evaluated, database, away)
     name = evaluated.spec.register.name
-    assert list_adapters(tracking_uri=database, name=name) == []
+    assert Registry(database).versions(name=name) == []
     assert len(register(evaluated, database)) == 2
 
 
@@ -99,7 +95,7 @@ def test_the_version_is_the_run_that_stands_for_the_best_configuration(
         evaluated.record.add(event("final_evaluated", trial=number, metrics={"test_loss": loss}))
     # trial 1: mean of 2.0 and 0.9; trial 2: mean of 4.0 and 0.1, its repeat better on validation
     register(evaluated, database)
-    champion = get(f"{evaluated.spec.register.name}@champion", tracking_uri=database)
+    champion = Registry(database).get(f"{evaluated.spec.register.name}@champion")
     assert champion.tags["lorchestra.trial"] == "1"
     assert float(champion.tags["finals.mean"]) == pytest.approx(1.45)
     assert champion.tags["finals.runs"] == "2"
@@ -110,7 +106,7 @@ def test_registering_again_makes_nothing_twice(evaluated, database):
     register(evaluated, database)
     assert len(register(evaluated, database)) == 2
     name = evaluated.spec.register.name
-    assert get(name, tracking_uri=database).version == 2
+    assert Registry(database).get(name).version == 2
 
 
 def score(scene, write_bundle, trial, losses, form="trained"):
@@ -138,10 +134,10 @@ def test_what_the_finals_scored_is_kept_with_the_version(evaluated, database, wr
     register(evaluated, database)
     register(evaluated, database)
     name = evaluated.spec.register.name
-    kept = list_evaluations(f"{name}/1", tracking_uri=database)
+    kept = Registry(database).evaluations(f"{name}/1")
     assert {one.form for one in kept} == {"trained", "merged"}
     assert kept[0].measures["loss"].value == 1.0
-    assert list_evaluations(f"{name}/2", tracking_uri=database) == []
+    assert Registry(database).evaluations(f"{name}/2") == []
 
 
 @pytest.mark.parametrize(
@@ -164,7 +160,7 @@ def test_the_gate_asks_for_more_than_noise(
     verdict = evaluated.record.history.promotions[-1]
     assert verdict.promoted is is_promoted
     assert "loss" in verdict.reason
-    champion = get(f"{evaluated.spec.register.name}@champion", tracking_uri=database)
+    champion = Registry(database).get(f"{evaluated.spec.register.name}@champion")
     assert champion.tags["lorchestra.trial"] == ("0" if is_promoted else "1")
 
 
@@ -180,8 +176,8 @@ def test_what_was_cut_short_is_completed(evaluated, database, write_bundle):
     broken.write_bytes(whole)
     register(evaluated, database)
     name = evaluated.spec.register.name
-    assert len(list_evaluations(f"{name}/1", tracking_uri=database)) == 1
-    assert get(name, tracking_uri=database).version == 2
+    assert len(Registry(database).evaluations(f"{name}/1")) == 1
+    assert Registry(database).get(name).version == 2
 
 
 def test_a_version_has_a_card(evaluated, database, write_bundle, tmp_path):
@@ -192,7 +188,7 @@ def test_a_version_has_a_card(evaluated, database, write_bundle, tmp_path):
     card = connect(database).get_model_version(section.name, "1").description
     for fact in ("tiny", "owner/name", "CC-BY-4.0", section.name, "**trained**"):
         assert fact in card
-    bundle = pull(f"{section.name}/1", tmp_path / "pulled", tracking_uri=database)
+    bundle = Registry(database).pull(f"{section.name}/1", tmp_path / "pulled")
     assert (bundle / "card.md").read_text().splitlines()[-1] in card
     assert f"{section.name}/1" in card
 
@@ -201,7 +197,7 @@ def test_a_version_is_of_the_form_that_the_sweep_says(evaluated, database):
     section = replace(evaluated.spec.register, form="merged")
     evaluated.spec = replace(evaluated.spec, register=section)
     register(evaluated, database)
-    found = get(section.name, tracking_uri=database)
+    found = Registry(database).get(section.name)
     assert found.tags["serving.form"] == "merged"
 
 
@@ -211,10 +207,8 @@ def test_earlier_steps_that_were_kept_go_with_the_version(evaluated, database, w
     kept.mkdir()
     write_bundle(kept, 1, {}, steps=10)
     register(evaluated, database)
-    assert (
-        get(f"{evaluated.spec.register.name}/1", tracking_uri=database).tags["checkpoints"] == "10"
-    )
-    assert "checkpoints" not in get(evaluated.spec.register.name, tracking_uri=database).tags
+    assert Registry(database).get(f"{evaluated.spec.register.name}/1").tags["checkpoints"] == "10"
+    assert "checkpoints" not in Registry(database).get(evaluated.spec.register.name).tags
 
 
 def test_promotion_can_be_switched_off(evaluated, database):

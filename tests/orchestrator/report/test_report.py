@@ -29,6 +29,7 @@ from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
 from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec, build_trial
 from tests.support.events import entry
+from trainables.orders import WORST_METRICS
 from trainables.spec import BaseSpec, DataSpec, OptimSpec, TrialSpec
 
 HOSTILE = '<script>alert("x")</script> & [red]no\x1b[31m\nsecond line'
@@ -85,7 +86,9 @@ class Story:
                 "peak_memory_gib": 1.25 + number / 16,
                 "trainable_params": 123456,
             }  # fmt: skip
-            self.tell("report", trial=number, step=20 * place, metrics=metrics)
+            is_fault = loss == WORST_METRICS["eval_loss"]
+            fields = {"step": 20 * place, "metrics": metrics, "is_fault": is_fault}
+            self.tell("report", trial=number, **fields)
         if outcome:
             ended = {"outcome": outcome, "reason": reason, "step": 20 * len(losses)}
             bundle = f"trials/{number}/bundle" if outcome in ("completed", "stopped") else None
@@ -489,6 +492,16 @@ def test_what_was_spent_is_in_the_summary(spec: SweepSpec) -> None:
     text = show(report, 100)
     assert "1:01:40 of CPU, 30:00 of GPU, 1.50 in money" in text
     assert "Ended early: no money was left" in text
+
+
+def test_the_page_says_what_is_known_of_the_rows(spec: SweepSpec, tmp_path: Path) -> None:
+    history = SweepHistory(
+        sweep_id="x", data_lines=("20 of 20 validation rows are also training rows.", "<b>")
+    )
+    write_report(build_report(spec, history, tmp_path), spec, history, tmp_path)
+    data = (tmp_path / "report.html").read_text().partition("<h2>Data</h2>")[2]
+    assert "20 of 20 validation rows are also training rows." in data.partition("<h2>")[0]
+    assert "&lt;b&gt;" in data.partition("<h2>")[0]
 
 
 def test_the_page_says_what_was_spent_of_what_was_allowed(spec: SweepSpec, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 from orchestrator.errors import SweepStorageError
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.log import EventLog
-from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.outcome import Outcome, TrialOutcome, settle_end
 from orchestrator.search.pbt import Heir
 from orchestrator.search.searcher import OptunaSearcher, suggest_knobs
 from orchestrator.search.study import Observation, observe
@@ -57,6 +57,7 @@ class Sweep:
         self.log = EventLog(path)
         history = SweepHistory.read(path)
         self.searcher = OptunaSearcher(spec, history)
+        self.horizon = spec.horizon
         self.prefix = f"run{history.resumes}-{len(history.trials)}-"
         self.ids: dict[int, str] = {}
 
@@ -76,11 +77,14 @@ class Sweep:
 
     def end(self, trial: int, outcome: str, step: int, loss: float) -> None:
         self.log.append(event("report", trial=trial, step=step, metrics={"eval_loss": loss}))
-        fields = {"reason": "", "step": step, "bundle": None}
-        self.log.append(event("trial_ended", trial=trial, outcome=outcome, **fields))
         result: dict[str, Any] = {"step": step, "eval_loss": loss}
         if outcome not in ("stopped", "completed"):
             result["outcome"] = outcome
+        failure = "no message" if outcome == "failed" else None
+        end = settle_end(result, self.horizon, error=failure)
+        assert end.outcome == outcome
+        fields = {"outcome": end.outcome, "reason": end.reason, "step": step, "bundle": None}
+        self.log.append(event("trial_ended", trial=trial, **fields))
         self.searcher.on_trial_complete(self.ids[trial], result, error=outcome == "failed")
 
     def run_eight(self) -> None:

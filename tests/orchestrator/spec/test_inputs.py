@@ -170,6 +170,29 @@ def test_content_counts_for_files_and_the_name_for_others(tmp_path: Path) -> Non
     assert content_digest(None) is None
 
 
+def test_content_of_a_folder_or_glob_counts_and_not_its_place(tmp_path: Path) -> None:
+    for place in ("one", "other"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "train.jsonl").write_text('{"text": "a"}')
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    assert content_digest(one) == content_digest(other) == content_digest(f"{one}/*.jsonl")
+    (tmp_path / "other" / "README.md").write_text("notes")
+    assert content_digest(one) == content_digest(other)
+    (tmp_path / "other" / "train.jsonl").write_text('{"text": "b"}')
+    assert content_digest(one) != content_digest(other)
+
+
+def test_folders_and_globs_of_rows_are_found(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.csv.gz").touch()
+    for name in ("rows", "rows/*", "rows/a.csv.gz", "./rows/*.gz"):
+        found = locate_data(DataSpec(train=name), tmp_path).train
+        assert found == str(tmp_path / Path(name))
+    for name in ("rows/*.jsonl", "./none", "none.ndjson"):
+        with pytest.raises(SweepSpecError, match=r"^data\.train: got .*folder or glob of files"):
+            locate_data(DataSpec(train=name), tmp_path)
+
+
 def test_row_that_is_no_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SweepSpecError, match=r"^data\.train: a row is not JSON"):
         save_rows(DataSpec(train=({"image": object()},)), tmp_path)

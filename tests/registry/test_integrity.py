@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from registry.bundle import read_bundle
 from registry.errors import IntegrityError
+from registry.integrity import read_bundle
 
 Build = Callable[..., Path]
 

@@ -1,8 +1,8 @@
-"""What was measured of an adapter, row by row, and how numbers follow from it.
+"""Evaluations of adapters: documents with one number per row, read and checked.
 
-An evaluation is a document that training writes: which adapter, in which serving form, on which
-rows, and for every measure a column with one number per row, so that it can be compared, resampled
-and tabled without the model.
+Training writes such a document for an adapter in a serving form on some rows. Every measure
+follows from columns with one number per row, so evaluations are compared and resampled without
+the model.
 """
 
 from __future__ import annotations
@@ -14,29 +14,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, Literal, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from registry.errors import IntegrityError
-
-FORMAT = "lorchestra.evaluation/1"
-FORMS = ("trained", "unquantized", "merged", "requantized")
-"""How an adapter can be served: beside the base it was trained on, or added into it, and so on."""
-
-Scale = Literal["identity", "exp", "bits"]
-Numbers = npt.NDArray[np.float64]
-
-COSTS = (
-    "seconds",
-    "rows_per_s",
-    "tokens_per_s",
-    "peak_memory_gib",
-    "model_bytes",
-    "adapter_bytes",
+from trainables.contract import (
+    COSTS,
+    EVALUATION_FORMAT,
+    SERVING_FORMS,
+    Formula,
+    Mode,
+    Numbers,
+    Scale,
 )
-"""What a measurement took, beside its measures; `None` where that was not noted."""
 
 # What MLflow takes in a metric's name: mlflow/utils/validation.py
 _MEASURE_NAME = re.compile(r"[\w./ -]{1,250}", re.ASCII)
@@ -44,43 +35,29 @@ _MEASURE_NAME = re.compile(r"[\w./ -]{1,250}", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """How a number follows from the rows: `scale(sum of column / sum of column or rows)`.
+    """A measure over all rows of an evaluation.
 
     Attributes:
-        value: The number over all rows; NaN when it could not be had.
-        of: Column that is summed up.
-        per: Column that it is divided by the sum of; the number of rows if `None`.
-        scale: `identity`; `exp`, as perplexity is the exponential of a loss; `bits`, from nats.
-        mode: Whether less or more of it is better.
+        value: The number; NaN where it could not be computed.
+        formula: How the value follows from the columns.
     """
 
     value: float
-    of: str
-    per: str | None
-    scale: Scale
-    mode: Literal["min", "max"]
-
-    def scaled(self, ratios: npt.ArrayLike) -> Numbers:
-        """The measure for ratios of sums, of any shape."""
-        values = np.asarray(ratios, dtype=np.float64)
-        if self.scale == "exp":
-            with np.errstate(over="ignore"):
-                return cast(Numbers, np.exp(values))
-        return values / math.log(2) if self.scale == "bits" else values
+    formula: Formula
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationData:
-    """The rows that were measured on, and how they became tokens.
+    """The rows of an evaluation, and their tokenization.
 
     Attributes:
-        digest: Over the rows in their order, before they are tokens.
+        digest: Digest of the rows as text, in order.
         name: `test`, `validation` or a file's name.
-        rows: How many.
-        tokenizer_digest: Of the base's tokenizer.
-        template_digest: Of its chat template, if the prompts went through one.
+        rows: Number of rows.
+        tokenizer_digest: Digest of the base's tokenizer.
+        template_digest: Digest of the chat template, if prompts use one.
         prompt_style: `plain` or `chat`.
-        max_tokens: Where rows were cut.
+        max_tokens: Length at which rows were cut.
     """
 
     digest: str
@@ -93,7 +70,7 @@ class EvaluationData:
 
     @property
     def tokens_record(self) -> dict[str, Any]:
-        """What numbers per token depend on besides the rows."""
+        """Settings that numbers per token depend on, besides the rows."""
         return {
             "tokenizer_digest": self.tokenizer_digest,
             "template_digest": self.template_digest,
@@ -104,24 +81,24 @@ class EvaluationData:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One adapter in one serving form, measured on some rows.
+    """An evaluation of an adapter in a serving form on some rows.
 
     Attributes:
-        adapter: Digest of its bundle.
+        adapter: Digest of the adapter's bundle.
         form: Serving form.
         data: The rows.
-        generation: How texts were generated, if they were.
-        measures: By name.
-        examples: Columns with one entry per row: numbers or texts; none when it was read without.
-        seconds: How long it took.
+        generation: Settings of text generation; `None` without generation.
+        measures: Measures by name.
+        examples: Columns with one entry per row, numbers or texts; empty when read without them.
+        seconds: Duration.
         rows_per_s: Rows per second.
         tokens_per_s: Tokens per second.
         peak_memory_gib: Largest memory in use.
         model_bytes: Size of the base in this form.
-        adapter_bytes: Size of the adapter beside it.
-        packages: Versions it was measured with.
-        run_id: MLflow run that keeps it; empty when none does.
-        at: When that run was started.
+        adapter_bytes: Size of the adapter beside the base.
+        packages: Versions of the packages in use.
+        run_id: MLflow run that keeps the evaluation; empty without one.
+        at: Start of this run.
     """
 
     adapter: str
@@ -142,10 +119,10 @@ class Evaluation:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Evaluation:
-        """Read a document and check it, the measures against their columns too.
+        """Read a document and check it, each measure against its columns too.
 
         Raises:
-            IntegrityError: It is of another format, or does not agree with itself.
+            IntegrityError: The document has another format or contradicts itself.
         """
         evaluation = read_evaluation(document)
         for name, measure in evaluation.measures.items():
@@ -154,7 +131,7 @@ class Evaluation:
 
     @property
     def digest(self) -> str:
-        """`sha256:` over what was measured and how, but not over what came of it."""
+        """`sha256:` over adapter, form, rows and conditions, but not over the results."""
         identity = {
             "adapter": self.adapter,
             "form": self.form,
@@ -167,41 +144,41 @@ class Evaluation:
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
     def columns(self, measure: str) -> tuple[Numbers, Numbers]:
-        """What the measure sums up and what it divides by, each (rows,).
+        """Numerator and denominator columns of a measure, each of shape (rows,).
 
         Raises:
             IntegrityError: There is no such measure, or the evaluation was read without examples.
         """
-        known = self.measures.get(measure)
-        if known is None:
+        if measure not in self.measures:
             raise IntegrityError(
                 f"evaluation of {self.adapter}: got measure {measure!r}; allowed: "
                 f"{', '.join(sorted(self.measures))}. Choose one of these."
             )
-        per = np.ones(self.data.rows) if known.per is None else self._numbers(known.per)
-        return self._numbers(known.of), per
+        formula = self.measures[measure].formula
+        per = np.ones(self.data.rows) if formula.per is None else self._numbers(formula.per)
+        return self._numbers(formula.of), per
 
     def _numbers(self, column: str) -> Numbers:
         if column not in self.examples:
             raise IntegrityError(
                 f"evaluation of {self.adapter}: it has no column {column!r}; allowed: "
                 f"{', '.join(sorted(self.examples)) or '(none were read)'}. "
-                "Read it with its examples, or measure again."
+                "Read it with its examples, or evaluate again."
             )
         numbers = self.examples[column]
         return np.array([math.nan if n is None else n for n in numbers], dtype=np.float64)
 
 
 def read_evaluation(document: Mapping[str, Any]) -> Evaluation:
-    """Read a document whose columns may have been left out; measures are taken at their word.
+    """Read a document with or without columns; measures are not checked against the columns.
 
     Raises:
-        IntegrityError: It is of another format.
+        IntegrityError: The document has another format.
     """
-    if document.get("format") != FORMAT:
+    if document.get("format") != EVALUATION_FORMAT:
         raise IntegrityError(
-            f"evaluation: got format {document.get('format')!r}; allowed: {FORMAT!r}. "
-            "Measure again with this version."
+            f"evaluation: got format {document.get('format')!r}; allowed: {EVALUATION_FORMAT!r}. "
+            "Evaluate again with this version."
         )
     try:
         records = {one.name: document["data"].get(one.name) for one in fields(EvaluationData)}
@@ -219,7 +196,7 @@ def read_evaluation(document: Mapping[str, Any]) -> Evaluation:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(
             f"evaluation: a record is missing or of another kind ({type(error).__name__}: "
-            f"{error}); allowed: the document that an evaluation writes. Measure again."
+            f"{error}); allowed: the document that an evaluation writes. Evaluate again."
         ) from error
     _require_known(evaluation)
     return evaluation
@@ -229,10 +206,9 @@ def _measure(record: Mapping[str, Any]) -> Measure:
     value = _number_or_none(record["value"])
     return Measure(
         value=math.nan if value is None else value,
-        of=record["of"],
-        per=record["per"],
-        scale=record["scale"],
-        mode=record["mode"],
+        formula=Formula(
+            of=record["of"], per=record["per"], scale=record["scale"], mode=record["mode"]
+        ),
     )
 
 
@@ -245,12 +221,13 @@ def _number_or_none(value: object) -> float | None:
 
 
 def _require_known(evaluation: Evaluation) -> None:
-    """Refuse what later steps could not use: other forms, columns and names."""
+    """Refuse unknown forms, columns of another length and impossible names."""
     data = evaluation.data
     checks = {
         "adapter and data have digests": isinstance(evaluation.adapter, str)
         and isinstance(data.digest, str),
-        f"form {evaluation.form!r} is one of {', '.join(FORMS)}": evaluation.form in FORMS,
+        f"form {evaluation.form!r} is one of {', '.join(SERVING_FORMS)}": evaluation.form
+        in SERVING_FORMS,
         f"data has a name, not {data.name!r}": isinstance(data.name, str),
         f"data has rows, not {data.rows!r}": isinstance(data.rows, int) and data.rows > 0,
     }
@@ -260,38 +237,36 @@ def _require_known(evaluation: Evaluation) -> None:
         )
     for name, measure in evaluation.measures.items():
         checks[f"measure {name!r} has a name for a metric"] = bool(_MEASURE_NAME.fullmatch(name))
-        scales = get_args(Scale)
-        checks[f"measure {name} has a scale of {', '.join(scales)}, not {measure.scale!r}"] = (
-            measure.scale in scales
+        scale, mode = measure.formula.scale, measure.formula.mode
+        scales, modes = get_args(Scale), get_args(Mode)
+        checks[f"measure {name} has a scale of {', '.join(scales)}, not {scale!r}"] = (
+            scale in scales
         )
-        checks[f"measure {name} has mode min or max, not {measure.mode!r}"] = measure.mode in (
-            "min",
-            "max",
-        )
+        checks[f"measure {name} has mode {' or '.join(modes)}, not {mode!r}"] = mode in modes
     broken = [claim for claim, holds in checks.items() if not holds]
     if broken:
         raise IntegrityError(
             f"evaluation of {evaluation.adapter}: it does not hold that {'; '.join(broken)}; "
-            "allowed: the document that an evaluation writes. Measure again."
+            "allowed: the document that an evaluation writes. Evaluate again."
         )
 
 
 def _require_value(name: str, measure: Measure, evaluation: Evaluation) -> None:
-    """Its columns are there, are numbers, and give its value."""
-    columns = [measure.of] if measure.per is None else [measure.of, measure.per]
-    for column in columns:
+    """Refuse a measure whose value does not follow from numbers in its columns."""
+    formula = measure.formula
+    for column in filter(None, (formula.of, formula.per)):
         for entry in evaluation.examples.get(column, ()):
             if entry is not None and not isinstance(entry, int | float):
                 raise IntegrityError(
                     f"evaluation of {evaluation.adapter}: column {column} of measure {name} has "
-                    f"the entry {entry!r}; allowed: numbers. Measure again."
+                    f"the entry {entry!r}; allowed: numbers. Evaluate again."
                 )
     of, per = evaluation.columns(name)
     with np.errstate(divide="ignore", invalid="ignore"):
-        expected = float(measure.scaled(of.sum() / per.sum()))
+        expected = float(formula.scaled(of.sum() / per.sum()))
     is_same = math.isclose(measure.value, expected, rel_tol=1e-3, abs_tol=1e-6)
     if not is_same and (math.isfinite(measure.value) or math.isfinite(expected)):
         raise IntegrityError(
             f"evaluation of {evaluation.adapter}: measure {name} has the value {measure.value:g}; "
-            f"allowed: {expected:g}, as its rows give. Measure again."
+            f"allowed: {expected:g}, as its rows give. Evaluate again."
         )

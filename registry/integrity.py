@@ -1,4 +1,4 @@
-"""Read the folder a trial leaves behind, and believe nothing in it that was not checked.
+"""Read a bundle, the folder of an exported adapter, and check all its files.
 
 A bundle holds `adapter_config.json`, `adapter_model.safetensors`, `manifest.json` and perhaps
 `card.md`. The manifest names the digest of every file and of the bundle as a whole.
@@ -6,29 +6,32 @@ A bundle holds `adapter_config.json`, `adapter_model.safetensors`, `manifest.jso
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from registry.errors import IntegrityError
+from trainables.contract import (
+    ADAPTER_FILES,
+    ADAPTER_WEIGHTS,
+    BUNDLE_FORMAT,
+    CARD,
+    MANIFEST,
+    file_record,
+    identity_digest,
+)
 
-FORMAT = "lorchestra.bundle/1"
-MANIFEST = "manifest.json"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-_ALLOWED = {MANIFEST, *ADAPTER_FILES, "card.md"}
+_ALLOWED = {MANIFEST, *ADAPTER_FILES, CARD}
 _RECORDS = ("base", "lora", "optim", "data", "metrics", "packages", "files")
-_NOT_IDENTITY = ("metrics", "packages", "digest")
 
 
 def read_bundle(folder: Path) -> dict[str, Any]:
-    """The manifest of a bundle that holds what it says and nothing else.
+    """The manifest of a bundle, after a check of every file.
 
     Raises:
-        IntegrityError: A file is missing, changed, unexpected or a link; or the manifest is of
-            another format or was changed.
+        IntegrityError: A file is missing, changed, unexpected or a link; or the manifest was
+            changed or has another format.
     """
     if folder.is_symlink() or not folder.is_dir():
         raise IntegrityError(
@@ -40,21 +43,8 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     manifest = _read_manifest(folder / MANIFEST)
     for name, expected in manifest["files"].items():
         _require_unchanged(folder / name, expected)
-    _require_safetensors(folder / ADAPTER_FILES[1])
+    _require_safetensors(folder / ADAPTER_WEIGHTS)
     return manifest
-
-
-def identity_digest(manifest: Mapping[str, Any]) -> str:
-    """`sha256:` over all of a manifest but metrics, package versions and the digest itself."""
-    identity = {key: value for key, value in manifest.items() if key not in _NOT_IDENTITY}
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
-
-
-def digest_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _require_plain_file(path: Path) -> None:
@@ -74,10 +64,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"bundle {path.parent}: {MANIFEST} cannot be read ({error}); allowed: the manifest "
             "that training wrote. Export the adapter again."
         ) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != BUNDLE_FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise IntegrityError(
-            f"bundle {path.parent}: {MANIFEST} has format {found!r}; allowed: {FORMAT!r}. "
+            f"bundle {path.parent}: {MANIFEST} has format {found!r}; allowed: {BUNDLE_FORMAT!r}. "
             "Export the adapter again with this version."
         )
     missing = [name for name in _RECORDS if not isinstance(manifest.get(name), dict)]
@@ -100,7 +90,7 @@ def _require_unchanged(path: Path, expected: Mapping[str, Any]) -> None:
             f"bundle {path.parent}: {path.name} is missing; allowed: the files of its manifest. "
             "Copy the whole folder."
         )
-    found = {"sha256": digest_file(path), "bytes": path.stat().st_size}
+    found = file_record(path)
     if found != dict(expected):
         raise IntegrityError(
             f"bundle {path.parent}: {path.name} has {found['bytes']} bytes and sha256 "
@@ -110,7 +100,7 @@ def _require_unchanged(path: Path, expected: Mapping[str, Any]) -> None:
 
 
 def _require_safetensors(path: Path) -> None:
-    """Refuse a pickle under another name: safetensors start with a length and a JSON object."""
+    """Refuse a pickle with a wrong name: safetensors start with a length and a JSON object."""
     with path.open("rb") as stream:
         header_bytes = int.from_bytes(stream.read(8), "little")
         starts_json = stream.read(1) == b"{"

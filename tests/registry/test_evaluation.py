@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from registry.errors import IntegrityError
-from registry.measures import Evaluation, read_evaluation
+from registry.evaluation import Evaluation, read_evaluation
 
 NewDocument = Callable[..., dict[str, Any]]
 

@@ -7,17 +7,15 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from registry.adapters import get, list_adapters
-from registry.aliases import set_alias
+from registry import Registry
 from registry.errors import AdapterNotFoundError
-from registry.registration import register
 
 Build = Callable[..., Path]
 
 
-def test_version_says_what_it_is(tracking_uri: str, new_bundle: Build, name: str) -> None:
+def test_version_says_what_it_is(adapters: Registry, new_bundle: Build, name: str) -> None:
     bundle = new_bundle()
-    version = register(bundle, name, tracking_uri=tracking_uri, tags={"team": "a", "seed": "9"})
+    version = adapters.register(bundle, name, tags={"team": "a", "seed": "9"})
     assert (version.name, version.version, version.aliases) == (name, 1, ())
     assert version.digest == json.loads((bundle / "manifest.json").read_text())["digest"]
     assert version.metrics == {"eval_loss": 1.5, "test_loss": 1.25}
@@ -31,9 +29,9 @@ def test_version_says_what_it_is(tracking_uri: str, new_bundle: Build, name: str
 
 
 def test_stored_model_knows_no_local_paths_and_holds_no_pickle(
-    tracking_uri: str, client: MlflowClient, new_bundle: Build, name: str
+    adapters: Registry, client: MlflowClient, new_bundle: Build, name: str
 ) -> None:
-    register(new_bundle(), name, tracking_uri=tracking_uri)
+    adapters.register(new_bundle(), name)
     source = client.get_model_version_download_uri(name, "1")
     folder = Path(source.removeprefix("file://"))
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
@@ -49,33 +47,34 @@ def test_stored_model_knows_no_local_paths_and_holds_no_pickle(
 
 @pytest.mark.parametrize("suffix", ["", "/1", "@blue"])
 def test_reference_finds_its_version(
-    tracking_uri: str, new_bundle: Build, name: str, suffix: str
+    adapters: Registry, new_bundle: Build, name: str, suffix: str
 ) -> None:
     for seed in (1, 2):
-        register(new_bundle(seed=seed), name, tracking_uri=tracking_uri)
-    set_alias(f"{name}/1", "blue", tracking_uri=tracking_uri)
-    found = get(name + suffix, tracking_uri=tracking_uri)
+        adapters.register(new_bundle(seed=seed), name)
+    adapters.set_alias(f"{name}/1", "blue")
+    found = adapters.get(name + suffix)
     assert found.version == (1 if suffix else 2)
     assert found.aliases == (("blue",) if suffix else ())
 
 
 def test_missing_version_names_what_there_is(
-    tracking_uri: str, new_bundle: Build, name: str
+    adapters: Registry, new_bundle: Build, name: str
 ) -> None:
-    register(new_bundle(), name, tracking_uri=tracking_uri)
+    adapters.register(new_bundle(), name)
     with pytest.raises(AdapterNotFoundError, match=rf"allowed: {name}/1\."):
-        get(f"{name}@champion", tracking_uri=tracking_uri)
-    with pytest.raises(AdapterNotFoundError, match=name):
-        get("nothing-of-the-kind", tracking_uri=tracking_uri)
+        adapters.get(f"{name}@champion")
+    adapters.register(new_bundle(), "a-name")  # among the first of all names, which are listed
+    with pytest.raises(AdapterNotFoundError, match=r"allowed: .*a-name"):
+        adapters.get("nothing-of-the-kind")
 
 
 def test_all_adapters_are_listed_and_other_models_left_out(
-    tracking_uri: str, client: MlflowClient, new_bundle: Build, name: str
+    adapters: Registry, client: MlflowClient, new_bundle: Build, name: str
 ) -> None:
-    register(new_bundle(), name, tracking_uri=tracking_uri)
+    adapters.register(new_bundle(), name)
     client.create_registered_model("z-other")
     client.create_model_version("z-other", source="s3://bucket/elsewhere")
-    set_alias(name, "blue", tracking_uri=tracking_uri)
-    aliases = {one.name: one.aliases for one in list_adapters(tracking_uri=tracking_uri)}
+    adapters.set_alias(name, "blue")
+    aliases = {one.name: one.aliases for one in adapters.versions()}
     assert aliases[name] == ("blue",)
     assert "z-other" not in aliases

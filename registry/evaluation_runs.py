@@ -1,4 +1,4 @@
-"""Evaluations of registered adapters, kept as MLflow runs and found again."""
+"""Evaluations of registered adapters, kept as MLflow runs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-from registry.adapters import AdapterVersion, get
-from registry.connection import connect, is_missing, plain_errors
+from registry.connection import if_exists, plain_errors
 from registry.errors import IntegrityError, RegistryError
-from registry.ledger import adapters_experiment
-from registry.measures import COSTS, read_evaluation
-from registry.measures import Evaluation as Evaluation
-from registry.measures import Measure as Measure
+from registry.evaluation import Evaluation, read_evaluation
+from registry.experiments import adapters_experiment
+from registry.limits import MAX_TAG_CHARS
 from registry.refs import AdapterRef
+from registry.search import find_runs
+from registry.versions import AdapterVersion, get_version
+from trainables.contract import COSTS
 
 logger = logging.getLogger(__name__)
 
@@ -32,47 +33,42 @@ _TABLE = "examples.json"
 _TABLE_ROWS = 200
 _TABLES_TAG = "mlflow.loggedArtifacts"
 _SUMMARY_TAG = "lorchestra.summary"
-_MAX_TAG_CHARS = 8000  # mlflow/utils/validation.py
-_PAGE = 1000
 
 
 def record_evaluation(
-    ref: AdapterRef | str, document: Mapping[str, Any], *, tracking_uri: str
+    client: MlflowClient, ref: AdapterRef | str, document: Mapping[str, Any]
 ) -> str:
-    """Keep an evaluation of a version as an MLflow run, below the run that trained it.
+    """Keep an evaluation of a version as an MLflow run, below the adapter's training run.
 
-    The same measurement recorded again is the same run, with what was recorded first; one that was
-    cut short is completed.
+    Recording an evaluation again gives the first run with its first results. A run that was cut
+    short is completed.
 
     Args:
+        client: Of the server.
         ref: The version, or one of its earlier steps.
-        document: As training wrote it.
-        tracking_uri: MLflow server or database.
+        document: Evaluation document that training wrote.
 
     Returns:
         Id of the run.
 
     Raises:
         AdapterNotFoundError: There is no such version.
-        IntegrityError: The document is broken, or of another adapter.
+        IntegrityError: The document is broken, or belongs to another adapter.
         TrackingError: The server cannot be used.
     """
     ref = AdapterRef.parse(ref)
-    version = get(ref, tracking_uri=tracking_uri)
+    version = get_version(client, ref)
     evaluation = Evaluation.from_document(document)
     if evaluation.adapter != version.digest_at(ref.step):
         raise IntegrityError(
             f"evaluation of {ref}: it is of the adapter {evaluation.adapter}; allowed: "
             f"{version.digest_at(ref.step)}, which is {ref}. Record it for the adapter it is of."
         )
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         homes = _experiments(client, version)
         tags = {**_tags(version, ref.step), "lorchestra.evaluation": evaluation.digest}
-        known = _search(client, homes, tags, oldest_first=True)
-        if known:
-            run = known[0]
-        else:
+        run = next(find_runs(client, homes, tags), None)
+        if run is None:
             tags |= {"lorchestra.form": evaluation.form, "lorchestra.data": evaluation.data.digest}
             if version.run_id is not None:
                 tags["mlflow.parentRunId"] = version.run_id
@@ -85,21 +81,21 @@ def record_evaluation(
 
 
 def list_evaluations(
+    client: MlflowClient,
     ref: AdapterRef | str,
     *,
-    tracking_uri: str,
     form: str | None = None,
     data: str | None = None,
     with_examples: bool = True,
 ) -> list[Evaluation]:
-    """What was measured of a version, the newest first.
+    """Evaluations of a version, newest first.
 
     Args:
+        client: Of the server.
         ref: The version, or one of its earlier steps.
-        tracking_uri: MLflow server or database.
-        form: Of this serving form only.
-        data: On rows of this digest only.
-        with_examples: Whether to fetch the columns too: a file for each evaluation.
+        form: Only evaluations in this serving form.
+        data: Only evaluations on rows with this digest.
+        with_examples: Fetch the columns too: one file for each evaluation.
 
     Raises:
         AdapterNotFoundError: There is no such version.
@@ -107,20 +103,19 @@ def list_evaluations(
         TrackingError: The server cannot be used.
     """
     ref = AdapterRef.parse(ref)
-    version = get(ref, tracking_uri=tracking_uri)
+    version = get_version(client, ref)
     tags = _tags(version, ref.step)
     wanted = {"lorchestra.form": form, "lorchestra.data": data}
     tags |= {key: value for key, value in wanted.items() if value is not None}
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         runs = [
             run
-            for run in _search(client, _experiments(client, version), tags)
+            for run in find_runs(client, _experiments(client, version), tags, newest_first=True)
             if run.info.status == "FINISHED"
             and run.data.tags.get("lorchestra.step") == tags.get("lorchestra.step")
         ]
         found = [_read(client, run, with_examples) for run in runs]
-    # Two processes that recorded the same at the same time: one of them will do.
+    # Two processes may have recorded the same evaluation at the same time: keep one.
     return list({one.digest: one for one in reversed(found)}.values())[::-1]
 
 
@@ -134,36 +129,14 @@ def _tags(version: AdapterVersion, step: int | None) -> dict[str, str]:
 
 
 def _experiments(client: MlflowClient, version: AdapterVersion) -> list[str]:
-    """Where a version's evaluations are: beside the run that trained it, or with those of none."""
+    """Experiments of a version's evaluations: of its training run, and of adapters without one."""
     alone = adapters_experiment(client)
     if version.run_id is not None:
-        try:
-            return [str(client.get_run(version.run_id).info.experiment_id), alone]
-        except MlflowException as error:
-            if not is_missing(error):
-                raise
-            logger.info("adapter %s: its run is gone (%s)", version.ref, error)
+        run = if_exists(client.get_run, version.run_id)
+        if run is not None:
+            return [str(run.info.experiment_id), alone]
+        logger.info("adapter %s: its run %s is gone", version.ref, version.run_id)
     return [alone]
-
-
-def _search(
-    client: MlflowClient,
-    experiments: list[str],
-    tags: Mapping[str, str],
-    *,
-    oldest_first: bool = False,
-) -> list[Run]:
-    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    order = [f"attributes.start_time {'ASC' if oldest_first else 'DESC'}"]
-    found: list[Run] = []
-    token: str | None = ""
-    while token is not None:
-        page = client.search_runs(
-            experiments, wanted, max_results=_PAGE, order_by=order, page_token=token or None
-        )
-        found += page
-        token = page.token or None
-    return found
 
 
 def _fill(
@@ -175,12 +148,12 @@ def _fill(
 ) -> None:
     run_id = run.info.run_id
     plain = _without_infinities(document)
-    # Plain: on the way from a server a gzipped file arrives unpacked, as of its content encoding.
+    # Not gzipped: a server sends such a file with a content encoding, and it arrives unpacked.
     client.log_text(run_id, json.dumps(plain), _FILE)
     client.log_text(run_id, json.dumps(_table(plain["examples"])), _TABLE)
     client.set_tag(run_id, _TABLES_TAG, json.dumps([{"path": _TABLE, "type": "table"}]))
     summary = json.dumps({key: value for key, value in plain.items() if key != "examples"})
-    if len(summary) <= _MAX_TAG_CHARS:
+    if len(summary) <= MAX_TAG_CHARS:
         client.set_tag(run_id, _SUMMARY_TAG, summary)
     params = {
         "adapter": version.name,
@@ -202,7 +175,7 @@ def _fill(
 
 
 def _table(examples: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """The first rows as MLflow's pages show tables: pandas' split orientation."""
+    """The first rows as MLflow's pages read tables: pandas' split orientation."""
     rows = zip(*(column[:_TABLE_ROWS] for column in examples.values()), strict=True)
     return {
         "columns": ["row", *examples],
@@ -211,7 +184,7 @@ def _table(examples: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def _metrics(evaluation: Evaluation, at_ms: int, model_id: str | None) -> list[Metric]:
-    """The run's numbers; the time is the run's, so that the same point sent again stays one."""
+    """Metrics at the run's start time, so that a repeated write does not add points."""
     values = {name: measure.value for name, measure in evaluation.measures.items()}
     values |= {name: getattr(evaluation, name) for name in COSTS}
     # MLflow keeps up to 36 characters of a digest, and turns a model's NaN into 0.
@@ -243,12 +216,12 @@ def _read(client: MlflowClient, run: Run, with_examples: bool) -> Evaluation:
             raise IntegrityError(
                 f"evaluation run {run_id}: its {_FILE} cannot be used ({error}); allowed: the "
                 "file as it was recorded. Try again, restore the artifact store, or delete the "
-                "run and measure again."
+                "run and evaluate again."
             ) from error
     if evaluation.digest != tags["lorchestra.evaluation"]:
         raise IntegrityError(
             f"evaluation run {run_id}: what it keeps has digest {evaluation.digest}; allowed: "
-            f"{tags['lorchestra.evaluation']}, as recorded. Delete the run and measure again."
+            f"{tags['lorchestra.evaluation']}, as recorded. Delete the run and evaluate again."
         )
     at = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
     examples = evaluation.examples if with_examples else {}
@@ -256,7 +229,7 @@ def _read(client: MlflowClient, run: Run, with_examples: bool) -> Evaluation:
 
 
 def _without_infinities(value: Any) -> Any:
-    """The same with null for what JSON has no word for."""
+    """A copy with `None` for numbers that JSON cannot hold."""
     if isinstance(value, Mapping):
         return {key: _without_infinities(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

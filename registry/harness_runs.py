@@ -1,4 +1,4 @@
-"""What the evaluation harness said of registered adapters, kept as MLflow runs."""
+"""Results of the evaluation harness on registered adapters, kept as MLflow runs."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from registry.adapters import AdapterVersion, get
-from registry.connection import connect, plain_errors
+from registry.connection import plain_errors
 from registry.errors import IntegrityError
-from registry.ledger import adapters_experiment
+from registry.experiments import adapters_experiment
 from registry.refs import AdapterRef
+from registry.search import find_runs
+from registry.versions import AdapterVersion, get_version
 
 _FILE = "harness.json"
 _TAG = "lorchestra.harness"
 
 
-def record_harness(ref: AdapterRef | str, results: Mapping[str, Any], *, tracking_uri: str) -> str:
-    """Keep the results of harness tasks with a version: a run below the one that trained it.
+def record_harness(client: MlflowClient, ref: AdapterRef | str, results: Mapping[str, Any]) -> str:
+    """Keep results of harness tasks as an MLflow run, below the adapter's training run.
 
-    The same tasks under the same conditions are the same run, with what was recorded last.
+    Results of the same tasks under the same conditions replace those of an earlier call.
 
     Args:
+        client: Of the server.
         ref: The version.
-        results: As `trainables.harness.run_harness` gives them.
-        tracking_uri: MLflow server or database.
+        results: Return value of `trainables.harness.run_harness`.
 
     Returns:
         Id of the run. Its metrics are `TASK/METRIC` and `TASK/METRIC.stderr`.
 
     Raises:
         AdapterNotFoundError: There is no such version.
-        IntegrityError: The results are of another adapter.
+        IntegrityError: The results belong to another adapter.
         TrackingError: The server cannot be used.
     """
-    version = get(ref, tracking_uri=tracking_uri)
+    version = get_version(client, ref)
     if results["adapter"] != version.digest:
         raise IntegrityError(
             f"harness results of {version.ref}: they are of the adapter {results['adapter']}; "
             f"allowed: {version.digest}. Record them for the adapter they are of."
         )
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         run_id = _open(client, version, results)
         at_ms = client.get_run(run_id).info.start_time
         client.log_dict(run_id, dict(results), _FILE)
@@ -78,11 +78,9 @@ def _open(client: MlflowClient, version: AdapterVersion, results: Mapping[str, A
     else:
         experiment = str(client.get_run(version.run_id).info.experiment_id)
         tags["mlflow.parentRunId"] = version.run_id
-    wanted = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in (_TAG, "lorchestra.version"))
-    wanted += f" and tags.`lorchestra.adapter` = '{version.name}'"
-    known = client.search_runs([experiment], wanted, max_results=1)
-    if known:
-        return str(known[0].info.run_id)
+    identity = {key: tags[key] for key in (_TAG, "lorchestra.adapter", "lorchestra.version")}
+    for known in find_runs(client, [experiment], identity):
+        return str(known.info.run_id)
     title = f"harness {version.ref} {results['form']} {' '.join(sorted(results['tasks']))}"
     run = client.create_run(experiment, tags=tags, run_name=title[:200])
     return str(run.info.run_id)

@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 
-from registry.adapters import AdapterVersion
-from registry.aliases import set_alias
-from registry.comparison import TRAINING, compare
+from registry import Registry
+from registry.comparison import TRAINING
 from registry.errors import AdapterNotFoundError, RefError
-from registry.evaluations import record_evaluation
-from registry.registration import register
+from registry.versions import AdapterVersion
 
 Build = Callable[..., Path]
 NewDocument = Callable[..., dict[str, Any]]
@@ -23,7 +21,7 @@ BAD = [one + 1 for one in GOOD]
 
 
 @pytest.fixture
-def versions(tracking_uri: str, new_bundle: Build, name: str) -> list[AdapterVersion]:
+def versions(adapters: Registry, new_bundle: Build, name: str) -> list[AdapterVersion]:
     """Two versions that differ in rank and seed."""
     metrics = {"eval_loss": 1.5, "test_loss": 1.25, "peak_memory_gib": 2.0, "tokens_per_s": 9.0}
     lora = {
@@ -31,14 +29,14 @@ def versions(tracking_uri: str, new_bundle: Build, name: str) -> list[AdapterVer
         "init": "kaiming", "scaling": 0.5,
     }  # fmt: skip
     bundles = [new_bundle(1, metrics), new_bundle(2, metrics, lora=lora)]
-    return [register(bundle, name, tracking_uri=tracking_uri) for bundle in bundles]
+    return [adapters.register(bundle, name) for bundle in bundles]
 
 
 @pytest.fixture
-def evaluate(tracking_uri: str, new_document: NewDocument) -> Callable[..., None]:
+def evaluate(adapters: Registry, new_document: NewDocument) -> Callable[..., None]:
     def record(version: AdapterVersion, losses: list[float], **more: Any) -> None:
         document = new_document(losses, adapter=version.digest, **more)
-        record_evaluation(version.ref, document, tracking_uri=tracking_uri)
+        adapters.record_evaluation(version.ref, document)
 
     return record
 
@@ -47,8 +45,8 @@ def refs_of(versions):
     return [str(version.ref) for version in versions]
 
 
-def test_identity_holds_what_differs_apart_from_what_does_not(tracking_uri, versions):
-    found = compare(refs_of(versions), tracking_uri=tracking_uri)
+def test_identity_holds_what_differs_apart_from_what_does_not(adapters, versions):
+    found = adapters.compare(refs_of(versions))
     assert found.adapters == tuple(refs_of(versions))
     assert found.differing["lora.rank"] == ("4", "16")
     assert found.differing["seed"] == ("1", "2")
@@ -58,12 +56,12 @@ def test_identity_holds_what_differs_apart_from_what_does_not(tracking_uri, vers
     assert not any(key.startswith("lorchestra") for key in (*found.shared, *found.differing))
 
 
-def test_scores_have_intervals_and_differences_say_who_is_better(tracking_uri, versions, evaluate):
+def test_scores_have_intervals_and_differences_say_who_is_better(adapters, versions, evaluate):
     first, second = versions
     evaluate(first, BAD)
     evaluate(second, GOOD)
     names = refs_of(versions)
-    found = compare(names, tracking_uri=tracking_uri)
+    found = adapters.compare(names)
     losses = {one.adapter: one for one in found.scores if one.measure == "loss"
               and not one.is_recorded}  # fmt: skip
     assert set(losses) == set(names)
@@ -80,16 +78,16 @@ def test_scores_have_intervals_and_differences_say_who_is_better(tracking_uri, v
     (accuracy,) = (one for one in found.differences if one.measure == "accuracy")
     assert not accuracy.is_clear
     assert accuracy.better is None
-    turned = compare(names[::-1], tracking_uri=tracking_uri)
+    turned = adapters.compare(names[::-1])
     (loss,) = (one for one in turned.differences if one.measure == "loss")
     assert loss.interval.estimate == pytest.approx(0.5)
     assert loss.better == names[1]
 
 
-def test_a_version_that_was_not_evaluated_has_what_was_recorded(tracking_uri, versions, evaluate):
+def test_a_version_that_was_not_evaluated_has_what_was_recorded(adapters, versions, evaluate):
     first, second = versions
     evaluate(first, GOOD)
-    found = compare(refs_of(versions), tracking_uri=tracking_uri)
+    found = adapters.compare(refs_of(versions))
     recorded = [one for one in found.scores if one.adapter == str(second.ref)]
     assert [(one.data, one.measure, one.value) for one in recorded] == [
         ("test", "loss", 1.25),
@@ -113,20 +111,18 @@ def test_a_version_that_was_not_evaluated_has_what_was_recorded(tracking_uri, ve
     ],
     ids=["rows", "form"],
 )
-def test_pairs_without_anything_in_common_say_why(tracking_uri, versions, evaluate, other, reason):
+def test_pairs_without_anything_in_common_say_why(adapters, versions, evaluate, other, reason):
     evaluate(versions[0], GOOD)
     evaluate(versions[1], GOOD, **other)
-    (difference,) = compare(refs_of(versions), tracking_uri=tracking_uri).differences
+    (difference,) = adapters.compare(refs_of(versions)).differences
     assert difference.reason.startswith(reason)
     assert (difference.interval, difference.measure) == (None, "")
 
 
-def test_measures_per_token_need_the_same_tokens_and_others_do_not(
-    tracking_uri, versions, evaluate
-):
+def test_measures_per_token_need_the_same_tokens_and_others_do_not(adapters, versions, evaluate):
     evaluate(versions[0], GOOD)
     evaluate(versions[1], GOOD, data={"tokenizer_digest": "sha256:another"})
-    found = compare(refs_of(versions), tracking_uri=tracking_uri)
+    found = adapters.compare(refs_of(versions))
     by_measure = {one.measure: one for one in found.differences}
     loss = by_measure["loss"]
     assert loss.interval is None
@@ -134,20 +130,20 @@ def test_measures_per_token_need_the_same_tokens_and_others_do_not(
     assert by_measure["bits_per_byte"].interval is not None
 
 
-def test_the_newest_evaluation_counts(tracking_uri, versions, evaluate):
+def test_the_newest_evaluation_counts(adapters, versions, evaluate):
     evaluate(versions[0], BAD, generation={"max_new_tokens": 8})
     evaluate(versions[0], GOOD, generation={"max_new_tokens": 16})
-    found = compare(refs_of(versions), tracking_uri=tracking_uri)
+    found = adapters.compare(refs_of(versions))
     (loss,) = (one for one in found.scores
                if one.measure == "loss" and one.adapter == str(versions[0].ref)
                and not one.is_recorded)  # fmt: skip
     assert loss.value == pytest.approx(sum(GOOD) / 16)
 
 
-def test_costs_are_of_training_and_of_each_evaluation(tracking_uri, versions, evaluate):
+def test_costs_are_of_training_and_of_each_evaluation(adapters, versions, evaluate):
     evaluate(versions[0], GOOD, form="merged")
     evaluate(versions[0], GOOD)
-    costs = compare(refs_of(versions), tracking_uri=tracking_uri).costs
+    costs = adapters.compare(refs_of(versions)).costs
     assert [(one.adapter, one.form) for one in costs] == [
         (str(versions[0].ref), TRAINING),
         (str(versions[0].ref), "trained"),
@@ -158,9 +154,9 @@ def test_costs_are_of_training_and_of_each_evaluation(tracking_uri, versions, ev
     assert (costs[1].adapter_bytes, costs[1].seconds, costs[1].data) == (1234.0, 1.5, "test")
 
 
-def test_the_frame_has_a_row_for_each_score(tracking_uri, versions, evaluate):
+def test_the_frame_has_a_row_for_each_score(adapters, versions, evaluate):
     evaluate(versions[0], GOOD)
-    found = compare(refs_of(versions), tracking_uri=tracking_uri)
+    found = adapters.compare(refs_of(versions))
     frame = found.to_frame()
     assert len(frame) == len(found.scores)
     losses = frame[(frame["measure"] == "loss") & (frame["data"] == "test")]
@@ -178,40 +174,40 @@ def test_the_frame_has_a_row_for_each_score(tracking_uri, versions, evaluate):
     ],
     ids=["none", "one", "the same twice"],
 )
-def test_fewer_than_two_versions_are_refused(tracking_uri, versions, name, refs, message):
-    set_alias(versions[1].ref, "champion", tracking_uri=tracking_uri)
+def test_fewer_than_two_versions_are_refused(adapters, versions, name, refs, message):
+    adapters.set_alias(versions[1].ref, "champion")
     with pytest.raises(RefError, match=message):
-        compare([ref.format(name=name) for ref in refs], tracking_uri=tracking_uri)
+        adapters.compare([ref.format(name=name) for ref in refs])
 
 
-def test_unknown_versions_and_impossible_levels_are_refused(tracking_uri, versions, name):
+def test_unknown_versions_and_impossible_levels_are_refused(adapters, versions, name):
     with pytest.raises(AdapterNotFoundError, match=f"{name}/9"):
-        compare([f"{name}/1", f"{name}/9"], tracking_uri=tracking_uri)
+        adapters.compare([f"{name}/1", f"{name}/9"])
     with pytest.raises(RefError, match="confidence: got 95"):
-        compare(refs_of(versions), tracking_uri=tracking_uri, confidence=95)
+        adapters.compare(refs_of(versions), confidence=95)
 
 
 def test_the_same_adapter_under_two_names_is_compared_and_said(
-    tracking_uri, versions, new_bundle, name
+    adapters, versions, new_bundle, name
 ):
     metrics = {"test_loss": 1.25}
-    twin = register(new_bundle(1, metrics), f"{name}-twin", tracking_uri=tracking_uri)
-    found = compare([versions[0].ref, twin.ref], tracking_uri=tracking_uri)
+    twin = adapters.register(new_bundle(1, metrics), f"{name}-twin")
+    found = adapters.compare([versions[0].ref, twin.ref])
     assert found.differing == {}
     assert f"{versions[0].ref} and {twin.ref} are the same adapter." in found.notes
 
 
 def test_an_earlier_step_is_compared_with_the_end_of_its_training(
-    tracking_uri, new_bundle, write_manifest, new_document, tmp_path, name
+    adapters, new_bundle, write_manifest, new_document, tmp_path, name
 ):
     bundle = new_bundle()
     earlier = tmp_path / "step-20"
     shutil.copytree(bundle, earlier)
     digest = write_manifest(earlier, steps=20)["digest"]
-    register(bundle, name, tracking_uri=tracking_uri, checkpoints={20: earlier})
+    adapters.register(bundle, name, checkpoints={20: earlier})
     step = f"{name}/1@step-20"
-    record_evaluation(step, new_document(BAD, adapter=digest), tracking_uri=tracking_uri)
-    found = compare([step, f"{name}/1"], tracking_uri=tracking_uri)
+    adapters.record_evaluation(step, new_document(BAD, adapter=digest))
+    found = adapters.compare([step, f"{name}/1"])
     assert found.adapters == (step, f"{name}/1")
     assert found.differing == {"steps": ("20", "80")}
     scores = {(one.adapter, one.is_recorded) for one in found.scores}
@@ -219,4 +215,4 @@ def test_an_earlier_step_is_compared_with_the_end_of_its_training(
     (difference,) = found.differences
     assert f"no evaluation of {name}/1" in difference.reason
     with pytest.raises(AdapterNotFoundError, match="step-20"):
-        compare([f"{name}/1@step-30", f"{name}/1"], tracking_uri=tracking_uri)
+        adapters.compare([f"{name}/1@step-30", f"{name}/1"])

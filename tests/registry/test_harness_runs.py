@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from registry import Registry
 from registry.errors import IntegrityError
-from registry.harness import record_harness
-from registry.registration import register
 
 
 def results(adapter: str, acc: float = 0.5, limit: int | None = None) -> dict[str, Any]:
@@ -25,12 +24,12 @@ def results(adapter: str, acc: float = 0.5, limit: int | None = None) -> dict[st
 
 
 def test_results_are_kept_once_with_their_version(
-    tracking_uri: str, client: MlflowClient, new_bundle: Callable[..., Path], name: str
+    adapters: Registry, client: MlflowClient, new_bundle: Callable[..., Path], name: str
 ) -> None:
-    version = register(new_bundle(), name, tracking_uri=tracking_uri)
-    first = record_harness(name, results(version.digest), tracking_uri=tracking_uri)
-    assert record_harness(name, results(version.digest), tracking_uri=tracking_uri) == first
-    fewer = record_harness(name, results(version.digest, limit=2), tracking_uri=tracking_uri)
+    version = adapters.register(new_bundle(), name)
+    first = adapters.record_harness(name, results(version.digest))
+    assert adapters.record_harness(name, results(version.digest)) == first
+    fewer = adapters.record_harness(name, results(version.digest, limit=2))
     assert fewer != first
     run = client.get_run(first)
     assert run.data.metrics == {
@@ -41,8 +40,8 @@ def test_results_are_kept_once_with_their_version(
 
 
 def test_results_of_another_adapter_are_refused(
-    tracking_uri: str, new_bundle: Callable[..., Path], name: str
+    adapters: Registry, new_bundle: Callable[..., Path], name: str
 ) -> None:
-    register(new_bundle(), name, tracking_uri=tracking_uri)
+    adapters.register(new_bundle(), name)
     with pytest.raises(IntegrityError, match="of the adapter sha256:no"):
-        record_harness(name, results("sha256:no"), tracking_uri=tracking_uri)
+        adapters.record_harness(name, results("sha256:no"))

@@ -1,7 +1,8 @@
-"""The versions of named adapters, as the registry has them."""
+"""Versions of named adapters: read from MLflow's model registry."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,11 +10,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
-from registry.connection import connect, is_missing, plain_errors
+from registry.connection import if_exists, plain_errors
 from registry.errors import AdapterNotFoundError
 from registry.refs import AdapterRef, require_name
+from registry.search import PAGE_SIZE, all_pages
 
 DIGEST_TAG = "lorchestra.digest"
 MODEL_DIGEST_TAG = "lorchestra.model_digest"
@@ -24,23 +25,22 @@ FORM_TAG = "serving.form"
 CHECKPOINTS_TAG = "checkpoints"
 METRIC_PREFIX = "metric."
 _CHECKPOINT_PREFIX = "checkpoint."
-_PAGE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterVersion:
-    """One registered adapter.
+    """One registered version of an adapter.
 
     Attributes:
         name: Registered model name.
         version: Number from 1.
-        aliases: Names that point at it now, sorted.
-        digest: Identity of its bundle.
-        run_id: MLflow run that trained it, if that was recorded.
-        tags: What it is: base, adapter, data, seed.
-        metrics: What was measured of it.
-        retired: Why it is out of use, by whom and since when; empty while it is in use.
-        created_at: When it was registered.
+        aliases: Aliases of this version, sorted.
+        digest: Identity of the bundle.
+        run_id: MLflow run that trained the adapter, if one is recorded.
+        tags: Base, LoRA settings, data, seed and further tags.
+        metrics: Metrics in the bundle's manifest.
+        retired: Reason, user and time of retirement; empty while the version is in use.
+        created_at: Time of registration.
     """
 
     name: str
@@ -55,29 +55,29 @@ class AdapterVersion:
 
     @property
     def ref(self) -> AdapterRef:
-        """The reference that will always mean this version."""
+        """Reference by name and number, which never points at another version."""
         return AdapterRef(name=self.name, version=self.version)
 
     @property
     def model_id(self) -> str | None:
-        """Id of the MLflow model that holds its files."""
+        """Id of the MLflow model that holds the files."""
         return self.tags.get(MODEL_TAG)
 
     @property
     def form(self) -> str:
-        """The serving form that it is meant for."""
+        """Serving form in which the version is used."""
         return self.tags.get(FORM_TAG, "trained")
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
-        """Earlier steps whose adapters were kept, in order."""
+        """Earlier steps with a kept adapter, in order."""
         return tuple(int(step) for step in self.tags.get(CHECKPOINTS_TAG, "").split(",") if step)
 
     def digest_at(self, step: int | None) -> str:
-        """Digest of the version's bundle, or of the one that was kept at an earlier step.
+        """Digest of the version's bundle, or of the bundle kept at an earlier step.
 
         Raises:
-            AdapterNotFoundError: Nothing was kept at that step.
+            AdapterNotFoundError: No bundle was kept at `step`.
         """
         if step is None:
             return self.digest
@@ -91,77 +91,66 @@ class AdapterVersion:
 
 
 def checkpoint_tag(step: int) -> str:
-    """Tag that holds the digest of the bundle of an earlier step."""
+    """Tag with the digest of the bundle of an earlier step."""
     return f"{_CHECKPOINT_PREFIX}{step}"
 
 
-def get(ref: AdapterRef | str, *, tracking_uri: str) -> AdapterVersion:
+def get_version(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
     """The version that a reference points at now.
 
     Raises:
-        AdapterNotFoundError: There is none; the message says what there is.
+        AdapterNotFoundError: There is none; the message lists versions and aliases.
         RefError: The reference cannot be read.
         TrackingError: The server cannot be used.
     """
     ref = AdapterRef.parse(ref)
-    versions = list_adapters(tracking_uri=tracking_uri, name=ref.name)
+    versions = list_versions(client, ref.name)
     if ref.alias is not None:
         versions = [version for version in versions if ref.alias in version.aliases]
     elif ref.version is not None:
         versions = [version for version in versions if version.version == ref.version]
     if not versions:
-        raise AdapterNotFoundError(_what_there_is(ref, tracking_uri))
-    versions[0].digest_at(ref.step)  # it was kept, or this says what was
+        raise AdapterNotFoundError(_what_there_is(client, ref))
+    versions[0].digest_at(ref.step)  # refuses a step without a bundle
     return versions[0]
 
 
-def list_adapters(*, tracking_uri: str, name: str | None = None) -> list[AdapterVersion]:
-    """All adapter versions, by name, the newest first; an unknown name has none.
+def list_versions(client: MlflowClient, name: str | None = None) -> list[AdapterVersion]:
+    """All versions of one adapter or of all, by name, newest first; none for an unknown name.
 
-    Models that were not registered from a bundle are left out.
+    Models without a bundle are left out.
 
     Raises:
         TrackingError: The server cannot be used.
     """
-    client = connect(tracking_uri)
-    with plain_errors(tracking_uri):
+    with plain_errors(client.tracking_uri):
         return _all_versions(client) if name is None else find_versions(client, name)
 
 
 def find_versions(client: MlflowClient, name: str) -> list[AdapterVersion]:
-    """Versions of one adapter, the newest first; by way of an open client."""
+    """Versions of one adapter, newest first; MLflow's errors pass through."""
     require_name(name)
-    try:
-        aliases: Mapping[str, Any] = client.get_registered_model(name).aliases
-    except MlflowException as error:
-        if is_missing(error):
-            return []
-        raise
-    found = [_version(entry, aliases) for entry in _entries(client, f"name = '{name}'")]
+    model = if_exists(client.get_registered_model, name)
+    if model is None:
+        return []
+    found = [_version(entry, model.aliases) for entry in _entries(client, f"name = '{name}'")]
     return sorted(found, key=lambda version: -version.version)
 
 
 def _all_versions(client: MlflowClient) -> list[AdapterVersion]:
-    """In two searches, however many names there are."""
-    aliases: dict[str, Mapping[str, Any]] = {}
-    token: str | None = ""
-    while token is not None:
-        page = client.search_registered_models(max_results=_PAGE, page_token=token or None)
-        aliases |= {model.name: model.aliases for model in page}
-        token = page.token or None
+    """Versions of all adapters, by two searches for any number of names."""
+    models = all_pages(functools.partial(client.search_registered_models, max_results=PAGE_SIZE))
+    aliases = {model.name: model.aliases for model in models}
     found = [_version(entry, aliases.get(entry.name, {})) for entry in _entries(client, None)]
     return sorted(found, key=lambda version: (version.name, -version.version))
 
 
 def _entries(client: MlflowClient, wanted: str | None) -> list[Any]:
-    """MLflow's versions that were registered from bundles."""
-    found: list[Any] = []
-    token: str | None = ""
-    while token is not None:
-        page = client.search_model_versions(wanted, max_results=_PAGE, page_token=token or None)
-        found += [entry for entry in page if DIGEST_TAG in entry.tags]
-        token = page.token or None
-    return found
+    """MLflow's entries of versions with a bundle."""
+    entries = all_pages(
+        functools.partial(client.search_model_versions, wanted, max_results=PAGE_SIZE)
+    )
+    return [entry for entry in entries if DIGEST_TAG in entry.tags]
 
 
 def _version(entry: Any, aliases: Mapping[str, Any]) -> AdapterVersion:
@@ -193,13 +182,13 @@ def _retirement(tag: str | None) -> str:
         return tag or "(no reason)"  # somebody set the tag by hand
 
 
-def _what_there_is(ref: AdapterRef, tracking_uri: str) -> str:
-    versions = list_adapters(tracking_uri=tracking_uri, name=ref.name)
+def _what_there_is(client: MlflowClient, ref: AdapterRef) -> str:
+    versions = list_versions(client, ref.name)
     if versions:
         there = [str(version.ref) for version in versions[:10]]
         there += [f"{ref.name}@{alias}" for version in versions for alias in version.aliases]
         return f"adapter {ref}: not found; allowed: {', '.join(there)}. Choose one of these."
-    names = sorted({version.name for version in list_adapters(tracking_uri=tracking_uri)})
+    names = sorted({version.name for version in list_versions(client)})
     return (
         f"adapter {ref}: not found; allowed: {', '.join(names[:20]) or '(none registered yet)'}. "
         "Choose one of these or register it."

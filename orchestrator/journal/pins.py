@@ -1,0 +1,83 @@
+"""Commits of the hub's repositories that a sweep reads, settled at its first start.
+
+A branch moves while a sweep is interrupted. Trials before and after would be compared on other
+rows, or on another base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.spec.inputs import SPLITS
+from orchestrator.spec.sweep import SweepSpec
+from trainables.hub import dataset_commit, is_commit, model_commit
+from trainables.sources import is_local
+from trainables.spec import BaseSpec, DataSpec
+
+
+def settle_pins(spec: SweepSpec, known: Mapping[str, str]) -> tuple[SweepSpec, dict[str, str]]:
+    """The sweep with commits in place of branches and tags, and these commits.
+
+    Args:
+        spec: As the user wrote it; rows in memory are saved.
+        known: Commits of an earlier start, by the kind and name of the repository and the
+            revision: `dataset owner/name@main`. They hold, wherever a branch is now.
+    """
+    pins = {name: commit for name, commit in _wanted(spec, known).items() if commit is not None}
+    data: dict[str, Any] = {
+        split: f"{_name_of(source)}@{commit}"
+        for split in SPLITS
+        if isinstance(source := getattr(spec.data, split), str)
+        and (commit := pins.get(_dataset_key(spec.data, source)))
+    }
+    base = pins.get(_base_key(spec.base))
+    return (
+        dataclasses.replace(
+            spec,
+            data=dataclasses.replace(spec.data, **data) if data else spec.data,
+            base=dataclasses.replace(spec.base, revision=base) if base else spec.base,
+        ),
+        pins,
+    )
+
+
+def _wanted(spec: SweepSpec, known: Mapping[str, str]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for split in SPLITS:
+        source = getattr(spec.data, split)
+        if isinstance(source, str) and not is_local(source):
+            revision = _revision_of(spec.data, source)
+            key = _dataset_key(spec.data, source)
+            if not is_commit(revision):
+                found[key] = known.get(key) or dataset_commit(_name_of(source), revision)
+    base = spec.base
+    # A revision that a search varies is written out by whoever varies it.
+    is_varied = bool({"base.model", "base.revision"} & spec.search_space.knobs.keys())
+    if _is_hub_model(base.model) and not is_commit(base.revision) and not is_varied:
+        key = _base_key(base)
+        found[key] = known.get(key) or model_commit(base.model, base.revision)
+    return found
+
+
+def _is_hub_model(model: str) -> bool:
+    is_file = model.startswith("package:") or model.endswith(".gguf")
+    return not (is_file or Path(model).expanduser().exists() or model.startswith((".", "/", "~")))
+
+
+def _name_of(source: str) -> str:
+    return source.partition("@")[0]
+
+
+def _revision_of(data: DataSpec, source: str) -> str | None:
+    return source.partition("@")[2] or data.revision
+
+
+def _dataset_key(data: DataSpec, source: str) -> str:
+    return f"dataset {_name_of(source)}@{_revision_of(data, source) or 'main'}"
+
+
+def _base_key(base: BaseSpec) -> str:
+    return f"base {base.model}@{base.revision or 'main'}"

@@ -1,0 +1,201 @@
+"""The registry at one address: every operation on adapter versions as a method."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from mlflow import MlflowClient
+
+from registry import (
+    aliases,
+    comparing,
+    evaluation_runs,
+    garbage,
+    harness_runs,
+    ledger,
+    loading,
+    promotion,
+    registration,
+    versions,
+    warmstart,
+)
+from registry.comparison import Comparison
+from registry.connection import connect, without_secrets
+from registry.evaluation import Evaluation
+from registry.garbage import Garbage
+from registry.ledger import AliasMove
+from registry.promotion import PromotionDecision, PromotionRule
+from registry.refs import AdapterRef
+from registry.versions import AdapterVersion
+
+
+class Registry:
+    """Adapter versions in MLflow: registered, evaluated, promoted, brought back.
+
+        adapters = Registry("http://mlflow:5000")
+        adapters.pull("support-answers@champion", "adapter")
+
+    A `ref` is `name@alias`, `name/version`, `name/version@step-N` or `name`, which is the newest
+    version. Every method raises `RefError` for a name or reference that cannot be read,
+    `AdapterNotFoundError` for an unknown version, and `TrackingError` when MLflow cannot be used.
+    Arguments and further errors are documented at the function that a method calls.
+
+    The connection opens at the first call. A copy in another process opens a new one.
+
+    Attributes:
+        tracking_uri: MLflow server or database.
+    """
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.tracking_uri = tracking_uri
+
+    def __repr__(self) -> str:
+        return f"Registry({without_secrets(self.tracking_uri)!r})"
+
+    def __reduce__(self) -> tuple[type[Registry], tuple[str]]:
+        return Registry, (self.tracking_uri,)
+
+    @functools.cached_property
+    def _client(self) -> MlflowClient:
+        return connect(self.tracking_uri)
+
+    # ------------------------------------------------------------------------------------ reading
+
+    def versions(self, name: str | None = None) -> list[AdapterVersion]:
+        """All versions of one adapter or of all, by name, the newest first."""
+        return versions.list_versions(self._client, name)
+
+    def get(self, ref: AdapterRef | str) -> AdapterVersion:
+        """The version that a reference points at now."""
+        return versions.get_version(self._client, ref)
+
+    def get_whole(self, ref: AdapterRef | str) -> AdapterVersion:
+        """The same, but a reference to an earlier step is refused."""
+        return aliases.get_whole(self._client, ref)
+
+    def evaluations(
+        self,
+        ref: AdapterRef | str,
+        *,
+        form: str | None = None,
+        data: str | None = None,
+        with_examples: bool = True,
+    ) -> list[Evaluation]:
+        """Evaluations of a version, the newest first; see `registry.evaluation_runs`."""
+        return evaluation_runs.list_evaluations(
+            self._client, ref, form=form, data=data, with_examples=with_examples
+        )
+
+    def history(self, name: str) -> list[AliasMove]:
+        """All moves of an adapter's aliases, the oldest first; see `registry.ledger`."""
+        return ledger.history(self._client, name)
+
+    def compare(self, refs: Sequence[AdapterRef | str], *, confidence: float = 0.95) -> Comparison:
+        """Two or more versions side by side; see `registry.comparing`."""
+        return comparing.compare(self._client, refs, confidence=confidence)
+
+    def best_specs(
+        self,
+        name: str,
+        limit: int = 4,
+        *,
+        metric: str = "eval_loss",
+        mode: Literal["min", "max"] = "min",
+    ) -> list[dict[str, Any]]:
+        """Training settings of an adapter's best versions; see `registry.warmstart`."""
+        return warmstart.best_specs(self._client, name, limit, metric=metric, mode=mode)
+
+    # -------------------------------------------------------------------------------------- files
+
+    def pull(self, ref: AdapterRef | str, destination: str | Path) -> Path:
+        """Copy a version's bundle to a folder, checked; see `registry.loading`."""
+        return loading.pull(self._client, ref, destination)
+
+    def load(
+        self, ref: AdapterRef | str, *, base_model: str | None = None, form: str | None = None
+    ) -> Any:
+        """A version as an MLflow model that completes prompts; see `registry.loading`."""
+        return loading.load(self._client, ref, base_model=base_model, form=form)
+
+    # ------------------------------------------------------------------------------------ writing
+
+    def register(
+        self,
+        bundle: Path,
+        name: str,
+        *,
+        run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        form: str = "trained",
+        checkpoints: Mapping[int, Path] = MappingProxyType({}),
+        card: str = "",
+    ) -> AdapterVersion:
+        """Register a bundle as the next version of an adapter; see `registry.registration`."""
+        return registration.register(
+            self._client,
+            bundle,
+            name,
+            run_id=run_id,
+            tags=tags,
+            form=form,
+            checkpoints=checkpoints,
+            card=card,
+        )
+
+    def record_evaluation(self, ref: AdapterRef | str, document: Mapping[str, Any]) -> str:
+        """Keep an evaluation of a version; gives the run's id. See `registry.evaluation_runs`."""
+        return evaluation_runs.record_evaluation(self._client, ref, document)
+
+    def record_harness(self, ref: AdapterRef | str, results: Mapping[str, Any]) -> str:
+        """Keep harness results of a version; gives the run's id. See `registry.harness_runs`."""
+        return harness_runs.record_harness(self._client, ref, results)
+
+    # ------------------------------------------------------------------------------------ aliases
+
+    def promote(
+        self,
+        ref: AdapterRef | str,
+        rule: PromotionRule,
+        *,
+        why: str = "",
+        reevaluate: Callable[[Sequence[AdapterVersion]], None] | None = None,
+        force: bool = False,
+    ) -> PromotionDecision:
+        """Make a version champion if it beats the champion; see `registry.promotion`."""
+        return promotion.promote(
+            self._client, ref, rule, why=why, reevaluate=reevaluate, force=force
+        )
+
+    def rollback(self, name: str, *, alias: str = aliases.CHAMPION, why: str = "") -> AliasMove:
+        """Point an alias back at its previous version; see `registry.aliases`."""
+        return aliases.rollback(self._client, name, alias=alias, why=why)
+
+    def set_alias(self, ref: AdapterRef | str, alias: str, *, why: str = "") -> AdapterVersion:
+        """Point an alias at a version; see `registry.aliases`."""
+        return aliases.set_alias(self._client, ref, alias, why=why)
+
+    def drop_alias(self, name: str, alias: str, *, why: str = "") -> None:
+        """Remove an alias from an adapter; see `registry.aliases`."""
+        aliases.drop_alias(self._client, name, alias, why=why)
+
+    def retire(self, ref: AdapterRef | str, reason: str) -> AdapterVersion:
+        """Take a version out of use, and its aliases with it; see `registry.aliases`."""
+        return aliases.retire(self._client, ref, reason)
+
+    def unretire(self, ref: AdapterRef | str) -> AdapterVersion:
+        """Bring a retired version back into use; see `registry.aliases`."""
+        return aliases.unretire(self._client, ref)
+
+    # ----------------------------------------------------------------------------------- cleaning
+
+    def find_garbage(self, *, older_than_s: float = 86400) -> list[Garbage]:
+        """Stored models that no version needs, the oldest first; see `registry.garbage`."""
+        return garbage.find_garbage(self._client, older_than_s=older_than_s)
+
+    def collect_garbage(self, found: Sequence[Garbage]) -> list[Garbage]:
+        """Delete stored models that no version needs; gives those that were deleted."""
+        return garbage.collect_garbage(self._client, found)

@@ -1,0 +1,64 @@
+"""Files and folders appear whole, replace older ones in one step, and leave nothing on failure."""
+
+import pytest
+
+from trainables.whole import new_file, new_folder, remove_tree, replace_file
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_replaces_an_older_one_and_others_may_read_it(tmp_path):
+    path = tmp_path / "a.json"
+    for content in (b"old", b"new"):
+        replace_file(path, content)
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_file_that_fails_half_way_leaves_the_older_one(tmp_path):
+    path = tmp_path / "a.json"
+    replace_file(path, b"old")
+
+    with pytest.raises(IsADirectoryError), new_file(path) as writing:
+        writing.write_bytes(tmp_path.read_bytes())
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_folder_is_not_there_until_it_is_whole(tmp_path):
+    target = tmp_path / "deep" / "bundle"
+    for text in ("old", "new"):
+        with new_folder(target) as filling:
+            (filling / text).write_text(text)
+            assert not (target / text).exists()
+    assert names(target) == ["new"]
+    assert names(target.parent) == ["bundle"]
+
+
+def test_a_folder_that_fails_half_way_leaves_the_older_one(tmp_path):
+    target = tmp_path / "bundle"
+    with new_folder(target) as filling:
+        (filling / "old").touch()
+
+    with pytest.raises(IsADirectoryError), new_folder(target) as filling:
+        (filling / "new").write_bytes(filling.read_bytes())
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_a_folder_that_is_not_to_be_replaced_stays(tmp_path):
+    target = tmp_path / "adapter"
+    target.mkdir()
+    (target / "mine").touch()
+
+    with pytest.raises(OSError, match="not empty"), new_folder(target, replaces=False) as filling:
+        (filling / "theirs").touch()
+    assert names(target) == ["mine"]
+
+
+def test_removing_what_is_not_there_is_fine(tmp_path):
+    remove_tree(tmp_path / "nothing")
+    assert names(tmp_path) == []

@@ -1,0 +1,127 @@
+"""What training writes and the registry reads: bundles, serving forms, formulas, outcomes.
+
+Both packages take these facts from here. This module imports neither torch nor MLflow, so that
+every process can read it. `registry/flavor.py` has a copy of its own, as each version carries it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+# ---------------------------------------------------------------------------------------- bundles
+
+BUNDLE_FORMAT = "lorchestra.bundle/1"
+"""Value of `format` in a bundle's manifest."""
+
+MANIFEST = "manifest.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+"""Files of a bundle besides the manifest, which lists them under `files`."""
+
+CARD = "card.md"
+"""Text for people that a bundle may hold."""
+
+_NOT_IDENTITY = ("metrics", "packages", "digest")
+
+
+def identity_digest(manifest: Mapping[str, Any]) -> str:
+    """`sha256:` over a manifest without metrics, package versions and the digest itself."""
+    identity = {key: value for key, value in manifest.items() if key not in _NOT_IDENTITY}
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """A file's entry under `files` in a manifest: `sha256` and `bytes`."""
+    return {"sha256": digest_file(path), "bytes": path.stat().st_size}
+
+
+# ------------------------------------------------------------------------------------ evaluations
+
+EVALUATION_FORMAT = "lorchestra.evaluation/1"
+"""Value of `format` in an evaluation document."""
+
+ServingForm = Literal["trained", "unquantized", "merged", "requantized"]
+"""How a server holds an adapter; `trainables.serving` describes each form."""
+
+SERVING_FORMS: tuple[ServingForm, ...] = get_args(ServingForm)
+
+COSTS = (
+    "seconds",
+    "rows_per_s",
+    "tokens_per_s",
+    "peak_memory_gib",
+    "model_bytes",
+    "adapter_bytes",
+)
+"""Numbers on time, memory and size in an evaluation document; `None` where unknown."""
+
+Scale = Literal["identity", "exp", "bits"]
+Mode = Literal["min", "max"]
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formula:
+    """How a measure follows from columns: `scale(sum of one column / sum of another)`.
+
+    Attributes:
+        of: Column whose sum is the numerator.
+        per: Column whose sum is the denominator; `None` stands for the number of rows.
+        scale: Applied to the ratio: `identity`, `exp`, or `bits`, which converts from nats.
+        mode: Whether less or more is better.
+    """
+
+    of: str
+    per: str | None
+    scale: Scale
+    mode: Mode
+
+    def scaled(self, ratios: npt.ArrayLike) -> Numbers:
+        """The measure for ratios of sums, of any shape; an overflow gives infinity."""
+        values = np.asarray(ratios, dtype=np.float64)
+        if self.scale == "exp":
+            with np.errstate(over="ignore"):
+                return cast(Numbers, np.exp(values))
+        return values / math.log(2) if self.scale == "bits" else values
+
+
+# --------------------------------------------------------------------------------------- outcomes
+
+
+class Outcome(StrEnum):
+    """How a trial can end.
+
+    Only `stopped` compares a trial with others. `infeasible` and `diverged` say that the
+    configuration itself cannot work; `failed` and `cancelled` say nothing about the configuration.
+    """
+
+    COMPLETED = "completed"
+    """Trained to the horizon."""
+    STOPPED = "stopped"
+    """Ended at a rung where other trials were better."""
+    INFEASIBLE = "infeasible"
+    """Does not fit the accelerator's memory, even at half the micro-batch."""
+    DIVERGED = "diverged"
+    """The loss became non-finite."""
+    FAILED = "failed"
+    """An error for another reason than the configuration, after all retries."""
+    CANCELLED = "cancelled"
+    """Ended by the user or by the budget."""

@@ -1,0 +1,294 @@
+"""Where a trial's examples come from: sources, what their columns mean, how they are split."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+from trainables.claims import require, require_choice
+from trainables.errors import SpecError
+
+DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"]
+BadRowPolicy = Literal["fail", "skip"]
+OverlapPolicy = Literal["warn", "fail", "drop"]
+
+Rows = tuple[dict[str, Any], ...]
+"""Examples held in memory; a sweep writes them to its storage folder before a trial sees them."""
+
+_RENDERED = frozenset(
+    {
+        "messages", "conversation", "tools", "documents", "add_generation_prompt",
+        "chat_template", "tokenize", "return_dict", "continue_final_message",
+    }
+)  # fmt: skip
+"""Arguments that the rows or a rendering give to a chat template."""
+
+_STRICT: dict[str, Any] = {"extra": "forbid"}
+_FORMS = (("messages",), ("prompt", "completion"), ("completion",), ("text",))
+"""What may be named together, besides `system` and `tools`; a template stands for `prompt`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnsSpec:
+    """Which column of the data holds what.
+
+    Attributes:
+        messages: A conversation: a list of messages, or that list as JSON text.
+        prompt: What is asked: text, or a list of messages.
+        completion: The answer to learn, of the same kind.
+        text: Text of which all is learned.
+        system: Text of a system turn put before the messages.
+        tools: Tools that a conversation may call: a list, or that list as JSON text.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    messages: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    text: str | None = None
+    system: str | None = None
+    tools: str | None = None
+
+    def __post_init__(self) -> None:
+        named = self.named
+        main = tuple(role for role in named if role not in ("system", "tools"))
+        require(
+            main in _FORMS and all(named.values()),
+            "data.columns",
+            named,
+            "messages; or prompt and completion; or completion beside data.prompt_template; or "
+            "text; with messages also system and tools",
+            "Name the columns of one of these.",
+        )
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Column by role, of the roles that are given."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {role: column for role, column in values.items() if column is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitNames:
+    """Which part of a hub dataset or dataset folder each source reads; `None` for its own name.
+
+    Attributes:
+        train: A split or an expression of them, such as `train[:80%]` or `train+extra`.
+        validation: The same for `data.validation`.
+        test: The same for `data.test`.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Where examples come from and how they are split and cut.
+
+    Attributes:
+        train: A file of rows (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, `.parquet`, each also
+            with `.gz`, `.zst`, `.bz2` or `.xz` behind it), a folder or glob of such files, a hub
+            dataset id with or without `@revision`, or the rows themselves (any iterable of
+            mappings, such as a `datasets.Dataset`).
+        validation: Rows that trials are compared on; split off `train` when not given.
+        test: Rows that only finalists see; split off `train` when not given.
+        format: `messages` or `sharegpt` (chat template), `alpaca`, `prompt-completion`, or `text`;
+            `auto` reads it off the columns.
+        columns: Which column holds what, where names do not say it.
+        prompt_template: Text with columns in braces, such as `Q: {question} A: `, that makes
+            the prompt of a row; double braces stand for single ones.
+        validation_fraction: Part of `train` used when `validation` is not given.
+        test_fraction: Part of `train` used when `test` is not given; 0 for no test split.
+        group_by: Column whose equal values stay in one split.
+        split_seed: Seed of the split.
+        max_tokens: Rows longer than this are cut at the end.
+        train_max_tokens: A shorter limit for the rows trained on; `None` is `max_tokens`. Trials
+            that differ in it are measured on the same rows.
+        revision: Commit or tag of a hub dataset.
+        config: Configuration of a hub dataset or dataset folder.
+        split: What is read of a hub dataset or dataset folder: an expression for `train`, such as
+            `train[:80%]`, or one for each source. A source without one reads the split of its
+            own name.
+        on_bad_row: `fail` refuses rows that cannot be used, `skip` leaves them out and says so.
+        on_overlap: What happens where a split holds rows of another: `warn` says so, `fail` ends
+            the run, `drop` takes them out of the training rows, or out of validation where test
+            rows are meant.
+        template: Name of the chat template to use, where the base's tokenizer has several.
+        template_args: Arguments of the chat template, such as `enable_thinking: false`. For a
+            template that writes today's date, `strftime_now: 2026-01-31` is the day it writes.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    train: str | Rows
+    validation: str | Rows | None = None
+    test: str | Rows | None = None
+    format: DataFormat = "auto"
+    columns: ColumnsSpec | None = None
+    prompt_template: str | None = None
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    group_by: str | None = None
+    split_seed: int = 0
+    max_tokens: int = 512
+    revision: str | None = None
+    train_max_tokens: int | None = None
+    config: str | None = None
+    split: str | SplitNames | None = None
+    on_bad_row: BadRowPolicy = "fail"
+    on_overlap: OverlapPolicy = "warn"
+    template: str | None = None
+    template_args: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        self._settle()
+        for split in ("train", "validation", "test"):
+            source = getattr(self, split)
+            require(
+                source is None or len(source) > 0,
+                f"data.{split}",
+                source,
+                "a file, a folder, a hub dataset id or at least one row",
+                "Name the data.",
+            )
+        require_choice(self.format, DataFormat, "data.format")
+        require_choice(self.on_bad_row, BadRowPolicy, "data.on_bad_row")
+        require_choice(self.on_overlap, OverlapPolicy, "data.on_overlap")
+        self._check_columns()
+        self._check_fractions()
+        self._check_lengths()
+        self._check_template_args()
+
+    def split_name(self, source: str) -> str:
+        """What is read of a hub dataset or folder that is `train`, `validation` or `test`."""
+        if isinstance(self.split, SplitNames):
+            return getattr(self.split, source) or source
+        return self.split if self.split is not None and source == "train" else source
+
+    def _settle(self) -> None:
+        """Make values of this module out of plain ones, as a record or a caller gives them."""
+        for split in ("train", "validation", "test"):
+            source = getattr(self, split)
+            if source is not None and not isinstance(source, str):
+                object.__setattr__(self, split, tuple(dict(row) for row in source))
+        for name, kind in (("columns", ColumnsSpec), ("split", SplitNames)):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                object.__setattr__(self, name, kind(**value))
+        # YAML reads a day as a date, which neither JSON nor a template takes.
+        args = {
+            name: value.isoformat() if isinstance(value, datetime.date) else value
+            for name, value in self.template_args.items()
+        }
+        object.__setattr__(self, "template_args", args)
+
+    def _check_template_args(self) -> None:
+        taken = sorted(_RENDERED.intersection(self.template_args))
+        require(
+            not taken,
+            "data.template_args",
+            ", ".join(taken),
+            "arguments that neither the rows nor a rendering give",
+            "Take it out; the tools on offer are a column of the rows.",
+        )
+        try:
+            json.dumps(self.template_args)
+        except (TypeError, ValueError) as error:
+            raise SpecError(
+                f"data.template_args: got {self.template_args!r} ({error}); allowed: text, "
+                "numbers, true and false, lists and mappings. Write the values as such."
+            ) from error
+
+    def _check_columns(self) -> None:
+        main = () if self.columns is None else tuple(self.columns.named)
+        has_template = self.prompt_template is not None
+        require(
+            not has_template or main in ((), ("completion",)),
+            "data.prompt_template",
+            self.prompt_template,
+            "none beside data.columns that name another column than completion",
+            "The template makes the prompt: leave data.columns.prompt out, or the template.",
+        )
+        require(
+            main != ("completion",) or has_template,
+            "data.columns",
+            {"completion": self.columns.completion if self.columns else None},
+            "prompt and completion, or completion beside data.prompt_template",
+            "Name the column of the prompt, too.",
+        )
+        if self.prompt_template is not None:
+            template_columns(self.prompt_template)
+
+    def _check_fractions(self) -> None:
+        for name in ("validation_fraction", "test_fraction"):
+            value = getattr(self, name)
+            require(0.0 <= value < 1.0, f"data.{name}", value, "0 <= fraction < 1", "Lower it.")
+        total = self.validation_fraction + self.test_fraction
+        require(
+            total < 1.0,
+            "data.validation_fraction",
+            total,
+            "validation_fraction + test_fraction < 1",
+            "Leave rows to train on.",
+        )
+        require(
+            self.validation is not None or self.validation_fraction > 0,
+            "data.validation_fraction",
+            self.validation_fraction,
+            "> 0 without data.validation",
+            "Trials are compared on validation rows: give some.",
+        )
+
+    def _check_lengths(self) -> None:
+        require(
+            self.max_tokens >= 2,
+            "data.max_tokens",
+            self.max_tokens,
+            ">= 2",
+            "A row needs a prompt and an answer.",
+        )
+        require(
+            self.train_max_tokens is None or 2 <= self.train_max_tokens <= self.max_tokens,
+            "data.train_max_tokens",
+            self.train_max_tokens,
+            f"2 to data.max_tokens ({self.max_tokens})",
+            "Lower it, or raise data.max_tokens.",
+        )
+
+
+def template_columns(template: str) -> tuple[str, ...]:
+    """The columns that a prompt template names, in their order.
+
+    Raises:
+        SpecError: A brace has no partner, or holds more than the name of a column.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise SpecError(
+            f"data.prompt_template: got {template!r}, which is no template ({error}); allowed: "
+            "text with columns in braces. Write a brace that is meant as one twice: {{ or }}."
+        ) from error
+    names = [name for _, name, _, _ in parts if name is not None]
+    is_plain = all(
+        name.strip() and not spec and conversion is None
+        for _, name, spec, conversion in parts
+        if name is not None
+    )
+    require(
+        bool(names) and is_plain,
+        "data.prompt_template",
+        template,
+        "text with at least one column in braces, such as {question}",
+        "Put the name of a column alone between braces; write a brace that is meant twice.",
+    )
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,61 @@
+"""Which rows a trial trains on at which step: shuffled for each epoch, like lengths together."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from trainables.errors import DataError
+
+_WINDOW_BATCHES = 16
+"""Most batches sorted by length together: more saves padding, fewer mixes better."""
+
+_WINDOWS_PER_EPOCH = 8
+"""Fewest windows of an epoch: sorted whole, a small data set would repeat the same batches."""
+
+
+def batch_rows(lengths: Sequence[int], batch_size: int, seed: int, step: int) -> list[int]:
+    """Positions of the rows that optimizer step `step` (from 0) trains on; a pure function.
+
+    Every epoch shows each row once, except the last `rows % batch_size` of its shuffle. Rows of
+    similar length share a batch: shuffled windows of batches are sorted by length, and the batches
+    shuffled again. Fewer rows than `batch_size` are repeated to fill it.
+
+    Args:
+        lengths: Tokens per row; a tuple saves copying it.
+        batch_size: Rows per step.
+        seed: Any integer.
+        step: Optimizer step, from 0.
+
+    Raises:
+        DataError: There are no rows.
+    """
+    if not lengths:
+        raise DataError("data.train: got no rows to batch; allowed: at least one. Add rows.")
+    epoch, position = divmod(step, max(1, len(lengths) // batch_size))
+    rows: list[int] = _epoch_batches(tuple(lengths), batch_size, seed, epoch)[position].tolist()
+    return rows
+
+
+# One order per seed and epoch is asked for many times; 64 covers the trials of a full pack.
+@functools.lru_cache(maxsize=64)
+def _epoch_batches(
+    lengths: tuple[int, ...], batch_size: int, seed: int, epoch: int
+) -> npt.NDArray[np.int64]:
+    """`(steps, batch_size)` row positions of one epoch."""
+    generator = np.random.default_rng([seed % 2**64, epoch])
+    order = generator.permutation(len(lengths))
+    if len(lengths) < batch_size:
+        return np.resize(order, (1, batch_size))
+    steps = len(order) // batch_size
+    kept = order[: steps * batch_size]
+    by_row = np.asarray(lengths)
+    window = batch_size * min(_WINDOW_BATCHES, max(1, steps // _WINDOWS_PER_EPOCH))
+    for start in range(0, len(kept), window):
+        rows = kept[start : start + window]
+        kept[start : start + window] = rows[np.argsort(by_row[rows], kind="stable")]
+    batches = kept.reshape(-1, batch_size)
+    return batches[generator.permutation(len(batches))]
