@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from trainables.base import load_base
 from trainables.bundle import ADAPTER_FILES, adapter_config
-from trainables.data import IGNORED_TARGET, batch_rows, collate, load_splits
+from trainables.data import IGNORED_TARGET, collate, load_splits
+from trainables.epochs import batch_rows
 from trainables.lora import (
     initial_weights,
     linear_layers,

