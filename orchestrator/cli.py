@@ -20,6 +20,7 @@ from rich.console import Console
 # Only what starts in a moment; a subcommand imports the rest.
 from orchestrator.adapters.commands import add_adapter_commands, add_runs_option, tracking_uri_of
 from orchestrator.errors import SweepError, SweepSpecError
+from orchestrator.wording import format_size
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
 
@@ -192,9 +193,9 @@ def _prune(options: argparse.Namespace) -> int:
     spec = spec_at_end(history)
     plan = plan_pruning(storage, history, spec, keep=options.keep, bundles=options.bundles)
     for item in plan.items:
-        size = f"{item.bytes / 1e6:,.1f} MB"
+        size = format_size(item.bytes)
         print(f"trial {item.trial:4}  {item.what:6}  {size:>12}  {item.why}")
-    total = f"{len(plan.items)} folders, {plan.bytes / 1e6:,.1f} MB"
+    total = f"{len(plan.items)} folders, {format_size(plan.bytes)}"
     if options.yes and plan.items:
         prune(plan, storage, spec)
         print(f"removed {total}")

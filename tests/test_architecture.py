@@ -28,6 +28,7 @@ COVERED_BY = {
     "registry.errors": "tests/registry/test_refs.py",
     "orchestrator.hosts.broker": "tests/orchestrator/hosts/test_pool.py",
     "orchestrator.adapters.shrinking": "tests/orchestrator/adapters/test_evaluating.py",
+    "orchestrator.metrics": "tests/orchestrator/report/test_report.py",
     "orchestrator.journal.events": "tests/orchestrator/journal/test_codec.py",
     "orchestrator.journal.layout": "tests/orchestrator/finals/test_held_out.py",
     "orchestrator.report.files": "tests/orchestrator/report/test_report.py",

@@ -373,10 +373,12 @@ def _rollback(options: argparse.Namespace) -> int:
 
 
 def _clean(options: argparse.Namespace) -> int:
+    from orchestrator.wording import format_size
+
     adapters = _registry(options)
     found = adapters.find_garbage()
     for each in found:
-        size = f"{each.bytes / 1e6:,.1f} MB"
+        size = format_size(each.bytes)
         print(f"{each.model_id}  {each.changed_at.astimezone():%Y-%m-%d %H:%M}  {size:>12}")
     if not found:
         print("nothing to remove: every model belongs to a version")

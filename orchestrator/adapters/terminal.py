@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.adapters.shrinking import Candidate, Shrunk
-from orchestrator.wording import format_bounds, format_metric, one_line
+from orchestrator.wording import format_bounds, format_metric, format_size, one_line
 from registry import AdapterVersion, AliasMove, Evaluation
 from registry.significance import interval
 from trainables.contract import SERVING_FORMS
@@ -200,7 +200,7 @@ def _when(version: AdapterVersion) -> str:
 
 
 def _cells(one: Candidate) -> list[str]:
-    size = f"{one.adapter_bytes / 1e6:.2f} MB"
+    size = format_size(one.adapter_bytes)
     return [str(one.rank), f"{one.value:.4f}", size, f"{one.energy:.2%}"]
 
 

@@ -12,10 +12,11 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-TRAINED = "trained"
+from trainables.contract import SERVING_FORMS, ServingForm
+
+TRAINED: ServingForm = "trained"
 """The stored base that the adapter was trained on, with the adapter beside it."""
 
-_ORDER = (TRAINED, "unquantized", "merged", "requantized")
 _DIFFERENCE = ".difference"
 
 
@@ -68,7 +69,7 @@ def _measures(by_form: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def _place(form: str) -> tuple[int, str]:
-    return (_ORDER.index(form) if form in _ORDER else len(_ORDER)), form
+    return (SERVING_FORMS.index(form) if form in SERVING_FORMS else len(SERVING_FORMS)), form
 
 
 def _difference(

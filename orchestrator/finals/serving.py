@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from orchestrator.finals.form_scores import TRAINED
 from orchestrator.finals.standings import has_test_rows, rank_finalists
 from orchestrator.hosts.scoring import Scored, ScoringOrder, WorkerShape, read_files, score
-from orchestrator.journal.events import FormEvaluated, UsageMeasured
+from orchestrator.journal.events import FormEvaluated, UsageAdded
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.layout import evaluation_file
 from orchestrator.journal.recording import SweepRecord
@@ -30,8 +31,6 @@ from trainables.contract import ServingForm
 from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
-
-_TRAINED = "trained"
 
 
 def score_finalists(
@@ -51,12 +50,12 @@ def score_finalists(
         for trial, forms in _wanted(spec, record.history)
         if storage.has_bundle(trial.number)
     }
-    compared = {key for key, order in orders.items() if _TRAINED in order.forms}
+    compared = {key for key, order in orders.items() if TRAINED in order.forms}
     results = score(orders, shape)
     started = time.monotonic()
     for scored in _trained_first(results, compared):
         elapsed, started = time.monotonic() - started, time.monotonic()
-        record.add(UsageMeasured(cpu_s=elapsed * shape.all_cpus, gpu_s=elapsed * shape.all_gpus))
+        record.add(UsageAdded(cpu_s=elapsed * shape.all_cpus, gpu_s=elapsed * shape.all_gpus))
         if scored.document is not None:
             name = evaluation_file(int(scored.key), scored.form)
             storage.send(name, json.dumps(scored.document).encode())
@@ -122,7 +121,7 @@ def _trained_first(results: Iterator[Scored], compared: Collection[str]) -> Iter
     """
     held: dict[str, list[Scored]] = {key: [] for key in compared}
     for scored in results:
-        if scored.form == _TRAINED:
+        if scored.form == TRAINED:
             yield scored
             yield from held.pop(scored.key, ())
         elif scored.key in held:
@@ -159,7 +158,7 @@ def _metrics(
     trained = [
         Evaluation.from_document(document)
         for document in read_scores(trial, storage)
-        if document["form"] == _TRAINED and scored.form != _TRAINED
+        if document["form"] == TRAINED and scored.form != TRAINED
     ]
     level = spec.finals.confidence
     metrics: dict[str, float] = {}

@@ -17,6 +17,7 @@ from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.pool import HostShape
 from orchestrator.hosts.scoring import WorkerShape
 from orchestrator.spec.sweep import SweepSpec
+from orchestrator.wording import last_line
 
 PROXY_CPUS = 0.1
 
@@ -118,10 +119,23 @@ def _session(cpus: int) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        _start_local(cpus)
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            _start_local(cpus)
+    # Ray raises bare exceptions, as when a busy machine lets it start too slowly.
+    except Exception as error:
+        ray.shutdown()
+        reason = last_line(str(error)) or type(error).__name__
+        raise SweepError(
+            f"Ray at $RAY_ADDRESS={address} cannot be joined: {reason}; allowed: a running Ray of "
+            "the same version. Correct RAY_ADDRESS, or unset it to start a local Ray."
+            if address
+            else f"Ray did not start on this machine: {reason}; allowed: free memory, processor "
+            "time and space in Ray's temporary folder. Run the same command again when the "
+            "machine is less busy, or set RAY_ADDRESS to a Ray that runs."
+        ) from error
     try:
         yield
     finally:

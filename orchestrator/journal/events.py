@@ -124,6 +124,19 @@ class UsageMeasured:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UsageAdded:
+    """Devices that workers beside the hosts have used since the last event of this kind.
+
+    Attributes:
+        cpu_s: Seconds times CPUs.
+        gpu_s: Seconds times GPUs.
+    """
+
+    cpu_s: float
+    gpu_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartPointsChosen:
     """The search knows its first configurations.
 
@@ -317,6 +330,7 @@ Event = (
     | StageEnded
     | PhaseEnded
     | UsageMeasured
+    | UsageAdded
     | StartPointsChosen
     | TrialStarted
     | TrialResumed
@@ -340,6 +354,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
     "stage_ended": StageEnded,
     "phase": PhaseEnded,
     "usage": UsageMeasured,
+    "usage_added": UsageAdded,
     "start_points": StartPointsChosen,
     "trial_started": TrialStarted,
     "trial_resumed": TrialResumed,

@@ -36,6 +36,7 @@ from orchestrator.journal.events import (
     TrialResumed,
     TrialStarted,
     UnknownEvent,
+    UsageAdded,
     UsageMeasured,
 )
 from orchestrator.journal.log import read_events
@@ -278,8 +279,13 @@ def _lose_session(event: SessionLost, history: SweepHistory, at: float) -> None:
 
 
 @_apply.register
-def _add_usage(event: UsageMeasured, history: SweepHistory, at: float) -> None:
+def _measure_usage(event: UsageMeasured, history: SweepHistory, at: float) -> None:
     history.meter.use(event.cpu_s, event.gpu_s)
+
+
+@_apply.register
+def _add_usage(event: UsageAdded, history: SweepHistory, at: float) -> None:
+    history.meter.add(event.cpu_s, event.gpu_s)
 
 
 @_apply.register

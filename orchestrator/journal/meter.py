@@ -66,6 +66,11 @@ class Meter:
         self.gpu_s += gpu_s - self._session[1]
         self._session = (cpu_s, gpu_s)
 
+    def add(self, cpu_s: float, gpu_s: float) -> None:
+        """Count devices that workers beside the hosts have used."""
+        self.cpu_s += cpu_s
+        self.gpu_s += gpu_s
+
     def wall_clock_s(self, now: float | None = None) -> float:
         """Seconds that the sweep was run; without a time, up to the last event."""
         if self.began is None:

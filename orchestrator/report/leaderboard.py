@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.journal.history import SweepHistory, TrialRecord, exceeded
+from orchestrator.metrics import TRIAL_METRICS
 from orchestrator.outcome import TRAITS, can_leave_adapter
 from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.space import describe, searched_names
@@ -21,8 +22,8 @@ UNFINISHED = "unfinished"
 UNRANKED_ORDER: tuple[str, ...] = (*TRAITS, UNFINISHED)
 """Values of the column `outcome` in the order of trials without a rank."""
 
-_METRICS = ("eval_loss", "eval_accuracy", "train_loss")
-_COSTS = ("tokens_per_s", "peak_memory_gib", "trainable_params", "host_s")
+_METRICS = tuple(name for name, one in TRIAL_METRICS.items() if one.measure and one.is_listed)
+_COSTS = tuple(name for name, one in TRIAL_METRICS.items() if not one.measure)
 
 
 def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
@@ -44,9 +45,9 @@ def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
         )
     columns = ["rank", "trial", "outcome", "step", *metrics]
     columns += [*settings, *_COSTS, "seconds", "reason"]
-    whole = ("rank", "trial", "step", "trainable_params")
-    measured = (*metrics, "tokens_per_s", "peak_memory_gib", "host_s", "seconds")
-    types = dict.fromkeys(whole, "Int64") | dict.fromkeys(measured, "float64")
+    types = dict.fromkeys((*metrics, *_COSTS, "seconds"), "float64")
+    whole = [name for name, one in TRIAL_METRICS.items() if one.is_whole]
+    types |= dict.fromkeys(("rank", "trial", "step", *whole), "Int64")
     # Settings stay objects: pandas would turn 4 and None into 4.0 and NaN.
     return pd.DataFrame(
         {

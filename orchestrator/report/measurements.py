@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-MEASURES = ("loss", "accuracy", "token_accuracy")
-"""What every evaluation gives, without the prefix that names its rows."""
+from orchestrator.metrics import MEASURES
 
 _PREFIXES = {"validation": ("eval_",), "test": ("test_", "eval_")}
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from orchestrator.finals.form_scores import TRAINED, FormScore, list_form_scores
 from orchestrator.journal.history import SweepHistory
+from orchestrator.metrics import TRIAL_METRICS
 from orchestrator.report.importance import Importance, plot_importance
 from orchestrator.report.leaderboard import UNRANKED_ORDER, outcome_of, setting_columns
 from orchestrator.report.markup import cell, document, embed, folded, note, number, table
@@ -29,7 +30,6 @@ from orchestrator.wording import (
 
 _DETAIL = re.compile(r"(.+?) \(([^()]*\d[^()]*)\)")
 _PERPLEXITY = "perplexity"  # the exponential of the loss, which says it all
-_MEASURED = ("eval_loss", "eval_accuracy", "eval_token_accuracy", "train_loss")
 
 
 def build_page(report: SweepReport, history: SweepHistory, importance: Importance) -> str:
@@ -197,17 +197,18 @@ def _leaderboard(report: SweepReport) -> str:
     return table([str(name) for name in board.columns], rows, styles, is_dense=True)
 
 
+_SHOWN = {name: metric.show for name, metric in TRIAL_METRICS.items()} | {
+    "seconds": "{:.2f}".format
+}
+
+
 def _board_cell(name: str, value: Any) -> str:
     if name == "reason":
         return cell(str(value), "reason")
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return number("")
-    if name in _MEASURED:
-        return number(format_metric(value))
-    if name in ("tokens_per_s", "trainable_params"):
-        return number(f"{value:,.0f}")
-    if name in ("seconds", "host_s", "peak_memory_gib"):
-        return number(f"{value:.2f}")
+    if name in _SHOWN:
+        return number(_SHOWN[name](value))
     return (number if is_number(value) else cell)(format_setting(value))
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.journal.history import Report, SweepHistory, TrialRecord
+from orchestrator.metrics import HEADLINES
 from orchestrator.outcome import TRAITS, Outcome, can_leave_adapter
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.wording import format_duration, format_metric, format_settings, one_line
@@ -213,7 +214,7 @@ class Diary:
         return self._best == record.number
 
     def _measures(self, report: Report) -> Iterator[str]:
-        names = dict.fromkeys((self._spec.objective.metric, "eval_loss", "eval_accuracy"))
+        names = dict.fromkeys((self._spec.objective.metric, *HEADLINES))
         for name in names:
             if name in report.metrics:
                 yield f"  {name} {format_metric(report.metrics[name])}"

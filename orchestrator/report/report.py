@@ -14,10 +14,11 @@ from orchestrator.finals.standings import Standing, compare_first_two, rank_fina
 from orchestrator.hosts.members import base_key
 from orchestrator.journal.events import PromotionDecided
 from orchestrator.journal.history import SweepHistory, TrialRecord
+from orchestrator.metrics import Metric
 from orchestrator.report.leaderboard import build_leaderboard, describe_trial, find_pareto
 from orchestrator.report.measurements import Comparison, compare_with_base
-from orchestrator.spec.sections import Metric, Mode
 from orchestrator.spec.sweep import SweepSpec
+from trainables.contract import Mode
 
 
 @dataclass(frozen=True, kw_only=True)

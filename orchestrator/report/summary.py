@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.finals.form_scores import FormScore, list_form_scores
+from orchestrator.metrics import HEADLINES
 from orchestrator.report.leaderboard import setting_columns
 from orchestrator.report.measurements import Comparison
 from orchestrator.report.report import SweepReport
@@ -56,7 +57,7 @@ def _render_leaderboard(report: SweepReport) -> RenderableType:
     board = report.leaderboard
     if board.empty:
         return Text("No trial was started.")
-    measures = [name for name in board.columns if name in (report.metric, *_SHOWN_METRICS)]
+    measures = [name for name in board.columns if name in (report.metric, *HEADLINES)]
     settings = setting_columns(board)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("#", "trial", "outcome", "step", *map(_short_measure, measures)):
@@ -124,8 +125,6 @@ def _of_limit(spent: str, limit: float | None, show: Callable[[float], str]) -> 
 
 
 _UNITS = (("wall_clock_s", "of wall clock"), ("cpu_seconds", "of CPU"), ("gpu_seconds", "of GPU"))
-
-_SHOWN_METRICS = ("eval_loss", "eval_accuracy")
 
 
 def _short_measure(metric: str) -> str:

@@ -10,16 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from plotly.subplots import make_subplots
 
+from orchestrator.metrics import TRIAL_METRICS
 from orchestrator.report.leaderboard import find_front
 from orchestrator.report.plots import BEST_COLOR, DPI, is_wide, make_log, to_png
-from orchestrator.spec.sections import Mode
+from trainables.contract import Mode
 
-COSTS: Mapping[str, str] = {
-    "peak_memory_gib": "peak memory, GiB",
-    "trainable_params": "trainable parameters",
-    "host_s": "training, host seconds",
-}
-"""Columns of a leaderboard that are better when smaller."""
+COSTS: Mapping[str, str] = {name: one.cost for name, one in TRIAL_METRICS.items() if one.cost}
+"""Columns of a leaderboard that are better when smaller, with titles of axes."""
 
 _FRONT_COLOR, _OTHER_COLOR = "#0072b2", "#b0b0b0"
 _FRONT, _OTHER = "on the front", "others"

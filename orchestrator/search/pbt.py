@@ -16,9 +16,10 @@ from typing import Any
 
 from orchestrator.spec.distributions import Choice, Distribution, Range
 from orchestrator.spec.population import MIN_JUDGED, changeable_knobs
-from orchestrator.spec.sections import Mode, ScheduleSpec
+from orchestrator.spec.sections import ScheduleSpec
 from orchestrator.spec.space import SearchSpace
 from orchestrator.wording import format_metric
+from trainables.contract import Mode
 
 _FACTORS = (0.8, 1.2)
 _RESAMPLED = 0.25  # both as in the paper's appendix A

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from orchestrator.journal.history import SweepHistory
+from orchestrator.metrics import Metric
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.search.exits import find_exit
 from orchestrator.search.pbt import Heir, Pbt, said_better
@@ -24,12 +25,11 @@ from orchestrator.spec.population import population
 from orchestrator.spec.sections import (
     EarlyStop,
     ExitSpec,
-    Metric,
-    Mode,
     ObjectiveSpec,
     ScheduleSpec,
 )
 from orchestrator.spec.sweep import SweepSpec
+from trainables.contract import Mode
 from trainables.orders import fault_metrics, is_stand_in
 
 logger = logging.getLogger(__name__)

@@ -31,8 +31,9 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator.errors import SweepStorageError
 from orchestrator.journal.history import SweepHistory
 from orchestrator.outcome import TRAITS, Lesson, Outcome
-from orchestrator.spec.sections import Mode, ObjectiveSpec
+from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.space import SearchSpace
+from trainables.contract import Mode
 from trainables.orders import fault_metrics, is_stand_in
 
 _MEMORY = "peak_memory_gib"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from orchestrator.errors import SweepSpecError
+from orchestrator.metrics import TRIAL_METRICS, Metric
 from orchestrator.spec.complaint import require
 from orchestrator.spec.sections import require_slug
 from trainables.contract import SERVING_FORMS, ServingForm
@@ -20,12 +21,6 @@ SAME_UNQUANTIZED: dict[str, ServingForm] = {"unquantized": "trained", "requantiz
 """Forms that on a base without quantization are another one."""
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
-_MEASURE_OF = {
-    "eval_loss": "loss",
-    "train_loss": "loss",
-    "eval_accuracy": "accuracy",
-    "eval_token_accuracy": "token_accuracy",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +123,9 @@ class RegisterSpec:
         )
         _require_level("register.confidence", self.confidence)
 
-    def measure(self, objective: str) -> str:
+    def measure(self, objective: Metric) -> str:
         """What the gate compares, in a sweep with this objective."""
-        return self.metric or _MEASURE_OF[objective]
+        return self.metric or TRIAL_METRICS[objective].measure
 
 
 def forms_of(finals: FinalsSpec, quantization: str) -> tuple[ServingForm, ...]:

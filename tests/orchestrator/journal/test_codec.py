@@ -13,10 +13,12 @@ from orchestrator.errors import SweepStorageError
 from orchestrator.journal import codec
 from orchestrator.journal.codec import LOG_FORMAT, decode_entry, encode_entry
 from orchestrator.journal.events import EVENT_TYPES, Event, LogEntry, PhaseEnded, UnknownEvent
+from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.log import EventLog, read_events
 from orchestrator.outcome import Outcome
 
 OLD_LOG = Path(__file__).with_name("format-1.jsonl")
+OLD_HISTORY = OLD_LOG.with_suffix(".history.json")
 SAMPLES = {str: "text", int: 3, float: 2.5, bool: True, Outcome: Outcome.STOPPED}
 
 
@@ -103,3 +105,56 @@ def test_an_event_that_cannot_be_read_is_named(
     path.write_bytes(line(**values) + b"\n")
     with pytest.raises(SweepStorageError, match=rf"line 1: event {message}"):
         list(read_events(path))
+
+
+def tell(history: SweepHistory) -> dict[str, Any]:
+    """The facts of a history, as `format-1.history.json` has them."""
+    return {
+        "sweep_id": history.sweep_id,
+        "digest": history.digest,
+        "status": history.status,
+        "reason": history.reason,
+        "resumes": history.resumes,
+        "trials": {str(number): tell_trial(trial) for number, trial in history.trials.items()},
+        "base": history.base_metrics,
+        "phases": history.phases,
+        "promotions": [[one.ref, one.promoted, one.reason] for one in history.promotions],
+        "spent": [history.meter.wall_clock_s(), history.meter.cpu_s, history.meter.gpu_s],
+        "start_points": history.start_points,
+        "stages": {name: [stage.reason, stage.under] for name, stage in history.stages.items()},
+    }
+
+
+def tell_trial(trial: TrialRecord) -> dict[str, Any]:
+    return {
+        "outcome": trial.outcome,
+        "reason": trial.reason,
+        "bundle": trial.bundle,
+        "knobs": trial.knobs,
+        "seed": trial.spec["seed"],
+        "reports": [[report.step, report.metrics] for report in trial.reports],
+        "final": trial.final_metrics,
+        "ref": trial.ref,
+        "repeat_of": trial.repeat_of,
+        "ended_by": trial.ended_by,
+        "pruned": sorted(trial.pruned),
+        "started_at": trial.started_at,
+        "ended_at": trial.ended_at,
+        "forms": trial.forms,
+        "fingerprints": {name: form.fingerprint for name, form in trial.forms_evaluated.items()},
+    }
+
+
+def test_a_log_of_format_1_reads_to_the_history_that_its_version_had() -> None:
+    """Both files were written by the last version before format 2."""
+    assert tell(SweepHistory.read(OLD_LOG)) == json.loads(OLD_HISTORY.read_text())
+
+
+def test_a_log_of_format_1_goes_on_under_the_format_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(OLD_LOG.read_bytes())
+    with EventLog(path) as log:
+        log.append(PhaseEnded(name="recording", seconds=1.0))
+    lines = [json.loads(each) for each in path.read_text().splitlines()]
+    assert [each.get("format") for each in lines[-2:]] == [None, LOG_FORMAT]
+    assert SweepHistory.read(path).trials == SweepHistory.read(OLD_LOG).trials
