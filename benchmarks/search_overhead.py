@@ -41,13 +41,13 @@ from orchestrator.hosts.cluster import ray_cluster
 from orchestrator.hosts.pool import HostPool
 from orchestrator.journal.events import SweepStarted
 from orchestrator.journal.history import SweepHistory
-from orchestrator.journal.layout import REPORT_FOLDER
+from orchestrator.journal.paths import REPORT_FOLDER
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import Wishes
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.quiet import hush_noisy_loggers
 from orchestrator.report.delivery import Delivery
-from orchestrator.report.progress import ProgressDisplay
+from orchestrator.report.live import ProgressDisplay
 from orchestrator.search.budget import Budget
 from orchestrator.search.schedule import build_scheduler
 from orchestrator.search.searcher import OptunaSearcher

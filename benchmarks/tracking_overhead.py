@@ -43,8 +43,8 @@ from orchestrator.journal.events import (
     TrialStarted,
 )
 from orchestrator.journal.history import SweepHistory
-from orchestrator.journal.layout import bundle_folder
 from orchestrator.journal.log import EventLog
+from orchestrator.journal.paths import bundle_folder
 from orchestrator.journal.recording import REPORTED, SweepRecord
 from orchestrator.outcome import Outcome
 from orchestrator.report.delivery import Delivery

@@ -142,7 +142,7 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from orchestrator.journal.storage import SweepStorage
+    from orchestrator.journal.sweep_storage import SweepStorage
     from orchestrator.report.report import build_report
     from orchestrator.report.summary import render_summary
     from orchestrator.spec.sweep import recorded_sweep
@@ -157,7 +157,7 @@ def _status(options: argparse.Namespace) -> int:
 
 def _stop(options: argparse.Namespace) -> int:
     from orchestrator.journal.requests import stop_trial
-    from orchestrator.journal.storage import SweepStorage
+    from orchestrator.journal.sweep_storage import SweepStorage
 
     _read_history(options, "stop")
     print(stop_trial(SweepStorage(options.storage), options.trial))
@@ -166,7 +166,7 @@ def _stop(options: argparse.Namespace) -> int:
 
 def _cancel(options: argparse.Namespace) -> int:
     from orchestrator.journal.requests import cancel_sweep
-    from orchestrator.journal.storage import SweepStorage
+    from orchestrator.journal.sweep_storage import SweepStorage
 
     _read_history(options, "cancel")
     print(cancel_sweep(SweepStorage(options.storage)))
@@ -174,7 +174,7 @@ def _cancel(options: argparse.Namespace) -> int:
 
 
 def _read_history(options: argparse.Namespace, command: str) -> SweepHistory:
-    from orchestrator.journal.storage import read_history
+    from orchestrator.journal.sweep_storage import read_history
 
     history = read_history(options.storage)
     if history.sweep_id is None:
@@ -186,7 +186,7 @@ def _read_history(options: argparse.Namespace, command: str) -> SweepHistory:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from orchestrator.journal.storage import SweepStorage
+    from orchestrator.journal.sweep_storage import SweepStorage
     from orchestrator.pruning import plan_pruning, prune, spec_at_end
 
     history, storage = _read_history(options, "prune"), SweepStorage(options.storage)

@@ -21,9 +21,9 @@ from orchestrator.errors import SweepStorageError
 from orchestrator.finals.standings import finalists
 from orchestrator.journal.events import Folder, FoldersPruned
 from orchestrator.journal.history import SweepHistory, TrialRecord
-from orchestrator.journal.layout import TRIALS_FOLDER, bundle_folder, state_folder, trial_folder
 from orchestrator.journal.lease import Lease
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.paths import TRIALS_FOLDER, bundle_folder, state_folder, trial_folder
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import Outcome
 from orchestrator.resuming import goes_on
 from orchestrator.search.schedule import build_scheduler, replay_history

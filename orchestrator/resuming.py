@@ -9,8 +9,8 @@ from typing import Any
 
 from orchestrator.adapters.registering import registrants
 from orchestrator.errors import SweepStorageError
-from orchestrator.finals.held_out import are_measured
-from orchestrator.finals.serving import are_scored
+from orchestrator.finals.forms import are_forms_evaluated
+from orchestrator.finals.held_out import are_finalists_evaluated
 from orchestrator.journal.events import (
     DataInspected,
     InputsPinned,
@@ -21,13 +21,13 @@ from orchestrator.journal.events import (
     TrialResumed,
 )
 from orchestrator.journal.history import TrialRecord
-from orchestrator.journal.layout import REQUESTS_FOLDER, bundle_folder
+from orchestrator.journal.paths import REQUESTS_FOLDER, bundle_folder
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import STOPPED_BY_USER, take_requests
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import TRAITS, Outcome
 from orchestrator.spec.complaint import complaint
-from orchestrator.spec.inspection import DataReport
+from orchestrator.spec.data_report import DataReport
 from orchestrator.spec.sweep import RESUMABLE_CHANGES, SweepSpec
 
 _STAGES: dict[StageName, tuple[str, ...]] = {
@@ -104,8 +104,8 @@ class SweepProgress:
         """Whether nothing is left to train or measure."""
         return (
             all(self.has_ended(stage) for stage in _STAGES)
-            and are_measured(self.spec, self.record, self.storage)
-            and are_scored(self.spec, self.record.history)
+            and are_finalists_evaluated(self.spec, self.record, self.storage)
+            and are_forms_evaluated(self.spec, self.record.history)
         )
 
     def is_registered(self) -> bool:

@@ -30,15 +30,15 @@ from rich.text import Text
 
 from orchestrator.adapters.registering import Registration
 from orchestrator.errors import SweepError, SweepFailedError
+from orchestrator.finals.forms import evaluate_forms
 from orchestrator.finals.held_out import evaluate_finalists
 from orchestrator.finals.repeats import RepeatSearcher, are_repeated, unwanted_repeats
-from orchestrator.finals.serving import score_finalists
 from orchestrator.hosts.broker import start_broker
 from orchestrator.hosts.cluster import Placement, ray_cluster, shape_of_workers
 from orchestrator.hosts.pool import HostPool
 from orchestrator.journal.events import PhaseEnded, StartPointsChosen, SweepEnded
 from orchestrator.journal.history import SweepHistory, exceeded
-from orchestrator.journal.layout import (
+from orchestrator.journal.paths import (
     CURSOR_FILE,
     DATA_FOLDER,
     LOG_FILE,
@@ -48,12 +48,12 @@ from orchestrator.journal.layout import (
 from orchestrator.journal.pins import settle_pins
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
-from orchestrator.journal.storage import SweepStorage, read_history
+from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from orchestrator.outcome import Outcome, TrialOutcome, can_leave_adapter
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
 from orchestrator.report.delivery import Delivery
 from orchestrator.report.files import write_report
-from orchestrator.report.progress import ProgressDisplay
+from orchestrator.report.live import ProgressDisplay
 from orchestrator.report.report import SweepReport, build_report
 from orchestrator.resuming import SweepProgress
 from orchestrator.search.budget import Budget
@@ -61,9 +61,9 @@ from orchestrator.search.schedule import build_scheduler, replay_history
 from orchestrator.search.searcher import OptunaSearcher
 from orchestrator.search.startpoints import choose_start_points
 from orchestrator.spec.complaint import require
-from orchestrator.spec.inspection import inspect_rows
+from orchestrator.spec.data_report import inspect_rows
 from orchestrator.spec.sweep import SweepSpec
-from orchestrator.supervision import Supervisor, Verdicts
+from orchestrator.supervision import SteeringWithWishes, Supervisor
 from orchestrator.tuning import Stage
 from registry import Registry, RegistryError, Tracker, tracking_uri_for
 from registry.access import check_access
@@ -225,8 +225,8 @@ def _train(sweep: _Sweep) -> bool:
         with sweep.phase("ending hosts"):
             pool.close()
         if not wishes.is_cancelled:
-            with sweep.phase("scoring serving forms"):
-                score_finalists(
+            with sweep.phase("evaluating serving forms"):
+                evaluate_forms(
                     sweep.spec,
                     sweep.record,
                     sweep.storage,
@@ -282,7 +282,7 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
         {"storage": sweep.storage.location},
         start_points=_start_points(sweep),
         may_start=may_start,
-        scheduler=Verdicts(scheduler, stage.wishes),
+        scheduler=SteeringWithWishes(scheduler, stage.wishes),
     )
     reason = stage.run(searcher, scheduler, scheduler.end_of, share)
     # A search that found nothing has not ended: what was wrong may be mended before the next run.

@@ -17,11 +17,11 @@ from ray.actor import ActorHandle
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.journal.events import UsageMeasured
-from orchestrator.journal.layout import REQUESTS_FOLDER
 from orchestrator.journal.meter import Usage
+from orchestrator.journal.paths import REQUESTS_FOLDER
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import Wishes, take_requests
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import TrialOutcome, first_end
 from orchestrator.search.budget import Budget
 from orchestrator.search.pbt import Heir
@@ -114,7 +114,7 @@ class Supervisor:
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class SteeringWithWishes:
     """What a searcher is told of the scheduler, with the user's word before the scheduler's.
 
     So a search learns of a trial that the user stopped what the log will say of it.

@@ -14,10 +14,10 @@ from ray.tune.search import Searcher
 
 from orchestrator.hosts.cluster import PROXY_CPUS
 from orchestrator.hosts.proxy import SeatReleaser, TrialProxy
-from orchestrator.journal.layout import bundle_folder
+from orchestrator.journal.paths import bundle_folder
 from orchestrator.journal.recording import SweepRecord, TrialRecorder
 from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.search.budget import Budget
 from orchestrator.supervision import SweepStopper

@@ -217,20 +217,20 @@ def _evaluate(options: argparse.Namespace) -> int:
         return _run_tasks(options, versions)
     failures = 0
     with _evaluator(options, options.forms) as evaluator:
-        for scored in evaluator.evaluate(versions):
-            failures += bool(scored.error)
-            print(f"{scored.key} {scored.form}: {scored.error or _values(scored.document or {})}")
+        for result in evaluator.evaluate(versions):
+            failures += bool(result.error)
+            print(f"{result.key} {result.form}: {result.error or _values(result.document or {})}")
     return 1 if failures else 0
 
 
 def _run_tasks(options: argparse.Namespace, versions: Sequence[AdapterVersion]) -> int:
     from orchestrator.adapters.evaluating import HarnessRun, require_forms
-    from orchestrator.hosts.cluster import ray_for_scoring
+    from orchestrator.hosts.cluster import ray_for_evaluation
     from orchestrator.quiet import hush_noisy_loggers
 
     require_forms(options.forms)
     hush_noisy_loggers()
-    with ray_for_scoring() as shape:
+    with ray_for_evaluation() as shape:
         for form in options.forms or (None,):
             order = HarnessRun(
                 tasks=options.tasks,
@@ -279,8 +279,8 @@ def _promote(options: argparse.Namespace) -> int:
 
     def reevaluate(versions: Sequence[AdapterVersion]) -> None:
         with _evaluator(options, (rule.form,)) as evaluator:
-            for scored in evaluator.evaluate(versions):
-                print(f"{scored.key} {scored.form}: {scored.error or 'measured'}")
+            for result in evaluator.evaluate(versions):
+                print(f"{result.key} {result.form}: {result.error or 'measured'}")
 
     decision = adapters.promote(
         version.ref,
@@ -297,7 +297,7 @@ def _promote(options: argparse.Namespace) -> int:
 def _evaluator(options: argparse.Namespace, forms: tuple[str, ...]) -> Iterator[Evaluator]:
     """Checked first, as Ray takes seconds to start."""
     from orchestrator.adapters.evaluating import Evaluator, Rows, require_forms
-    from orchestrator.hosts.cluster import ray_for_scoring
+    from orchestrator.hosts.cluster import ray_for_evaluation
     from orchestrator.quiet import hush_noisy_loggers
     from trainables.errors import SpecError
     from trainables.evaluation_spec import EvaluationSpec
@@ -321,7 +321,7 @@ def _evaluator(options: argparse.Namespace, forms: tuple[str, ...]) -> Iterator[
     hush_noisy_loggers()
     # It warns of a kernel for CPUs that it would download, had it the package for that.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    with ray_for_scoring() as shape:
+    with ray_for_evaluation() as shape:
         yield Evaluator(
             rows=rows,
             how=how,

@@ -11,12 +11,12 @@ from typing import Any, cast
 import ray
 
 from orchestrator.errors import SweepError
-from orchestrator.hosts.scoring import (
-    Scored,
-    ScoringOrder,
+from orchestrator.hosts.evaluators import (
+    EvaluationOrder,
+    FormResult,
     WorkerShape,
+    evaluate_adapters,
     read_files,
-    score,
     write_files,
 )
 from orchestrator.spec.complaint import require
@@ -102,18 +102,20 @@ class Evaluator:
     forms: tuple[str, ...] = ()
     base_model: str | None = None
 
-    def measure(self, bundles: Mapping[str, Path], forms: Sequence[str]) -> Iterator[Scored]:
+    def evaluate_bundles(
+        self, bundles: Mapping[str, Path], forms: Sequence[str]
+    ) -> Iterator[FormResult]:
         """Measure adapters that lie on this machine, in the forms; keeps nothing.
 
         Args:
             bundles: Their folders, by a key that names them in the results.
             forms: Serving forms.
         """
-        yield from self._score(
+        yield from self._evaluate(
             {key: self._order(bundle, tuple(forms)) for key, bundle in bundles.items()}
         )
 
-    def evaluate(self, versions: Sequence[AdapterVersion]) -> Iterator[Scored]:
+    def evaluate(self, versions: Sequence[AdapterVersion]) -> Iterator[FormResult]:
         """Measure versions and record what was found; the key of a result is its reference.
 
         Raises:
@@ -124,19 +126,19 @@ class Evaluator:
             for number, version in enumerate(versions):
                 folder = self.adapters.pull(version.ref, Path(work) / str(number))
                 orders[str(version.ref)] = self._order(folder, self._forms_of(version))
-        for scored in self._score(orders):
-            if scored.document is not None:
-                self.adapters.record_evaluation(scored.key, scored.document)
-            yield scored
+        for result in self._evaluate(orders):
+            if result.document is not None:
+                self.adapters.record_evaluation(result.key, result.document)
+            yield result
 
-    def _score(self, orders: Mapping[str, ScoringOrder]) -> Iterator[Scored]:
-        for scored in score(orders, self.shape):
-            if scored.document is not None:
-                scored.document["data"]["name"] = self.rows.name
-            yield scored
+    def _evaluate(self, orders: Mapping[str, EvaluationOrder]) -> Iterator[FormResult]:
+        for result in evaluate_adapters(orders, self.shape):
+            if result.document is not None:
+                result.document["data"]["name"] = self.rows.name
+            yield result
 
-    def _order(self, bundle: Path, forms: tuple[str, ...]) -> ScoringOrder:
-        return ScoringOrder(
+    def _order(self, bundle: Path, forms: tuple[str, ...]) -> EvaluationOrder:
+        return EvaluationOrder(
             files=read_files(bundle),
             forms=forms,
             source=self.rows.source,

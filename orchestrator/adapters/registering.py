@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.adapters.evaluating import Evaluator, Rows
-from orchestrator.finals.serving import read_scores
+from orchestrator.finals.forms import read_evaluations
 from orchestrator.finals.standings import Standing, has_test_rows, rank_finalists
-from orchestrator.hosts.cluster import ray_for_scoring
+from orchestrator.hosts.cluster import ray_for_evaluation
 from orchestrator.hosts.members import group_key
 from orchestrator.journal.events import AdapterRegistered, PromotionDecided
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.recording import SweepRecord
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.report.delivery import Delivery
 from orchestrator.spec.finals_sections import SAME_UNQUANTIZED, RegisterSpec
 from orchestrator.spec.sweep import SweepSpec
@@ -98,7 +98,7 @@ class Registration:
         version = complete(card=build_card(facts))
         # Once more with its number, which nobody knows before.
         version = complete(card=build_card(replace(facts, version=version.version)))
-        for document in read_scores(trial, self.storage):
+        for document in read_evaluations(trial, self.storage):
             self.adapters.record_evaluation(version.ref, document)
         # Last: a version that lacks something is registered again, which completes it.
         if trial.ref != str(version.ref):
@@ -128,7 +128,8 @@ class Registration:
             form=_form(section, trial),
             sweep={key: value for key, value in sweep.items() if value is not None},
             evaluations=[
-                Evaluation.from_document(document) for document in read_scores(trial, self.storage)
+                Evaluation.from_document(document)
+                for document in read_evaluations(trial, self.storage)
             ],
             base_scores={
                 split: {name.partition("_")[2]: value for name, value in metrics.items()}
@@ -162,7 +163,7 @@ class Registration:
         splits = read_raw_splits(self.spec.data)
         name = "test" if has_test_rows(self.spec) else "validation"
         split = splits.validation if splits.test is None else splits.test
-        with ray_for_scoring() as shape:
+        with ray_for_evaluation() as shape:
             evaluator = Evaluator(
                 rows=Rows.of_split(split, name, self.spec.data),
                 how=replace(self.spec.finals.evaluation, skip_cut=True),
@@ -170,9 +171,9 @@ class Registration:
                 shape=shape,
                 forms=(form,),
             )
-            for scored in evaluator.evaluate(versions):
-                if scored.error:
-                    logger.warning("%s cannot be measured: %s", scored.key, scored.error)
+            for result in evaluator.evaluate(versions):
+                if result.error:
+                    logger.warning("%s cannot be measured: %s", result.key, result.error)
 
     def _run_of(self, trial: TrialRecord) -> str:
         """MLflow's id of the trial's run: what is registered without it can not be traced back.

@@ -92,10 +92,10 @@ def shrink_version(
             shrink_bundle(whole, rank, bundles[str(rank)])
         form = version.form
         documents = {}
-        for scored in evaluator.measure(bundles, (form,)):
-            if scored.document is None:
-                raise SweepError(f"{version.ref} at rank {scored.key}: {scored.error}")
-            documents[scored.key] = scored.document
+        for result in evaluator.evaluate_bundles(bundles, (form,)):
+            if result.document is None:
+                raise SweepError(f"{version.ref} at rank {result.key}: {result.error}")
+            documents[result.key] = result.document
         found = {key: Evaluation.from_document(document) for key, document in documents.items()}
         known = found[_WHOLE].measures
         require(measure in known, "--metric", measure, ", ".join(known), "Choose one of these.")

@@ -19,7 +19,7 @@ from orchestrator.hosts.members import group_key
 from orchestrator.journal.events import BaseEvaluated, FinalistEvaluated
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.recording import SweepRecord
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import Outcome
 from orchestrator.spec.sweep import SweepSpec
 from trainables.orders import Split, Task, TaskReport
@@ -82,7 +82,7 @@ def evaluate_finalists(
         _note_trial(record, trial, reports.get(f"trial-{trial.number}"))
 
 
-def are_measured(spec: SweepSpec, record: SweepRecord, storage: SweepStorage) -> bool:
+def are_finalists_evaluated(spec: SweepSpec, record: SweepRecord, storage: SweepStorage) -> bool:
     """Whether every finalist has all its measures and its bundle."""
     split = _splits(spec)[-1]
     return all(_is_measured(trial, split, storage) for trial in contenders(spec, record.history))

@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.hosts.demand import HostLimits, start_hosts
-from orchestrator.hosts.members import HostStart, Phase, Standing
+from orchestrator.hosts.members import HostStart, SeatPhase, SeatStatus
 from orchestrator.hosts.seats import MAX_LONE_CRASHES, Seats
 from trainables.bench import Failure
 from trainables.orders import HostReport, Orders, SeatRequest, Task, TaskReport
@@ -66,33 +66,33 @@ class Broker:
 
     # -------------------------------------------------------------------------------- proxies
 
-    async def join(self, trial: int, attempt: str, group: str, request: SeatRequest) -> Standing:
+    async def join(self, trial: int, attempt: str, group: str, request: SeatRequest) -> SeatStatus:
         """See `Seats.join`."""
-        standing = self._seats.join(trial, attempt, group, request, time.monotonic())
+        status = self._seats.join(trial, attempt, group, request, time.monotonic())
         self._wake()
-        return standing
+        return status
 
-    async def advance(self, trial: int, attempt: str, until: int, wait_s: float) -> Standing:
+    async def advance(self, trial: int, attempt: str, until: int, wait_s: float) -> SeatStatus:
         """Grant credit up to step `until`; wait for the report, not longer than `wait_s`."""
 
-        def look() -> Standing:
+        def look() -> SeatStatus:
             return self._seats.advance(trial, attempt, until, time.monotonic())
 
         look()
         self._wake()
-        return await self._wait(look, lambda standing: standing.answers(until), wait_s)
+        return await self._wait(look, lambda status: status.answers(until), wait_s)
 
     async def leave(
         self, trial: int, attempt: str | None, keep: bool, wait_s: float = 0.0
-    ) -> Standing:
+    ) -> SeatStatus:
         """Give up the seat; wait for it to be free, not longer than `wait_s`."""
 
-        def look() -> Standing:
+        def look() -> SeatStatus:
             return self._seats.leave(trial, attempt, keep, time.monotonic())
 
         look()
         self._wake()
-        return await self._wait(look, lambda s: s.phase is not Phase.LEAVING, wait_s)
+        return await self._wait(look, lambda s: s.phase is not SeatPhase.LEAVING, wait_s)
 
     # ---------------------------------------------------------------------------------- hosts
 

@@ -14,8 +14,8 @@ import ray
 
 from orchestrator.errors import SweepError
 from orchestrator.hosts.demand import HostLimits
+from orchestrator.hosts.evaluators import WorkerShape
 from orchestrator.hosts.pool import HostShape
-from orchestrator.hosts.scoring import WorkerShape
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.wording import last_line
 
@@ -91,7 +91,7 @@ def ray_cluster(spec: SweepSpec) -> Iterator[Placement]:
 
 
 @contextmanager
-def ray_for_scoring() -> Iterator[WorkerShape]:
+def ray_for_evaluation() -> Iterator[WorkerShape]:
     """A running Ray, as for a sweep, and the workers that measure adapters on it."""
     with _session(_cores()):
         yield shape_of_workers()

@@ -21,7 +21,7 @@ from orchestrator.hosts.broker import broker_name
 from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.members import HostStart
 from orchestrator.journal.meter import Usage
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.wording import last_line
 from trainables.bench import Bench, Failure
 from trainables.spec import BaseSpec

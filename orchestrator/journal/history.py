@@ -45,7 +45,7 @@ from orchestrator.outcome import Outcome, can_leave_adapter
 from orchestrator.spec.sections import ObjectiveSpec
 
 
-class Report(NamedTuple):
+class TrialReport(NamedTuple):
     """What a trial reported at a step.
 
     Attributes:
@@ -89,7 +89,7 @@ class TrialRecord:
     knobs: Mapping[str, Any]
     spec: Mapping[str, Any]
     started_at: float
-    reports: list[Report] = field(default_factory=list)
+    reports: list[TrialReport] = field(default_factory=list)
     outcome: Outcome | None = None
     reason: str = ""
     bundle: str | None = None
@@ -108,7 +108,7 @@ class TrialRecord:
         return self.reports[-1].step if self.reports else 0
 
     @property
-    def measured(self) -> list[Report]:
+    def measured(self) -> list[TrialReport]:
         """Reports that were measured; a copy, as another thread may be adding to them."""
         return [report for report in list(self.reports) if not report.is_fault]
 
@@ -155,7 +155,7 @@ class SweepHistory:
     reason: str = ""
     resumes: int = 0
     trials: dict[int, TrialRecord] = field(default_factory=dict)
-    reports: list[tuple[int, Report]] = field(default_factory=list)
+    reports: list[tuple[int, TrialReport]] = field(default_factory=list)
     base_metrics: dict[str, dict[str, Mapping[str, float]]] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
     promotions: list[PromotionDecided] = field(default_factory=list)
@@ -345,7 +345,7 @@ def _resume_trial(event: TrialResumed, history: SweepHistory, at: float) -> None
 
 @_apply.register
 def _report_trial(event: TrialReported, history: SweepHistory, at: float) -> None:
-    report = Report(step=event.step, metrics=event.metrics, at=at, is_fault=event.is_fault)
+    report = TrialReport(step=event.step, metrics=event.metrics, at=at, is_fault=event.is_fault)
     history.reports.append((event.trial, report))
     record = history.trials.get(event.trial)
     if record is not None:

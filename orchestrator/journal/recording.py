@@ -17,8 +17,8 @@ from orchestrator.journal.events import (
     TrialStarted,
 )
 from orchestrator.journal.history import SweepHistory
-from orchestrator.journal.layout import bundle_folder
 from orchestrator.journal.log import EventLog
+from orchestrator.journal.paths import bundle_folder
 from orchestrator.journal.requests import STOPPED_BY_USER, Wishes
 from orchestrator.outcome import TrialOutcome, can_leave_adapter, first_end, settle_end
 from orchestrator.wording import last_line

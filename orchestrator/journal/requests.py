@@ -17,9 +17,9 @@ from typing import Literal
 from orchestrator.errors import SweepInUseError, SweepSpecError
 from orchestrator.journal.events import SessionLost, SweepEnded, TrialEnded
 from orchestrator.journal.history import TrialRecord
-from orchestrator.journal.layout import REQUESTS_FOLDER, bundle_folder
 from orchestrator.journal.log import EventLog
-from orchestrator.journal.storage import SweepStorage, read_history
+from orchestrator.journal.paths import REQUESTS_FOLDER, bundle_folder
+from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from orchestrator.outcome import Outcome, TrialOutcome
 
 logger = logging.getLogger(__name__)

@@ -23,8 +23,8 @@ from typing import Self
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.journal.events import LogEntry
-from orchestrator.journal.layout import CURSOR_FILE
 from orchestrator.journal.log import decode_events, read_events
+from orchestrator.journal.paths import CURSOR_FILE
 from orchestrator.report.news import News, NewsDesk, SweepClosing, SweepOpening
 from orchestrator.spec.sweep import SweepSpec
 from registry import Tracker, TrackingError

@@ -10,7 +10,7 @@ from orchestrator.metrics import MEASURES
 _PREFIXES = {"validation": ("eval_",), "test": ("test_", "eval_")}
 
 
-class Comparison(NamedTuple):
+class BaseComparison(NamedTuple):
     """One measure of the base alone and of the base with an adapter, on the same rows."""
 
     split: str
@@ -28,7 +28,7 @@ class Comparison(NamedTuple):
 
 def compare_with_base(
     base: Mapping[str, Mapping[str, float]], adapter: Mapping[str, Mapping[str, float]]
-) -> list[Comparison]:
+) -> list[BaseComparison]:
     """Loss and accuracies by split; a measure that neither side has is left out.
 
     Args:
@@ -36,7 +36,7 @@ def compare_with_base(
         adapter: Metrics of the adapter by split.
     """
     compared = [
-        Comparison(
+        BaseComparison(
             split,
             measure,
             _find(base.get(split, {}), split, measure),

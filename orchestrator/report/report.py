@@ -16,7 +16,7 @@ from orchestrator.journal.events import PromotionDecided
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.metrics import Metric
 from orchestrator.report.leaderboard import build_leaderboard, describe_trial, find_pareto
-from orchestrator.report.measurements import Comparison, compare_with_base
+from orchestrator.report.measurements import BaseComparison, compare_with_base
 from orchestrator.spec.sweep import SweepSpec
 from trainables.contract import Mode
 
@@ -94,7 +94,7 @@ class SweepReport:
     ended_early: str = ""
     forms: Mapping[int, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
-    def comparisons(self) -> list[Comparison]:
+    def comparisons(self) -> list[BaseComparison]:
         """Base and best adapter side by side, on validation and on test rows."""
         adapter = {}
         if self.best is not None:

@@ -13,7 +13,7 @@ from rich.text import Text
 from orchestrator.finals.form_scores import FormScore, list_form_scores
 from orchestrator.metrics import HEADLINES
 from orchestrator.report.leaderboard import setting_columns
-from orchestrator.report.measurements import Comparison
+from orchestrator.report.measurements import BaseComparison
 from orchestrator.report.report import SweepReport
 from orchestrator.wording import (
     format_bounds,
@@ -131,7 +131,7 @@ def _short_measure(metric: str) -> str:
     return metric.removeprefix("eval_")
 
 
-def _render_comparison(report: SweepReport, compared: list[Comparison]) -> Table:
+def _render_comparison(report: SweepReport, compared: list[BaseComparison]) -> Table:
     best = report.best
     whose = "adapter" if best is None else "champion" if best.is_champion else "best adapter"
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))

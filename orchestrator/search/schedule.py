@@ -35,7 +35,7 @@ from trainables.orders import fault_metrics, is_stand_in
 logger = logging.getLogger(__name__)
 
 
-class Rule(Protocol):
+class StoppingRule(Protocol):
     """Compares trials; told each step of a trial once, in the order they were reported."""
 
     def judge(self, number: int, step: int, value: float) -> str:
@@ -188,7 +188,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         rule: When it ends because of others.
     """
 
-    def __init__(self, metric: Metric, exits: ExitSpec, rule: Rule) -> None:
+    def __init__(self, metric: Metric, exits: ExitSpec, rule: StoppingRule) -> None:
         super().__init__()
         self._metric, self._exits, self._rule = metric, exits, rule
         self._reports: dict[int, list[Mapping[str, float]]] = {}
@@ -261,28 +261,28 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
             self._ends[number] = end
 
 
-def _build_asha(spec: SweepSpec) -> Rule:
+def _build_asha(spec: SweepSpec) -> StoppingRule:
     return Ladders(spec.objective, spec.schedule, spec.horizon, brackets=1)
 
 
-def _build_hyperband(spec: SweepSpec) -> Rule:
+def _build_hyperband(spec: SweepSpec) -> StoppingRule:
     return Ladders(spec.objective, spec.schedule, spec.horizon, spec.schedule.brackets)
 
 
-def _build_median(spec: SweepSpec) -> Rule:
+def _build_median(spec: SweepSpec) -> StoppingRule:
     return MedianStop(spec.schedule, spec.objective.mode)
 
 
-def _build_pbt(spec: SweepSpec) -> Rule:
+def _build_pbt(spec: SweepSpec) -> StoppingRule:
     fresh = population(spec.schedule, spec.budget.trials)
     return Pbt(spec.schedule, spec.objective.mode, spec.seed, fresh)
 
 
-def _build_none(spec: SweepSpec) -> Rule:
+def _build_none(spec: SweepSpec) -> StoppingRule:
     return NoRule()
 
 
-SCHEDULERS: dict[EarlyStop, Callable[[SweepSpec], Rule]] = {
+SCHEDULERS: dict[EarlyStop, Callable[[SweepSpec], StoppingRule]] = {
     "asha": _build_asha,
     "hyperband": _build_hyperband,
     "median": _build_median,

@@ -15,8 +15,8 @@ import pytest
 import ray
 
 from orchestrator.journal.history import SweepHistory
-from orchestrator.journal.layout import bundle_folder
 from orchestrator.journal.log import EventLog
+from orchestrator.journal.paths import bundle_folder
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec

@@ -11,11 +11,11 @@ from orchestrator import run_sweep
 from orchestrator.errors import SweepInUseError, SweepSpecError, SweepStorageError
 from orchestrator.finals.standings import finalists
 from orchestrator.journal.history import SweepHistory
-from orchestrator.journal.layout import bundle_folder, state_folder
 from orchestrator.journal.lease import Lease
 from orchestrator.journal.log import read_events
+from orchestrator.journal.paths import bundle_folder, state_folder
 from orchestrator.journal.recording import SweepRecord
-from orchestrator.journal.storage import SweepStorage, read_history
+from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from orchestrator.pruning import plan_pruning, prune, spec_at_end
 from orchestrator.report.report import build_report
 from orchestrator.resuming import SweepProgress

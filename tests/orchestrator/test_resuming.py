@@ -14,10 +14,10 @@ from orchestrator.journal.requests import (
     post_request,
     take_requests,
 )
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.resuming import SweepProgress
+from orchestrator.spec.data_report import DataReport
 from orchestrator.spec.finals_sections import FinalsSpec
-from orchestrator.spec.inspection import DataReport
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from tests.support.events import event
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from orchestrator import run_sweep
 from orchestrator.journal.log import read_events
-from orchestrator.journal.storage import SweepStorage, read_history
+from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.spec.sweep import parse_sweep
 from registry import Registry

@@ -21,7 +21,7 @@ from orchestrator.journal.requests import (
     Wishes,
     post_request,
 )
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import Outcome
 from orchestrator.search.budget import Budget
 from orchestrator.search.schedule import EarlyStopping, NoRule

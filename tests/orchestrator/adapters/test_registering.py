@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.adapters.registering import Registration
-from orchestrator.journal.layout import bundle_folder, evaluation_file
 from orchestrator.journal.log import read_events
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.paths import bundle_folder, evaluation_file
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.report.delivery import Delivery
 from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
 from registry import (

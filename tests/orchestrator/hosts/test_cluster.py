@@ -91,9 +91,7 @@ def test_a_ray_that_runs_already_is_joined_and_left_running(local_ray, monkeypat
 
 def test_a_ray_that_does_not_start_is_told_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    command = (
-        "from orchestrator.hosts.cluster import ray_for_scoring; ray_for_scoring().__enter__()"
-    )
+    command = "from orchestrator.hosts import cluster; cluster.ray_for_evaluation().__enter__()"
     done = subprocess.run(
         [sys.executable, "-c", command],
         env={**os.environ, "RAY_TMPDIR": str(tmp_path / "file")},

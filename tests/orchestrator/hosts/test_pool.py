@@ -11,8 +11,8 @@ from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.members import group_key
 from orchestrator.hosts.pool import HostPool, HostShape, last_line
 from orchestrator.hosts.proxy import TrialProxy
-from orchestrator.journal.layout import trial_folder
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.paths import trial_folder
+from orchestrator.journal.sweep_storage import SweepStorage
 from trainables.orders import SeatRequest, Task
 
 pytestmark = [
@@ -40,10 +40,10 @@ class Caller:
 
     def advance(self, trial, until, tries=20):
         for _ in range(tries):
-            standing = ray.get(self.broker.advance.remote(trial, "a", until, 5.0))
-            if standing.answers(until):
-                return standing
-        raise TimeoutError(standing)
+            status = ray.get(self.broker.advance.remote(trial, "a", until, 5.0))
+            if status.answers(until):
+                return status
+        raise TimeoutError(status)
 
     def settles(self):
         return ray.get(self.broker.settle.remote(5.0))

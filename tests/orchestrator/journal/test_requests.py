@@ -15,7 +15,7 @@ from orchestrator.journal.requests import (
     stop_trial,
     take_requests,
 )
-from orchestrator.journal.storage import SweepStorage, read_history
+from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from orchestrator.outcome import Outcome
 from tests.support.events import event
 

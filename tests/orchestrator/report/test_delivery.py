@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.hosts.members import group_key
-from orchestrator.journal.layout import CURSOR_FILE
 from orchestrator.journal.log import EventLog
+from orchestrator.journal.paths import CURSOR_FILE
 from orchestrator.report.delivery import Delivery, LogTail
 from orchestrator.spec.finals_sections import RegisterSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.journal.history import Report, SweepHistory, TrialRecord
+from orchestrator.journal.history import SweepHistory, TrialRecord, TrialReport
 from orchestrator.metrics import HEADLINES
 from orchestrator.outcome import TRAITS, Outcome, can_leave_adapter
 from orchestrator.spec.sweep import SweepSpec
@@ -213,7 +213,7 @@ class Diary:
         self._best = None if best is None else best.number
         return self._best == record.number
 
-    def _measures(self, report: Report) -> Iterator[str]:
+    def _measures(self, report: TrialReport) -> Iterator[str]:
         names = dict.fromkeys((self._spec.objective.metric, *HEADLINES))
         for name in names:
             if name in report.metrics:
@@ -252,11 +252,11 @@ def _about(record: TrialRecord) -> str:
     return settings
 
 
-def _value(report: Report, metric: str) -> float:
+def _value(report: TrialReport, metric: str) -> float:
     return report.metrics.get(metric, math.nan)
 
 
-def _state_of(record: TrialRecord, reports: list[Report]) -> str:
+def _state_of(record: TrialRecord, reports: list[TrialReport]) -> str:
     if record.outcome is not None:
         return record.outcome.value
     return "running" if reports else "waiting"

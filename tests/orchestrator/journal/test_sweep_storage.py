@@ -12,7 +12,7 @@ from orchestrator.errors import SweepInUseError, SweepStorageError
 from orchestrator.journal.lease import Lease
 from orchestrator.journal.log import read_events
 from orchestrator.journal.replica import SEGMENT_EVENTS
-from orchestrator.journal.storage import SweepStorage, read_history
+from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from tests.support.events import event
 from trainables.objects import delete_objects, list_objects, upload_file, write_object
 from trainables.storage import put_folder
@@ -20,7 +20,7 @@ from trainables.storage import put_folder
 WRITER = """
 import sys
 from orchestrator.journal.lease import Lease
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.journal.events import PhaseEnded
 log = SweepStorage(sys.argv[1]).open_log(Lease(sys.argv[1], settle_s=0))
 for number in range(10**9):
@@ -269,7 +269,7 @@ def test_locations_are_plain_text_for_hosts_and_proxies(tmp_path, monkeypatch):
 
 def test_local_storage_needs_no_s3_client(tmp_path):
     code = (
-        "import sys; from orchestrator.journal.storage import SweepStorage; "
+        "import sys; from orchestrator.journal.sweep_storage import SweepStorage; "
         "SweepStorage(sys.argv[1]).open_log().close(); print('boto3' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.journal.history import SweepHistory
-from orchestrator.report.progress import ProgressDisplay
+from orchestrator.report.live import ProgressDisplay
 from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from tests.support.events import entry

@@ -1,6 +1,6 @@
 """The finalists in every serving form: what is served should be what was measured.
 
-Each finalist's adapter is loaded as a server would load it and scored row by row. The scores are
+Each finalist's adapter is loaded as a server would load it and evaluated row by row. The scores are
 kept beside its bundle, one file for each form, until the registry takes them.
 """
 
@@ -16,12 +16,18 @@ from typing import Any
 
 from orchestrator.finals.form_scores import TRAINED
 from orchestrator.finals.standings import has_test_rows, rank_finalists
-from orchestrator.hosts.scoring import Scored, ScoringOrder, WorkerShape, read_files, score
+from orchestrator.hosts.evaluators import (
+    EvaluationOrder,
+    FormResult,
+    WorkerShape,
+    evaluate_adapters,
+    read_files,
+)
 from orchestrator.journal.events import FormEvaluated, UsageAdded
 from orchestrator.journal.history import SweepHistory, TrialRecord
-from orchestrator.journal.layout import evaluation_file
+from orchestrator.journal.paths import evaluation_file
 from orchestrator.journal.recording import SweepRecord
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.spec.finals_sections import forms_of
 from orchestrator.spec.sweep import SweepSpec
 from registry.evaluation import Evaluation
@@ -33,7 +39,7 @@ from trainables.spec import TrialSpec
 logger = logging.getLogger(__name__)
 
 
-def score_finalists(
+def evaluate_forms(
     spec: SweepSpec,
     record: SweepRecord,
     storage: SweepStorage,
@@ -42,7 +48,7 @@ def score_finalists(
 ) -> None:
     """Score the adapter of each finalist in each serving form that the record lacks.
 
-    A form that cannot be scored is recorded with its error and not tried again, unless its worker
+    A form that cannot be evaluated is recorded with its error and not tried again, unless its worker
     died: that can have been the machine. The workers' time counts as the sweep's.
     """
     orders = {
@@ -51,26 +57,26 @@ def score_finalists(
         if storage.has_bundle(trial.number)
     }
     compared = {key for key, order in orders.items() if TRAINED in order.forms}
-    results = score(orders, shape)
+    results = evaluate_adapters(orders, shape)
     started = time.monotonic()
-    for scored in _trained_first(results, compared):
+    for result in _trained_first(results, compared):
         elapsed, started = time.monotonic() - started, time.monotonic()
         record.add(UsageAdded(cpu_s=elapsed * shape.all_cpus, gpu_s=elapsed * shape.all_gpus))
-        if scored.document is not None:
-            name = evaluation_file(int(scored.key), scored.form)
-            storage.send(name, json.dumps(scored.document).encode())
-        _note(spec, record, storage, scored)
+        if result.document is not None:
+            name = evaluation_file(int(result.key), result.form)
+            storage.send(name, json.dumps(result.document).encode())
+        _note(spec, record, storage, result)
         if is_cancelled():
             results.close()
             return
 
 
-def are_scored(spec: SweepSpec, history: SweepHistory) -> bool:
-    """Whether every finalist was scored in every form, or could not be."""
+def are_forms_evaluated(spec: SweepSpec, history: SweepHistory) -> bool:
+    """Whether every finalist was evaluated in every form, or could not be."""
     return not any(True for _ in _wanted(spec, history))
 
 
-def read_scores(trial: TrialRecord, storage: SweepStorage) -> Iterator[Mapping[str, Any]]:
+def read_evaluations(trial: TrialRecord, storage: SweepStorage) -> Iterator[Mapping[str, Any]]:
     """The evaluation documents of a trial's adapter.
 
     Raises:
@@ -100,8 +106,8 @@ def _wanted(
 
 def _order(
     spec: SweepSpec, trial: TrialRecord, forms: tuple[ServingForm, ...], storage: SweepStorage
-) -> ScoringOrder:
-    return ScoringOrder(
+) -> EvaluationOrder:
+    return EvaluationOrder(
         files=read_files(storage.fetch_bundle(trial.number)),
         forms=forms,
         source=(
@@ -112,53 +118,55 @@ def _order(
     )
 
 
-def _trained_first(results: Iterator[Scored], compared: Collection[str]) -> Iterator[Scored]:
+def _trained_first(
+    results: Iterator[FormResult], compared: Collection[str]
+) -> Iterator[FormResult]:
     """Hold back the other forms of an adapter until the one they are compared with is known.
 
     Args:
         results: As they come.
         compared: Adapters whose trained form is yet to come.
     """
-    held: dict[str, list[Scored]] = {key: [] for key in compared}
-    for scored in results:
-        if scored.form == TRAINED:
-            yield scored
-            yield from held.pop(scored.key, ())
-        elif scored.key in held:
-            held[scored.key].append(scored)
+    held: dict[str, list[FormResult]] = {key: [] for key in compared}
+    for result in results:
+        if result.form == TRAINED:
+            yield result
+            yield from held.pop(result.key, ())
+        elif result.key in held:
+            held[result.key].append(result)
         else:
-            yield scored
+            yield result
 
 
-def _note(spec: SweepSpec, record: SweepRecord, storage: SweepStorage, scored: Scored) -> None:
-    number = int(scored.key)
-    if scored.error:
-        logger.warning("trial %d cannot be served %s: %s", number, scored.form, scored.error)
+def _note(spec: SweepSpec, record: SweepRecord, storage: SweepStorage, result: FormResult) -> None:
+    number = int(result.key)
+    if result.error:
+        logger.warning("trial %d cannot be served %s: %s", number, result.form, result.error)
     record.add(
         FormEvaluated(
             trial=number,
-            form=scored.form,
-            metrics=_metrics(spec, record.history.trials[number], storage, scored),
-            error=scored.error,
-            fingerprint="" if scored.is_lost else evaluation_fingerprint(spec),
+            form=result.form,
+            metrics=_metrics(spec, record.history.trials[number], storage, result),
+            error=result.error,
+            fingerprint="" if result.is_lost else evaluation_fingerprint(spec),
         )
     )
 
 
 def _metrics(
-    spec: SweepSpec, trial: TrialRecord, storage: SweepStorage, scored: Scored
+    spec: SweepSpec, trial: TrialRecord, storage: SweepStorage, result: FormResult
 ) -> dict[str, float]:
     """Measures with their intervals, and their differences from the trained form.
 
     As `orchestrator.finals.form_scores` reads them: `loss`, `loss.low`, `loss.difference.low`, ….
     """
-    if scored.document is None:
+    if result.document is None:
         return {}
-    found = Evaluation.from_document(scored.document)
+    found = Evaluation.from_document(result.document)
     trained = [
         Evaluation.from_document(document)
-        for document in read_scores(trial, storage)
-        if document["form"] == TRAINED and scored.form != TRAINED
+        for document in read_evaluations(trial, storage)
+        if document["form"] == TRAINED and result.form != TRAINED
     ]
     level = spec.finals.confidence
     metrics: dict[str, float] = {}

@@ -16,15 +16,15 @@ from pathlib import Path
 
 from orchestrator.errors import SweepInUseError, SweepStorageError
 from orchestrator.journal.history import SweepHistory
-from orchestrator.journal.layout import (
+from orchestrator.journal.lease import Lease
+from orchestrator.journal.log import EventLog, decode_events
+from orchestrator.journal.paths import (
     CURSOR_FILE,
     EVENTS_FILE,
     REPORT_FOLDER,
     bundle_folder,
     state_folder,
 )
-from orchestrator.journal.lease import Lease
-from orchestrator.journal.log import EventLog, decode_events
 from orchestrator.journal.replica import LogReplica, read_remote_log
 from trainables.errors import StorageError
 from trainables.objects import (

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringOrder:
+class EvaluationOrder:
     """One adapter to measure.
 
     Attributes:
@@ -43,7 +43,7 @@ class ScoringOrder:
     base_model: str | None = None
 
 
-class Scored(NamedTuple):
+class FormResult(NamedTuple):
     """What came of one adapter in one form: a document, or an error.
 
     Attributes:
@@ -98,7 +98,9 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def score(orders: Mapping[str, ScoringOrder], shape: WorkerShape) -> Generator[Scored, None, None]:
+def evaluate_adapters(
+    orders: Mapping[str, EvaluationOrder], shape: WorkerShape
+) -> Generator[FormResult, None, None]:
     """Measure every adapter in each of its forms; results come as they are done.
 
     A form whose worker dies has a second chance after the others. Closing the generator ends the
@@ -121,34 +123,34 @@ def score(orders: Mapping[str, ScoringOrder], shape: WorkerShape) -> Generator[S
                 running[worker.assess.remote(shared[key], form)] = (worker, key, form)
             (ready,), _ = ray.wait(list(running), num_returns=1)
             worker, key, form = running.pop(ready)
-            scored = _take(ready, key, form)
-            if not scored.is_lost:
+            result = _take(ready, key, form)
+            if not result.is_lost:
                 idle.append(worker)
             elif (key, form) not in lost:  # its node was taken away, perhaps
                 lost.add((key, form))
                 waiting.append((key, form))
                 continue
-            yield scored
+            yield result
     finally:
         for worker in (*idle, *(worker for worker, *_ in running.values())):
             ray.kill(worker)
 
 
-def _take(ready: Any, key: str, form: str) -> Scored:
+def _take(ready: Any, key: str, form: str) -> FormResult:
     """What a worker said, or that it is gone."""
     try:
-        return Scored(key, form, ray.get(ready), "")
+        return FormResult(key, form, ray.get(ready), "")
     except ray.exceptions.RayTaskError as error:
-        return Scored(key, form, None, _one_line(error.cause))
+        return FormResult(key, form, None, _one_line(error.cause))
     except ray.exceptions.RayError as error:
         reason = f"its worker died, perhaps out of memory ({_one_line(error)})"
-        return Scored(key, form, None, reason, is_lost=True)
+        return FormResult(key, form, None, reason, is_lost=True)
 
 
-class _Assessor:
+class _Evaluator:
     """Loads adapters and measures them, in a process of its own."""
 
-    def assess(self, order: ScoringOrder, form: str) -> dict[str, Any]:
+    def assess(self, order: EvaluationOrder, form: str) -> dict[str, Any]:
         """The evaluation document of an adapter in one form."""
         from trainables.assessment import assess_bundle
 
@@ -161,7 +163,7 @@ class _Assessor:
 
 
 def _start(shape: WorkerShape) -> ActorHandle:
-    return ray.remote(_Assessor).options(**shape.options()).remote()
+    return ray.remote(_Evaluator).options(**shape.options()).remote()
 
 
 def _one_line(error: BaseException) -> str:
