@@ -34,7 +34,7 @@ _FOLDER_HELP = "the sweep's folder, such as runs/NAME or s3://bucket/NAME"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code."""
+    """Run one command and return the exit code."""
     options = _build_parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:

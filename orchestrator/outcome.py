@@ -70,19 +70,19 @@ TRAITS: Mapping[Outcome, OutcomeTraits] = {
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """An end with the sentence that explains it to a reader of the report."""
+    """An outcome with a sentence for readers of the report."""
 
     outcome: Outcome
     reason: str
 
 
 def can_leave_adapter(outcome: Outcome | None) -> bool:
-    """Whether a trial with this end can leave an adapter; not as long as it has no end."""
+    """Whether a trial with this outcome can leave an adapter; `False` without an outcome."""
     return outcome is not None and TRAITS[outcome].can_leave_adapter
 
 
 def first_end(*ends: TrialOutcome | None) -> TrialOutcome | None:
-    """The end that counts of several: a divergence, otherwise the first one that is given."""
+    """The end that counts of several: a divergence if any, otherwise the first given end."""
     given = [end for end in ends if end is not None]
     diverged = [end for end in given if end.outcome is Outcome.DIVERGED]
     return next(iter([*diverged, *given]), None)

@@ -35,7 +35,7 @@ from trainables.storage import file_sizes, join_location, remove_folder
 
 @dataclass(frozen=True, kw_only=True)
 class TrialFolder:
-    """What a trial has in the storage, and what becomes of it.
+    """A folder of a trial in the storage, with the reason to remove or keep the folder.
 
     Attributes:
         trial: Its number.
@@ -80,7 +80,7 @@ class PruningPlan:
 
 
 def spec_at_end(history: SweepHistory) -> SweepSpec:
-    """The sweep under the settings that it ended with, which may allow more than the first ones.
+    """The sweep under the settings of its end, which may allow more than at the start.
 
     Raises:
         SweepStorageError: There is no sweep.
@@ -100,7 +100,7 @@ def spec_at_end(history: SweepHistory) -> SweepSpec:
 def plan_pruning(
     storage: SweepStorage, history: SweepHistory, spec: SweepSpec, *, keep: int, bundles: bool
 ) -> PruningPlan:
-    """Find what a sweep that is over can do without; nothing is touched.
+    """Find folders that a finished sweep can do without, and touch no file.
 
     Kept whole are the best trials of the ranking, the finalists with their repeats, what was
     registered, trials that were cut short, as a larger budget goes on with them, and the parents
@@ -145,7 +145,7 @@ def plan_pruning(
 def prune(
     plan: PruningPlan, storage: SweepStorage, spec: SweepSpec, *, lease: Lease | None = None
 ) -> None:
-    """Do what a plan says, as the sweep's one writer: first record it, then remove it.
+    """Record the plan in the log, then remove its folders.
 
     Interrupted in between, the same plan made anew finds what is left.
 
@@ -179,7 +179,7 @@ def prune(
 
 
 def _require_over(storage: SweepStorage, history: SweepHistory, spec: SweepSpec) -> None:
-    """Refuse a sweep with work left, or one that ended under other settings.
+    """Refuse a sweep with work left, or ended under other settings.
 
     Raises:
         SweepStorageError: It is one of these.
@@ -272,7 +272,7 @@ def _find_folders(storage: SweepStorage) -> defaultdict[int, Counter[str]]:
 
 
 def _remove(path: str, storage: SweepStorage) -> None:
-    """Remove a folder, and what the mirror of a remote storage has of it."""
+    """Remove a folder, and its copy in the mirror of a remote storage."""
     try:
         remove_folder(path)
         if storage.is_remote:

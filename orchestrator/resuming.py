@@ -39,7 +39,7 @@ _STAGES: dict[StageName, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SweepProgress:
-    """Reads a sweep's history against its spec of today, which may allow more than yesterday's.
+    """Compares a sweep's history with today's spec, which may allow more than the last one.
 
     Attributes:
         spec: The sweep.
@@ -52,7 +52,7 @@ class SweepProgress:
     record: SweepRecord
 
     def start_or_resume(self) -> None:
-        """Record the start of a new sweep, or make sure that the folder's sweep is this one.
+        """Record the start of a new sweep, or resume the same sweep in the folder.
 
         Raises:
             SweepStorageError: It is another one.
@@ -83,7 +83,7 @@ class SweepProgress:
                 self._resume()
 
     def keep_inputs(self, pins: Mapping[str, str], data: DataReport) -> None:
-        """Record the commits that were settled, and what is known of the rows, where it is new."""
+        """Record settled commits and facts on the rows, if changed since the last start."""
         history = self.record.history
         if pins and history.pins != pins:
             self.record.add(InputsPinned(pins=pins))
@@ -120,7 +120,7 @@ class SweepProgress:
         )
 
     def _require_kept(self) -> None:
-        """Refuse more finalists than before where one of them cannot be measured any more."""
+        """Refuse a larger `finals.top` if a new finalist's state was pruned."""
         ended, top = self.record.history.stages.get("repeats"), self.spec.finals.top
         if ended is None or top <= ended.under["finals"]["top"]:
             return  # with a larger budget, the search may find others in place of those
@@ -147,7 +147,7 @@ class SweepProgress:
                 self.record.add(TrialResumed(trial=trial.number, step=trial.step))
 
     def _hear_requests(self) -> None:
-        """Stops that no driver heard; whoever cancelled and runs the sweep again wants it on."""
+        """Carry out stops requested without a driver; a cancel request is void after a resume."""
         self.storage.collect(REQUESTS_FOLDER)
         for request in take_requests(self.storage.folder):
             record = self.record.history.trials.get(-1 if request.trial is None else request.trial)
@@ -162,7 +162,7 @@ class SweepProgress:
 
 
 def _is_same_but_rows(recorded: Mapping[str, Any], spec: SweepSpec) -> bool:
-    """Whether a sweep is written as it was at its start, so that only its files can differ."""
+    """Whether a spec equals the recorded spec, so that only data files can differ."""
     written = spec.to_dict()
     names = written.keys() - set(RESUMABLE_CHANGES)
     return all(recorded.get(name) == written[name] for name in names)

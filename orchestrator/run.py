@@ -94,7 +94,7 @@ class _Sweep:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Show what is going on, and record how long it took."""
+        """Show a phase and record its duration."""
         self.display.phase(name)
         started = time.monotonic()
         yield
@@ -358,7 +358,7 @@ def _conclude(sweep: _Sweep, is_cancelled: bool) -> SweepReport:
 
 
 def _status(sweep: _Sweep) -> tuple[Outcome, str]:
-    """How it ended: an adapter is a success; without one, the commonest reason counts."""
+    """Outcome and reason of a sweep: completed with an adapter, otherwise the commonest reason."""
     history = sweep.record.history
     trials = [trial for trial in history.searched() if trial.outcome is not None]
     if history.best(sweep.spec.objective) is not None:

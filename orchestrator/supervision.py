@@ -106,7 +106,7 @@ class Supervisor:
                 self._release(request.trial)
 
     def _release(self, trial: int) -> None:
-        """Its proxy hears of it at once, and not only with its next report."""
+        """Tell the trial's proxy at once, before the next report."""
         try:
             ray.get(self._broker.leave.remote(trial, None, keep=True))
         except ray.exceptions.RayError as error:

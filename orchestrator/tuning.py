@@ -92,7 +92,7 @@ class Stage:
         return self._cut_short(stopper.reason, is_finals)
 
     def _cut_short(self, reason: str, is_finals: bool) -> str:
-        """End the trials that all were told to end; Ray Tune tells no callback of them."""
+        """Record the end of trials cut short together; Ray Tune calls no callback for them."""
         by = "user" if self.wishes.is_cancelled else "budget"
         reason = CANCELLED_BY_USER if self.wishes.is_cancelled else reason
         for trial in self.record.history.unfinished():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def format_metric(value: float | None) -> str:
-    """Four decimals, or three digits with an exponent where those would say nothing."""
+    """A metric with four decimals; very small or large values with three digits and an exponent."""
     if value is None:
         return "-"
     if not math.isfinite(value):
@@ -74,7 +74,7 @@ def format_size(size: float) -> str:
 
 
 def last_line(text: str) -> str:
-    """The last line of an error or traceback that is not blank: it says what went wrong."""
+    """The last non-blank line of an error or traceback, with the cause."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 

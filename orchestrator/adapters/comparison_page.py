@@ -52,7 +52,7 @@ def render_comparison(comparison: Comparison) -> RenderableType:
 
 
 def build_comparison_page(comparison: Comparison) -> str:
-    """The page whole; every text in it that is not its own is escaped."""
+    """The whole page as HTML; text from outside is escaped."""
     return document(
         f"{' · '.join(comparison.adapters)} – comparison",
         _about_intervals(comparison),
@@ -103,7 +103,7 @@ def _short_shared(comparison: Comparison) -> dict[str, str]:
 
 
 def _tag(name: str, value: str | None) -> str:
-    """A recorded setting, which is text; at most four digits of one that was a number."""
+    """A recorded setting as text; a number has at most four digits."""
     if value is None:
         return _UNKNOWN
     if name.startswith(_NUMBERS):

@@ -69,7 +69,7 @@ class Rows:
 
     @property
     def source(self) -> DataSpec:
-        """A spec whose `train` they are, read as those that they are of."""
+        """Data with these rows as `train`, read as `read_as` says."""
         rows = tuple(dict(row) for row in self.rows)
         if self.read_as is None:
             return DataSpec(train=rows)
@@ -84,7 +84,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Measures versions on one set of rows, and keeps what it found with them.
+    """Evaluates versions on one set of rows and records the results.
 
     Attributes:
         rows: The rows.
@@ -105,7 +105,7 @@ class Evaluator:
     def evaluate_bundles(
         self, bundles: Mapping[str, Path], forms: Sequence[str]
     ) -> Iterator[FormResult]:
-        """Measure adapters that lie on this machine, in the forms; keeps nothing.
+        """Evaluate local bundles in the forms, without recording the results.
 
         Args:
             bundles: Their folders, by a key that names them in the results.
@@ -116,7 +116,7 @@ class Evaluator:
         )
 
     def evaluate(self, versions: Sequence[AdapterVersion]) -> Iterator[FormResult]:
-        """Measure versions and record what was found; the key of a result is its reference.
+        """Evaluate versions and record the results; a result's key is the version's reference.
 
         Raises:
             RegistryError: A version cannot be read, or the evaluation not be recorded.
@@ -174,7 +174,7 @@ class HarnessRun:
     def run(
         self, versions: Sequence[AdapterVersion], adapters: Registry, shape: WorkerShape
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Run them on one version after another; gives and records the results of each.
+        """Run the tasks on each version in turn, and record and yield the results.
 
         Raises:
             SweepError: A task could not be run.

@@ -159,7 +159,7 @@ class Registration:
         )
 
     def _evaluate(self, versions: Sequence[AdapterVersion], form: str) -> None:
-        """Measure versions of other sweeps on the rows of this one."""
+        """Evaluate versions of other sweeps on the rows of this sweep."""
         splits = read_raw_splits(self.spec.data)
         name = "test" if has_test_rows(self.spec) else "validation"
         split = splits.validation if splits.test is None else splits.test
@@ -176,7 +176,7 @@ class Registration:
                     logger.warning("%s cannot be measured: %s", result.key, result.error)
 
     def _run_of(self, trial: TrialRecord) -> str:
-        """MLflow's id of the trial's run: what is registered without it can not be traced back.
+        """MLflow's id of the trial's run, so that the version can be traced back to the run.
 
         Raises:
             TrackingError: MLflow has not been told of the trial yet.
@@ -204,7 +204,7 @@ def _kept_steps(spec: SweepSpec, trial: TrialRecord) -> range:
 
 
 def _standing_tags(standing: Standing) -> dict[str, str]:
-    """What the finals said of the version's configuration, over its seeds."""
+    """Tags with the mean and interval of the configuration over its seeds."""
     if standing.half_width is None:
         return {}
     return {

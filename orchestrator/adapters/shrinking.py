@@ -18,7 +18,7 @@ _WHOLE = "whole"
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An adapter of one rank, as it was measured.
+    """An adapter of one rank, with its evaluation.
 
     Attributes:
         rank: Its rank.
@@ -35,7 +35,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Shrunk:
-    """What came of it.
+    """Result of shrinking: the evaluated ranks and the registered version, if any.
 
     Attributes:
         whole: The adapter as it was.

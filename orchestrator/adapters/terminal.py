@@ -27,7 +27,7 @@ _MOST_MEASURES = 5
 
 
 def render_versions(versions: Sequence[AdapterVersion]) -> Table | str:
-    """One line per version, with its measures on test rows where it has them; retired ones dim."""
+    """A table of versions with their measures on test rows; retired versions are dim."""
     if not versions:
         return "no adapter is registered yet; `lorchestra run SWEEP.yaml` registers its best"
     table = Table(box=None, pad_edge=False)
@@ -55,7 +55,7 @@ def render_version(
     evaluations: Sequence[Evaluation] = (),
     moves: Sequence[AliasMove] = (),
 ) -> Group:
-    """Everything that is recorded of one version.
+    """All records of one version.
 
     Args:
         version: Which.
@@ -80,7 +80,7 @@ def render_version(
 
 
 def render_evaluations(evaluations: Sequence[Evaluation]) -> RenderableType:
-    """What was measured of one version: a line for each serving form and rows, the newest of each.
+    """A table of a version's newest evaluations, by serving form and rows.
 
     Args:
         evaluations: The newest first.
@@ -122,7 +122,7 @@ def render_moves(moves: Sequence[AliasMove]) -> Table | str:
 
 
 def render_shrunk(version: AdapterVersion, shrunk: Shrunk, measure: str) -> Group:
-    """The ranks that were tried, and what became of them."""
+    """A table of the evaluated ranks, and the chosen one."""
     table = Table(box=None, pad_edge=False)
     for heading in ("rank", measure, "size", "energy kept"):
         table.add_column(heading, justify="right")
@@ -149,7 +149,7 @@ def _facts(version: AdapterVersion) -> Iterator[tuple[str, str]]:
 
 
 def _alias_lines(version: AdapterVersion, moves: Sequence[AliasMove]) -> Iterator[str]:
-    """Moves to this version and away from it, in words."""
+    """A line for each move of an alias to or from a version."""
     for move in moves:
         if not move.is_done or version.version not in (move.source, move.target):
             continue

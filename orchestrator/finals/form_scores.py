@@ -21,7 +21,7 @@ _DIFFERENCE = ".difference"
 
 
 class Estimate(NamedTuple):
-    """A value with its interval, where that is known."""
+    """A value with its interval, if known."""
 
     value: float
     low: float | None = None
@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 
 
 class FormScore(NamedTuple):
-    """One measure of one trial's adapter in one serving form.
+    """A measure of a trial's adapter in a serving form.
 
     Attributes:
         trial: Its number.

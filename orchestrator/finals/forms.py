@@ -1,7 +1,7 @@
 """The finalists in every serving form: what is served should be what was measured.
 
-Each finalist's adapter is loaded as a server would load it and evaluated row by row. The scores are
-kept beside its bundle, one file for each form, until the registry takes them.
+Each finalist's adapter is loaded as a server would load it and evaluated row by row. Evaluation
+documents stay beside the bundle, one file for each form, until the registry takes them.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def evaluate_forms(
     shape: WorkerShape,
     is_cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Score the adapter of each finalist in each serving form that the record lacks.
+    """Evaluate the adapter of each finalist in each serving form that the record lacks.
 
-    A form that cannot be evaluated is recorded with its error and not tried again, unless its worker
-    died: that can have been the machine. The workers' time counts as the sweep's.
+    A form that fails is recorded with its error and not tried again, unless its worker died: the
+    machine can have been the cause. The workers' time counts as the sweep's.
     """
     orders = {
         str(trial.number): _order(spec, trial, forms, storage)
@@ -121,7 +121,7 @@ def _order(
 def _trained_first(
     results: Iterator[FormResult], compared: Collection[str]
 ) -> Iterator[FormResult]:
-    """Hold back the other forms of an adapter until the one they are compared with is known.
+    """Yield an adapter's trained form before the forms to compare with it.
 
     Args:
         results: As they come.

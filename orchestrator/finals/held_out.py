@@ -83,13 +83,13 @@ def evaluate_finalists(
 
 
 def are_finalists_evaluated(spec: SweepSpec, record: SweepRecord, storage: SweepStorage) -> bool:
-    """Whether every finalist has all its measures and its bundle."""
+    """Whether every finalist has all metrics and a bundle."""
     split = _splits(spec)[-1]
     return all(_is_measured(trial, split, storage) for trial in contenders(spec, record.history))
 
 
 def _splits(spec: SweepSpec) -> tuple[Split, ...]:
-    """Splits that finalists are measured on; the last one is what they are judged by."""
+    """Splits that finalists are evaluated on; the last split decides the finals."""
     return ("validation", "test") if has_test_rows(spec) else ("validation",)
 
 
@@ -113,7 +113,7 @@ def _is_measured(trial: TrialRecord, split: Split, storage: SweepStorage) -> boo
 
 
 def _without_bundle(history: SweepHistory, storage: SweepStorage) -> list[TrialRecord]:
-    """Trials that left an adapter, as the record has it, of which there is none."""
+    """Trials with an adapter in the record and no bundle in the storage."""
     return [
         trial
         for trial in history.ended()
@@ -136,7 +136,7 @@ def _note_trial(record: SweepRecord, trial: TrialRecord, report: TaskReport | No
 
 
 def _await_leaving(broker: ActorHandle) -> None:
-    """Let those who are leaving write their bundles, so that nobody else writes them meanwhile."""
+    """Wait until leaving trials have written their bundles, as two writers would collide."""
     deadline = time.monotonic() + _LEAVING_S
     while not ray.get(broker.settle.remote(MAX_WAIT_S)) and time.monotonic() < deadline:
         pass

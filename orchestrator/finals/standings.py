@@ -155,7 +155,7 @@ def _by_validation(runs: Sequence[TrialRecord], objective: ObjectiveSpec) -> lis
 
 
 def _value(run: TrialRecord, spec: SweepSpec) -> float | None:
-    """What a run is judged by; without a test split that is its last validation value."""
+    """The objective of a run on test rows; without a test split, the last validation value."""
     if not has_test_rows(spec):
         return run.last(spec.objective.metric)
     metrics = run.final_metrics or {}

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def broker_name(location: str) -> str:
-    """Name of the broker actor of the sweep in this storage, as `SweepStorage.location` has it."""
+    """Name of the broker actor of the sweep in a storage location."""
     return f"lorchestra-broker-{hashlib.sha256(location.encode()).hexdigest()[:12]}"
 
 
@@ -107,7 +107,7 @@ class Broker:
         self._wake()
 
     async def exchange(self, host_id: str, incarnation: str, report: HostReport) -> Orders:
-        """Hear a host's report; answer with its orders as soon as they leave something to do."""
+        """Take a host's report and return its orders as soon as there is work."""
         self._seats.take(host_id, incarnation, report)
         self._wake()
 
@@ -140,13 +140,13 @@ class Broker:
         self._wake()
 
     async def task_report(self, task_id: str, wait_s: float) -> TaskReport | None:
-        """What a task measured, or `None` when it is not done within `wait_s`."""
+        """The report of a task; `None` for a task not done within `wait_s`."""
         return await self._wait(
             lambda: self._seats.errands[task_id].report, lambda r: r is not None, wait_s
         )
 
     async def settle(self, wait_s: float) -> bool:
-        """Wait until nobody is leaving any more; whether that is so within `wait_s`."""
+        """Wait until no trial is leaving; `False` after `wait_s`."""
 
         def is_settled() -> bool:
             return not any(member.is_leaving for member in self._seats.members.values())
@@ -161,7 +161,7 @@ class Broker:
     # -------------------------------------------------------------------------------- waiting
 
     def _wake(self) -> None:
-        """Let those who wait look again."""
+        """Wake all waiting calls, so that they look again."""
         self._changed.set()
         self._changed = asyncio.Event()
 

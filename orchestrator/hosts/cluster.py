@@ -53,7 +53,7 @@ class Placement:
 
 
 def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
-    """One host per GPU; without one, a host per stored form that the space asks for.
+    """One host per GPU; on CPUs, one host per stored form in the space.
 
     Hosts on a CPU share its cores evenly: two that contended for them were measured six times
     slower than one thread each.
@@ -80,7 +80,7 @@ def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
 
 @contextmanager
 def ray_cluster(spec: SweepSpec) -> Iterator[Placement]:
-    """A running Ray and how to use it; a local one ends with the block.
+    """A running Ray and the sweep's placement on it; a local Ray ends with the block.
 
     Joins `$RAY_ADDRESS`, or whatever Ray the process is connected to already.
     """
@@ -92,13 +92,13 @@ def ray_cluster(spec: SweepSpec) -> Iterator[Placement]:
 
 @contextmanager
 def ray_for_evaluation() -> Iterator[WorkerShape]:
-    """A running Ray, as for a sweep, and the workers that measure adapters on it."""
+    """A running Ray and the shape of its evaluation workers."""
     with _session(_cores()):
         yield shape_of_workers()
 
 
 def shape_of_workers() -> WorkerShape:
-    """One worker for each GPU of the cluster; without any, one that has this machine's cores."""
+    """One evaluation worker per GPU; on CPUs, one worker with this machine's cores."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     cpus = max(1, min(int(resources.get("CPU", 0.0)), _cores()))
@@ -112,7 +112,7 @@ def shape_of_workers() -> WorkerShape:
 
 @contextmanager
 def _session(cpus: int) -> Iterator[None]:
-    """Ray, for the block: the caller's, the one that is named, or a local one of its own."""
+    """Ray for the block: the caller's, the Ray at `$RAY_ADDRESS`, or a local one."""
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
@@ -177,7 +177,7 @@ def _placement_on_cluster(spec: SweepSpec) -> Placement:
 
 
 def _cores() -> int:
-    """Cores this process may use, which a container can limit."""
+    """Number of cores this process may use; a container can limit the cores."""
     return len(os.sched_getaffinity(0))
 
 

@@ -44,7 +44,7 @@ class EvaluationOrder:
 
 
 class FormResult(NamedTuple):
-    """What came of one adapter in one form: a document, or an error.
+    """Result for an adapter in a serving form: an evaluation document or an error.
 
     Attributes:
         is_lost: The error is the worker's death, which need not be the adapter's fault.
@@ -59,7 +59,7 @@ class FormResult(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerShape:
-    """How many workers there are, and what one is made of."""
+    """Number of evaluation workers and resources of each."""
 
     workers: int
     cpus: float
@@ -73,11 +73,11 @@ class WorkerShape:
 
     @property
     def all_gpus(self) -> float:
-        """GPUs that they hold."""
+        """GPUs of all workers."""
         return self.gpus * self.workers
 
     def options(self) -> dict[str, Any]:
-        """Ray's, for a task or an actor that is one."""
+        """Ray's options for a task or an actor of this shape."""
         # Ray itself would give torch as many threads as the CPUs that are asked for.
         threads = {"OMP_NUM_THREADS": str(self.torch_threads)}
         return {
@@ -101,7 +101,7 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
 def evaluate_adapters(
     orders: Mapping[str, EvaluationOrder], shape: WorkerShape
 ) -> Generator[FormResult, None, None]:
-    """Measure every adapter in each of its forms; results come as they are done.
+    """Evaluate every adapter in each of its forms; yields results as workers finish.
 
     A form whose worker dies has a second chance after the others. Closing the generator ends the
     workers.
@@ -137,7 +137,7 @@ def evaluate_adapters(
 
 
 def _take(ready: Any, key: str, form: str) -> FormResult:
-    """What a worker said, or that it is gone."""
+    """The worker's result, or the error of a lost worker."""
     try:
         return FormResult(key, form, ray.get(ready), "")
     except ray.exceptions.RayTaskError as error:
@@ -148,7 +148,7 @@ def _take(ready: Any, key: str, form: str) -> FormResult:
 
 
 class _Evaluator:
-    """Loads adapters and measures them, in a process of its own."""
+    """Loads and evaluates adapters in a separate process."""
 
     def assess(self, order: EvaluationOrder, form: str) -> dict[str, Any]:
         """The evaluation document of an adapter in one form."""

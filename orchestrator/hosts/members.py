@@ -27,7 +27,7 @@ class SeatPhase(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class SeatStatus:
-    """What a proxy is told; `reason` says why a seat that was left has no bundle."""
+    """Status of a trial's seat, for the proxy; `reason` explains a missing bundle."""
 
     phase: SeatPhase
     report: SeatReport | None = None

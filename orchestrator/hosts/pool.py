@@ -35,7 +35,7 @@ MAX_CONTROLLER_FAILURES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class HostShape:
-    """What one host is made of.
+    """Resources of a host.
 
     Attributes:
         cpus: Logical CPUs of its worker.
@@ -55,7 +55,7 @@ class HostShape:
 
 @dataclass
 class HostPool:
-    """Starts a host where trials wait for one, and ends hosts that are done.
+    """Starts hosts for waiting trials and ends finished hosts.
 
     A context manager: leaving it drains the hosts. The broker decides which hosts there should be;
     each host's `TorchTrainer.fit()` blocks a thread of this process.
@@ -94,7 +94,7 @@ class HostPool:
         self.close(timeout_s=60.0 if error is None else 2.0)
 
     def close(self, timeout_s: float = 60.0) -> bool:
-        """Let who is leaving leave, then end all hosts; closing again does nothing.
+        """Wait for leaving trials, then end all hosts; a second call does nothing.
 
         Returns:
             Whether every host ended within `timeout_s`. One that did not ends with this process.
@@ -140,7 +140,7 @@ class HostPool:
                 run.start()
 
     def _run(self, start: HostStart) -> None:
-        """Run a host to its end and tell the broker how it ended."""
+        """Run a host to the end and tell the broker the result."""
         failure: Failure | None = None
         span = self._spans[start.host_id] = [time.monotonic()]
         try:

@@ -110,7 +110,7 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
         self._join()
 
     def _origin(self, storage: str, parent: Mapping[str, int] | None) -> int:
-        """The step this trial starts from: 0, or that of the state it copied from its parent.
+        """The step this trial starts from: 0, or the step of the state copied from the parent.
 
         A parent that has no state, or is through by now, leaves nothing to go on from.
         """

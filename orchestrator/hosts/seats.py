@@ -104,7 +104,7 @@ class Seats:
         return self._retire(member, SeatPhase.LEFT)
 
     def _can_export(self, member: Member) -> bool:
-        """A host can write its bundle: the one it sits on, or the next one after that was lost."""
+        """Whether a host can write the bundle: the present host, or the next one after a loss."""
         is_between_hosts = member.is_waiting and member.known > 0
         return member.host is not None or (is_between_hosts and not self.is_closed)
 
@@ -172,7 +172,7 @@ class Seats:
         self._seat_waiting()
 
     def take(self, host_id: str, incarnation: str, report: HostReport) -> None:
-        """Note what a host did; word from an incarnation that is past is not heard."""
+        """Take a host's report; a report of a past incarnation is ignored."""
         host = self.hosts.get(host_id)
         if host is None or host.incarnation != incarnation:
             return
@@ -263,7 +263,7 @@ class Seats:
             self._fail_line(host.group, failure)
 
     def end_host(self, host_id: str, failure: Failure | None) -> None:
-        """A host is gone for good; its trials go on in another one from their saved states.
+        """Remove a host; its trials go on elsewhere from saved states.
 
         With a failure its end counts as a crash; a row of `MAX_DEAD_HOSTS` such ends without news
         fails those who wait. A host with a failure that was never up is one that `refuse`s.
@@ -286,7 +286,7 @@ class Seats:
             self._fail_line(host.group, failure)
 
     def _put_back(self, host: Host) -> None:
-        """Those on a host stand in line again; for a bundle that is only done once."""
+        """Put a host's members back in line; a member that only exports gets one more host."""
         host.holding, host.offered = frozenset(), frozenset()
         for member in list(self._seated(host.host_id)):
             member.host = None
@@ -303,7 +303,7 @@ class Seats:
             member.is_moved = True
 
     def _fail_line(self, group: str, failure: Failure) -> None:
-        """Those who wait for a host of a group get the failure."""
+        """Fail all members and tasks waiting for a host of a group."""
         for member in list(self.members.values()):
             if member.is_waiting and member.group == group:
                 self._fail(member, failure)
@@ -332,7 +332,7 @@ class Seats:
         self._seat_waiting()
 
     def close(self) -> None:
-        """Grant nothing more; hosts end when those who are leaving have left."""
+        """Grant no more steps; hosts end after leaving trials have left."""
         self.is_closed = True
         for member in list(self.members.values()):
             if member.is_leaving and member.host is None:
@@ -354,7 +354,7 @@ class Seats:
         return [(n, e) for n, e in self.errands.items() if e.host == host_id and e.report is None]
 
     def _seat_waiting(self) -> None:
-        """Give free seats to those who wait, first come first served."""
+        """Give free seats to waiting members, first come first served."""
         if self.is_closed:
             return
         for member in self.members.values():

@@ -42,7 +42,7 @@ class MalformedEventError(ValueError):
 
 
 def encode_entry(entry: LogEntry) -> bytes:
-    """The line of an event, with its line break; fields that have their default are left out.
+    """The line of an entry, with its line break; fields with their default are left out.
 
     Raises:
         ValueError: A value outside of `metrics` is not strict JSON.

@@ -66,7 +66,7 @@ class SweepResumed:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionLost:
-    """The driver before this event was killed; its session ended with its last event."""
+    """The driver's session before this event was killed; the event before was its last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class SweepEnded:
 
 @dataclass(frozen=True, kw_only=True)
 class StageEnded:
-    """A stage that trains has nothing left to do under its settings.
+    """A stage of training has no work left under the present settings.
 
     Attributes:
         stage: The stage.
@@ -99,7 +99,7 @@ class StageEnded:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseEnded:
-    """The driver is through with one phase of its work.
+    """The driver ends a phase of its work.
 
     Attributes:
         name: Such as `searching`.
@@ -112,7 +112,7 @@ class PhaseEnded:
 
 @dataclass(frozen=True, kw_only=True)
 class UsageMeasured:
-    """Devices that the hosts of this session have used so far.
+    """Total use of devices by the hosts of this session so far.
 
     Attributes:
         cpu_s: Seconds times CPUs.
@@ -125,7 +125,7 @@ class UsageMeasured:
 
 @dataclass(frozen=True, kw_only=True)
 class UsageAdded:
-    """Devices that workers beside the hosts have used since the last event of this kind.
+    """Use of devices by evaluation workers since the last such event.
 
     Attributes:
         cpu_s: Seconds times CPUs.
@@ -169,7 +169,7 @@ class TrialStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResumed:
-    """A trial goes on after its process was lost, or after an end that does not hold any more.
+    """A trial goes on after a lost process, or after an end that was revoked.
 
     Attributes:
         trial: The trial's number.

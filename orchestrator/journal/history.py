@@ -63,7 +63,7 @@ class TrialReport(NamedTuple):
 
 @dataclass(kw_only=True)
 class TrialRecord:
-    """Everything known of one trial.
+    """All facts of a trial in the log.
 
     Attributes:
         number: Its number in the sweep, from 0.
@@ -109,12 +109,12 @@ class TrialRecord:
 
     @property
     def measured(self) -> list[TrialReport]:
-        """Reports that were measured; a copy, as another thread may be adding to them."""
+        """Reports without stand-ins; a copy, as another thread may add reports."""
         return [report for report in list(self.reports) if not report.is_fault]
 
     @property
     def forms(self) -> dict[str, Mapping[str, float]]:
-        """Metrics of the adapter in each serving form that it could be evaluated in."""
+        """Metrics of the adapter by serving form; forms with an error are left out."""
         return {form: each.metrics for form, each in self.forms_evaluated.items() if each.metrics}
 
     def last(self, metric: str) -> float | None:
@@ -179,7 +179,7 @@ class SweepHistory:
         return history
 
     def apply(self, entry: LogEntry) -> None:
-        """Take in one entry; unknown events, and events of unknown trials, change nothing."""
+        """Fold an entry of the log; unknown events and unknown trials are ignored."""
         _apply(entry.event, self, entry.at)
         self.meter.see(entry.at)
 
@@ -188,7 +188,7 @@ class SweepHistory:
         return [self.trials[n] for n in sorted(self.trials) if self.trials[n].repeat_of is None]
 
     def repeats_of(self, number: int) -> list[TrialRecord]:
-        """Trials that repeat one with other seeds, by number."""
+        """Trials that repeat a finalist with other seeds, by number."""
         return [self.trials[n] for n in sorted(self.trials) if self.trials[n].repeat_of == number]
 
     def unfinished(self) -> list[TrialRecord]:
@@ -229,7 +229,7 @@ class SweepHistory:
 
 
 def exceeded(record: TrialRecord, objective: ObjectiveSpec) -> str:
-    """The first constraint that a trial's last report breaks; empty when it keeps them all."""
+    """The first constraint that a trial's last report breaks; empty without one."""
     for bound, written in zip(objective.bounds, objective.constraints, strict=True):
         value = record.last(bound.metric)
         if value is None or bound.excess(value) > 0:
@@ -239,7 +239,7 @@ def exceeded(record: TrialRecord, objective: ObjectiveSpec) -> str:
 
 @singledispatch
 def _apply(event: Event | UnknownEvent, history: SweepHistory, at: float) -> None:
-    """Fold one event into a history; an event without a function below changes nothing."""
+    """Fold an event into a history; an event without a registered function is ignored."""
 
 
 @_apply.register

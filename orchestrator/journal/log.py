@@ -70,7 +70,7 @@ class EventLog:
             ) from error
 
     def append(self, event: Event) -> LogEntry:
-        """Put one event on disk, and before that into the bucket; it is there when this returns.
+        """Write an event durably to the bucket, if any, and to disk.
 
         Returns:
             The event as a reader of the log will have it.

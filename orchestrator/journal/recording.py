@@ -31,7 +31,7 @@ REPORTED = (*WORST_METRICS, *ZERO_METRICS)
 
 
 class SweepRecord:
-    """The log of a sweep and what it adds up to, kept in step.
+    """The log of a sweep with the history folded from the log.
 
     Thread-safe: trials, hosts' tasks and registration write from threads of their own.
 
@@ -61,7 +61,7 @@ class SweepRecord:
     def end_trial(
         self, trial: int, end: TrialOutcome, bundle: str | None = None, by: str = ""
     ) -> None:
-        """Record a trial's end, once; one that never started has none.
+        """Record a trial's end once; a trial without a start gets no end.
 
         Args:
             trial: Its number.
@@ -109,7 +109,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has a process; Ray Tune says so again when it starts one anew."""
+        """Record the start of a trial, or of a new process for a known trial."""
         number = trial.config["trial"]
         known = self._record.history.trials.get(number)
         if known is None:

@@ -92,7 +92,7 @@ def take_requests(folder: Path) -> list[Request]:
 
 
 def stop_trial(storage: SweepStorage, trial: int) -> str:
-    """End one trial of a sweep, whether its driver runs or not; says what was done.
+    """End a trial, with or without a running driver; returns a sentence for the user.
 
     Raises:
         SweepSpecError: There is no such trial, or it has ended.
@@ -117,7 +117,7 @@ def stop_trial(storage: SweepStorage, trial: int) -> str:
 
 
 def cancel_sweep(storage: SweepStorage) -> str:
-    """End a sweep, whether its driver runs or not; says what was done.
+    """End a sweep, with or without a running driver; returns a sentence for the user.
 
     Raises:
         SweepSpecError: It has ended.
@@ -141,7 +141,7 @@ def cancel_sweep(storage: SweepStorage) -> str:
 
 
 def end_cancelled(events: EventLog, record: TrialRecord, reason: str) -> None:
-    """Record that the user ended a trial; its adapter is exported from its state when wanted."""
+    """Record that the user ended a trial; a later run exports the adapter from the saved state."""
     events.append(
         TrialEnded(
             trial=record.number,

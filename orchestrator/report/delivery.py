@@ -44,7 +44,7 @@ _FLEEING_S = 5.0
 
 
 class Delivery:
-    """Delivers one sweep's events; a context manager that delivers what it can before it leaves.
+    """Delivers a sweep's events to MLflow; flushes pending events when the context closes.
 
     A sweep that is left unfinished has its open runs closed in MLflow, with a tag that says so;
     the session that goes on with it opens them again.
@@ -102,7 +102,7 @@ class Delivery:
         self._wake.set()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything logged so far is delivered; whether that is so in time.
+        """Wait until the events logged so far are delivered; `False` after the timeout.
 
         Waits no longer than one attempt of its own takes to fail.
         """
@@ -155,7 +155,7 @@ class Delivery:
                 self._progress.notify_all()
 
     def _attempt(self, deliver: Callable[[], None]) -> bool:
-        """Deliver what there is; whether that went well."""
+        """Make one attempt at delivery; `False` after an error."""
         with self._progress:
             self._begun += 1
         try:

@@ -27,7 +27,7 @@ _COSTS = tuple(name for name, one in TRIAL_METRICS.items() if not one.measure)
 
 
 def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
-    """One row per trial of the search; `rank` is empty for those that cannot be compared.
+    """One row per trial of the search; trials without a comparable value have no `rank`.
 
     Metrics are those of a trial's last report, missing where not finite.
     """
@@ -58,7 +58,7 @@ def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
 
 
 def find_pareto(objective: ObjectiveSpec, history: SweepHistory) -> tuple[int, ...]:
-    """Ranked trials that no other betters in one objective without being worse in another.
+    """Ranked trials on the Pareto front of the objectives.
 
     Empty for a single objective, where the ranking says it all.
     """
@@ -77,7 +77,7 @@ def find_pareto(objective: ObjectiveSpec, history: SweepHistory) -> tuple[int, .
 
 
 def find_front(costs: Mapping[int, Sequence[float]]) -> tuple[int, ...]:
-    """Those that no other undercuts in one cost without being dearer in another."""
+    """Numbers on the Pareto front: no other number has all costs as low and one lower."""
     return tuple(
         number
         for number, cost in costs.items()
@@ -108,7 +108,7 @@ def describe_trial(record: TrialRecord) -> dict[str, Any]:
 
 
 def outcome_of(record: TrialRecord) -> str:
-    """How the trial ended, or that it did not."""
+    """The value of the column `outcome`."""
     return UNFINISHED if record.outcome is None else record.outcome.value
 
 
@@ -140,7 +140,7 @@ def _last_values(record: TrialRecord, names: tuple[str, ...]) -> dict[str, float
 
 
 def _reason(record: TrialRecord, spec: SweepSpec) -> str:
-    """Why it ended, and why it is not ranked although it has an adapter."""
+    """Reason of the end, and the constraint that keeps an adapter out of the ranking."""
     broken = exceeded(record, spec.objective) if can_leave_adapter(record.outcome) else ""
     return f"{record.reason}; not {broken}" if broken else record.reason
 

@@ -33,7 +33,7 @@ _STYLES = {
 
 
 class TrialLine(NamedTuple):
-    """What a display says of one trial.
+    """A row of the live table.
 
     Attributes:
         number: The trial's number.
@@ -115,7 +115,7 @@ class ProgressDisplay:
                 self._say(one_line(name) + (f"  spent: {spent}" if spent else ""))
 
     def update(self, history: SweepHistory, note: str | None = None) -> None:
-        """Show what is new; updating again with the same history shows nothing more.
+        """Show changes of the history since the last call.
 
         Args:
             history: What is known of the sweep; another thread may be adding to it.
@@ -178,7 +178,7 @@ class Diary:
         return lines
 
     def _entries(self, history: SweepHistory) -> Iterator[tuple[float, int, str]]:
-        """When, which comes first of what happened at once, and the line."""
+        """Entries as time, order within the same time, and line."""
         # Reports before trials: a trial is known by the time it reports.
         reports = history.reports[self._reports :]
         self._reports += len(reports)
@@ -206,7 +206,7 @@ class Diary:
         return "  ".join([*parts, one_line(record.reason)]).rstrip()
 
     def _is_best(self, record: TrialRecord, history: SweepHistory) -> bool:
-        """Whether it beats the best so far, which alone it is compared with."""
+        """Whether a trial beats the best so far."""
         numbers = {record.number} if self._best is None else {record.number, self._best}
         two = SweepHistory(trials={number: history.trials[number] for number in numbers})
         best = two.best(self._spec.objective)
@@ -242,7 +242,7 @@ def _read_trials(history: SweepHistory, spec: SweepSpec) -> list[TrialLine]:
 
 
 def _about(record: TrialRecord) -> str:
-    """What a trial tries, or what it repeats."""
+    """Settings of a trial, or the finalist that the trial repeats."""
     if record.repeat_of is not None:
         return f"trial {record.repeat_of} again, seed {record.spec['seed']}"
     settings = format_settings(record.knobs)
@@ -270,7 +270,7 @@ def _cost(line: TrialLine, spec: SweepSpec) -> float:
 
 
 def _choose_rows(trials: list[TrialLine], spec: SweepSpec) -> list[TrialLine]:
-    """Those that go on, by number, then ended ones from the best to the failed."""
+    """Running and waiting trials by number, then ended trials from the best to the failed."""
     going = ["running", "waiting"]
 
     def place(line: TrialLine) -> tuple[int, float, int]:

@@ -75,7 +75,7 @@ News = SweepOpening | TrialNews | SweepClosing
 
 
 class NewsDesk:
-    """Folds events into a history and gathers what is new in them.
+    """Folds events into a history and gathers news for MLflow.
 
     Args:
         spec: The sweep.
@@ -91,7 +91,7 @@ class NewsDesk:
         self._trials: dict[int, TrialNews] = {}  # those that can still take up more
 
     def add(self, entry: LogEntry, *, is_told: bool = False) -> None:
-        """Take in the next entry; one that MLflow was told of before is no news."""
+        """Take in the next entry; an entry already delivered gives no news."""
         self.history.apply(entry)
         if is_told:
             return
@@ -106,7 +106,7 @@ class NewsDesk:
                 _tell(event, self._of_trial(record), record, entry.at)
 
     def take(self) -> list[News]:
-        """What is new since the last call, in order of each one's first event."""
+        """News since the last call, in order of their first events."""
         news, self._news, self._trials = self._news, [], {}
         return news
 
@@ -128,7 +128,7 @@ class NewsDesk:
         self._trials = {}  # what comes later of a trial is told later
 
     def _begun(self, at_s: float) -> SweepOpening:
-        """Of the sweep as it was started: a resumed one may read its data from elsewhere."""
+        """News of a start, by the spec of the first start: a resume may read other files."""
         spec: Mapping[str, Any] = self.history.spec or {}
         return SweepOpening(
             sweep_id=str(self.history.sweep_id),
@@ -157,7 +157,7 @@ class NewsDesk:
         )
 
     def _totals(self, best: TrialRecord) -> dict[str, float]:
-        """What the best adapter measures, and the bare base which that adapter sits on."""
+        """Metrics of the best adapter and of its bare base."""
         key = group_key(TrialSpec.from_dict(best.spec))
         base = self.history.base_metrics.get(key, {})
         return {
@@ -172,7 +172,7 @@ TrialEvent = TrialStarted | TrialResumed | TrialReported | TrialEnded | Finalist
 
 
 def _tell(event: TrialEvent, news: TrialNews, record: TrialRecord, at_s: float) -> None:
-    """Add one event of a trial to what MLflow is to be told of the trial."""
+    """Add an event of a trial to the trial's news."""
     match event:
         case TrialStarted() | TrialResumed():
             news.is_begun, news.end = True, None
@@ -190,7 +190,7 @@ def _name(record: TrialRecord) -> str:
 
 
 def _kinship(record: TrialRecord) -> dict[str, str]:
-    """Tags that say which trial this one repeats or goes on from."""
+    """Tags with the trial that a trial repeats or goes on from."""
     tags = {}
     if record.repeat_of is not None:
         tags["lorchestra.repeat_of"] = str(record.repeat_of)

@@ -33,7 +33,7 @@ _PERPLEXITY = "perplexity"  # the exponential of the loss, which says it all
 
 
 def build_page(report: SweepReport, history: SweepHistory, importance: Importance) -> str:
-    """The page whole; every text in it that is not its own is escaped."""
+    """The whole page as HTML; text from outside is escaped."""
     reason = f": {one_line(report.reason)}" if report.reason else ""
     return document(
         f"{report.name} – sweep report",
@@ -116,7 +116,7 @@ def _data(history: SweepHistory) -> str:
 
 
 def _forms(report: SweepReport, history: SweepHistory) -> str:
-    """What the adapters score as they may be served; nothing when only one form was looked at."""
+    """Tables of the serving forms; empty when only the trained form was evaluated."""
     scores = list_form_scores(report.forms)
     failed = [
         note(f"Trial {number} could not be served {form}: {one_line(found.error)}")
@@ -213,7 +213,7 @@ def _board_cell(name: str, value: Any) -> str:
 
 
 def _outcomes(history: SweepHistory) -> str:
-    """How trials ended and why; what a reason says of one trial stands with its number."""
+    """A table of outcomes and reasons; details of a single trial stand at its number."""
     ends: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     for record in history.trials.values():
         what, detail = _split_reason(one_line(record.reason))
@@ -254,7 +254,7 @@ def _finals(report: SweepReport) -> str:
 
 
 def _spending(report: SweepReport) -> str:
-    """What is gone of each limit, and what there was no limit of."""
+    """A table of budgets: spent, allowed and the part spent."""
     spent = {"trials": float(len(report.leaderboard)), **report.spent}
     rows = []
     for name, amount in spent.items():

@@ -167,7 +167,7 @@ def plot_parallel_coordinates(board: pd.DataFrame, *, metric: str) -> Any | None
 
 
 def _dimension(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    """One axis: numbers as they are or by their logarithm, everything else by its place."""
+    """An axis: numbers, their logarithms, or places of other values."""
     label = name.rpartition(".")[2]
     if all(map(is_number, values)):
         distinct = sorted(set(values))

@@ -23,7 +23,7 @@ from trainables.contract import Mode
 
 @dataclass(frozen=True, kw_only=True)
 class BestAdapter:
-    """The adapter that leads the ranking, which is the one that goes before the gate.
+    """The adapter that leads the ranking and goes before the promotion gate.
 
     Attributes:
         ref: Its version, such as `wordnet-classes/1`; `None` when it was not registered.
@@ -47,7 +47,7 @@ class BestAdapter:
 
     @property
     def found_by(self) -> int:
-        """Number of the trial of the search that has its settings: itself, or what it repeats."""
+        """Number of the trial of the search with the same settings."""
         return self.trial if self.repeat_of is None else self.repeat_of
 
 

@@ -50,7 +50,7 @@ class Tradeoff(NamedTuple):
 
 
 def find_tradeoffs(board: pd.DataFrame, *, metric: str, mode: Mode) -> list[Tradeoff]:
-    """The tradeoffs among a leaderboard's ranked trials; only by costs in which they differ."""
+    """Tradeoffs among a leaderboard's ranked trials, by each cost that differs between trials."""
     ranked = board[board["rank"].notna()]
     sign = 1.0 if mode == "min" else -1.0
     found = []

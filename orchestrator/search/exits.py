@@ -14,7 +14,7 @@ StepMetrics = Mapping[str, float]
 
 
 def find_exit(exits: ExitSpec, reports: Sequence[StepMetrics]) -> TrialOutcome | None:
-    """Why a trial ends at its last report; `None` for one that may go on.
+    """Reason to end a trial at its last report; `None` to go on.
 
     Args:
         exits: What ends a trial.

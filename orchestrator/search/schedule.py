@@ -39,7 +39,7 @@ class StoppingRule(Protocol):
     """Compares trials; told each step of a trial once, in the order they were reported."""
 
     def judge(self, number: int, step: int, value: float) -> str:
-        """Why the trial is stopped at this step; empty for one that goes on."""
+        """Reason to stop a trial at this step; empty to let the trial go on."""
 
     def drop(self, number: int) -> None:
         """The trial broke, was ended by another rule or is through."""
@@ -47,7 +47,7 @@ class StoppingRule(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class NumberedTrial:
-    """What Ray's scheduler sees of a trial: the number it keeps over resumes.
+    """Ray's view of a trial: a number that stays the same over resumes.
 
     Ray Tune gives a resumed trial a new id, under which it would take a second place on its rungs.
     """
@@ -96,7 +96,7 @@ class Ladders:
         self._seen: set[int] = set()
 
     def judge(self, number: int, step: int, value: float) -> str:
-        """Stop a trial that is not among the best at its rung."""
+        """Stop a trial worse than the cutoff at its rung."""
         ladder = self._ladders[self._turns[number % len(self._turns)]]
         trial = NumberedTrial.build(number)
         if number not in self._seen:
@@ -112,7 +112,7 @@ class Ladders:
     def _explain(
         self, ladder: AsyncHyperBandScheduler, trial: NumberedTrial, step: int, value: float
     ) -> str:
-        """The rung that the trial comes to and what it takes there; read before it has come."""
+        """The rung that a trial reaches and the cutoff there; read before the trial enters."""
         bracket = ladder._brackets[0]  # Ray shows rungs nowhere else; the highest is the first
         for above, (milestone, values) in enumerate(bracket._rungs):
             if step >= milestone and trial.trial_id not in values:
@@ -176,7 +176,7 @@ class NoRule:
         return ""
 
     def drop(self, number: int) -> None:
-        """Nothing is known of it."""
+        """Do nothing: this rule keeps no state."""
 
 
 class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
@@ -201,12 +201,12 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.STOP if is_stopped else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Hear the last result of a trial that ended by itself: Ray Tune shows it here only."""
+        """Take the last result of a trial that ended by itself; Ray Tune gives it only here."""
         if "step" in result:
             self.take(trial.config["trial"], result, is_through="outcome" in result)
 
     def end_of(self, number: int) -> TrialOutcome | None:
-        """How and why the trial was stopped here; `None` for one that was not."""
+        """The end of a trial stopped by this scheduler; `None` for other trials."""
         return self._ends.get(number)
 
     def next_heir(self) -> Heir | None:
@@ -214,7 +214,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         return self._rule.next_heir() if isinstance(self._rule, Pbt) else None
 
     def may_start_fresh(self, fresh_started: int) -> bool:
-        """Whether another trial may start from nothing; only `pbt` limits them."""
+        """Whether another fresh trial may start; only `pbt` limits fresh trials."""
         return not isinstance(self._rule, Pbt) or self._rule.may_start_fresh(fresh_started)
 
     def forget_heirs(self, history: SweepHistory) -> None:
@@ -224,7 +224,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
             self._rule.forget_heirs({parent["replaces"] for parent in parents})
 
     def take(self, number: int, report: Mapping[str, Any], is_through: bool = False) -> None:
-        """Take in a report; one of a step that was judged, or of a stopped trial, says nothing.
+        """Take in a report; a report of a known step or of a stopped trial is ignored.
 
         Args:
             number: Of the trial.
@@ -242,7 +242,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
             self._judge(number, report)
 
     def _judge_last(self, number: int, reports: list[Mapping[str, float]]) -> None:
-        """At the horizon nothing is stopped any more, but what ran away did not complete."""
+        """Mark a trial that diverged with its last report: at the horizon no other rule applies."""
         end = None if is_stand_in(reports[-1]) else find_exit(self._exits, reports)
         if end is not None and end.outcome is Outcome.DIVERGED:
             self._ends[number] = end

@@ -46,20 +46,20 @@ Draw = Callable[[str, BaseDistribution], Any]
 
 
 class Steering(Protocol):
-    """What a search is told by the scheduler; `orchestrator.search.schedule` has all of it."""
+    """The part of the scheduler that a search asks; see `orchestrator.search.schedule`."""
 
     def next_heir(self) -> Heir | None:
         """The copy of a trial that is to come next, once."""
 
     def may_start_fresh(self, fresh_started: int) -> bool:
-        """Whether one more trial may start from nothing, after so many that did."""
+        """Whether one more fresh trial may start."""
 
     def end_of(self, trial: int) -> TrialOutcome | None:
         """Why the scheduler stopped a trial, if it did."""
 
 
 class Suggester:
-    """Chooses configurations; holds nothing but what follows from the sweep.
+    """Chooses configurations, without state besides the sweep.
 
     Args:
         spec: The sweep.
@@ -73,7 +73,7 @@ class Suggester:
     def suggest(
         self, number: int, observations: Mapping[int, Observation]
     ) -> dict[str, Any] | None:
-        """The configuration of one trial, never that of another; `None` when none is left."""
+        """A new configuration for a trial; `None` when the space is exhausted."""
         tried = {seen.key for seen in observations.values()}
         refusals: list[str] = []
         found = None
@@ -95,7 +95,7 @@ class Suggester:
     def _candidates(
         self, number: int, observations: Mapping[int, Observation]
     ) -> Iterator[dict[str, Any]]:
-        """What to try, the most wanted first; bounded, and each computed when it is needed."""
+        """Configurations to try, the most wanted first; bounded and computed lazily."""
         seed = _seed_of(self._spec.seed, number)
         if number < len(self._start_points):
             yield from self._near(self._start_points[number], seed)
@@ -108,7 +108,7 @@ class Suggester:
             yield from self._shuffled(seed)
 
     def _near(self, point: Mapping[str, Any], seed: int) -> Iterator[dict[str, Any]]:
-        """Configurations that have a start point's knobs, as far as these are active."""
+        """Configurations with the active knobs of a start point."""
         wanted = self._space.encode(point)
         for draw in _draws(self._study({}, seed, "random"), _MAX_ASKS):
             yield self._space.suggest(_preferring(wanted, draw))
@@ -156,7 +156,7 @@ def suggest_knobs(
     observations: Mapping[int, Observation],
     start_points: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any] | None:
-    """The configuration of one trial, never that of another; `None` when there is none left."""
+    """A new configuration for a trial; `None` when the space is exhausted."""
     return Suggester(spec, start_points).suggest(number, observations)
 
 
@@ -298,7 +298,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return Observation(knobs=knobs, parent=parent)
 
     def _explored(self, knobs: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Knobs a step away from these; the same ones when all that is around is refused."""
+        """Knobs a step away from the given knobs; the given ones if all neighbours are refused."""
         space = self._spec.search_space
         for attempt in range(_MAX_ASKS):
             changed = explore(space, knobs, _seed_of(self._spec.seed, f"{number}/{attempt}"))
@@ -330,7 +330,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
 
 def _why_hopeless(seen: Sequence[Observation]) -> str:
-    """Why it is not the knobs: nothing measured anything, and whatever ended failed."""
+    """Reason to end the search: all first trials failed before measuring anything."""
     ended = [one for one in seen if one.outcome is not None]
     if (
         len(ended) < _MAX_FIRST_FAILURES

@@ -41,7 +41,7 @@ _MEMORY = "peak_memory_gib"
 
 @dataclass(kw_only=True)
 class Observation:
-    """What a searcher knows of one trial.
+    """A searcher's knowledge of a trial.
 
     Attributes:
         knobs: Its configuration.
@@ -60,7 +60,7 @@ class Observation:
     parent: Mapping[str, int] | None = None
 
     def report(self, step: int, metrics: Mapping[str, Any], objective: ObjectiveSpec) -> None:
-        """Take in one report; steps that are done again replace those that were lost.
+        """Take in a report; a repeated step replaces the lost one.
 
         What a trial with a fault reports in place of measurements is none.
         """
@@ -114,7 +114,7 @@ def observe(history: SweepHistory, objective: ObjectiveSpec) -> dict[int, Observ
 def most_telling(
     observations: Mapping[int, Observation], mode: Mode, most: int
 ) -> Mapping[int, Observation]:
-    """At most so many observations: the newest half of them, and the best of the older ones."""
+    """At most `most` observations: the newest, and the best of the older ones."""
     if len(observations) <= most:
         return observations
     sign = 1.0 if mode == "min" else -1.0
@@ -176,7 +176,7 @@ def build_study(
 
 
 class _Told(FrozenTrial):  # type: ignore[misc]
-    """A trial that a study takes without a deep copy, which took most of the time."""
+    """A trial that a study adds without a deep copy, which took most of the time."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Told:
         return copy.copy(self)
@@ -246,7 +246,7 @@ class _Teller:
         return TrialState.PRUNED
 
     def _values(self, seen: Observation) -> list[float]:
-        """One value per objective; the worst of all where nothing tells better."""
+        """A value per objective; the worst of all values for an unknown one."""
         if seen.outcome is Outcome.INFEASIBLE:
             # What it measured before it ran out of memory, a low peak too, is not to its credit.
             return list(self._worst.values())
@@ -267,7 +267,7 @@ class _Teller:
 
 
 def _lesson(seen: Observation) -> Lesson:
-    """What a sampler learns from a trial; from one that runs, its values so far."""
+    """The lesson of a trial for a sampler; a running trial teaches its values so far."""
     return "values" if seen.outcome is None else TRAITS[seen.outcome].lesson
 
 

@@ -48,7 +48,7 @@ def require(claim: bool, where: str, value: object, allowed: str, remedy: str) -
 
 
 def unknown(where: str, word: str, known: Iterable[str]) -> SweepSpecError:
-    """The error for a key that does not exist, naming the nearest one that does."""
+    """The error for an unknown key, with the nearest known key."""
     names = sorted(known)
     near = nearest(word, names)
     remedy = f"Did you mean {near}?" if near else "Remove it."
@@ -57,7 +57,7 @@ def unknown(where: str, word: str, known: Iterable[str]) -> SweepSpecError:
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
-    """The known word that looks most like this one; its last dotted part counts alone, too."""
+    """The most similar known word; the last dotted part is compared, too."""
     by_leaf = {name.rpartition(".")[2]: name for name in known}
     # The first of those with equal initials: lr is learning_rate before loraplus_ratio.
     by_initials = {
@@ -74,7 +74,7 @@ def nearest(word: str, known: Sequence[str]) -> str | None:
 
 
 def translate(error: ValidationError, root: type, prefix: str = "") -> SweepSpecError:
-    """What pydantic found, as one sentence about the first mistake; the others are counted.
+    """A pydantic error as a sentence on the first mistake, with the number of the others.
 
     Args:
         error: What `TypeAdapter(root)` raised.

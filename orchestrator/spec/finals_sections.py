@@ -85,7 +85,7 @@ class FinalsSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RegisterSpec:
-    """What happens to the best adapters; without it nothing is registered.
+    """Registration of the best adapters; without the section, no adapter is registered.
 
     Attributes:
         name: Registered model that the versions belong to; left out, the sweep's name.
@@ -124,7 +124,7 @@ class RegisterSpec:
         _require_level("register.confidence", self.confidence)
 
     def measure(self, objective: Metric) -> str:
-        """What the gate compares, in a sweep with this objective."""
+        """The measure that the gate compares, for this objective."""
         return self.metric or TRIAL_METRICS[objective].measure
 
 
@@ -136,7 +136,7 @@ def forms_of(finals: FinalsSpec, quantization: str) -> tuple[ServingForm, ...]:
 
 
 def require_gate(finals: FinalsSpec, register: RegisterSpec) -> None:
-    """Refuse a gate for which the finals measure nothing.
+    """Refuse a promotion gate without an evaluation in the finals.
 
     Raises:
         SweepSpecError: They do not score the form, or not by the metric.

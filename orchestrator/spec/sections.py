@@ -85,7 +85,7 @@ class ObjectiveSpec:
 
     @property
     def goals(self) -> dict[str, Mode]:
-        """Every objective with its direction, the one that ranks first."""
+        """All objectives with their directions, the ranking objective first."""
         return {str(self.metric): self.mode} | {
             str(name): mode for name, mode in self.also.items()
         }
