@@ -20,7 +20,7 @@ from rich.console import Console
 # Only what starts in a moment; a subcommand imports the rest.
 from orchestrator.adapters.commands import add_adapter_commands, add_runs_option, tracking_uri_of
 from orchestrator.errors import SweepError, SweepSpecError
-from orchestrator.wording import format_size
+from orchestrator.wording import format_size, refusal
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
 
@@ -179,8 +179,13 @@ def _read_history(options: argparse.Namespace, command: str) -> SweepHistory:
     history = read_history(options.storage)
     if history.sweep_id is None:
         raise SweepSpecError(
-            f"{command}: got {options.storage!r}, which holds no sweep; allowed: a sweep's "
-            "storage folder such as runs/NAME. Run a sweep first."
+            refusal(
+                command,
+                options.storage,
+                "a sweep's storage folder such as runs/NAME",
+                "Run a sweep first.",
+                flaw="which holds no sweep",
+            )
         )
     return history
 

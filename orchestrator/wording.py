@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def format_metric(value: float | None) -> str:
-    """A metric with four decimals; very small or large values with three digits and an exponent."""
+    """A metric with four decimals; a tiny or huge one with three digits and an exponent."""
     if value is None:
         return "-"
     if not math.isfinite(value):
@@ -71,6 +71,26 @@ def format_size(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+_SHOWN_CHARS = 120
+
+
+def refusal(where: str, value: object, allowed: str, remedy: str, flaw: str = "") -> str:
+    """The message on an impossible value: `where: got value; allowed: this. Remedy`.
+
+    Args:
+        where: Dotted field, option or command.
+        value: The value got; a long one is cut.
+        allowed: Values that can work.
+        remedy: What the user can do, as a sentence.
+        flaw: What is wrong with the value, when the allowed values do not say it.
+    """
+    shown = repr(value)
+    if len(shown) > _SHOWN_CHARS:
+        shown = f"{shown[:_SHOWN_CHARS]}…"
+    problem = f", {flaw}" if flaw else ""
+    return f"{where}: got {shown}{problem}; allowed: {allowed}. {remedy}"
 
 
 def last_line(text: str) -> str:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from orchestrator.wording import format_size, refusal
+
 if TYPE_CHECKING:
     from orchestrator.adapters.evaluating import Evaluator
     from registry import AdapterVersion, Registry
@@ -95,8 +97,13 @@ def tracking_uri_of(options: argparse.Namespace) -> str:
     uri, _ = tracking_uri_for(options.runs)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise TrackingError(
-            f"--runs: got {str(options.runs)!r}, which has no mlflow.db; allowed: the folder that "
-            "sweeps were run in. Run a sweep first, or set MLFLOW_TRACKING_URI."
+            refusal(
+                "--runs",
+                str(options.runs),
+                "the folder that sweeps were run in",
+                "Run a sweep first, or set MLFLOW_TRACKING_URI.",
+                flaw="which has no mlflow.db",
+            )
         )
     return uri
 
@@ -373,8 +380,6 @@ def _rollback(options: argparse.Namespace) -> int:
 
 
 def _clean(options: argparse.Namespace) -> int:
-    from orchestrator.wording import format_size
-
     adapters = _registry(options)
     found = adapters.find_garbage()
     for each in found:

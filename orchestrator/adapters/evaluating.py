@@ -20,7 +20,7 @@ from orchestrator.hosts.evaluators import (
     write_files,
 )
 from orchestrator.spec.complaint import require
-from orchestrator.spec.finals_sections import SAME_UNQUANTIZED
+from orchestrator.spec.finals_sections import same_form
 from registry import AdapterVersion, Registry
 from trainables.contract import SERVING_FORMS
 from trainables.evaluation_spec import EvaluationSpec
@@ -124,8 +124,11 @@ class Evaluator:
         with tempfile.TemporaryDirectory() as work:
             orders = {}
             for number, version in enumerate(versions):
+                stored = version.tags.get("quantization", "")
+                wanted = self.forms or (version.form,)
+                forms = tuple(dict.fromkeys(same_form(form, stored) for form in wanted))
                 folder = self.adapters.pull(version.ref, Path(work) / str(number))
-                orders[str(version.ref)] = self._order(folder, self._forms_of(version))
+                orders[str(version.ref)] = self._order(folder, forms)
         for result in self._evaluate(orders):
             if result.document is not None:
                 self.adapters.record_evaluation(result.key, result.document)
@@ -145,12 +148,6 @@ class Evaluator:
             how=self.how,
             base_model=self.base_model,
         )
-
-    def _forms_of(self, version: AdapterVersion) -> tuple[str, ...]:
-        wanted = self.forms or (version.form,)
-        if version.tags.get("quantization") != "none":
-            return wanted
-        return tuple(dict.fromkeys(SAME_UNQUANTIZED.get(form, form) for form in wanted))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.report.delivery import Delivery
-from orchestrator.spec.finals_sections import SAME_UNQUANTIZED, RegisterSpec
+from orchestrator.spec.finals_sections import RegisterSpec, same_form
 from orchestrator.spec.sweep import SweepSpec
 from registry import (
     AdapterVersion,
@@ -81,6 +81,8 @@ class Registration:
         trial = standing.adapter
         bundle = self.storage.fetch_bundle(trial.number)
         facts = self._facts(section, rank, standing, read_bundle(bundle))
+        every = self.spec.eval.keep_every
+        kept = range(every, trial.step, every) if every else range(0)
         complete = functools.partial(
             self.adapters.register,
             bundle,
@@ -93,7 +95,7 @@ class Registration:
                 **_standing_tags(standing),
             },
             form=facts.form,
-            checkpoints=self.storage.fetch_kept(trial.number, _kept_steps(self.spec, trial)),
+            checkpoints=self.storage.fetch_kept(trial.number, kept),
         )
         version = complete(card=build_card(facts))
         # Once more with its number, which nobody knows before.
@@ -125,7 +127,7 @@ class Registration:
         return CardFacts(
             name=section.name,
             manifest=manifest,
-            form=_form(section, trial),
+            form=same_form(section.form, trial.spec["base"]["quantization"]),
             sweep={key: value for key, value in sweep.items() if value is not None},
             evaluations=[
                 Evaluation.from_document(document)
@@ -189,18 +191,6 @@ class Registration:
                 "adapters of recorded trials. Run the sweep again when MLflow is back."
             )
         return run_id
-
-
-def _form(section: RegisterSpec, trial: TrialRecord) -> str:
-    """A base that is not quantized has fewer forms; the others mean the same there."""
-    if trial.spec["base"]["quantization"] != "none":
-        return section.form
-    return SAME_UNQUANTIZED.get(section.form, section.form)
-
-
-def _kept_steps(spec: SweepSpec, trial: TrialRecord) -> range:
-    every = spec.eval.keep_every
-    return range(every, trial.step, every) if every else range(0)
 
 
 def _standing_tags(standing: Standing) -> dict[str, str]:

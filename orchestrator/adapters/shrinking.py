@@ -12,6 +12,7 @@ from orchestrator.errors import SweepError
 from orchestrator.spec.complaint import require
 from registry import AdapterVersion
 from registry.evaluation import Evaluation
+from trainables.contract import ADAPTER_WEIGHTS
 
 _WHOLE = "whole"
 
@@ -101,7 +102,7 @@ def shrink_version(
         require(measure in known, "--metric", measure, ", ".join(known), "Choose one of these.")
         values = {key: one.measures[measure].value for key, one in found.items()}
         kept = energy(whole)
-        sizes = {key: _weights_bytes(folder) for key, folder in bundles.items()}
+        sizes = {key: (folder / ADAPTER_WEIGHTS).stat().st_size for key, folder in bundles.items()}
         candidates = tuple(
             Candidate(
                 rank=int(key), value=values[key], adapter_bytes=sizes[key], energy=kept[int(key)]
@@ -134,7 +135,3 @@ def shrink_version(
         chosen=chosen,
         version=smaller,
     )
-
-
-def _weights_bytes(bundle: Path) -> int:
-    return (bundle / "adapter_model.safetensors").stat().st_size

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.adapters.shrinking import Candidate, Shrunk
+from orchestrator.adapters.shrinking import Shrunk
 from orchestrator.wording import format_bounds, format_metric, format_size, one_line
 from registry import AdapterVersion, AliasMove, Evaluation
 from registry.significance import interval
@@ -127,7 +127,8 @@ def render_shrunk(version: AdapterVersion, shrunk: Shrunk, measure: str) -> Grou
     for heading in ("rank", measure, "size", "energy kept"):
         table.add_column(heading, justify="right")
     for one in (shrunk.whole, *shrunk.candidates):
-        table.add_row(*_cells(one))
+        size, kept = format_size(one.adapter_bytes), f"{one.energy:.2%}"
+        table.add_row(str(one.rank), f"{one.value:.4f}", size, kept)
     if shrunk.version is None:
         said = f"none is as good as {version.ref}: nothing was registered"
     else:
@@ -197,11 +198,6 @@ def _number(version: AdapterVersion, metric: str) -> str:
 def _when(version: AdapterVersion) -> str:
     at = version.created_at.astimezone()
     return at.strftime("%Y-%m-%d %H:%M")
-
-
-def _cells(one: Candidate) -> list[str]:
-    size = format_size(one.adapter_bytes)
-    return [str(one.rank), f"{one.value:.4f}", size, f"{one.energy:.2%}"]
 
 
 def _version_number(version: int | None) -> str:

@@ -57,15 +57,13 @@ def list_form_scores(
     return [
         FormScore(trial, form, measure, score, _difference(by_form, form, measure))
         for trial, by_form in sorted(forms.items())
-        for measure in _measures(by_form)
+        for measure in dict.fromkeys(
+            name for form in sorted(by_form, key=_place) for name in by_form[form]
+        )
+        if "." not in measure
         for form in sorted(by_form, key=_place)
         if (score := _estimate(by_form[form], measure)) is not None
     ]
-
-
-def _measures(by_form: Mapping[str, Mapping[str, float]]) -> list[str]:
-    names = (name for form in sorted(by_form, key=_place) for name in by_form[form])
-    return list(dict.fromkeys(name for name in names if "." not in name))
 
 
 def _place(form: str) -> tuple[int, str]:

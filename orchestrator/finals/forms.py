@@ -51,8 +51,14 @@ def evaluate_forms(
     A form that fails is recorded with its error and not tried again, unless its worker died: the
     machine can have been the cause. The workers' time counts as the sweep's.
     """
+    split = "test" if has_test_rows(spec) else "validation"
     orders = {
-        str(trial.number): _order(spec, trial, forms, storage)
+        str(trial.number): EvaluationOrder(
+            files=read_files(storage.fetch_bundle(trial.number)),
+            forms=forms,
+            source=(TrialSpec.from_dict(trial.spec).data, split),
+            how=spec.finals.evaluation,
+        )
         for trial, forms in _wanted(spec, record.history)
         if storage.has_bundle(trial.number)
     }
@@ -102,20 +108,6 @@ def _wanted(
         )
         if trial.bundle is not None and forms:
             yield trial, forms
-
-
-def _order(
-    spec: SweepSpec, trial: TrialRecord, forms: tuple[ServingForm, ...], storage: SweepStorage
-) -> EvaluationOrder:
-    return EvaluationOrder(
-        files=read_files(storage.fetch_bundle(trial.number)),
-        forms=forms,
-        source=(
-            TrialSpec.from_dict(trial.spec).data,
-            "test" if has_test_rows(spec) else "validation",
-        ),
-        how=spec.finals.evaluation,
-    )
 
 
 def _trained_first(

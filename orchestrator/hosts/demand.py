@@ -50,7 +50,9 @@ def start_hosts(seats: Seats, limits: HostLimits, now: float) -> list[HostStart]
     if still_homeless:
         return starts
     for group, line in lines.items():
-        while len(line) > _room(seats, group) and _may_open(seats, group, limits):
+        while _may_open(seats, group, limits) and len(line) > sum(
+            host.seats - seats.load(host.host_id) for host in _open_hosts(seats, group)
+        ):
             starts.append(_open(seats, line[0], limits, now))
     return starts
 
@@ -74,10 +76,6 @@ def _is_blocked(seats: Seats, group: str, limits: HostLimits, now: float) -> boo
     hosts = _open_hosts(seats, group)
     is_any_up = any(host.incarnation is not None for host in hosts)
     return not is_any_up and any(now - host.since > limits.patience_s for host in hosts)
-
-
-def _room(seats: Seats, group: str) -> int:
-    return sum(host.seats - seats.load(host.host_id) for host in _open_hosts(seats, group))
 
 
 def _may_open(seats: Seats, group: str, limits: HostLimits) -> bool:

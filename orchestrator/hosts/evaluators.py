@@ -110,6 +110,7 @@ def evaluate_adapters(
         orders: By a key that names them in the results.
         shape: Of the workers.
     """
+    evaluator = ray.remote(_Evaluator).options(**shape.options())
     waiting = deque((key, form) for key, order in orders.items() for form in order.forms)
     shared = {key: ray.put(order) for key, order in orders.items()}
     lost: set[tuple[str, str]] = set()
@@ -118,7 +119,7 @@ def evaluate_adapters(
     try:
         while waiting or running:
             while waiting and len(running) < shape.workers:
-                worker = idle.pop() if idle else _start(shape)
+                worker = idle.pop() if idle else evaluator.remote()
                 key, form = waiting.popleft()
                 running[worker.assess.remote(shared[key], form)] = (worker, key, form)
             (ready,), _ = ray.wait(list(running), num_returns=1)
@@ -160,10 +161,6 @@ class _Evaluator:
                 Path(folder), (form,), order.source, order.how, base_model=order.base_model
             )
         return document
-
-
-def _start(shape: WorkerShape) -> ActorHandle:
-    return ray.remote(_Evaluator).options(**shape.options()).remote()
 
 
 def _one_line(error: BaseException) -> str:

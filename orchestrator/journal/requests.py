@@ -21,6 +21,7 @@ from orchestrator.journal.log import EventLog
 from orchestrator.journal.paths import REQUESTS_FOLDER, bundle_folder
 from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.wording import refusal
 
 logger = logging.getLogger(__name__)
 
@@ -101,11 +102,9 @@ def stop_trial(storage: SweepStorage, trial: int) -> str:
     record = history.trials.get(trial)
     running = [one.number for one in history.unfinished()]
     if record is None or record.outcome is not None:
-        ended = "" if record is None else f" ({record.outcome})"
-        raise SweepSpecError(
-            f"stop: got {trial}{ended}; allowed: a trial without an end: "
-            f"{', '.join(map(str, running)) or 'there is none'}. See lorchestra status."
-        )
+        allowed = f"a trial without an end: {', '.join(map(str, running)) or 'there is none'}"
+        ended = "" if record is None else f"which is {record.outcome}"
+        raise SweepSpecError(refusal("stop", trial, allowed, "See lorchestra status.", flaw=ended))
     try:
         with storage.open_log() as events:
             events.append(SessionLost())
@@ -125,8 +124,13 @@ def cancel_sweep(storage: SweepStorage) -> str:
     history = read_history(storage.location)
     if history.status != "running":
         raise SweepSpecError(
-            f"cancel: got {storage.location!r}, which is {history.status}; allowed: a sweep "
-            "without an end. There is nothing to cancel."
+            refusal(
+                "cancel",
+                storage.location,
+                "a sweep without an end",
+                "There is nothing to cancel.",
+                flaw=f"which is {history.status}",
+            )
         )
     try:
         with storage.open_log() as events:

@@ -26,6 +26,7 @@ from orchestrator.journal.paths import (
     state_folder,
 )
 from orchestrator.journal.replica import LogReplica, read_remote_log
+from orchestrator.wording import refusal
 from trainables.errors import StorageError
 from trainables.objects import (
     delete_objects,
@@ -68,7 +69,10 @@ class SweepStorage:
     def __init__(self, location: str | Path) -> None:
         self.location = locate_storage(location)
         self.is_remote = is_remote(self.location)
-        self.folder = _mirror(self.location) if self.is_remote else Path(self.location)
+        self.folder = Path(self.location)
+        if self.is_remote:
+            digest = hashlib.sha256(self.location.encode()).hexdigest()[:16]
+            self.folder = cache_folder().absolute() / "storage" / digest
 
     def open_log(self, lease: Lease | None = None) -> EventLog:
         """The log with this process as the only writer; a remote log is copied into the mirror.
@@ -259,10 +263,8 @@ def locate_storage(location: str | Path) -> str:
     if isinstance(location, str) and "://" in text:
         address = text.rstrip("/")
         if not is_remote(text) or address == "s3:":
-            raise SweepStorageError(
-                f"storage: got {text!r}; allowed: a local folder or s3://bucket/prefix. Choose "
-                "one of these."
-            )
+            allowed = "a local folder or s3://bucket/prefix"
+            raise SweepStorageError(refusal("storage", text, allowed, "Choose one of these."))
         return address
     return str(Path(location).absolute())
 
@@ -282,11 +284,6 @@ def read_history(location: str | Path) -> SweepHistory:
     for event in decode_events(content, address):
         history.apply(event)
     return history
-
-
-def _mirror(location: str) -> Path:
-    digest = hashlib.sha256(location.encode()).hexdigest()[:16]
-    return cache_folder().absolute() / "storage" / digest
 
 
 @contextmanager

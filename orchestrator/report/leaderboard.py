@@ -118,12 +118,10 @@ def _in_order(
     yield from enumerate(ranked, 1)
     placed = {record.number for record in ranked}
     rest = [record for record in history.searched() if record.number not in placed]
-    for record in sorted(rest, key=_unranked_place):
+    for record in sorted(
+        rest, key=lambda one: (UNRANKED_ORDER.index(outcome_of(one)), one.number)
+    ):
         yield None, record
-
-
-def _unranked_place(record: TrialRecord) -> tuple[int, int]:
-    return UNRANKED_ORDER.index(outcome_of(record)), record.number
 
 
 def _last_values(record: TrialRecord, names: tuple[str, ...]) -> dict[str, float | None]:

@@ -221,14 +221,14 @@ class Diary:
 
 
 def _read_trials(history: SweepHistory, spec: SweepSpec) -> list[TrialLine]:
-    lines = []
+    lines, metric = [], spec.objective.metric
     for record in list(history.trials.values()):
         reports = record.measured
-        value = _value(reports[-1], spec.objective.metric) if reports else math.nan
+        value = reports[-1].metrics.get(metric, math.nan) if reports else math.nan
         lines.append(
             TrialLine(
                 number=record.number,
-                state=_state_of(record, reports),
+                state=record.outcome or ("running" if reports else "waiting"),
                 step=reports[-1].step if reports else 0,
                 value=value if math.isfinite(value) else None,
                 knobs=_about(record),
@@ -250,16 +250,6 @@ def _about(record: TrialRecord) -> str:
         origin = f"from trial {record.parent['trial']}, step {record.parent['step']}"
         return f"{settings}, {origin}" if settings else origin
     return settings
-
-
-def _value(report: TrialReport, metric: str) -> float:
-    return report.metrics.get(metric, math.nan)
-
-
-def _state_of(record: TrialRecord, reports: list[TrialReport]) -> str:
-    if record.outcome is not None:
-        return record.outcome.value
-    return "running" if reports else "waiting"
 
 
 def _cost(line: TrialLine, spec: SweepSpec) -> float:

@@ -112,9 +112,11 @@ class NewsDesk:
 
     def _of_trial(self, record: TrialRecord) -> TrialNews:
         if record.number not in self._trials:
+            of = record.repeat_of
+            repeats = "" if of is None else f" (repeats {of:04d})"
             news = TrialNews(
                 trial=record.number,
-                name=_name(record),
+                name=f"trial-{record.number:04d}{repeats}",
                 params=describe(TrialSpec.from_dict(record.spec)),
                 started_at_s=record.started_at,
                 tags=_kinship(record),
@@ -182,11 +184,6 @@ def _tell(event: TrialEvent, news: TrialNews, record: TrialRecord, at_s: float) 
             news.end = End(outcome=event.outcome, reason=event.reason, at_s=at_s)
         case FinalistEvaluated():
             news.points.append(Points(metrics=event.metrics, step=record.step, at_s=at_s))
-
-
-def _name(record: TrialRecord) -> str:
-    name = f"trial-{record.number:04d}"
-    return name if record.repeat_of is None else f"{name} (repeats {record.repeat_of:04d})"
 
 
 def _kinship(record: TrialRecord) -> dict[str, str]:

@@ -135,7 +135,7 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
         spent=_sum_up(spec, history),
         ended_early="; ".join(stage.reason for stage in history.stages.values() if stage.reason),
         limits=_limits(spec),
-        forms=_measured_forms(history),
+        forms={number: one.forms for number, one in history.trials.items() if one.forms},
     )
 
 
@@ -153,10 +153,6 @@ def _limits(spec: SweepSpec) -> dict[str, float]:
     names = ("trials", "wall_clock_s", "cpu_seconds", "gpu_seconds", "money")
     limits = {name: getattr(spec.budget, name) for name in names}
     return {name: float(limit) for name, limit in limits.items() if limit is not None}
-
-
-def _measured_forms(history: SweepHistory) -> dict[int, dict[str, Mapping[str, float]]]:
-    return {number: trial.forms for number, trial in history.trials.items() if trial.forms}
 
 
 def _describe_best(record: TrialRecord, history: SweepHistory) -> BestAdapter:

@@ -60,7 +60,8 @@ def _render_leaderboard(report: SweepReport) -> RenderableType:
     measures = [name for name in board.columns if name in (report.metric, *HEADLINES)]
     settings = setting_columns(board)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("#", "trial", "outcome", "step", *map(_short_measure, measures)):
+    short = [name.removeprefix("eval_") for name in measures]
+    for name in ("#", "trial", "outcome", "step", *short):
         side = "left" if name == "outcome" else "right"
         table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("settings" if settings else "reason", overflow="fold")
@@ -125,10 +126,6 @@ def _of_limit(spent: str, limit: float | None, show: Callable[[float], str]) -> 
 
 
 _UNITS = (("wall_clock_s", "of wall clock"), ("cpu_seconds", "of CPU"), ("gpu_seconds", "of GPU"))
-
-
-def _short_measure(metric: str) -> str:
-    return metric.removeprefix("eval_")
 
 
 def _render_comparison(report: SweepReport, compared: list[BaseComparison]) -> Table:

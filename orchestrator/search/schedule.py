@@ -201,7 +201,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.STOP if is_stopped else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Take the last result of a trial that ended by itself; Ray Tune gives it only here."""
+        """Take the last result of a trial that ended by itself, as Ray Tune gives it here."""
         if "step" in result:
             self.take(trial.config["trial"], result, is_through="outcome" in result)
 
@@ -242,7 +242,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
             self._judge(number, report)
 
     def _judge_last(self, number: int, reports: list[Mapping[str, float]]) -> None:
-        """Mark a trial that diverged with its last report: at the horizon no other rule applies."""
+        """End a trial whose last report diverged; at the horizon, no other rule applies."""
         end = None if is_stand_in(reports[-1]) else find_exit(self._exits, reports)
         if end is not None and end.outcome is Outcome.DIVERGED:
             self._ends[number] = end

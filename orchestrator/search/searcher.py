@@ -102,8 +102,10 @@ class Suggester:
         if self._spec.search.algorithm == "grid":
             yield from self._shuffled(self._spec.seed)
             return
-        yield from self._asked(seed, observations)
-        yield from self._drawn(_seed_of(seed, "draws"), _MAX_DRAWS)
+        asked = self._study(observations, seed, self._spec.search.algorithm)
+        yield from map(self._space.suggest, _draws(asked, _MAX_ASKS))
+        drawn = self._study({}, _seed_of(seed, "draws"), "random")
+        yield from map(self._space.suggest, _draws(drawn, _MAX_DRAWS))
         if self._space.is_short:
             yield from self._shuffled(seed)
 
@@ -112,15 +114,6 @@ class Suggester:
         wanted = self._space.encode(point)
         for draw in _draws(self._study({}, seed, "random"), _MAX_ASKS):
             yield self._space.suggest(_preferring(wanted, draw))
-
-    def _asked(
-        self, seed: int, observations: Mapping[int, Observation]
-    ) -> Iterator[dict[str, Any]]:
-        study = self._study(observations, seed, self._spec.search.algorithm)
-        return map(self._space.suggest, _draws(study, _MAX_ASKS))
-
-    def _drawn(self, seed: int, times: int) -> Iterator[dict[str, Any]]:
-        return map(self._space.suggest, _draws(self._study({}, seed, "random"), times))
 
     def _study(
         self, observations: Mapping[int, Observation], seed: int, algorithm: Any

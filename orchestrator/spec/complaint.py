@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import SweepSpecError
+from orchestrator.wording import refusal
 from trainables.spec import remedy_for_init
 
-_SHOWN_CHARS = 120
 _MISSING = ("missing", "missing_argument")
 _MAPPINGS = ("dataclass_type", "dataclass_exact_type", "mapping_type", "dict_type")
 _ALLOWED = dict.fromkeys(_MAPPINGS, "a mapping of settings") | {
@@ -35,10 +35,7 @@ _REMEDY = dict.fromkeys(_MAPPINGS, "Write its settings as `key: value` lines bel
 
 def complaint(where: str, value: object, allowed: str, remedy: str) -> SweepSpecError:
     """The error to raise for one impossible value."""
-    shown = repr(value)
-    if len(shown) > _SHOWN_CHARS:
-        shown = f"{shown[:_SHOWN_CHARS]}…"
-    return SweepSpecError(f"{where}: got {shown}; allowed: {allowed}. {remedy}")
+    return SweepSpecError(refusal(where, value, allowed, remedy))
 
 
 def require(claim: bool, where: str, value: object, allowed: str, remedy: str) -> None:

@@ -95,7 +95,7 @@ def require_taken(
         if knob.size is None:
             raise complaint(
                 f"{where}.{name}",
-                _shown(options),
+                options[0] if len(options) == 1 else list(options),
                 "a knob of choices or whole numbers",
                 "A range of numbers hardly ever has one value: give it choices instead.",
             )
@@ -135,7 +135,3 @@ def _options(written: object, hint: Any) -> Sequence[Any]:
     takes_lists = any(get_origin(option) is tuple for option in get_args(hint))
     names_layers = any(isinstance(each, str) and each not in TARGET_GROUPS for each in written)
     return [written] if takes_lists and names_layers else written
-
-
-def _shown(options: tuple[Any, ...]) -> Any:
-    return options[0] if len(options) == 1 else list(options)

@@ -128,6 +128,11 @@ class RegisterSpec:
         return self.metric or TRIAL_METRICS[objective].measure
 
 
+def same_form(form: str, quantization: str) -> str:
+    """The form that a serving form equals on a base stored this way."""
+    return SAME_UNQUANTIZED.get(form, form) if quantization == "none" else form
+
+
 def forms_of(finals: FinalsSpec, quantization: str) -> tuple[ServingForm, ...]:
     """The forms to score of an adapter on such a base; without quantization some are the same."""
     if quantization != "none":
