@@ -55,7 +55,7 @@ from orchestrator.spec.sweep import SweepSpec, parse_sweep
 from orchestrator.supervision import Supervisor
 from orchestrator.tuning import Stage
 from registry import Tracker, tracking_uri_for
-from trainables.bench import Bench
+from trainables.hosts.bench import Bench
 from trainables.spec import BaseSpec
 
 REPORTS = 4

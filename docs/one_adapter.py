@@ -1,4 +1,4 @@
-"""Train one adapter on one base: the flat version of `trainables/engine.py`.
+"""Train one adapter on one base: the flat version of `trainables/training/engine.py`.
 
 The engine trains many adapters at once, and measures, saves and moves each of them. This page
 trains one adapter from the first step to the last with plain calls. For the same spec, both write
@@ -17,19 +17,19 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from trainables.base import load_base
-from trainables.bundle import ADAPTER_FILES, adapter_config
-from trainables.data import IGNORED_TARGET, collate, load_splits
-from trainables.epochs import batch_rows
-from trainables.lora import (
+from trainables.base.loading import load_base
+from trainables.packing.lora import (
     initial_weights,
     linear_layers,
     peft_tensors,
     resolve_targets,
     short_targets,
 )
-from trainables.optim import apply_gradients, build_optimizer
+from trainables.rows.data import IGNORED_TARGET, collate, load_splits
+from trainables.rows.epochs import batch_rows
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
+from trainables.training.bundle import ADAPTER_FILES, adapter_config
+from trainables.training.optim import apply_gradients, build_optimizer
 
 
 def train_adapter(spec: TrialSpec, folder: Path) -> list[float]:

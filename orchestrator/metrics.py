@@ -1,6 +1,7 @@
 """Metrics that trials report: their direction, and how tables and plots show them.
 
-A new metric is a row here, a value in `trainables.host` and a stand-in in `trainables.orders`.
+A new metric is a row here, a value in `trainables.hosts.host`, and a stand-in in
+`trainables.hosts.orders`.
 """
 
 from __future__ import annotations

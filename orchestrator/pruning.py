@@ -30,7 +30,7 @@ from orchestrator.search.schedule import build_scheduler, replay_history
 from orchestrator.spec.complaint import require
 from orchestrator.spec.sweep import SweepSpec, recorded_sweep
 from trainables.errors import StorageError
-from trainables.storage import file_sizes, join_location, remove_folder
+from trainables.hosts.storage import file_sizes, join_location, remove_folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,8 +67,8 @@ from orchestrator.supervision import SteeringWithWishes, Supervisor
 from orchestrator.tuning import Stage
 from registry import Registry, RegistryError, Tracker, tracking_uri_for
 from registry.access import check_access
-from trainables.answers import load_metrics
 from trainables.errors import TrialError
+from trainables.evaluation.answers import load_metrics
 
 logger = logging.getLogger(__name__)
 

@@ -93,10 +93,13 @@ def refusal(where: str, value: object, allowed: str, remedy: str, flaw: str = ""
     return f"{where}: got {shown}{problem}; allowed: {allowed}. {remedy}"
 
 
-def last_line(text: str) -> str:
-    """The last non-blank line of an error or traceback, with the cause."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+def last_line(error: BaseException | str) -> str:
+    """The last non-blank line of an error or traceback, with the cause.
+
+    An exception without a message gives the name of its type.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "" if isinstance(error, str) else type(error).__name__
 
 
 def one_line(text: str) -> str:

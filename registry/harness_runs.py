@@ -29,7 +29,7 @@ def record_harness(client: MlflowClient, ref: AdapterRef | str, results: Mapping
     Args:
         client: Of the server.
         ref: The version.
-        results: Return value of `trainables.harness.run_harness`.
+        results: Return value of `trainables.evaluation.harness.run_harness`.
 
     Returns:
         Id of the run. Its metrics are `TASK/METRIC` and `TASK/METRIC.stderr`.

@@ -16,6 +16,7 @@ import registry
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("orchestrator", "trainables", "registry")
+WITH_ROOMS = ("orchestrator", "trainables")
 MAX_LINES = 460
 ONE_FILE = {"registry.flavor": 600}
 """Lines allowed to what has to be one file: every version carries it as its code."""
@@ -24,7 +25,7 @@ COVERED_BY = {
     "orchestrator.__init__": "tests/test_architecture.py",
     "registry.__init__": "tests/registry/test_surface.py",
     "orchestrator.errors": "tests/orchestrator/journal/test_log.py",
-    "trainables.errors": "tests/trainables/test_data.py",
+    "trainables.errors": "tests/trainables/rows/test_data.py",
     "registry.errors": "tests/registry/test_refs.py",
     "orchestrator.hosts.broker": "tests/orchestrator/hosts/test_pool.py",
     "orchestrator.adapters.shrinking": "tests/orchestrator/adapters/test_evaluating.py",
@@ -40,38 +41,37 @@ COVERED_BY = {
     "orchestrator.journal.replica": "tests/orchestrator/journal/test_sweep_storage.py",
     "orchestrator.report.summary": "tests/orchestrator/report/test_report.py",
     "orchestrator.supervision": "tests/orchestrator/test_tuning.py",
-    "orchestrator.wording": "tests/orchestrator/report/test_live.py",
-    "trainables.__init__": "tests/trainables/test_engine.py",
-    "trainables.attention": "tests/trainables/test_equality.py",
-    "trainables.pack": "tests/trainables/test_batches.py",
-    "trainables.probe": "tests/trainables/test_equality.py",
-    "trainables.rope": "tests/trainables/test_equality.py",
-    "trainables.bench": "tests/trainables/test_host.py",
-    "trainables.arranging": "tests/trainables/test_layouts.py",
-    "trainables.bad_rows": "tests/trainables/test_splits.py",
+    "trainables.__init__": "tests/trainables/training/test_engine.py",
+    "trainables.packing.attention": "tests/trainables/training/test_equality.py",
+    "trainables.packing.pack": "tests/trainables/packing/test_batches.py",
+    "trainables.training.probe": "tests/trainables/training/test_equality.py",
+    "trainables.packing.rope": "tests/trainables/training/test_equality.py",
+    "trainables.hosts.bench": "tests/trainables/hosts/test_host.py",
+    "trainables.files.arranging": "tests/trainables/files/test_layouts.py",
+    "trainables.files.bad_rows": "tests/trainables/rows/test_splits.py",
     "trainables.claims": "tests/trainables/test_spec.py",
-    "trainables.epochs": "tests/trainables/test_data.py",
-    "trainables.hub": "tests/orchestrator/journal/test_pins.py",
-    "trainables.formats": "tests/trainables/test_data.py",
-    "trainables.kernels": "tests/trainables/test_engine.py",
-    "trainables.lengths": "tests/trainables/test_data.py",
-    "trainables.lora": "tests/trainables/test_engine.py",
-    "trainables.memory": "tests/trainables/test_worker.py",
-    "trainables.optim": "tests/trainables/test_engine.py",
-    "trainables.origin": "tests/trainables/test_base.py",
-    "trainables.state": "tests/trainables/test_engine.py",
-    "trainables.orders": "tests/trainables/test_host.py",
-    "trainables.objects": "tests/trainables/test_storage.py",
+    "trainables.rows.epochs": "tests/trainables/rows/test_data.py",
+    "trainables.base.hub": "tests/orchestrator/journal/test_pins.py",
+    "trainables.files.formats": "tests/trainables/rows/test_data.py",
+    "trainables.packing.kernels": "tests/trainables/training/test_engine.py",
+    "trainables.rows.lengths": "tests/trainables/rows/test_data.py",
+    "trainables.packing.lora": "tests/trainables/training/test_engine.py",
+    "trainables.training.memory": "tests/trainables/hosts/test_worker.py",
+    "trainables.training.optim": "tests/trainables/training/test_engine.py",
+    "trainables.base.origin": "tests/trainables/base/test_loading.py",
+    "trainables.training.state": "tests/trainables/training/test_engine.py",
+    "trainables.hosts.orders": "tests/trainables/hosts/test_host.py",
+    "trainables.hosts.objects": "tests/trainables/hosts/test_storage.py",
     "registry.comparison": "tests/registry/test_comparing.py",
     "registry.experiments": "tests/registry/test_tracking.py",
     "registry.limits": "tests/registry/test_tracking.py",
     "registry.trial_news": "tests/registry/test_tracking.py",
-    "trainables.asking": "tests/trainables/test_turns.py",
-    "trainables.ending": "tests/trainables/test_turns.py",
-    "trainables.learned": "tests/trainables/test_chat_summary.py",
-    "trainables.messages": "tests/trainables/test_turns.py",
-    "trainables.stops": "tests/trainables/test_chat_summary.py",
-    "trainables.templates": "tests/trainables/test_turns.py",
+    "trainables.chat.asking": "tests/trainables/chat/test_turns.py",
+    "trainables.chat.ending": "tests/trainables/chat/test_turns.py",
+    "trainables.chat.learned": "tests/trainables/rows/test_chat_summary.py",
+    "trainables.files.messages": "tests/trainables/chat/test_turns.py",
+    "trainables.base.stops": "tests/trainables/rows/test_chat_summary.py",
+    "trainables.chat.templates": "tests/trainables/chat/test_turns.py",
 }
 """Modules without a test file of their own name, and the one that tests them: directly, or through
 the module that uses them."""
@@ -87,9 +87,9 @@ def modules():
     return found
 
 
-def rooms():
-    """Folders of the orchestrator, by name."""
-    found = {path.parent.name: path for path in (ROOT / "orchestrator").glob("*/__init__.py")}
+def rooms(package):
+    """Folders of a package that has rooms, by name."""
+    found = {path.parent.name: path for path in (ROOT / package).glob("*/__init__.py")}
     assert len(found) > 4
     return found
 
@@ -101,7 +101,7 @@ def own_test(module):
 
 def is_room(module):
     """The module is the `__init__` of a room; a test below holds that it does nothing."""
-    return module in {f"orchestrator.{room}.__init__" for room in rooms()}
+    return module in {f"{one}.{room}.__init__" for one in WITH_ROOMS for room in rooms(one)}
 
 
 def imports_of(path):
@@ -146,8 +146,9 @@ def test_no_module_outgrows_one_sitting():
     assert too_long == {}
 
 
-def test_a_room_holds_five_to_fourteen_modules():
-    folders = [ROOT / "orchestrator", *(path.parent for path in rooms().values())]
+@pytest.mark.parametrize("package", WITH_ROOMS)
+def test_a_room_holds_five_to_fourteen_modules(package):
+    folders = [ROOT / package, *(path.parent for path in rooms(package).values())]
     sizes = {
         folder.name: sum(path.name != "__init__.py" for path in folder.glob("*.py"))
         for folder in folders
@@ -155,19 +156,21 @@ def test_a_room_holds_five_to_fourteen_modules():
     assert {name: size for name, size in sizes.items() if not 5 <= size <= 14} == {}
 
 
-def test_the_init_of_a_room_says_what_belongs_there_and_does_nothing():
-    for name, path in rooms().items():
+@pytest.mark.parametrize("package", WITH_ROOMS)
+def test_the_init_of_a_room_says_what_belongs_there_and_does_nothing(package):
+    for name, path in rooms(package).items():
         tree = ast.parse(path.read_text())
         said = ast.get_docstring(tree)
         assert said is not None, name
         assert len(tree.body) == len(said.splitlines()) == 1, name
 
 
-def test_a_room_has_no_rooms_and_its_tests_lie_in_a_folder_of_its_name():
-    for name, path in rooms().items():
+@pytest.mark.parametrize("package", WITH_ROOMS)
+def test_a_room_has_no_rooms_and_its_tests_lie_in_a_folder_of_its_name(package):
+    for name, path in rooms(package).items():
         assert list(path.parent.glob("*/*.py")) == [], name
-    folders = {path.parent.name for path in (ROOT / "tests" / "orchestrator").glob("*/test_*.py")}
-    assert folders == set(rooms())
+    folders = {path.parent.name for path in (ROOT / "tests" / package).glob("*/test_*.py")}
+    assert folders == set(rooms(package))
 
 
 def test_no_modules_import_each_other_not_even_for_their_types():

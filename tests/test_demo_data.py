@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from trainables.rows.splits import read_raw_splits
 from trainables.spec import DataSpec
-from trainables.splits import read_raw_splits
 
 FOLDER = Path(__file__).parents[1] / "sweeps" / "data"
 ROWS = {"train": 1440, "validation": 144, "test": 216}

@@ -18,6 +18,8 @@ import yaml
 
 from orchestrator import SweepSpec, SweepSpecError, cli, run_sweep
 from orchestrator.outcome import Outcome
+from orchestrator.spec.data_report import inspect_rows
+from registry import Registry
 from trainables.spec import BaseSpec, LoraSpec, OptimSpec
 
 ROOT = Path(__file__).parents[1]
@@ -217,7 +219,13 @@ def test_every_line_of_the_table_of_distributions_can_be_written(folder: Path) -
 
 def test_the_lists_of_settings_algorithms_and_outcomes_are_whole() -> None:
     hints = get_type_hints(SweepSpec)
+    data = hints["data"]
+    columns, _ = get_args(get_type_hints(data)["columns"])
     expected = {
+        "data.md": [
+            *(one.name for kind in (data, columns) for one in dataclasses.fields(kind)),
+            *(set(get_args(get_type_hints(data)["format"])) - {"auto"}),
+        ],
         "search-space.md": [
             *(one.name for kind in (BaseSpec, LoraSpec) for one in dataclasses.fields(kind)),
             *(one.name for one in dataclasses.fields(OptimSpec) if one.name != "steps"),
@@ -239,7 +247,23 @@ def test_the_lists_of_settings_algorithms_and_outcomes_are_whole() -> None:
         assert [one for one in names if not re.search(rf"\b{re.escape(one)}\b", text)] == []
 
 
+def test_what_run_says_of_the_demos_rows_is_on_the_page(tiny_base: Path) -> None:
+    demo = SweepSpec.from_yaml(ROOT / "sweeps" / "quickstart.yaml")
+    base = dataclasses.replace(demo.base, model=str(tiny_base))
+    said = inspect_rows(dataclasses.replace(demo, base=base)).lines
+    shown, *_ = blocks(ROOT / "docs" / "data.md", "")
+    # The other lines count tokens, which each base makes of its own.
+    assert shown.splitlines()[:2] == list(said[:2])
+
+
 # ------------------------------------------------------------------------------------------ Python
+
+
+def test_every_method_of_the_registry_is_documented() -> None:
+    text = (ROOT / "docs" / "registry.md").read_text()
+    methods = [name for name in vars(Registry) if not name.startswith("_")]
+    assert len(methods) > 15
+    assert [name for name in methods if f"`{name}(" not in text] == []
 
 
 def names_of(imported: ast.stmt) -> Iterator[tuple[str, Any]]:

@@ -59,7 +59,7 @@ EVALUATION_FORMAT = "lorchestra.evaluation/1"
 """Value of `format` in an evaluation document."""
 
 ServingForm = Literal["trained", "unquantized", "merged", "requantized"]
-"""How a server holds an adapter; `trainables.serving` describes each form."""
+"""How a server holds an adapter; `trainables.evaluation.serving` describes each form."""
 
 SERVING_FORMS: tuple[ServingForm, ...] = get_args(ServingForm)
 
@@ -109,18 +109,19 @@ class Formula:
 class Outcome(StrEnum):
     """How a trial can end.
 
-    Only `stopped` compares a trial with others. `infeasible` and `diverged` say that the
-    configuration itself cannot work; `failed` and `cancelled` say nothing about the configuration.
+    Only `stopped` can come from comparing a trial with others. `infeasible` and `diverged` say
+    that the configuration itself cannot work; `failed` and `cancelled` say nothing about the
+    configuration.
     """
 
     COMPLETED = "completed"
     """Trained to the horizon."""
     STOPPED = "stopped"
-    """Ended at a rung where other trials were better."""
+    """Ended where other trials were better, or because it overfitted."""
     INFEASIBLE = "infeasible"
     """Does not fit the accelerator's memory, even at half the micro-batch."""
     DIVERGED = "diverged"
-    """The loss became non-finite."""
+    """The loss became non-finite, or many times its first value (`exits.divergence`)."""
     FAILED = "failed"
     """An error for another reason than the configuration, after all retries."""
     CANCELLED = "cancelled"

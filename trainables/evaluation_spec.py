@@ -24,7 +24,7 @@ class EvaluationSpec:
         pattern: Regular expression; what it finds first in a completion (its first group, if it
             has one) is compared with what it finds in the reference.
         choices: Answers to choose from; the first of them in a completion is compared with the
-            first in the reference. `trainables.answers` says what counts as found.
+            first in the reference. `trainables.evaluation.answers` says what counts as found.
         metrics: `module:function` or `path/to/file.py:function`. Each is called with the lists of
             predictions and references and gives one finite number for each row; more is better
             unless the function has an attribute `mode = "min"`.

@@ -23,7 +23,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 LoraInit = Literal["kaiming", "gaussian", "orthogonal", "eva"]
 
 TARGET_GROUPS = ("attention", "mlp", "all-linear")
-"""Names that stand for sets of linear layers; `trainables.lora` resolves them on a real model."""
+"""Names that stand for sets of linear layers; `packing.lora` resolves them on a real model."""
 
 _SHARED = "it changes the base's weights, which the trials of a host share"
 _REFUSED_INITS = {

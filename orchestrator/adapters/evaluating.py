@@ -24,9 +24,9 @@ from orchestrator.spec.finals_sections import same_form
 from registry import AdapterVersion, Registry
 from trainables.contract import SERVING_FORMS
 from trainables.evaluation_spec import EvaluationSpec
-from trainables.sources import read_rows
+from trainables.files.sources import read_rows
+from trainables.rows.splits import RawSplit
 from trainables.spec import DataSpec
-from trainables.splits import RawSplit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ class HarnessRun:
 
 
 def _run_harness(files: Mapping[str, bytes], form: str, order: HarnessRun) -> dict[str, Any]:
-    from trainables.harness import run_harness
+    from trainables.evaluation.harness import run_harness
 
     with tempfile.TemporaryDirectory() as folder:
         write_files(files, Path(folder))

@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestrator.adapters.evaluating import Evaluator, Rows
 from orchestrator.finals.forms import read_evaluations
-from orchestrator.finals.standings import Standing, has_test_rows, rank_finalists
+from orchestrator.finals.standings import Standing, deciding_split, rank_finalists
 from orchestrator.hosts.cluster import ray_for_evaluation
 from orchestrator.hosts.members import group_key
 from orchestrator.journal.events import AdapterRegistered, PromotionDecided
@@ -33,8 +33,8 @@ from registry import (
 from registry.card import CardFacts, build_card
 from registry.evaluation import Evaluation
 from registry.integrity import read_bundle
+from trainables.rows.splits import read_raw_splits
 from trainables.spec import TrialSpec
-from trainables.splits import read_raw_splits
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Registration:
     def _evaluate(self, versions: Sequence[AdapterVersion], form: str) -> None:
         """Evaluate versions of other sweeps on the rows of this sweep."""
         splits = read_raw_splits(self.spec.data)
-        name = "test" if has_test_rows(self.spec) else "validation"
+        name = deciding_split(self.spec)
         split = splits.validation if splits.test is None else splits.test
         with ray_for_evaluation() as shape:
             evaluator = Evaluator(

@@ -74,7 +74,7 @@ def shrink_version(
         RegistryError: MLflow cannot be used.
     """
     # torch, which the commands that only read do without
-    from trainables.shrink import choose_smallest, energy, shrink_bundle
+    from trainables.evaluation.shrink import choose_smallest, energy, shrink_bundle
 
     own = int(version.tags["lora.rank"])
     for rank in ranks:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from orchestrator.finals.form_scores import TRAINED
-from orchestrator.finals.standings import has_test_rows, rank_finalists
+from orchestrator.finals.standings import deciding_split, has_test_rows, rank_finalists
 from orchestrator.hosts.evaluators import (
     EvaluationOrder,
     FormResult,
@@ -32,8 +32,8 @@ from orchestrator.spec.finals_sections import forms_of
 from orchestrator.spec.sweep import SweepSpec
 from registry.evaluation import Evaluation
 from registry.significance import Interval, interval, obstacle, paired_bootstrap
-from trainables.answers import metric_digests
 from trainables.contract import ServingForm
+from trainables.evaluation.answers import metric_digests
 from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def evaluate_forms(
     A form that fails is recorded with its error and not tried again, unless its worker died: the
     machine can have been the cause. The workers' time counts as the sweep's.
     """
-    split = "test" if has_test_rows(spec) else "validation"
+    split = deciding_split(spec)
     orders = {
         str(trial.number): EvaluationOrder(
             files=read_files(storage.fetch_bundle(trial.number)),

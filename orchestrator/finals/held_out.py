@@ -22,7 +22,7 @@ from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import Outcome
 from orchestrator.spec.sweep import SweepSpec
-from trainables.orders import Split, Task, TaskReport
+from trainables.hosts.orders import Split, Task, TaskReport
 from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)

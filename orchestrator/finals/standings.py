@@ -16,6 +16,7 @@ from orchestrator.journal.history import SweepHistory, TrialRecord, exceeded
 from orchestrator.outcome import Outcome
 from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.sweep import SweepSpec
+from trainables.hosts.orders import Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,11 @@ def compare_first_two(standings: Sequence[Standing], confidence: float) -> Verdi
 def has_test_rows(spec: SweepSpec) -> bool:
     """There are rows that only finalists see."""
     return spec.data.test is not None or spec.data.test_fraction > 0
+
+
+def deciding_split(spec: SweepSpec) -> Split:
+    """The split whose rows decide the finals."""
+    return "test" if has_test_rows(spec) else "validation"
 
 
 def held_out_name(objective: ObjectiveSpec, metrics: Mapping[str, float]) -> str:

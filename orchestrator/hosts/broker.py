@@ -15,8 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.hosts.demand import HostLimits, start_hosts
 from orchestrator.hosts.members import HostStart, SeatPhase, SeatStatus
 from orchestrator.hosts.seats import MAX_LONE_CRASHES, Seats
-from trainables.bench import Failure
-from trainables.orders import HostReport, Orders, SeatRequest, Task, TaskReport
+from trainables.hosts.bench import Failure
+from trainables.hosts.orders import HostReport, Orders, SeatRequest, Task, TaskReport
 
 MAX_WAIT_S = 5.0
 """No call waits longer: each one renews the lease of the trial it is for."""

@@ -127,7 +127,7 @@ def _session(cpus: int) -> Iterator[None]:
     # Ray raises bare exceptions, as when a busy machine lets it start too slowly.
     except Exception as error:
         ray.shutdown()
-        reason = last_line(str(error)) or type(error).__name__
+        reason = last_line(error)
         raise SweepError(
             f"Ray at $RAY_ADDRESS={address} cannot be joined: {reason}; allowed: a running Ray of "
             "the same version. Correct RAY_ADDRESS, or unset it to start a local Ray."

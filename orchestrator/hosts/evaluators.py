@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import ray
 from ray.actor import ActorHandle
 
+from trainables.evaluation.rows import RowSource
 from trainables.evaluation_spec import EvaluationSpec
-from trainables.rows import RowSource
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class _Evaluator:
 
     def assess(self, order: EvaluationOrder, form: str) -> dict[str, Any]:
         """The evaluation document of an adapter in one form."""
-        from trainables.assessment import assess_bundle
+        from trainables.evaluation.assessment import assess_bundle
 
         with tempfile.TemporaryDirectory() as folder:
             write_files(order.files, Path(folder))

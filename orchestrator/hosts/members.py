@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from trainables.orders import SeatReport, SeatRequest, Task, TaskReport
+from trainables.hosts.orders import SeatReport, SeatRequest, Task, TaskReport
 from trainables.spec import TrialSpec
 
 

@@ -23,7 +23,7 @@ from orchestrator.hosts.members import HostStart
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.wording import last_line
-from trainables.bench import Bench, Failure
+from trainables.hosts.bench import Bench, Failure
 from trainables.spec import BaseSpec
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class HostPool:
         except Exception as error:  # noqa: BLE001  whatever it was, its trials must hear of it
             failure = Failure(
                 fault="failed",
-                reason=f"its host ended: {last_line(str(error)) or type(error).__name__}",
+                reason=f"its host ended: {last_line(error)}",
             )
             logger.warning("host %s: %s", start.host_id, failure.reason)
         span.append(time.monotonic())
@@ -187,6 +187,6 @@ class HostPool:
 
 def _run_host(config: dict[str, Any]) -> None:
     """The body of a worker, imported there: the driver has no use for transformers."""
-    from trainables.worker import run_host
+    from trainables.hosts.worker import run_host
 
     run_host(config)

@@ -21,10 +21,10 @@ from orchestrator.hosts.broker import MAX_WAIT_S, broker_name
 from orchestrator.hosts.members import SeatPhase, SeatStatus, group_key
 from orchestrator.journal.paths import bundle_folder, state_folder
 from orchestrator.outcome import Outcome
-from trainables.orders import SeatReport, SeatRequest, fault_metrics
-from trainables.progress import copy_progress
+from trainables.hosts.orders import SeatReport, SeatRequest, fault_metrics
+from trainables.hosts.progress import copy_progress
+from trainables.hosts.storage import join_location
 from trainables.spec import TrialSpec
-from trainables.storage import join_location
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from orchestrator.hosts.members import Errand, Host, HostStart, Member, SeatPhase, SeatStatus
-from trainables.bench import Failure
-from trainables.orders import (
+from trainables.hosts.bench import Failure
+from trainables.hosts.orders import (
     HostReport,
     Orders,
     SeatOrder,

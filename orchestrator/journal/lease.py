@@ -18,7 +18,7 @@ from pathlib import Path
 
 from orchestrator.errors import SweepInUseError, SweepStorageError
 from trainables.errors import StorageError
-from trainables.objects import create_object, delete_objects, read_object, write_object
+from trainables.hosts.objects import create_object, delete_objects, read_object, write_object
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from orchestrator.spec.inputs import SPLITS
 from orchestrator.spec.sweep import SweepSpec
-from trainables.hub import dataset_commit, is_commit, model_commit
-from trainables.sources import is_local
+from trainables.base.hub import dataset_commit, is_commit, model_commit
+from trainables.files.sources import is_local
 from trainables.spec import BaseSpec, DataSpec
 
 

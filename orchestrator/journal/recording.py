@@ -22,7 +22,7 @@ from orchestrator.journal.paths import bundle_folder
 from orchestrator.journal.requests import STOPPED_BY_USER, Wishes
 from orchestrator.outcome import TrialOutcome, can_leave_adapter, first_end, settle_end
 from orchestrator.wording import last_line
-from trainables.orders import WORST_METRICS, ZERO_METRICS, is_stand_in
+from trainables.hosts.orders import WORST_METRICS, ZERO_METRICS, is_stand_in
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orchestrator.journal.lease import Lease
 from trainables.errors import StorageError
-from trainables.objects import check_bucket, list_objects, read_object, write_object
+from trainables.hosts.objects import check_bucket, list_objects, read_object, write_object
 from trainables.whole import replace_file
 
 SEGMENT_EVENTS = 256

@@ -27,8 +27,9 @@ from orchestrator.journal.paths import (
 )
 from orchestrator.journal.replica import LogReplica, read_remote_log
 from orchestrator.wording import refusal
+from trainables.base.origin import cache_folder
 from trainables.errors import StorageError
-from trainables.objects import (
+from trainables.hosts.objects import (
     delete_objects,
     download_file,
     list_objects,
@@ -36,9 +37,8 @@ from trainables.objects import (
     upload_file,
     write_object,
 )
-from trainables.orders import kept_bundle
-from trainables.origin import cache_folder
-from trainables.storage import (
+from trainables.hosts.orders import kept_bundle
+from trainables.hosts.storage import (
     fetch_folder,
     has_folder,
     is_remote,

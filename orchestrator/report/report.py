@@ -103,7 +103,7 @@ class SweepReport:
 
 
 def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> SweepReport:
-    """Report a sweep as far as its history goes.
+    """TrialReport a sweep as far as its history goes.
 
     Args:
         spec: The sweep.

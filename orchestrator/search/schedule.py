@@ -30,7 +30,7 @@ from orchestrator.spec.sections import (
 )
 from orchestrator.spec.sweep import SweepSpec
 from trainables.contract import Mode
-from trainables.orders import fault_metrics, is_stand_in
+from trainables.hosts.orders import fault_metrics, is_stand_in
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from orchestrator.spec.distributions import Choice, Distribution, Range
 from orchestrator.spec.settings import ALPHA_PER_RANK
 from orchestrator.spec.space import SearchSpace
 from orchestrator.spec.sweep import SweepSpec
-from trainables.shape import hidden_size
+from trainables.base.shape import hidden_size
 from trainables.spec import BaseSpec
 
 _RATE = "optim.learning_rate"

@@ -34,7 +34,7 @@ from orchestrator.outcome import TRAITS, Lesson, Outcome
 from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.space import SearchSpace
 from trainables.contract import Mode
-from trainables.orders import fault_metrics, is_stand_in
+from trainables.hosts.orders import fault_metrics, is_stand_in
 
 _MEMORY = "peak_memory_gib"
 

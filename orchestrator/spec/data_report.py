@@ -8,9 +8,9 @@ from typing import Any
 
 from orchestrator.spec.distributions import Choice
 from orchestrator.spec.sweep import SweepSpec
-from trainables.inspection import inspect_data
+from trainables.rows.inspection import inspect_data
+from trainables.rows.splits import read_raw_splits
 from trainables.spec import BaseSpec
-from trainables.splits import read_raw_splits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from orchestrator.errors import SweepSpecError, SweepStorageError
 from orchestrator.spec.complaint import complaint, require
-from trainables.sources import digest_files, files_of, is_local, names_path
+from trainables.files.sources import digest_files, files_of, is_local, names_path
 from trainables.spec import BaseSpec, DataSpec
 from trainables.whole import replace_file
 

@@ -87,7 +87,7 @@ def choose_synsets(synsets: list[Synset], seed: int) -> dict[str, list[Synset]]:
 
 
 def build_row(synset: Synset) -> dict[str, str]:
-    """A row as `trainables.data` reads it."""
+    """A row as `trainables.rows.data` reads it."""
     return {
         "prompt": f"Definition: {synset.definition}\nClass:",
         "completion": f" {synset.label}",

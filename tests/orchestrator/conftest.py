@@ -21,9 +21,9 @@ from orchestrator.journal.recording import SweepRecord
 from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from tests.support.events import event
-from trainables.base import load_base
-from trainables.engine import Engine
+from trainables.base.loading import load_base
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
+from trainables.training.engine import Engine
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +52,7 @@ def local_ray(s3_server: dict[str, str]) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def fake_engine() -> ModuleType:
     """The fake engine's module, pickled by value: workers cannot import it."""
-    path = Path(__file__).parents[1] / "trainables" / "fake_engine.py"
+    path = Path(__file__).parents[1] / "trainables" / "hosts" / "fake_engine.py"
     spec = importlib.util.spec_from_file_location("fake_engine", path)
     assert spec is not None
     assert spec.loader is not None

@@ -28,9 +28,9 @@ from orchestrator.spec.sweep import (
     parse_sweep,
 )
 from tests.support.events import event
-from trainables.progress import save_progress
+from trainables.hosts.progress import save_progress
+from trainables.hosts.storage import file_sizes, put_folder
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
-from trainables.storage import file_sizes, put_folder
 
 SPEC = SweepSpec(
     name="tiny",

@@ -22,14 +22,15 @@ from transformers import AutoModelForCausalLM
 import registry
 from registry import Registry
 from registry.packaging import pyfunc
-from tests.trainables import chats, test_turns
-from trainables.asking import settle_asking
-from trainables.base import load_base
+from tests.trainables import chats
+from tests.trainables.chat import test_turns
+from trainables.base.loading import load_base
+from trainables.chat.asking import settle_asking
+from trainables.chat.tokens import Encoder
 from trainables.contract import MANIFEST, SERVING_FORMS
-from trainables.generation import Ending, complete, end_tokens
-from trainables.serving import load_served
+from trainables.evaluation.generation import Ending, complete, end_tokens
+from trainables.evaluation.serving import load_served
 from trainables.spec import BaseSpec
-from trainables.tokens import Encoder
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 IDS = torch.tensor([[70, 80, 90, 100, 110, 120]])

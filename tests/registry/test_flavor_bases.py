@@ -10,9 +10,9 @@ import torch
 
 import registry
 from tests.support.bases import DENSE, save_base
-from trainables.engine import build_engine
-from trainables.serving import forms_of, load_served
+from trainables.evaluation.serving import forms_of, load_served
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
+from trainables.training.engine import build_engine
 
 IDS = torch.arange(40, 53)[None]
 

@@ -13,13 +13,13 @@ from peft.utils.other import transpose
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from trainables.base import LoadedBase, load_base
-from trainables.data import collate, load_splits
-from trainables.engine import Engine
-from trainables.epochs import batch_rows
-from trainables.kernels import dropout_seed, layer_shape
-from trainables.lora import initial_weights, linear_layers
+from trainables.base.loading import LoadedBase, load_base
+from trainables.packing.kernels import dropout_seed, layer_shape
+from trainables.packing.lora import initial_weights, linear_layers
+from trainables.rows.data import collate, load_splits
+from trainables.rows.epochs import batch_rows
 from trainables.spec import OptimSpec, TrialSpec
+from trainables.training.engine import Engine
 
 
 def peft_model(spec: TrialSpec, base: LoadedBase, key: Sequence[int]) -> Any:

@@ -6,9 +6,9 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from trainables.formats import ChatExample, parse_row
-from trainables.layouts import RowLayout
-from trainables.readers import RawRow
+from trainables.files.formats import ChatExample, parse_row
+from trainables.files.layouts import RowLayout
+from trainables.files.readers import RawRow
 
 CONTROL = re.compile(
     r"<\|[^|<>\s'\"{}]+\|>|<[|｜][^<>|｜\s]+[|｜]>|</?[a-z_]+\|?>|<\|?[a-z_]+\|?>|\[/?[A-Z_]+\]"

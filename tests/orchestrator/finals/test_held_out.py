@@ -10,7 +10,7 @@ from orchestrator.hosts.members import group_key
 from orchestrator.journal.paths import bundle_folder, state_folder
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.spec.finals_sections import FinalsSpec
-from trainables.orders import TaskReport
+from trainables.hosts.orders import TaskReport
 from trainables.spec import TrialSpec
 
 

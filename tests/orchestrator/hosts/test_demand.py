@@ -2,7 +2,7 @@
 
 from orchestrator.hosts.demand import HostLimits, start_hosts
 from orchestrator.hosts.seats import Seats
-from trainables.orders import SeatRequest, Task
+from trainables.hosts.orders import SeatRequest, Task
 from trainables.spec import BaseSpec, DataSpec, OptimSpec, TrialSpec
 
 SPEC = TrialSpec(

@@ -12,7 +12,7 @@ from orchestrator.hosts.evaluators import (
     evaluate_adapters,
     read_files,
 )
-from trainables.assessment import assess_bundle
+from trainables.evaluation.assessment import assess_bundle
 from trainables.evaluation_spec import EvaluationSpec
 
 pytestmark = pytest.mark.ray

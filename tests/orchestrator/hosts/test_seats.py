@@ -6,8 +6,15 @@ import pytest
 
 from orchestrator.hosts.members import HostStart, SeatPhase, base_key, group_key
 from orchestrator.hosts.seats import MAX_DEAD_HOSTS, Seats
-from trainables.bench import Failure
-from trainables.orders import HostReport, SeatFreed, SeatReport, SeatRequest, Task, TaskReport
+from trainables.hosts.bench import Failure
+from trainables.hosts.orders import (
+    HostReport,
+    SeatFreed,
+    SeatReport,
+    SeatRequest,
+    Task,
+    TaskReport,
+)
 from trainables.spec import BaseSpec, DataSpec, OptimSpec, TrialSpec
 
 BROKEN = Failure(fault="failed", reason="its host ended: no driver")

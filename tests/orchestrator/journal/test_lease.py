@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.errors import SweepInUseError, SweepStorageError
 from orchestrator.journal.lease import LOCK_FILE, Lease
-from trainables.objects import list_objects, read_object, write_object
+from trainables.hosts.objects import list_objects, read_object, write_object
 
 TAKER = """
 import sys, time

@@ -92,7 +92,7 @@ def hub() -> Iterator[str]:
 def test_hub_is_asked_for_the_commit_of_a_dataset(hub: str, tmp_path: Path) -> None:
     # The address is read when the hub's client is imported: a process of its own.
     code = (
-        "from trainables.hub import dataset_commit as ask\n"
+        "from trainables.base.hub import dataset_commit as ask\n"
         f"print(ask('owner/rows', None), ask('owner/none', None), ask('owner/rows', {OLD!r}))"
     )
     environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}

@@ -13,7 +13,7 @@ from orchestrator.journal.recording import SweepRecord, TrialRecorder
 from orchestrator.journal.requests import STOPPED_BY_USER, Request, Wishes
 from orchestrator.outcome import Outcome, TrialOutcome
 from tests.support.events import event
-from trainables.orders import WORST_METRICS, fault_metrics
+from trainables.hosts.orders import WORST_METRICS, fault_metrics
 
 HORIZON = 40
 

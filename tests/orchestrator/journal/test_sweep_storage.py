@@ -14,8 +14,8 @@ from orchestrator.journal.log import read_events
 from orchestrator.journal.replica import SEGMENT_EVENTS
 from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from tests.support.events import event
-from trainables.objects import delete_objects, list_objects, upload_file, write_object
-from trainables.storage import put_folder
+from trainables.hosts.objects import delete_objects, list_objects, upload_file, write_object
+from trainables.hosts.storage import put_folder
 
 WRITER = """
 import sys

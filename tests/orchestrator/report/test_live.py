@@ -15,7 +15,7 @@ from orchestrator.report.live import ProgressDisplay
 from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from tests.support.events import entry
-from trainables.orders import WORST_METRICS
+from trainables.hosts.orders import WORST_METRICS
 from trainables.spec import BaseSpec, DataSpec, OptimSpec
 
 ESCAPES = re.compile(r"\x1b\[[0-9?;]*[a-zA-Z]")

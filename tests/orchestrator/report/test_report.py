@@ -29,7 +29,7 @@ from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
 from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec, build_trial
 from tests.support.events import entry
-from trainables.orders import WORST_METRICS
+from trainables.hosts.orders import WORST_METRICS
 from trainables.spec import BaseSpec, DataSpec, OptimSpec, TrialSpec
 
 HOSTILE = '<script>alert("x")</script> & [red]no\x1b[31m\nsecond line'

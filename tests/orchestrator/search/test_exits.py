@@ -5,7 +5,7 @@ import pytest
 from orchestrator.outcome import Outcome
 from orchestrator.search.exits import find_exit
 from orchestrator.spec.sections import ExitSpec
-from trainables.orders import fault_metrics, is_stand_in
+from trainables.hosts.orders import fault_metrics, is_stand_in
 
 
 def curve(eval_losses, train_losses=None):

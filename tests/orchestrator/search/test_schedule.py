@@ -25,7 +25,7 @@ from orchestrator.search.schedule import (
 from orchestrator.spec.sections import ExitSpec, ObjectiveSpec, ScheduleSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from tests.support.events import entry
-from trainables.orders import fault_metrics
+from trainables.hosts.orders import fault_metrics
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
 
 HORIZON = 80

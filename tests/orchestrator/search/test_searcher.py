@@ -19,7 +19,7 @@ from orchestrator.search.study import Observation, observe
 from orchestrator.spec.sections import SearchSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from tests.support.events import event
-from trainables.orders import fault_metrics
+from trainables.hosts.orders import fault_metrics
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
 
 CHOICES = {

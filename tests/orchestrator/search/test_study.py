@@ -10,7 +10,7 @@ from orchestrator.outcome import Outcome
 from orchestrator.search.study import Observation, build_study, most_telling
 from orchestrator.spec.sections import ObjectiveSpec, SearchSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
-from trainables.orders import fault_metrics
+from trainables.hosts.orders import fault_metrics
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
 
 

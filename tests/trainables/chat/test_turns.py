@@ -1,0 +1,251 @@
+"""How answers are found in chats, one at a time, under templates of each kind."""
+
+from typing import Any
+
+import pytest
+
+from tests.trainables.chats import (
+    TOOLS,
+    assistant,
+    byte_tokenizer,
+    call,
+    chat,
+    result,
+    system,
+    user,
+)
+from trainables.chat.asking import settle_asking
+from trainables.chat.templates import Asking, pin_date, template_digest
+from trainables.chat.tokens import EncodedExample, Encoder
+from trainables.errors import DataError
+from trainables.files.formats import ChatExample
+
+CHATML = (
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+PHI3 = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+)
+R1 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|User|>' + m['content'] }}"
+    "{% elif m['role'] == 'assistant' %}"
+    "{{ '<|Assistant|>' + m['content'].split('</think>')[-1] + eos_token }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+)
+GLM = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}"
+    "{% if m['reasoning_content'] %}<think>{{ m['reasoning_content'] }}</think>"
+    "{% else %}</think>{% endif %}{% endif %}{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>"
+    "{{ '</think>' if enable_thinking is defined and not enable_thinking else '<think>' }}"
+    "{% endif %}"
+)
+MISTRAL = (  # the system text goes into the last turn of a user
+    "{% if messages[0]['role'] == 'system' %}{% set told = messages[0]['content'] + '\n\n' %}"
+    "{% set turns = messages[1:] %}{% else %}{% set told = '' %}{% set turns = messages %}"
+    "{% endif %}{{ bos_token }}{% for m in turns %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + (told if loop.last else '') + m['content'] + '[/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+ENDLESS = (  # no token behind the last answer: the next turn's opens where it ends
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+PLAIN_WORDS = (
+    "{% for m in messages %}### {{ m['role'] }}:\n{{ m['content'] }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}### assistant:\n{% endif %}"
+)
+DATED = "{{ '<|system|>' + strftime_now('%d %b %Y') + '<|end|>' }}" + PHI3
+CALLS = (
+    "{%- if tools %}<|system|>{{ tools | tojson }}<|end|>{% endif %}"
+    "{%- for m in messages %}<|{{ m['role'] }}|>{{ m['content'] or '' }}"
+    "{%- for c in m['tool_calls'] or [] %}<call>{{ c['function']['name'] + ' ' }}"
+    "ARGUMENTS</call>{% endfor %}<|end|>{% endfor %}"
+    "{%- if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+AS_MAPPING = CALLS.replace("ARGUMENTS", "{{ c['function']['arguments'] | tojson }}")
+AS_TEXT = CALLS.replace("' }}ARGUMENTS", "' + c['function']['arguments'] }}")
+PRINTED = CALLS.replace("ARGUMENTS", "{{ c['function']['arguments'] }}")
+
+TWO = (user("one?"), assistant("two"), user("three?"), assistant("four"))
+
+
+def learn(
+    tokenizer: Any, *chats: ChatExample, stops: tuple[str, ...] = (), **args: Any
+) -> tuple[Asking, list[list[str]]]:
+    """The settings, and for each sequence its pieces as text; prompts are kept, too."""
+    ids = tokenizer.convert_tokens_to_ids(list(stops))
+    asking = settle_asking(chats, tokenizer, template_args=args, stops=ids)
+    encoder = Encoder(tokenizer, asking, ids)
+    encoded = [encoder.encode(one, "data.train: row 1") for one in chats]
+    return asking, [texts for one in encoded for texts in texts_of(one, tokenizer)]
+
+
+def texts_of(encoded: EncodedExample, tokenizer: Any) -> list[list[str]]:
+    return [[tokenizer.decode(list(piece)) for piece in one] for one in encoded.sequences]
+
+
+def test_an_answer_ends_as_the_template_ends_turns_and_not_with_the_tokenizers_end():
+    tokenizer = byte_tokenizer(CHATML, "<|endoftext|>")
+    _, (pieces,) = learn(tokenizer, chat(*TWO), stops=("<|endoftext|>",))
+    assert pieces[1::2] == ["two<|im_end|>", "four<|im_end|>"]
+    encoded = Encoder(tokenizer, Asking()).encode(chat(*TWO), "row 1")
+    assert encoded.ends == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
+
+
+@pytest.mark.parametrize("stops", [(), ("<|end|>", "<|endoftext|>"), ("<|endoftext|>",)])
+def test_a_token_that_closes_the_whole_conversation_ends_no_answer(stops):
+    tokenizer = byte_tokenizer(PHI3, "<|endoftext|>", ("<|user|>", "<|assistant|>"))
+    _, (pieces,) = learn(tokenizer, chat(*TWO), stops=stops)
+    assert pieces[1::2] == ["two<|end|>", "four<|end|>"]
+
+
+def test_an_answer_without_an_end_ends_with_what_opens_the_next_turn():
+    tokenizer = byte_tokenizer(ENDLESS, controls=("<|user|>", "<|assistant|>"))
+    _, (pieces,) = learn(tokenizer, chat(*TWO))
+    assert pieces[1::2] == ["two\n<|user|>", "four\n<|user|>"]
+
+
+def test_an_end_token_is_appended_where_a_template_writes_none():
+    _, sequences = learn(byte_tokenizer(PLAIN_WORDS), chat(*TWO))
+    assert [pieces[1] for pieces in sequences] == ["two</s>", "four</s>"]
+    assert sequences[1][0].endswith("two\n\n### user:\nthree?\n\n### assistant:\n")
+
+
+def test_an_opened_thought_is_cut_off_prompts_of_rows_without_thoughts():
+    tokenizer = byte_tokenizer(R1, controls=("<think>", "</think>", "<|User|>", "<|Assistant|>"))
+    asking, (pieces,) = learn(tokenizer, chat(*TWO))
+    assert asking.prefill_cut == "<think>\n"
+    assert pieces == [
+        "<|User|>one?<|Assistant|>", "two</s>", "<|User|>three?<|Assistant|>", "four</s>",
+    ]  # fmt: skip
+
+
+def test_thoughts_go_on_from_the_prompt_that_opens_them():
+    tokenizer = byte_tokenizer(R1, controls=("<think>", "</think>", "<|User|>", "<|Assistant|>"))
+    written = chat(user("one?"), assistant("<think>\nlook\n</think>\n\ntwo"))
+    beside = chat(user("one?"), assistant("two", reasoning_content="look"))
+    asking, sequences = learn(tokenizer, written, beside)
+    assert asking.prefill_cut == ""
+    right = ["<|User|>one?<|Assistant|><think>\n", "look\n</think>\n\ntwo</s>"]
+    assert sequences == [right, right]
+
+
+def test_a_thinking_argument_is_switched_where_prompts_then_fit_the_answers():
+    controls = ("<think>", "</think>", "<|user|>", "<|assistant|>")
+    tokenizer = byte_tokenizer(GLM, controls=controls)
+    asking, (pieces,) = learn(tokenizer, chat(user("one?"), assistant("two")))
+    assert asking.template_args == {"enable_thinking": False}
+    assert pieces == ["<|user|>one?<|assistant|></think>", "two<|user|>"]
+    thought = chat(user("one?"), assistant("two", reasoning_content="look"))
+    asking, (pieces,) = learn(tokenizer, thought)
+    assert asking.template_args == {}
+    assert pieces == ["<|user|>one?<|assistant|><think>", "look</think>two<|user|>"]
+
+
+def test_words_are_moved_behind_a_prompt_that_the_rendered_chat_does_not_begin_with():
+    tokenizer = byte_tokenizer(MISTRAL, controls=("[INST]", "[/INST]"))
+    _, sequences = learn(tokenizer, chat(system("Rule."), *TWO))
+    assert sequences == [
+        ["<s>[INST] Rule.\n\none?[/INST]", " two</s>"],
+        ["<s>[INST] one?[/INST] two</s>[INST] Rule.\n\nthree?[/INST]", " four</s>"],
+    ]
+
+
+def test_a_written_day_is_pinned():
+    tokenizer = byte_tokenizer(DATED, "<|end|>", ("<|user|>", "<|assistant|>", "<|system|>"))
+    one = chat(user("one?"), assistant("two"))
+    asking, (pieces,) = learn(tokenizer, one)
+    assert pieces[0].startswith("<|system|>26 Jul 2024<|end|>")
+    other, (pieces,) = learn(tokenizer, one, strftime_now="2026-01-31")
+    assert pieces[0].startswith("<|system|>31 Jan 2026<|end|>")
+    assert template_digest(tokenizer, asking) != template_digest(tokenizer, other)
+
+
+def test_a_day_that_is_none_is_refused():
+    with pytest.raises(DataError, match=r"template_args.strftime_now: got 'soon'; allowed: a day"):
+        pin_date(DATED, "soon")
+
+
+@pytest.mark.parametrize("arguments", [{"city": "Paris"}, '{"city": "Paris"}'])
+@pytest.mark.parametrize("template", [AS_MAPPING, AS_TEXT, PRINTED])
+def test_calls_are_learned_with_their_arguments_as_json(template, arguments):
+    tokenizer = byte_tokenizer(template, "<|end|>", ("<|user|>", "<|assistant|>", "<|tool|>"))
+    turns = (user("warm?"), call(arguments, content=None), result("yes"), assistant("It is."))
+    _, (pieces,) = learn(tokenizer, chat(*turns, tools=TOOLS))
+    assert pieces[1::2] == ['<call>get_weather {"city": "Paris"}</call><|end|>', "It is.<|end|>"]
+    assert '"description": "Weather of a city"' in pieces[0]
+
+
+def test_a_call_that_the_template_leaves_out_is_refused_with_the_reason():
+    tokenizer = byte_tokenizer(CHATML)
+    one = chat(user("warm?"), call({"city": "Paris"}))
+    with pytest.raises(DataError, match=r"message 2: .* render its call of 'get_weather'"):
+        learn(tokenizer, one)
+
+
+def test_a_thought_that_the_template_leaves_out_is_refused_with_the_reason():
+    one = chat(user("one?"), assistant("two", reasoning_content="look"))
+    with pytest.raises(DataError, match=r"message 2: .* does not render its thought, so"):
+        learn(byte_tokenizer(CHATML), one)
+
+
+def test_an_earlier_answer_that_cannot_be_learned_is_context_and_counted():
+    tokenizer = byte_tokenizer(CHATML)
+    turns = (user("one?"), assistant("two", reasoning_content="look"), *TWO[2:])
+    encoded = Encoder(tokenizer, Asking()).encode(chat(*turns), "row 1")
+    assert [piece[1] for piece in texts_of(encoded, tokenizer)] == ["four<|im_end|>"]
+    assert encoded.answers == 1
+    assert len(encoded.unlearned) == 1
+    assert "message 2: the chat template does not render its thought" in encoded.unlearned[0]
+
+
+def test_a_system_turn_that_the_template_leaves_out_is_refused():
+    silent = CHATML.replace("in messages %}", "in messages if m['role'] != 'system' %}", 1)
+    with pytest.raises(DataError, match=r"message 1: .* leaves this system turn out"):
+        learn(byte_tokenizer(silent), chat(system("Rule."), *TWO))
+
+
+def test_an_end_token_within_an_answer_is_refused():
+    one = chat(user("one?"), assistant("two<|im_end|> more"))
+    with pytest.raises(DataError, match=r"message 2: holds '<\|im_end\|>', which ends an ans"):
+        learn(byte_tokenizer(CHATML), one)
+
+
+def test_whatever_a_template_raises_is_one_sentence():
+    broken = CHATML.replace("m['content']", "m['content'] + 1")
+    with pytest.raises(DataError, match="the chat template refuses the conversation up to mess"):
+        learn(byte_tokenizer(broken), chat(*TWO))
+
+
+def test_a_developer_is_the_system_where_the_template_knows_none():
+    tokenizer = byte_tokenizer(CHATML)
+    turns = ({"role": "developer", "content": "Rule."}, *TWO[:2])
+    _, (pieces,) = learn(tokenizer, chat(*turns))
+    assert pieces[0].startswith("<|im_start|>system\nRule.<|im_end|>")
+
+
+def test_parts_of_text_are_joined_and_other_parts_refused():
+    text = {"type": "text", "text": "one?"}
+    _, (pieces,) = learn(byte_tokenizer(CHATML), chat(user([text, text]), *TWO[1:2]))
+    assert "one?\none?<|im_end|>" in pieces[0]
+    with pytest.raises(DataError, match=r"part of type 'image' in 'messages\[0\].content\[0\]'"):
+        chat(user([{"type": "image"}]), *TWO[1:2])
+
+
+def test_a_template_is_chosen_by_its_name():
+    tokenizer = byte_tokenizer({"rag": PHI3, "plain": CHATML}, controls=("<|user|>",))
+    with pytest.raises(DataError, match=r"data.template: got None, .* plain, rag; allowed: one"):
+        settle_asking([chat(*TWO)], tokenizer)
+    asking = settle_asking([chat(*TWO)], tokenizer, template="plain")
+    encoded = Encoder(tokenizer, asking).encode(chat(*TWO), "row 1")
+    assert texts_of(encoded, tokenizer)[0][1] == "two<|im_end|>"
+    tokenizer.chat_template = {"default": CHATML, "tool_use": AS_MAPPING}
+    asking = settle_asking([chat(*TWO)], tokenizer)
+    turns = (user("warm?"), call({"city": "Paris"}))
+    encoded = Encoder(tokenizer, asking).encode(chat(*turns, tools=TOOLS), "row 1")
+    assert texts_of(encoded, tokenizer)[0][1].startswith("<call>get_weather")

@@ -1,0 +1,1 @@
+"""Chats and prompts to tokens: templates, what ends an answer, which tokens are learned."""

@@ -1,0 +1,270 @@
+"""One answer at a time: the prompt that a server would make, and the text to learn behind it.
+
+P are the turns before under a generation prompt, W the turns through the answer. Where W begins
+with P, the rest is the answer. Where it does not, the words of the answer are found in W and put
+behind P; thoughts that a template drops are put there as they are written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainables.chat.ending import Endings
+from trainables.chat.templates import (
+    PROBE,
+    ChatTemplate,
+    TemplateRefusalError,
+    Turns,
+    common_start,
+)
+from trainables.files.formats import ChatExample
+
+_OPEN, _CLOSE = "<think>", "</think>"
+_LONGEST_LEAD = 64
+"""Most characters that a template writes between the end of a prompt and an answer's words."""
+
+
+class CannotLearnError(Exception):
+    """An answer that cannot be trained; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What one assistant turn teaches.
+
+    Attributes:
+        prompt: Text that a server asks with.
+        text: What is learned behind it, up to and with the end token.
+        token: The control token that ends `text`; `None` where it has to be appended.
+        is_direct: The template itself writes `text` behind `prompt`.
+    """
+
+    prompt: str
+    text: str
+    token: str | None
+    is_direct: bool
+
+
+def find_answer(
+    chat: ChatExample, position: int, template: ChatTemplate, endings: Endings
+) -> Answer:
+    """The answer at a position of a conversation.
+
+    Raises:
+        CannotLearnError: The template refuses the conversation or drops a part of the answer, or
+            the answer cannot be told apart from its prompt.
+    """
+    where = f"message {position + 1}"
+    try:
+        prompt = template.render(chat.turns[:position], chat.tools, is_prompt=True)
+        _require_system(chat.turns[:position], prompt)
+        answer, lacking = _rendered(chat, position, template, endings, prompt)
+        if answer is None or lacking:
+            answer = _as_written(chat, position, template, endings, prompt)
+    except TemplateRefusalError as error:
+        raise CannotLearnError(
+            f"the chat template refuses the conversation up to {where}: {error}; allowed: what "
+            "the base's template takes. Change the roles or their order, or remove the row."
+        ) from error
+    if answer is None and lacking:
+        raise CannotLearnError(
+            f"{where}: the chat template does not render {lacking}, so it would not be learned; "
+            f"allowed: what the template renders. {_remedy(lacking)}"
+        )
+    if answer is None:
+        raise CannotLearnError(
+            f"{where}: the chat template does not render it as its prompt with an answer behind "
+            "it, so the answer's tokens cannot be told apart; allowed: an answer that the "
+            "template renders. Use text in prompt and completion, or another base."
+        )
+    _require_one_end(answer, endings, template, where)
+    return answer
+
+
+def _rendered(
+    chat: ChatExample, position: int, template: ChatTemplate, endings: Endings, prompt: str
+) -> tuple[Answer | None, str]:
+    """The answer as the template renders it, and the name of what it lacks, if anything."""
+    before, turn = chat.turns[:position], chat.turns[position]
+    whole = template.render([*before, turn], chat.tools)
+    if turn.get("tool_calls"):
+        found = endings.of_calls([*before, turn], chat.tools, whole)
+    else:
+        found = endings.of_words(before, chat.tools)
+    if found is None or not whole.endswith(found[0]):
+        return None, _lacking(turn, whole)
+    last, ending = found
+    text = whole[: len(whole) - len(last)] + ending.text
+    is_direct = text.startswith(prompt)
+    body = text[len(prompt) :] if is_direct else _moved(chat, position, template, prompt, text)
+    if body is None:
+        return None, _lacking(turn, whole)
+    answer = Answer(prompt=prompt, text=body, token=ending.token, is_direct=is_direct)
+    return answer, _lacking(turn, body)
+
+
+def _moved(
+    chat: ChatExample, position: int, template: ChatTemplate, prompt: str, text: str
+) -> str | None:
+    """The answer's words out of a rendering that does not begin with the prompt.
+
+    What the template writes between what the prompt ends with and the words goes along.
+    """
+    before, turn = chat.turns[:position], chat.turns[position]
+    probed = template.render([*before, {**turn, "content": PROBE}], chat.tools)
+    head, found, _ = probed.partition(PROBE)
+    if not found or not text.startswith(head):
+        return None
+    history = template.render(before, chat.tools)
+    opening = len(prompt) - len(history) if prompt.startswith(history) else 0
+    size = _longest_ending_in(prompt, head)
+    # The common end has to reach into the words of the last turn, else it says nothing.
+    words = before[-1]["content"].strip()
+    behind_words = len(prompt) - prompt.rfind(words) - len(words)
+    lead: str | None = None
+    if size > max(opening, behind_words):
+        lead = head[head.rfind(prompt[-size:]) + size :]
+    elif not turn.get("tool_calls"):
+        # A template that opens no answer leaves it to follow its prompt as it is.
+        lead = _usual_lead(template, prompt[-opening:]) if opening else ""
+    return None if lead is None or len(lead) > _LONGEST_LEAD else lead + text[len(head) :]
+
+
+def _usual_lead(template: ChatTemplate, opening: str) -> str | None:
+    """What the template writes between a generation prompt and an answer in the simplest chat."""
+    user = {"role": "user", "content": "x"}
+    prompt = template.render([user], is_prompt=True)
+    text = template.render([user, {"role": "assistant", "content": PROBE}])
+    lead, found, _ = text[len(prompt) :].partition(PROBE)
+    is_same = prompt.endswith(opening) and text.startswith(prompt)
+    return lead if is_same and found else None
+
+
+def _longest_ending_in(prompt: str, head: str) -> int:
+    """Characters of the longest end of the prompt that occurs in a text."""
+    low, high = 0, len(prompt)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if prompt[-middle:] in head else (low, middle - 1)
+    return low
+
+
+def _as_written(
+    chat: ChatExample, position: int, template: ChatTemplate, endings: Endings, prompt: str
+) -> Answer | None:
+    """Thought and words as the row has them, behind a prompt of a template that drops thoughts."""
+    turn = chat.turns[position]
+    content, thought = str(turn["content"]).strip(), thought_of(turn)
+    found = endings.of_words(chat.turns[:position], chat.tools)
+    # Elsewhere a thought is the base's own way to answer only if its template knows of thoughts.
+    has_thought = (thought or _CLOSE in content) and _CLOSE in template.text
+    if found is None or not has_thought or turn.get("tool_calls") or prompt.endswith(_CLOSE):
+        return None
+    if thought:
+        content = f"{_OPEN}\n{thought}\n{_CLOSE}\n\n{content}"
+    if prompt.rstrip().endswith(_OPEN):
+        content = content.removeprefix(_OPEN).lstrip("\n")
+    ending = found[1]
+    text = content + ending.text
+    return Answer(prompt=prompt, text=text, token=ending.token, is_direct=False)
+
+
+def thought_of(turn: Mapping[str, Any]) -> str:
+    """The thought that a turn has beside its content."""
+    thought = turn.get("reasoning_content") or turn.get("reasoning") or turn.get("thinking")
+    return str(thought or "").strip()
+
+
+def has_thought(turn: Mapping[str, Any]) -> bool:
+    """Whether a turn holds a thought, beside its content or in it."""
+    return bool(thought_of(turn)) or _CLOSE in str(turn["content"])
+
+
+def _lacking(turn: Mapping[str, Any], text: str) -> str:
+    """Name of the first part of an answer that a text does not hold; empty if it holds all."""
+    text = _squeezed(text)
+    return next((name for name, words in _parts(turn) if _squeezed(words) not in text), "")
+
+
+def _parts(turn: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    before, closed, after = str(turn["content"]).rpartition(_CLOSE)
+    yield "its thought", thought_of(turn)
+    if closed:
+        yield "its thought", before.rpartition(_OPEN)[2]
+    yield "its words", after
+    for call in turn.get("tool_calls", ()):
+        name = call["function"]["name"]
+        yield f"its call of {name!r}", name
+        arguments = call["function"]["arguments"]
+        for word in _leaves(json.loads(arguments) if isinstance(arguments, str) else arguments):
+            yield f"the arguments of its call of {name!r}", word
+
+
+def _leaves(value: object) -> Iterator[str]:
+    """Plain words among arguments: templates differ in how they write anything else."""
+    if isinstance(value, Mapping):
+        for one in value.values():
+            yield from _leaves(one)
+    elif isinstance(value, str) and re.fullmatch(r"\w*", value):
+        yield value
+
+
+def _squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _remedy(missing: str) -> str:
+    if "call" in missing:
+        return "Write the call as text into content, or choose a base whose template has tools."
+    if "thought" in missing:
+        return "Write the thought as text into content, or remove it."
+    return "Use prompt and completion as text, or another base."
+
+
+def _require_system(before: Turns, prompt: str) -> None:
+    """The system turn is in the prompt: some templates leave it out and say nothing."""
+    for number, turn in enumerate(before, 1):
+        is_system = turn["role"] in ("system", "developer")
+        if is_system and _squeezed(turn["content"]) not in _squeezed(prompt):
+            raise CannotLearnError(
+                f"message {number}: the chat template leaves this {turn['role']} turn out of the "
+                "prompt; allowed: turns that the template renders. Put its words into the first "
+                "user turn, or choose a base whose template has a system turn."
+            )
+
+
+def _require_one_end(answer: Answer, endings: Endings, template: ChatTemplate, where: str) -> None:
+    """A stop in the midst of an answer would end it there when it is served."""
+    inner = [token for *_, token in template.find_control(answer.text)]
+    if answer.token is not None:
+        inner.pop()
+    early = next((token for token in inner if token in {answer.token, *endings.stops}), None)
+    if early is not None:
+        raise CannotLearnError(
+            f"{where}: holds {early!r}, which ends an answer, within its text; allowed: such a "
+            "token at its end alone. Remove it from the content."
+        )
+
+
+def split_off_cut(prompt: str, whole: str, history: str, template: ChatTemplate) -> str:
+    """What to take off the end of prompts so that a rendered answer begins with its prompt.
+
+    Args:
+        prompt: Of the answer.
+        whole: The conversation through the answer.
+        history: The turns before, without a generation prompt.
+        template: For its control tokens.
+
+    Returns:
+        The end of the prompt that `whole` has otherwise; empty where no part of what the
+        generation prompt adds would be left, or the difference begins before it.
+    """
+    same = common_start(prompt, whole)
+    inside = [start for start, end, _ in template.find_control(prompt) if start < same < end]
+    same = inside[0] if inside else same
+    opens_later = prompt.startswith(history) and same > len(history)
+    return prompt[same:] if opens_later else ""

@@ -1,0 +1,1 @@
+"""An adapter as it is served: its answers, and what is measured of them."""

@@ -1,0 +1,223 @@
+"""Measure an adapter as it is served, row by row, and write down what came of it.
+
+    bundle --load_served--> Served --assess--> evaluation document, one for each form
+
+The document (`lorchestra.evaluation/1`) holds a column for everything that was measured, with one
+entry for each row, and the measures over them; `trainables.evaluation.measures` says how they
+follow.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainables.base.loading import default_device
+from trainables.contract import EVALUATION_FORMAT
+from trainables.evaluation.answers import Metric, judge, load_metrics, metric_digests
+from trainables.evaluation.generation import Ending, complete, end_tokens
+from trainables.evaluation.measures import measured
+from trainables.evaluation.rows import EvaluationRows, RowSource, decode, evaluation_rows
+from trainables.evaluation.serving import Served, load_served, load_served_tokenizer, require_form
+from trainables.evaluation_spec import EvaluationSpec
+from trainables.packing.batches import batches_by_length
+from trainables.packing.rope import rope_switch
+from trainables.rows.data import IGNORED_TARGET, EncodedRow, collate
+from trainables.training.bundle import read_manifest
+from trainables.training.memory import peak_memory_gib
+from trainables.training.scoring import RowScores, in_order, score_batch
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+
+
+def assess_bundle(
+    bundle: Path,
+    forms: Sequence[str],
+    source: RowSource,
+    how: EvaluationSpec,
+    *,
+    base_model: str | None = None,
+    device: str | None = None,
+) -> list[dict[str, Any]]:
+    """The evaluation document of a bundle in each of the forms, loaded one after another.
+
+    What cannot work is refused before a model is loaded.
+
+    Args:
+        bundle: Its folder.
+        forms: Of `trainables.evaluation.serving.forms_of` its base's quantization.
+        source: The rows to measure on.
+        how: What to measure.
+        base_model: Where the base lies, where that is not what the manifest says.
+        device: Such as `cuda:0`; the first CUDA device, else the CPU, when not given.
+
+    Raises:
+        BundleError: The bundle's files are not what its manifest says.
+        BaseModelError: The base cannot be found or loaded, or is not the one trained on.
+        SpecError: There is no such form or metric.
+        DataError: The rows cannot be used.
+    """
+    manifest = read_manifest(bundle)
+    checked = [require_form(manifest, form) for form in forms]
+    load_metrics(how.metrics)
+    rows = evaluation_rows(manifest, load_served_tokenizer(manifest, base_model), source, how)
+    place = default_device() if device is None else torch.device(device)
+    documents = []
+    for form in checked:
+        _free_memory(place)
+        served = load_served(bundle, form, base_model=base_model, device=str(place))
+        documents.append(assess(served, rows, how))
+        # Before the next one is loaded: there may be room for one model only.
+        del served
+    _free_memory(place)
+    return documents
+
+
+def assess(served: Served, rows: EvaluationRows, how: EvaluationSpec) -> dict[str, Any]:
+    """The evaluation document of a served adapter; plain values, ready for JSON.
+
+    A loss that is not finite is `null` in its column, and so are the measures over it. `seconds`
+    are those of reading and writing tokens, loading left out; `tokens_per_s` counts the tokens of
+    the rows, and with generation those of prompts and completions besides, without padding.
+    `peak_memory_gib` is the highest since `assess_bundle` began to load, where the system can say
+    so, else since the process began.
+
+    Raises:
+        SpecError: A metric cannot be found or gave something impossible; a completion could be
+            longer than the base has positions.
+    """
+    metrics = load_metrics(how.metrics)
+    began = time.perf_counter()
+    columns = _forced_columns(served, rows, how.batch_size)
+    tokens = sum(len(row.encoded.input_ids) for row in rows.rows)
+    if how.generates:
+        written = _completions(served, rows, how)
+        tokens += sum(map(len, written)) + sum(len(row.prompt) for row in rows.rows)
+    seconds = time.perf_counter() - began
+    if how.generates:
+        columns |= _written_columns(served, rows, how, metrics, written)
+    return {
+        "format": EVALUATION_FORMAT,
+        "adapter": served.manifest["digest"],
+        "form": served.form,
+        "data": dict(rows.data),
+        "generation": _generation_record(how),
+        "measures": measured(columns, {metric.name: metric.mode for metric in metrics}),
+        "examples": columns,
+        "seconds": seconds,
+        "rows_per_s": len(rows.rows) / seconds,
+        "tokens_per_s": tokens / seconds,
+        "peak_memory_gib": peak_memory_gib(served.device),
+        "model_bytes": served.model_bytes,
+        "adapter_bytes": served.adapter_bytes,
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+@torch.no_grad()
+def score_rows(model: Any, rows: Sequence[EncodedRow], batch_size: int) -> RowScores:
+    """Teacher-forced scores of rows, in their order; `Engine.score` without an engine.
+
+    Args:
+        model: A causal language model of transformers, perhaps in PEFT.
+        rows: Each with an answer.
+        batch_size: Rows per forward pass; those of similar length share one.
+    """
+    lengths = [len(row.input_ids) for row in rows]
+    return in_order(
+        [
+            (chosen, _score_batch(model, [rows[number] for number in chosen]))
+            for chosen in batches_by_length(lengths, batch_size, rope_switch(model.config))
+        ]
+    )
+
+
+def _score_batch(model: Any, rows: Sequence[EncodedRow]) -> RowScores:
+    input_ids, labels = (torch.from_numpy(part).to(model.device) for part in collate(rows, 0))
+    lengths = torch.tensor([len(row.input_ids) for row in rows], device=model.device)
+    mask = torch.arange(input_ids.shape[1], device=model.device) < lengths[:, None]
+    # The logits of position t - 1 are scored on the token at t; others are not computed.
+    is_scored = labels[:, 1:] != IGNORED_TARGET
+    kept = is_scored.any(dim=0).nonzero().flatten()
+    logits = model(
+        input_ids=input_ids, attention_mask=mask.long(), use_cache=False, logits_to_keep=kept
+    ).logits
+    return score_batch(
+        logits[is_scored[:, kept]],
+        labels[:, 1:][is_scored],
+        is_scored.sum(dim=1).tolist(),
+        [not row.is_cut for row in rows],
+    )
+
+
+def _forced_columns(served: Served, rows: EvaluationRows, batch_size: int) -> dict[str, list[Any]]:
+    scores = score_rows(served.model, [row.encoded for row in rows.rows], batch_size)
+    return {
+        "loss_sum": [loss if math.isfinite(loss) else None for loss in scores.loss_sum],
+        "answer_tokens": list(scores.answer_tokens),
+        "answer_bytes": [row.answer_bytes for row in rows.rows],
+        "correct_tokens": list(scores.correct_tokens),
+        "accuracy": [
+            int(is_whole and correct == total)
+            for correct, total, is_whole in zip(
+                scores.correct_tokens, scores.answer_tokens, scores.is_whole, strict=True
+            )
+        ],
+    }
+
+
+def _completions(served: Served, rows: EvaluationRows, how: EvaluationSpec) -> list[list[int]]:
+    trained = served.manifest["data"].get("end_tokens", {}).values()
+    ending = Ending(
+        tokens=end_tokens(served.model, served.tokenizer, trained),
+        max_new_tokens=how.max_new_tokens,
+    )
+    return complete(served.model, [row.prompt for row in rows.rows], ending, how.batch_size)
+
+
+def _written_columns(
+    served: Served,
+    rows: EvaluationRows,
+    how: EvaluationSpec,
+    metrics: Sequence[Metric],
+    written: Sequence[Sequence[int]],
+) -> dict[str, list[Any]]:
+    predictions = [decode(served.tokenizer, completion) for completion in written]
+    references = [row.reference for row in rows.rows]
+    columns: dict[str, list[Any]] = {**judge(how, metrics, predictions, references)}
+    return {**columns, "prediction": predictions, "reference": references}
+
+
+def _generation_record(how: EvaluationSpec) -> dict[str, Any] | None:
+    if not how.generates:
+        return None
+    return {
+        "max_new_tokens": how.max_new_tokens,
+        "pattern": how.pattern,
+        "choices": list(how.choices) or None,
+        "metrics": metric_digests(how.metrics) or None,
+    }
+
+
+def _free_memory(device: torch.device) -> None:
+    """Give back what an earlier model held, and measure the peak anew."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        # Linux: the peak of resident memory begins anew at what is held (man 5 proc).
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:
+        logger.debug("the peak of memory goes on from before: %s", error)

@@ -1,0 +1,209 @@
+"""The columns of a row put where `files.formats` looks for them, JSON in cells parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from trainables.data_spec import template_columns
+from trainables.errors import DataError
+from trainables.files.layouts import OPTIONAL, RowKind, RowLayout, is_missing
+from trainables.files.readers import JsonError, RawRow, parse_json, parse_list
+
+ROLE_NAMES = {
+    "human": "user", "user": "user", "prompter": "user",
+    "gpt": "assistant", "assistant": "assistant", "bot": "assistant", "chatgpt": "assistant",
+    "model": "assistant", "bing": "assistant", "bard": "assistant", "ai": "assistant",
+    "system": "system", "function_call": "assistant", "tool_call": "assistant",
+    "tool": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool",
+    "function": "tool", "ipython": "tool",
+}  # fmt: skip
+"""Roles of ShareGPT's `from` by the names that data sets give them."""
+
+_CALLS = ("function_call", "tool_call")
+
+# Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca, train.py: PROMPT_DICT.
+_ALPACA_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+_ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately "
+    "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+)
+
+
+def arrange(row: RawRow, layout: RowLayout, field: str) -> RawRow:
+    """The row with the columns of `layout.kind`, values that are JSON text parsed.
+
+    Raises:
+        DataError: A column is missing, or a value is of no use in its place.
+    """
+    for role, column in layout.columns.items():
+        if column not in row.values and role not in OPTIONAL:
+            shown = ", ".join(map(repr, row.values)) or "(none)"
+            refuse_row(
+                row, field, f"has no column {column!r} but {shown}",
+                f"the columns of format {layout.format}: {', '.join(layout.columns.values())}",
+                "Rename the columns, or set data.columns.",
+            )  # fmt: skip
+    values = {
+        role: None if is_missing(value := row.values.get(column)) else value
+        for role, column in layout.columns.items()
+    }
+    arranged = _ARRANGERS[layout.kind](row, layout, values, field)
+    return RawRow(values=arranged, place=row.place)
+
+
+def refuse_row(row: RawRow, field: str, wrong: str, allowed: str, remedy: str) -> NoReturn:
+    """Say of a row that it cannot be used.
+
+    Raises:
+        DataError: Always.
+    """
+    raise DataError(f"{field}: {row.place} {wrong}; allowed: {allowed}. {remedy}")
+
+
+def _arrange_text(
+    row: RawRow, layout: RowLayout, values: Mapping[str, Any], field: str
+) -> dict[str, Any]:
+    return {"text": values["text"]}
+
+
+def _arrange_pair(
+    row: RawRow, layout: RowLayout, values: Mapping[str, Any], field: str
+) -> dict[str, Any]:
+    if layout.template is not None:
+        names = template_columns(layout.template)
+        prompt: Any = _fill(row, layout.template, {name: name for name in names}, field)
+    elif layout.format == "alpaca":
+        prompt = _alpaca_prompt(row, layout, values, field)
+    else:
+        prompt = values["prompt"]
+    arranged = {"prompt": prompt, "completion": values["completion"]}
+    return arranged if isinstance(prompt, str) else arranged | _tools(row, layout, values, field)
+
+
+def _alpaca_prompt(row: RawRow, layout: RowLayout, values: Mapping[str, Any], field: str) -> str:
+    given = values.get("input")
+    has_input = given is not None and str(given).strip() != ""
+    names = {"instruction": layout.columns["instruction"]}
+    names |= {"input": layout.columns["input"]} if has_input else {}
+    return _fill(row, _ALPACA_INPUT if has_input else _ALPACA, names, field)
+
+
+def _fill(row: RawRow, template: str, columns: Mapping[str, str], field: str) -> str:
+    """A template with the values of a row; whole text and numbers fit in."""
+    filled = {}
+    for name, column in columns.items():
+        value = row.values.get(column)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, str | int | float)
+            or is_missing(value)
+        ):
+            wrong = f"has {describe_value(value)} in {column!r}"
+            refuse_row(
+                row, field, wrong, "text or a number where a template puts it",
+                "Fill it in, with empty text where there is none.",
+            )  # fmt: skip
+        filled[name] = value
+    return template.format_map(filled)
+
+
+def describe_value(value: object) -> str:
+    """What a cell holds, for messages: `no value` or `a list`."""
+    return "no value" if is_missing(value) else f"a {type(value).__name__}"
+
+
+def _arrange_messages(
+    row: RawRow, layout: RowLayout, values: Mapping[str, Any], field: str
+) -> dict[str, Any]:
+    column, turns = layout.columns["messages"], values["messages"]
+    if isinstance(turns, str):
+        parsed = parse_list(turns)
+        turns = turns if parsed is None else parsed
+    if not isinstance(turns, list | tuple):
+        wrong = f"has {describe_value(turns)} in {column!r}"
+        refuse_row(
+            row, field, wrong, "a list of messages, or that list as JSON text",
+            "Write a list of {role, content}.",
+        )  # fmt: skip
+    turns = [_message(row, f"{column}[{i}]", turn, field) for i, turn in enumerate(turns)]
+    system = values.get("system")
+    if isinstance(system, str) and system.strip() and not _starts_with_system(turns):
+        turns = [{"role": "system", "content": system}, *turns]
+    return {"messages": turns, **_tools(row, layout, values, field)}
+
+
+def _starts_with_system(turns: Sequence[Any]) -> bool:
+    return bool(turns) and isinstance(turns[0], dict) and turns[0].get("role") == "system"
+
+
+def _message(row: RawRow, where: str, turn: Any, field: str) -> Any:
+    """A ShareGPT turn as a message; anything else as it is."""
+    if not isinstance(turn, dict) or "role" in turn or not {"from", "value"} <= turn.keys():
+        return turn
+    name = turn["from"]
+    role = ROLE_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
+    if role is None:
+        wrong = f"has the role {name!r} in {where!r}"
+        refuse_row(row, field, wrong, ", ".join(ROLE_NAMES), "Rename the role.")
+    if name.strip().lower() in _CALLS:
+        return {
+            "role": role,
+            "content": "",
+            "tool_calls": _calls(row, where, turn["value"], field),
+        }
+    return {"role": role, "content": turn["value"]}
+
+
+def _calls(row: RawRow, where: str, value: Any, field: str) -> list[dict[str, Any]]:
+    """The calls of a ShareGPT turn, which holds one or a list of them as JSON text."""
+    try:
+        calls = parse_json(value) if isinstance(value, str) else value
+    except JsonError:
+        calls = None
+    calls = [calls] if isinstance(calls, dict) else calls
+    is_right = isinstance(calls, list) and calls and all(_is_call(call) for call in calls)
+    if not is_right:
+        wrong = f"has no function call in {where!r}"
+        refuse_row(
+            row, field, wrong, '{"name": …, "arguments": …} as JSON text, or a list of these',
+            "Write the call as JSON.",
+        )  # fmt: skip
+    return [
+        {
+            "type": "function",
+            "function": {"name": call["name"], "arguments": call.get("arguments", {})},
+        }
+        for call in calls or ()
+    ]
+
+
+def _is_call(call: object) -> bool:
+    return isinstance(call, dict) and isinstance(call.get("name"), str)
+
+
+def _tools(
+    row: RawRow, layout: RowLayout, values: Mapping[str, Any], field: str
+) -> dict[str, Any]:
+    """The tools of a row, in a mapping of their own; empty where there are none."""
+    value = values.get("tools")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return {}
+    try:
+        return {"tools": parse_json(value) if isinstance(value, str) else value}
+    except JsonError as error:
+        wrong = f"has text in {layout.columns['tools']!r} that {error}"
+        refuse_row(row, field, wrong, "a list of tools, or that list as JSON", "Mend the text.")
+
+
+_ARRANGERS: dict[
+    RowKind, Callable[[RawRow, RowLayout, Mapping[str, Any], str], dict[str, Any]]
+] = {
+    "messages": _arrange_messages,
+    "prompt-completion": _arrange_pair,
+    "text": _arrange_text,
+}

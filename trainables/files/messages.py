@@ -1,0 +1,131 @@
+"""Messages of a chat as templates take them: contents are text, calls are of functions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from trainables.files.arranging import describe_value
+from trainables.files.arranging import refuse_row as _refuse
+from trainables.files.readers import RawRow
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def read_text(row: RawRow, where: str, value: object, field: str) -> str:
+    """The text of a cell.
+
+    Raises:
+        DataError: It is none, or UTF-8 cannot hold it.
+    """
+    if not isinstance(value, str):
+        wrong = f"has {describe_value(value)} in {where!r}"
+        _refuse(row, field, wrong, "text", "Write it as a string.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        wrong = f"has half of a surrogate pair in {where!r}"
+        _refuse(row, field, wrong, "text that UTF-8 can hold", "Remove the broken character.")
+    return value
+
+
+def read_turn(row: RawRow, where: str, value: object, field: str) -> Mapping[str, Any]:
+    """A message with its content as text.
+
+    Raises:
+        DataError: It is none, its role is unknown, or a part of it is of no use.
+    """
+    is_turn = isinstance(value, dict) and "role" in value
+    if not isinstance(value, dict) or not is_turn or not {"content", "tool_calls"} & value.keys():
+        wrong = f"has no role and content in {where!r}"
+        _refuse(row, field, wrong, "{role, content}", "Give every message both.")
+    if value["role"] not in ROLES:
+        wrong = f"has the role {value['role']!r} in {where!r}"
+        _refuse(row, field, wrong, ", ".join(ROLES), "Rename the role.")
+    # Parquet gives every struct every key; templates ask whether a key is there.
+    turn = {key: entry for key, entry in value.items() if entry is not None}
+    calls = _calls(row, f"{where}.tool_calls", turn.pop("tool_calls", None) or [], field)
+    if calls:
+        turn["tool_calls"] = calls
+    turn["content"] = _content(row, f"{where}.content", turn.get("content"), field, bool(calls))
+    return turn
+
+
+def _content(row: RawRow, where: str, value: object, field: str, has_calls: bool) -> str:
+    """The text of a message; its parts of text joined by newlines, as servers do."""
+    if value is None and has_calls:
+        return ""
+    if not isinstance(value, list | tuple):
+        return read_text(row, where, value, field)
+    texts = []
+    for position, part in enumerate(value):
+        text = part.get("text") if isinstance(part, dict) else part
+        if not isinstance(text, str) or (isinstance(part, dict) and part.get("type") != "text"):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            wrong = f"has a part of type {kind!r} in '{where}[{position}]'"
+            _refuse(row, field, wrong, "parts of type 'text'", "Remove the part or the row.")
+        texts.append(read_text(row, f"{where}[{position}].text", text, field))
+    return "\n".join(texts)
+
+
+def _calls(row: RawRow, where: str, values: object, field: str) -> list[dict[str, Any]]:
+    values = _from_json(values)
+    if not isinstance(values, list | tuple):
+        wrong = f"has a {type(values).__name__} in {where!r}"
+        _refuse(row, field, wrong, "a list of calls", "Write a list.")
+    return [_call(row, f"{where}[{n}]", value, field) for n, value in enumerate(values)]
+
+
+def _call(row: RawRow, where: str, value: object, field: str) -> dict[str, Any]:
+    call = dict(value) if isinstance(value, dict) else {}
+    function = call.pop("function", None) or {
+        key: call.pop(key) for key in ("name", "arguments") if key in call
+    }
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name:
+        wrong = f"has no name of a function in {where!r}"
+        allowed = "{function: {name, arguments}}"
+        _refuse(row, field, wrong, allowed, "Name the function that is called.")
+    arguments = function.get("arguments") or {}
+    if not isinstance(_from_json(arguments), dict):
+        wrong = f"has arguments that are no JSON object in {where!r}: {arguments!r}"
+        allowed = "an object, or its JSON text"
+        _refuse(row, field, wrong, allowed, "Mend the arguments.")
+    kept = {key: entry for key, entry in call.items() if entry is not None}
+    return {
+        "type": "function",
+        **kept,
+        "function": {"name": name, "arguments": _without_none(arguments)},
+    }
+
+
+def read_tools(row: RawRow, field: str) -> tuple[Mapping[str, Any], ...]:
+    """The JSON schemas in the column `tools`; none where there is no such column.
+
+    Raises:
+        DataError: It holds something else.
+    """
+    tools = _from_json(row.values.get("tools") or [])
+    if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
+        wrong = f"has a {type(tools).__name__} in 'tools'"
+        allowed = "a list of JSON schemas of functions, or its JSON text"
+        _refuse(row, field, wrong, allowed, "Mend the column or remove it.")
+    return tuple(_without_none(tool) for tool in tools)
+
+
+def _from_json(value: object) -> Any:
+    """What a JSON text holds; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _without_none(value: Any) -> Any:
+    """Mappings without the keys that hold nothing: Parquet gives every struct every key."""
+    if isinstance(value, dict):
+        return {key: _without_none(one) for key, one in value.items() if one is not None}
+    return [_without_none(one) for one in value] if isinstance(value, list | tuple) else value

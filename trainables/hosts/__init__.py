@@ -1,0 +1,1 @@
+"""A host process: its loop, what the broker orders, and the checkpoints it keeps."""

@@ -1,0 +1,389 @@
+"""What a host does: hold the seats it was ordered to hold, train each to where it may go.
+
+The loop drives an engine and talks through a mailbox; it knows neither Ray nor which engine. A
+trial's fault stays in its seat: neighbours are put back to their last report and trained again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from trainables.errors import SpecError
+from trainables.hosts.bench import Bench, Failure, Stepped, attempt
+from trainables.hosts.orders import (
+    HostReport,
+    Orders,
+    SeatFreed,
+    SeatOrder,
+    SeatReport,
+    SeatRequest,
+    TaskOrder,
+    TaskReport,
+    fault_metrics,
+    kept_bundle,
+)
+from trainables.hosts.progress import find_progress, load_reports, save_progress
+from trainables.hosts.storage import writing_folder
+from trainables.spec import TrialSpec
+from trainables.training.optim import learning_rate_at
+
+
+class Mailbox(Protocol):
+    """The way to the broker."""
+
+    def exchange(self, report: HostReport) -> Orders:
+        """Deliver a report; wait, for a bounded time, for orders that leave something to do."""
+
+
+@dataclass(kw_only=True)
+class _Seat:
+    """A trial in its seat; `losses` and `busy_s` run since its last report.
+
+    `host_s` runs on from the saved reports: seconds of the host spent on the trial, a packed step
+    counted as an even share of it.
+    """
+
+    key: str
+    request: SeatRequest
+    spec: TrialSpec
+    is_entered: bool = False
+    passes: int = 1
+    step: int = 0
+    tokens: int = 0
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    busy_s: float = 0.0
+    host_s: float = 0.0
+
+    def last_report(self) -> dict[str, Any]:
+        return self.reports[-1] if self.reports else {}
+
+
+class HostLoop:
+    """Carries out orders until they are over.
+
+    Args:
+        bench: The engine and its state files.
+        mailbox: The way to the broker.
+        clock: Seconds, for `tokens_per_s` and `host_s`.
+    """
+
+    def __init__(
+        self, bench: Bench, mailbox: Mailbox, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._bench = bench
+        self._engine = bench.engine
+        self._mailbox = mailbox
+        self._clock = clock
+        self._seats: dict[str, _Seat] = {}
+        self._ended: set[str] = set()
+        self._max_pack: int | None = None
+        self._reports: list[SeatReport] = []
+        self._freed: list[SeatFreed] = []
+        self._task_reports: list[TaskReport] = []
+
+    def run(self) -> None:
+        """Exchange reports for orders until these say that it is over."""
+        orders = self._mailbox.exchange(self._take_report())
+        while not orders.is_over:
+            self._arrange(orders.seats)
+            self._advance(orders.seats)
+            for order in orders.tasks[:1]:  # one at a time: seats wait while a task runs
+                self._do_task(order)
+            orders = self._mailbox.exchange(self._take_report())
+
+    def _take_report(self) -> HostReport:
+        report = HostReport(
+            holding=frozenset(self._seats),
+            reports=tuple(self._reports),
+            freed=tuple(self._freed),
+            tasks=tuple(self._task_reports),
+        )
+        self._reports, self._freed, self._task_reports = [], [], []
+        return report
+
+    # ------------------------------------------------------------------------ who sits where
+
+    def _arrange(self, orders: Sequence[SeatOrder]) -> None:
+        """Drop, export and seat until the engine holds what the orders say."""
+        ordered = {order.key for order in orders}
+        self._ended &= ordered
+        for key in self._seats.keys() - ordered:
+            self._drop(key)
+        for order in sorted(orders, key=lambda order: not order.is_leaving):
+            if order.key not in self._seats and order.key not in self._ended:
+                self._seat(order)
+            if order.is_leaving:
+                self._export(order.key)
+
+    def _seat(self, order: SeatOrder) -> None:
+        spec = attempt(lambda: TrialSpec.from_dict(order.request.spec))
+        if isinstance(spec, Failure):
+            self._end(order.key, order.known, {}, spec)
+            return
+        seat = _Seat(key=order.key, request=order.request, spec=spec)
+        self._seats[order.key] = seat
+        failure = attempt(lambda: self._enter(seat))
+        if isinstance(failure, Failure):
+            self._fail(seat, failure)
+
+    def _enter(self, seat: _Seat) -> None:
+        """Join the engine where the newest saved state stands, or at the start."""
+        with find_progress(seat.request.state_dir) as kept:
+            state = None if kept is None else self._bench.load_state(kept)
+            reports = [] if kept is None else load_reports(kept)
+        self._engine.join(seat.key, seat.spec, state, seat.passes)
+        seat.is_entered = True
+        seat.reports = reports
+        seat.step = int(seat.last_report().get("step", 0))
+        seat.tokens = int(seat.last_report().get("tokens", 0))
+        seat.losses, seat.busy_s = [], 0.0
+        # Steps that are taken again were paid for before, too.
+        seat.host_s = max(seat.host_s, float(seat.last_report().get("host_s", 0.0)))
+
+    def _vacate(self, seat: _Seat) -> None:
+        if seat.is_entered:
+            seat.is_entered = False
+            self._engine.leave(seat.key)
+
+    def _drop(self, key: str) -> None:
+        self._vacate(self._seats.pop(key))
+
+    def _export(self, key: str) -> None:
+        """Leave a bundle of the last report, then the seat; without a report, only the seat."""
+        seat = self._seats.get(key)
+        failure = None
+        if seat is not None:
+            if seat.reports:
+                failure = attempt(lambda: self._write_bundle(seat))
+            self._drop(key)
+        error = failure.reason if isinstance(failure, Failure) else ""
+        self._freed.append(SeatFreed(key=key, error=error))
+
+    def _write_bundle(self, seat: _Seat) -> None:
+        if seat.step != seat.last_report()["step"]:  # called away between two reports
+            self._vacate(seat)
+            self._enter(seat)
+        with writing_folder(seat.request.bundle_dir) as folder:
+            self._engine.export(seat.key, folder, seat.last_report())
+
+    def _fail(self, seat: _Seat, failure: Failure) -> None:
+        self._drop(seat.key)
+        last = {**seat.last_report(), "host_s": seat.host_s}
+        self._end(seat.key, seat.step, last, failure)
+
+    def _end(self, key: str, step: int, last: Mapping[str, Any], failure: Failure) -> None:
+        self._ended.add(key)
+        self._reports.append(
+            SeatReport(
+                key=key,
+                step=step,
+                metrics=fault_metrics({**last, "step": step}),
+                fault=failure.fault,
+                reason=failure.reason,
+            )
+        )
+
+    # ------------------------------------------------------------------------------- training
+
+    def _advance(self, orders: Sequence[SeatOrder]) -> None:
+        """Take one step in every seat that may; say again what was measured but never heard."""
+        due: dict[str, int] = {}
+        for order in orders:
+            seat = self._seats.get(order.key)
+            if seat is None or order.until <= order.known:
+                continue
+            unheard = [report for report in seat.reports if report["step"] >= order.until]
+            if unheard:
+                self._tell(seat, unheard[0])
+            else:
+                due[order.key] = order.until
+        keys = tuple(due)
+        size = self._max_pack or max(1, len(keys))
+        for start in range(0, len(keys), size):
+            self._step({key: due[key] for key in keys[start : start + size]})
+
+    def _step(self, pack: Mapping[str, int]) -> None:
+        """One step of the pack, each seat on its way to the step it may go to."""
+        started = self._clock()
+        results = attempt(lambda: self._engine.step(tuple(pack)))
+        elapsed_s = self._clock() - started
+        for key in pack:
+            self._seats[key].host_s += elapsed_s / len(pack)
+        if isinstance(results, Failure):
+            self._recover(pack, results)
+            return
+        for key, until in pack.items():
+            self._take_step(self._seats[key], results[key], elapsed_s, until)
+
+    def _take_step(self, seat: _Seat, result: Stepped, elapsed_s: float, until: int) -> None:
+        if not result.is_finite:
+            reason = f"loss {result.loss} or its gradient is not finite at step {seat.step + 1}"
+            self._fail(seat, Failure(fault="diverged", reason=reason))
+            return
+        seat.step = int(result.step)
+        seat.tokens = int(result.tokens)
+        seat.losses.append(float(result.loss))
+        seat.busy_s += elapsed_s
+        if seat.step >= until:
+            self._measure(seat)
+
+    def _measure(self, seat: _Seat) -> None:
+        """Evaluate, save, report: in that order, so that no report lacks its state."""
+        started = self._clock()
+        report = attempt(lambda: self._evaluate(seat))
+        seat.host_s += self._clock() - started
+        if isinstance(report, Failure):
+            self._fail(seat, report)
+            return
+        if not math.isfinite(report["eval_loss"]):
+            reason = f"eval_loss is {report['eval_loss']} at step {seat.step}"
+            self._fail(seat, Failure(fault="diverged", reason=reason))
+            return
+        report["host_s"] = seat.host_s  # saving it comes after, and counts in the next one
+        reports = [*seat.reports, report]
+        started = self._clock()
+        saved = attempt(lambda: self._save(seat, reports))
+        seat.host_s += self._clock() - started
+        if isinstance(saved, Failure):
+            self._fail(seat, saved)
+            return
+        seat.reports, seat.losses, seat.busy_s = reports, [], 0.0
+        self._tell(seat, report)
+
+    def _evaluate(self, seat: _Seat) -> dict[str, Any]:
+        measured = self._engine.evaluate(seat.key, "validation")
+        tokens = seat.tokens - int(seat.last_report().get("tokens", 0))
+        return {
+            "step": seat.step,
+            "tokens": seat.tokens,
+            **{name: float(value) for name, value in measured.items()},
+            "train_loss": math.fsum(seat.losses) / len(seat.losses),
+            "learning_rate": learning_rate_at(seat.spec.optim, seat.step - 1),
+            "tokens_per_s": tokens / max(seat.busy_s, 1e-9),
+            "peak_memory_gib": float(self._bench.peak_memory_gib()),
+            "trainable_params": int(self._engine.trainable_params(seat.key)),
+        }
+
+    def _save(self, seat: _Seat, reports: Sequence[Mapping[str, Any]]) -> None:
+        self._keep(seat, reports[-1])  # first: who goes on from this state does not come by again
+        state = self._engine.snapshot(seat.key)
+        folder = seat.request.state_dir
+        save_progress(folder, seat.step, reports, lambda into: self._bench.save_state(state, into))
+
+    def _keep(self, seat: _Seat, report: Mapping[str, Any]) -> None:
+        """Keep the adapter of this step too, where the spec asks for it."""
+        every = seat.spec.eval.keep_every
+        if every and seat.step % every == 0 and seat.step < seat.spec.optim.steps:
+            with writing_folder(kept_bundle(seat.request.bundle_dir, seat.step)) as folder:
+                self._engine.export(seat.key, folder, report)
+
+    def _tell(self, seat: _Seat, report: dict[str, Any]) -> None:
+        self._reports.append(SeatReport(key=seat.key, step=report["step"], metrics=report))
+
+    # ------------------------------------------------------------------------- after an error
+
+    def _recover(self, pack: Mapping[str, int], failure: Failure) -> None:
+        """Find the seats a failed step is due to: train each again, alone, over that step.
+
+        A pack that runs out of memory though each of its seats fits is halved from now on; a seat
+        that runs out alone gets one more chance with half its micro-batch in each pass.
+        """
+        if failure.fault == "infeasible" and len(pack) > 1:
+            self._max_pack = len(pack) // 2
+        goals = {key: self._seats[key].step + 1 for key in pack}
+        for key in pack:
+            self._vacate(self._seats[key])
+        for key, until in pack.items():
+            seat = self._seats[key]
+            blame = failure if len(pack) == 1 else self._redo(seat, goals[key], until)
+            if blame is not None and blame.fault == "infeasible" and _halve(seat):
+                blame = self._redo(seat, goals[key], until)
+            if blame is not None:
+                self._fail(seat, _with_sizes(seat, blame))
+
+    def _redo(self, seat: _Seat, goal: int, until: int) -> Failure | None:
+        def catch_up() -> None:
+            self._enter(seat)
+            while seat.is_entered and seat.step < goal:
+                started = self._clock()
+                try:
+                    result = self._engine.step((seat.key,))[seat.key]
+                finally:
+                    elapsed_s = self._clock() - started
+                    seat.host_s += elapsed_s
+                self._take_step(seat, result, elapsed_s, until)
+
+        failure = attempt(catch_up)
+        if isinstance(failure, Failure):
+            self._vacate(seat)
+            return failure
+        return None
+
+    # ---------------------------------------------------------------------------------- tasks
+
+    def _do_task(self, order: TaskOrder) -> None:
+        metrics = attempt(lambda: self._measure_task(order))
+        if isinstance(metrics, Failure):
+            report = TaskReport(task_id=order.task_id, error=metrics.reason)
+        else:
+            report = TaskReport(task_id=order.task_id, metrics=metrics)
+        self._task_reports.append(report)
+
+    def _measure_task(self, order: TaskOrder) -> dict[str, float]:
+        task = order.task
+        spec = TrialSpec.from_dict(task.spec)
+        if task.state_dir is None:
+            return _named(self._engine.evaluate_base(spec, task.split), task.split)
+        with find_progress(task.state_dir) as kept:
+            if kept is None:
+                raise SpecError(
+                    f"task.state_dir: got {task.state_dir!r}; allowed: a folder with a saved "
+                    "state. Train the trial to its first report."
+                )
+            state, known = self._bench.load_state(kept), load_reports(kept)[-1]
+        seat = f"task-{order.task_id}"
+        self._engine.join(seat, spec, state)
+        try:
+            metrics = _named(self._engine.evaluate(seat, task.split), task.split)
+            if task.bundle_dir is not None:
+                with writing_folder(task.bundle_dir) as folder:
+                    self._engine.export(seat, folder, {**known, **metrics})
+        finally:
+            self._engine.leave(seat)
+        return metrics
+
+
+def _halve(seat: _Seat) -> bool:
+    """Split each micro-batch in two passes, once; the trial stays the same one."""
+    if seat.passes > 1 or _micro_batch_size(seat.spec) == 1:
+        return False
+    seat.passes = 2
+    return True
+
+
+def _with_sizes(seat: _Seat, failure: Failure) -> Failure:
+    """Say how many rows did not fit in front of what ran out."""
+    if failure.fault != "infeasible":
+        return failure
+    rows = _micro_batch_size(seat.spec)
+    tried = f"out of memory with {rows} row{'s' if rows > 1 else ''} per pass"
+    if seat.passes > 1:
+        tried += f", and again with {math.ceil(rows / seat.passes)}"
+    return dataclasses.replace(failure, reason=f"{tried} ({failure.reason})")
+
+
+def _micro_batch_size(spec: TrialSpec) -> int:
+    return spec.optim.micro_batch_size or spec.optim.batch_size
+
+
+def _named(metrics: Mapping[str, float], split: str) -> dict[str, float]:
+    """Metrics of the test split are called `test_*`: nobody compares trials by them."""
+    if split == "validation":
+        return {name: float(value) for name, value in metrics.items()}
+    return {name.replace("eval_", "test_", 1): float(value) for name, value in metrics.items()}

@@ -1,0 +1,176 @@
+"""Folders of files at a location, whole or not at all: a local path, or `s3://bucket/prefix`.
+
+A local folder is whole because it is renamed into place. A bucket knows no folders: there a last
+object, `_whole.json`, names the files that make one, and what lacks it was never finished.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainables.errors import StorageError
+from trainables.hosts.objects import (
+    delete_objects,
+    download_file,
+    list_objects,
+    object_sizes,
+    read_object,
+    upload_file,
+    write_object,
+)
+from trainables.whole import new_folder, remove_tree
+
+MARKER = "_whole.json"
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location is an address in a bucket rather than a local path."""
+    return location.startswith("s3://")
+
+
+def join_location(location: str, *parts: str) -> str:
+    """The location of something below another one."""
+    if is_remote(location):
+        return "/".join([location.rstrip("/"), *parts])
+    return str(Path(location, *parts))
+
+
+def put_folder(folder: Path, location: str) -> None:
+    """Copy a folder to a location, whole or not at all, in place of an older one.
+
+    Raises:
+        StorageError: The location cannot be written.
+        OSError: The folder cannot be read.
+    """
+    if not is_remote(location):
+        with new_folder(Path(location)) as filling:
+            shutil.copytree(folder, filling, dirs_exist_ok=True)
+        return
+    remove_folder(location)
+    files = {file.relative_to(folder).as_posix(): file for file in _files(folder)}
+    for name, file in files.items():
+        upload_file(file, join_location(location, name))
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    write_object(join_location(location, MARKER), json.dumps({"files": sizes}).encode())
+
+
+def has_folder(location: str) -> bool:
+    """Whether a whole folder is there.
+
+    Raises:
+        StorageError: The location cannot be read.
+    """
+    if is_remote(location):
+        return read_object(join_location(location, MARKER)) is not None
+    return Path(location).is_dir()
+
+
+def fetch_folder(location: str, into: Path) -> Path | None:
+    """A local copy of a whole folder, or `None` when there is none.
+
+    Args:
+        location: Where it is; a local folder is given back as it is.
+        into: An empty folder for the files, made when missing.
+
+    Raises:
+        StorageError: The location cannot be read, or a file is not what was put there.
+    """
+    if not is_remote(location):
+        return Path(location) if Path(location).is_dir() else None
+    marker = read_object(join_location(location, MARKER))
+    if marker is None:
+        return None
+    for name, size in json.loads(marker)["files"].items():
+        file = path_below(into, name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        download_file(join_location(location, name), file)
+        if file.stat().st_size != size:
+            raise StorageError(
+                f"{location}/{name}: has {file.stat().st_size} bytes; allowed: the {size} that "
+                "were put there. Let one sweep alone write below its storage location."
+            )
+    into.mkdir(parents=True, exist_ok=True)
+    return into
+
+
+def path_below(folder: Path, name: str) -> Path:
+    """The path of a file that a bucket names, within the folder.
+
+    Raises:
+        StorageError: The name leads out of the folder.
+    """
+    path = folder / name
+    if ".." in path.parts or not path.is_relative_to(folder):
+        raise StorageError(
+            f"storage: got an object named {name!r}; allowed: names of files below the sweep's "
+            "location. Remove it from the bucket."
+        )
+    return path
+
+
+def list_folders(location: str) -> list[str]:
+    """Names of the whole folders right below a location, in order.
+
+    Raises:
+        StorageError: The location cannot be read.
+    """
+    if is_remote(location):
+        parts = [name.split("/") for name in list_objects(location)]
+        return [name[0] for name in parts if len(name) == 2 and name[1] == MARKER]
+    folder = Path(location)
+    children = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path.name for path in children if path.is_dir() and path.name[0] != ".")
+
+
+def file_sizes(location: str) -> dict[str, int]:
+    """Bytes of all files below a location, whole folders or torn ones, by their relative paths.
+
+    Raises:
+        StorageError: The location cannot be read.
+    """
+    if is_remote(location):
+        return object_sizes(location)
+    folder = Path(location)
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in _files(folder)}
+
+
+def remove_folder(location: str) -> None:
+    """Remove a folder, whole or torn; nothing happens when it is not there.
+
+    Raises:
+        StorageError: The location cannot be written.
+    """
+    if not is_remote(location):
+        remove_tree(Path(location))
+        return
+    names = list_objects(location)
+    if MARKER in names:  # first of all: what is half removed is not whole
+        delete_objects(location, [MARKER])
+    delete_objects(location, [name for name in names if name != MARKER])
+
+
+@contextmanager
+def writing_folder(location: str) -> Iterator[Path]:
+    """A local folder to write; what it holds when the block ends well is at the location.
+
+    For a local location this is the folder itself, which may not exist yet.
+
+    Raises:
+        StorageError: The location cannot be written.
+    """
+    if not is_remote(location):
+        yield Path(location)
+        return
+    with tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary:
+        folder = Path(temporary) / "folder"
+        yield folder
+        put_folder(folder, location)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,95 @@
+"""The body of a host's Ray Train worker: load the base once, then train whoever is seated."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import ray
+import torch
+import transformers
+from ray.actor import ActorHandle
+
+from trainables.hosts.bench import Bench, Failure, attempt
+from trainables.hosts.host import HostLoop
+from trainables.hosts.orders import HostReport, Orders
+from trainables.spec import BaseSpec
+from trainables.training.engine import build_engine
+from trainables.training.memory import peak_memory_gib
+from trainables.training.state import load_state, save_state
+
+logger = logging.getLogger(__name__)
+
+
+def run_host(config: dict[str, Any]) -> None:
+    """Serve one group of trials until the broker says that it is over.
+
+    Args:
+        config: `broker` (the actor's name), `host_id`, `base` (fields of a `BaseSpec`),
+            `torch_threads` (0 leaves torch its default) and optionally `build_bench`, another
+            `Callable[[BaseSpec], Bench]`.
+
+    Raises:
+        ActorDiedError: The broker is gone; nobody is left to train for.
+    """
+    _quieten()
+    if config["torch_threads"]:
+        torch.set_num_threads(config["torch_threads"])
+    broker = ray.get_actor(config["broker"])
+    build: Callable[[BaseSpec], Bench] = config.get("build_bench") or build_torch_bench
+    host_id, incarnation = config["host_id"], uuid.uuid4().hex
+    bench = _try_build(build, BaseSpec(**config["base"]))
+    if isinstance(bench, Failure):
+        ray.get(broker.refuse.remote(host_id, bench))
+        return
+    ray.get(broker.hello.remote(host_id, incarnation))
+    HostLoop(bench, _RayMailbox(broker, host_id, incarnation)).run()
+
+
+def build_torch_bench(base: BaseSpec) -> Bench:
+    """A bench whose engine trains on a real base.
+
+    Raises:
+        BaseModelError: The base cannot be found, read or quantized.
+    """
+    engine = build_engine(base)
+    return Bench(
+        engine=engine,
+        save_state=save_state,
+        load_state=load_state,
+        peak_memory_gib=lambda: peak_memory_gib(engine.base.device),
+    )
+
+
+def _try_build(build: Callable[[BaseSpec], Bench], base: BaseSpec) -> Bench | Failure:
+    """A bench, or why there can be none: a restart would not find the base either."""
+    built = attempt(lambda: build(base))
+    if isinstance(built, Failure):
+        logger.warning("base %s cannot be loaded: %s", base.model, built.reason)
+    return built
+
+
+class _RayMailbox:
+    """Talks to the broker actor."""
+
+    def __init__(self, broker: ActorHandle, host_id: str, incarnation: str) -> None:
+        self._broker = broker
+        self._host_id = host_id
+        self._incarnation = incarnation
+
+    def exchange(self, report: HostReport) -> Orders:
+        """Deliver a report and get the orders; the broker waits up to a second for work."""
+        orders: Orders = ray.get(
+            self._broker.exchange.remote(self._host_id, self._incarnation, report)
+        )
+        return orders
+
+
+def _quieten() -> None:
+    """Leave the terminal to the sweep's progress."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

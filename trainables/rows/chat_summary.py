@@ -1,0 +1,171 @@
+"""What is found out about a base's chat template and the answers it teaches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from trainables.chat.learned import Learned
+from trainables.chat.templates import (
+    DATE_ARG,
+    PROBE,
+    Asking,
+    ChatTemplate,
+    TemplateRefusalError,
+    Turns,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from trainables.rows.data import Splits
+
+Sequencing = Literal["joined", "split", "mixed"]
+
+_USER = {"role": "user", "content": "x"}
+_FUNCTION = {"name": PROBE, "description": "x", "parameters": {"type": "object", "properties": {}}}
+_CALL = {"id": "probeid00", "type": "function", "function": {"name": PROBE, "arguments": {}}}
+_SPOKEN = {"systems": "system", "tools": "tools", "thoughts": "thoughts"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSummary:
+    """How a base is asked with the rows, and what ends its answers.
+
+    Attributes:
+        end_tokens: Texts of the tokens that end answers, with their ids.
+        base_end: Text of the end token that the tokenizer names.
+        sequences: Chats of several answers are one sequence (`joined`), one for each answer
+            (`split`), or either (`mixed`).
+        supports: Whether the chat template renders `system`, `tools`, `calls` and `thoughts`;
+            empty when prompts are plain text.
+        asking: Settings of the template; `None` when prompts are plain text.
+        learned: What is learned, by split.
+    """
+
+    end_tokens: Mapping[str, int]
+    base_end: str | None
+    sequences: Sequencing
+    supports: Mapping[str, bool]
+    asking: Asking | None
+    learned: Mapping[str, Learned]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as a manifest keeps them under `data`."""
+        return {
+            **(Asking() if self.asking is None else self.asking).to_record(),
+            "end_tokens": dict(self.end_tokens),
+            "sequences": self.sequences,
+            "supports": dict(self.supports),
+            "learned": {name: one.to_dict() for name, one in self.learned.items()},
+        }
+
+    def lines(self) -> list[str]:
+        """A sentence for each fact that a user should know before training starts."""
+        return [
+            self._endings(),
+            *self._settings(),
+            *self._unsupported(),
+            self._amount(),
+            *self._context(),
+        ]
+
+    def _endings(self) -> str:
+        ends = " or ".join(self.end_tokens)
+        if self.base_end in self.end_tokens or self.base_end is None:
+            return f"Answers end with {ends}."
+        return (
+            f"Answers end with {ends}, as the chat template ends turns, and not with the "
+            f"tokenizer's {self.base_end}; completions stop at both."
+        )
+
+    def _settings(self) -> Iterator[str]:
+        if self.asking is None:
+            return
+        if self.asking.template is not None:
+            yield f"The chat template is the one named {self.asking.template}."
+        args = dict(self.asking.template_args)
+        day = args.pop(DATE_ARG, None)
+        if day is not None:
+            yield (
+                f"The chat template writes today's date: {day} is written instead, in training "
+                f"and in serving (data.template_args.{DATE_ARG})."
+            )
+        if args:
+            yield f"The chat template is given {json.dumps(args)}, in training and in serving."
+        if self.asking.prefill_cut:
+            yield (
+                f"Prompts are asked without the {json.dumps(self.asking.prefill_cut)} that the "
+                "chat template ends them with, as the rows' answers do not go on from it; "
+                "serving leaves it out, too."
+            )
+        if any(one.joined_rows + one.split_rows for one in self.learned.values()):
+            yield {
+                "joined": "Chats of several answers are trained as one sequence.",
+                "split": "Chats of several answers are trained as one sequence for each answer, "
+                "as the chat template renders earlier turns otherwise than the last.",
+                "mixed": "Chats of several answers are trained as one sequence where the chat "
+                "template goes on from the answers before, else as one for each answer.",
+            }[self.sequences]
+
+    def _unsupported(self) -> Iterator[str]:
+        lacking = [name for name, is_there in self.supports.items() if not is_there]
+        if lacking:
+            has = [name for name, is_there in self.supports.items() if is_there]
+            others = f"; it renders {', '.join(has)}" if has else ""
+            yield f"The chat template renders no {', no '.join(lacking)}{others}."
+        for count, name in _SPOKEN.items():
+            rows = sum(getattr(one, count) for one in self.learned.values())
+            if rows and not self.supports.get(name, True):
+                yield f"{rows} rows have {name}, which the chat template does not render."
+
+    def _amount(self) -> str:
+        counts = ", ".join(
+            f"{name} {one.answers:,} in {one.tokens:,} tokens ({one.answer_tokens:,} learned)"
+            for name, one in self.learned.items()
+        )
+        return f"Answers: {counts}."
+
+    def _context(self) -> Iterator[str]:
+        for name, one in self.learned.items():
+            for reason, count in one.unlearned.items():
+                yield f"data.{name}: {count} earlier answers are context only: {reason}"
+
+
+def chats_of(splits: Splits, tokenizer: PreTrainedTokenizerBase) -> ChatSummary:
+    """What is known of splits that are tokens."""
+    learned = {name: split.learned for name, split in splits.by_name.items()}
+    ends = sorted(frozenset[int]().union(*(one.ends for one in learned.values())))
+    split_rows = sum(one.split_rows for one in learned.values())
+    joined_rows = sum(one.joined_rows for one in learned.values())
+    return ChatSummary(
+        end_tokens={str(tokenizer.convert_ids_to_tokens(end)): end for end in ends},
+        base_end=None if tokenizer.eos_token is None else str(tokenizer.eos_token),
+        sequences="joined" if not split_rows else "mixed" if joined_rows else "split",
+        supports={} if splits.asking is None else _supports(tokenizer, splits.asking),
+        asking=splits.asking,
+        learned=learned,
+    )
+
+
+def _supports(tokenizer: PreTrainedTokenizerBase, asking: Asking) -> dict[str, bool]:
+    template = ChatTemplate(tokenizer, asking)
+    answer = {"role": "assistant", "content": "x"}
+    call = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+    tool = {"type": "function", "function": _FUNCTION}
+    thought = {**answer, "reasoning_content": PROBE}
+    return {
+        "system": _writes(template, [{"role": "system", "content": PROBE}, _USER]),
+        "tools": _writes(template, [_USER], [tool]),
+        "calls": _writes(template, [_USER, call]),
+        "thoughts": _writes(template, [_USER, thought]) or "</think>" in template.text,
+    }
+
+
+def _writes(template: ChatTemplate, turns: Turns, tools: Turns = ()) -> bool:
+    try:
+        return PROBE in template.render(turns, tools)
+    except TemplateRefusalError:
+        return False

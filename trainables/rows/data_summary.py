@@ -1,0 +1,234 @@
+"""What is said of the rows before anything is trained: how they are read, parted and cut.
+
+Plain frozen values without torch: a driver prints them, a manifest and a report keep them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from trainables.files.bad_rows import list_bad
+from trainables.files.layouts import RowLayout
+from trainables.files.readers import BadRow
+from trainables.rows.duplicates import Overlap
+from trainables.rows.lengths import Lengths
+
+if TYPE_CHECKING:
+    from trainables.rows.chat_summary import ChatSummary
+    from trainables.rows.data import Splits
+    from trainables.rows.splits import RawSplits
+
+FEW_ROWS = 50
+"""Rows below which a difference between trials is hard to tell from chance."""
+
+_NAMES = {"train": "training", "validation": "validation", "test": "test"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSummary:
+    """What became of the rows of one split.
+
+    Attributes:
+        rows: That it holds.
+        skipped: Rows of its source that cannot be used and were left out.
+        dropped: Rows that were taken out as another split holds them, too.
+        unread: Files of its source's folder that belong to other splits.
+        lengths: In tokens; `None` before rows were tokens.
+    """
+
+    rows: int
+    skipped: tuple[BadRow, ...] = ()
+    dropped: int = 0
+    unread: tuple[str, ...] = ()
+    lengths: Lengths | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "rows": self.rows,
+            "skipped": len(self.skipped),
+            "overlapping": self.dropped,
+            **({} if self.lengths is None else self.lengths.to_dict()),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSummary:
+    """What was found out about the rows of a sweep, for one base.
+
+    Attributes:
+        layout: How their columns are read.
+        prompt_style: `plain` or `chat`.
+        splits: By name.
+        overlaps: Rows that two splits have in common.
+        positions: Tokens that the base was made for; `None` where it does not say.
+        compared_on: Validation rows that trials are compared on.
+        chats: How the rows are asked and what ends answers; `None` before rows were tokens.
+    """
+
+    layout: RowLayout
+    prompt_style: str
+    splits: Mapping[str, SplitSummary]
+    overlaps: tuple[Overlap, ...] = ()
+    positions: int | None = None
+    compared_on: int | None = None
+    chats: ChatSummary | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as a manifest keeps them under `data`."""
+        return {
+            "layout": self.layout.to_dict(),
+            "rows": {name: split.to_dict() for name, split in self.splits.items()},
+            "overlaps": [asdict(overlap) for overlap in self.overlaps],
+            **({} if self.chats is None else self.chats.to_dict()),
+        }
+
+    def lines(self) -> list[str]:
+        """A sentence for each fact that a user should know before training starts."""
+        return [
+            self.layout.describe(),
+            self._sizes(),
+            *([] if self.chats is None else self.chats.lines()),
+            *self._left_out(),
+            *self._shared(),
+            *self._cut(),
+            *self._too_long(),
+            *self._few(),
+        ]
+
+    def _sizes(self) -> str:
+        sizes = ", ".join(f"{one.rows} {_NAMES[name]}" for name, one in self.splits.items())
+        total = self.splits["validation"].rows
+        some = self.compared_on is not None and self.compared_on < total
+        sample = (
+            f"; trials are compared on a sample of {self.compared_on} of the {total} validation "
+            "rows, the same for all"
+            if some
+            else ""
+        )
+        return f"Rows: {sizes}{sample}."
+
+    def _left_out(self) -> Iterator[str]:
+        for name, one in self.splits.items():
+            if one.skipped:
+                listed = "; ".join(list_bad(one.skipped))
+                yield (
+                    f"data.{name}: {len(one.skipped)} rows cannot be used and are left out "
+                    f"(data.on_bad_row: skip): {listed}."
+                )
+            if one.unread:
+                yield f"data.{name}: not read, as of other splits: {', '.join(one.unread)}."
+
+    def _shared(self) -> Iterator[str]:
+        for overlap in self.overlaps:
+            yield overlap.describe()
+        dropped = {name: one.dropped for name, one in self.splits.items() if one.dropped}
+        for name, count in dropped.items():
+            yield f"{count} of the {_NAMES[name]} rows are taken out."
+        if self.overlaps and not dropped:
+            yield (
+                "Scores on rows that are trained on are those of memory; data.on_overlap: drop "
+                "takes such rows out of training, and fail ends the run."
+            )
+
+    def _cut(self) -> Iterator[str]:
+        for name, one in self.splits.items():
+            if one.lengths is not None and one.lengths.cut:
+                limit = self._limit_of(name, one.lengths)
+                yield f"data.{name}: {one.lengths.describe(limit)}."
+
+    def _limit_of(self, name: str, lengths: Lengths) -> str:
+        others = [
+            one.lengths.limit
+            for other, one in self.splits.items()
+            if other != "train" and one.lengths is not None
+        ]
+        is_own = name == "train" and lengths.limit < max(others, default=lengths.limit)
+        return "data.train_max_tokens" if is_own else "data.max_tokens"
+
+    def _too_long(self) -> Iterator[str]:
+        if self.positions is None:
+            return
+        for name, one in self.splits.items():
+            lengths = one.lengths
+            if lengths is None or not lengths.over(self.positions):
+                continue
+            trained = lengths.limit > self.positions
+            end = (
+                f"lower data.max_tokens to {self.positions}, or choose a base with more"
+                if trained
+                else "data.max_tokens cuts them before"
+            )
+            yield (
+                f"data.{name}: {lengths.over(self.positions)} of {lengths.rows} rows are longer "
+                f"than the {self.positions} positions of the base; {end}."
+            )
+
+    def _few(self) -> Iterator[str]:
+        for name in ("validation", "test"):
+            one = self.splits.get(name)
+            if one is None:
+                continue
+            left = one.rows if one.lengths is None else one.lengths.kept
+            if name == "validation" and self.compared_on is not None:
+                left = min(left, self.compared_on)
+            if left < FEW_ROWS:
+                low, high = wilson_interval(0.5, left)
+                word = "row" if left == 1 else "rows"
+                yield (
+                    f"With {left} {_NAMES[name]} {word}, an accuracy of 50% means one between "
+                    f"{low:.0%} and {high:.0%} (95% interval): only large differences can be "
+                    "told apart. More rows tell more."
+                )
+
+
+def summarize(
+    raw: RawSplits,
+    splits: Splits | None = None,
+    *,
+    positions: int | None = None,
+    compared_on: int | None = None,
+    chats: ChatSummary | None = None,
+) -> DataSummary:
+    """What is known of the rows of a spec.
+
+    Args:
+        raw: Before they were tokens.
+        splits: The same as tokens, where that was done.
+        positions: Tokens that the base was made for.
+        compared_on: Most validation rows that trials are compared on.
+        chats: How they are asked, where the rows were made into tokens.
+    """
+    encoded = {} if splits is None else splits.by_name
+    return DataSummary(
+        layout=raw.layout,
+        prompt_style=raw.prompt_style,
+        splits={
+            name: SplitSummary(
+                rows=len(split.rows),
+                skipped=(
+                    *raw.skipped.get(name, ()),
+                    *(encoded[name].refused if name in encoded else ()),
+                ),
+                dropped=raw.dropped.get(name, 0),
+                unread=raw.unread.get(name, ()),
+                lengths=encoded[name].lengths if name in encoded else None,
+            )
+            for name, split in raw.by_name.items()
+        },
+        overlaps=raw.overlaps,
+        positions=positions,
+        compared_on=compared_on,
+        chats=chats,
+    )
+
+
+def wilson_interval(share: float, rows: int) -> tuple[float, float]:
+    """The 95 % interval of a share that was seen on a number of rows (Wilson 1927)."""
+    z = 1.96
+    middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    spread = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + (z / rows) ** 2 / 4)
+    return max(0.0, middle - spread), min(1.0, middle + spread)

@@ -1,0 +1,1 @@
+"""Training of adapters: the engine, its seats, their optimizers, states and bundles."""

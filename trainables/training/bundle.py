@@ -1,0 +1,166 @@
+"""The folder a trial leaves behind: a PEFT adapter and `manifest.json`, which says what it is.
+
+The bundle is the contract between training and the registry:
+
+    adapter_config.json        PEFT's, canonical: sorted keys and targets, no local paths
+    adapter_model.safetensors  float32, PEFT's names
+    manifest.json              base, lora, optim, data, seed, steps, tokens, metrics, packages,
+                               files {name: {sha256, bytes}}, digest
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+
+from trainables.base.loading import BaseRecord
+from trainables.contract import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    ADAPTER_WEIGHTS,
+    BUNDLE_FORMAT,
+    MANIFEST,
+    file_record,
+    identity_digest,
+)
+from trainables.errors import BundleError
+from trainables.spec import LoraSpec, TrialSpec
+from trainables.whole import new_folder
+
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    tensors: Mapping[str, torch.Tensor],
+    spec: TrialSpec,
+    base: BaseRecord,
+    targets: Sequence[str],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write a bundle; the folder appears whole or not at all, replacing an older one.
+
+    Args:
+        folder: Where it goes.
+        tensors: Adapter weights under PEFT's names.
+        spec: What was trained.
+        base: What it was trained on.
+        targets: Target names as PEFT will read them.
+        facts: `steps` and `tokens` trained, `metrics` last measured, and `data`: digests of the
+            splits, template and tokenizer.
+
+    Returns:
+        The manifest.
+    """
+    manifest = {
+        "format": BUNDLE_FORMAT,
+        "base": base.to_dict(),
+        "lora": _lora_record(spec.lora, targets),
+        "optim": dataclasses.asdict(spec.optim),
+        "seed": spec.seed,
+        **facts,
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+    config = adapter_config(spec.lora, base, targets)
+    return write_files(folder, config=config, tensors=tensors, manifest=manifest)
+
+
+def write_files(
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    manifest: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write a bundle's three files; the folder appears whole or not at all.
+
+    Args:
+        folder: Where it goes; an older one is replaced.
+        config: PEFT's.
+        tensors: Adapter weights under PEFT's names.
+        manifest: What the adapter is; `files` and `digest` are made here.
+
+    Returns:
+        The manifest, whole.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with new_folder(folder) as writing:
+        (writing / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        save_file(plain, writing / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        files = {name: file_record(writing / name) for name in ADAPTER_FILES}
+        whole: dict[str, Any] = {**manifest, "files": files}
+        whole["digest"] = identity_digest(whole)
+        (writing / MANIFEST).write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
+    return whole
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a bundle whose files are what it says.
+
+    Raises:
+        BundleError: The manifest or a file is missing, of another format, or changed.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"{folder}: no readable {MANIFEST} ({error}); export it again"
+        ) from error
+    if manifest.get("format") != BUNDLE_FORMAT:
+        raise BundleError(
+            f"{folder}/{MANIFEST}: format is {manifest.get('format')!r}; allowed: "
+            f"{BUNDLE_FORMAT!r}. Export the adapter again with this version."
+        )
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or file_record(path) != expected:
+            raise BundleError(f"{path}: differs from its manifest; export the adapter again")
+    if identity_digest(manifest) != manifest["digest"]:
+        raise BundleError(f"{folder}/{MANIFEST}: changed since it was written; export it again")
+    return manifest
+
+
+def adapter_config(lora: LoraSpec, base: BaseRecord, targets: Sequence[str]) -> dict[str, Any]:
+    """PEFT's `adapter_config.json` as plain values, the same for the same adapter."""
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=_whole(lora.alpha),
+        lora_dropout=lora.dropout,
+        target_modules=list(targets),
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        # PEFT refuses to begin an orthogonal adapter on a 4-bit base, even one it loads over.
+        init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        # A local path would be another's: only a hub id means the same everywhere.
+        base_model_name_or_path=base.model if base.source == "hub" else None,
+        revision=base.revision,
+    )
+    values: dict[str, Any] = config.to_dict()
+    values["target_modules"] = sorted(targets)
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=_plain))
+    return plain
+
+
+def _lora_record(lora: LoraSpec, targets: Sequence[str]) -> dict[str, Any]:
+    return {**dataclasses.asdict(lora), "targets": sorted(targets), "scaling": lora.scaling}
+
+
+def _whole(alpha: float) -> float | int:
+    return int(alpha) if alpha.is_integer() else alpha
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"adapter_config: {value!r} is no JSON value")

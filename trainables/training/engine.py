@@ -1,0 +1,383 @@
+"""Train the adapters of many trials on one frozen base, in one forward and backward pass.
+
+Each trial has a seat: its own adapter, optimizer, schedule, data order and randomness. A step of
+several seats lays their rows behind one another and gives each seat the numbers it would have had
+alone, bit for bit (`trainables.packing.kernels` says how); a solo trial is a pack of one.
+
+Nothing about a seat hides in a generator's state: initial weights, data order and dropout are pure
+functions of (seed, step), so adapter, optimizer moments and step count are a whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional as F
+
+from trainables.base.loading import LoadedBase, load_base
+from trainables.base.stops import tokens_of
+from trainables.errors import SpecError
+from trainables.packing.attention import install_packed_attention
+from trainables.packing.batches import Batch, batches_by_length, build_batch, build_passes
+from trainables.packing.kernels import PackedHead, PackedLinear
+from trainables.packing.lora import (
+    linear_layers,
+    peft_tensors,
+    resolve_targets,
+    short_targets,
+)
+from trainables.packing.pack import Layout
+from trainables.packing.rope import install_packed_rotary, longest_row, rope_switch
+from trainables.rows.chat_summary import chats_of
+from trainables.rows.data import (
+    EncodedRow,
+    Split,
+    Splits,
+    cut_train,
+    load_splits,
+    tokenizer_digest,
+)
+from trainables.rows.data_summary import summarize
+from trainables.rows.epochs import batch_rows
+from trainables.rows.sampling import sample
+from trainables.spec import BaseSpec, DataSpec, TrialSpec
+from trainables.training import scoring
+from trainables.training.bundle import write_bundle
+from trainables.training.eva import first_rows, observed_directions
+from trainables.training.optim import apply_gradients
+from trainables.training.probe import Probe
+from trainables.training.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
+from trainables.training.state import SeatState
+
+SplitName = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one optimizer step did to one seat.
+
+    Attributes:
+        step: Optimizer steps taken so far.
+        loss: Mean negative log-likelihood of the batch's answer tokens, in nats.
+        tokens: Tokens trained on so far, padding left out.
+        is_finite: Whether loss and gradient were finite; if not, the seat was left as it was.
+    """
+
+    step: int
+    loss: float
+    tokens: int
+    is_finite: bool
+
+
+class Engine:
+    """Seats on one frozen base.
+
+    Args:
+        base: The base; the engine takes it over and changes how its layers are called.
+    """
+
+    def __init__(self, base: LoadedBase) -> None:
+        """Raises `BaseModelError` for a base whose rows would not stay apart."""
+        self.base = base
+        self._layout = Layout()
+        self._seats: dict[str, Seat] = {}
+        self._load_splits = functools.lru_cache(maxsize=16)(self._read_splits)
+        self._linears = {
+            name: PackedLinear(module, self._layout)
+            for name, module in linear_layers(base.model).items()
+        }
+        self._longest_row = longest_row(base.model)
+        self._rope_switch = rope_switch(base.model.config)
+        probe = Probe(base)
+        probe.require_installed(self._install)
+        probe.require_apart(self._forward)
+
+    @property
+    def seats(self) -> tuple[str, ...]:
+        """Names of the taken seats, in the order they were taken."""
+        return tuple(self._seats)
+
+    def join(
+        self, seat: str, spec: TrialSpec, state: SeatState | None = None, passes: int = 1
+    ) -> None:
+        """Take a seat with a fresh adapter, or go on from a checkpoint.
+
+        Args:
+            seat: A free name.
+            spec: The trial.
+            state: Where it goes on from.
+            passes: Forward passes that one micro-batch is split into, for want of memory; the
+                same trial up to the rounding of sums.
+
+        Raises:
+            SpecError: The seat is taken, or the base has no such target layers.
+            DataError: The data cannot be used.
+        """
+        if seat in self._seats:
+            raise SpecError(f"seat: {seat!r} is taken; allowed: a free name. Leave it first.")
+        splits = self._splits(spec.data)
+        self._require_short_rows(splits)
+        targets = resolve_targets(tuple(self._linears), spec.lora.targets)
+        layers = {name: self._linears[name] for name in targets}
+        if state is None:
+            branches = fresh_branches(spec, layers, self._directions(spec, splits, layers))
+        else:
+            branches = restored_branches(spec, layers, state)
+        taken = build_seat(spec, splits, branches, state, passes)
+        for name, branch in branches.items():
+            self._linears[name].branches[seat] = branch
+        self._seats[seat] = taken
+
+    def leave(self, seat: str) -> None:
+        """Free a seat; its adapter is gone unless it was exported or snapshot."""
+        for name in self._seats.pop(seat).branches:
+            del self._linears[name].branches[seat]
+
+    def step(self, seats: Sequence[str]) -> dict[str, StepResult]:
+        """Take one optimizer step in each of `seats`, packed.
+
+        A seat whose loss or gradient is not finite keeps its weights and says so; its neighbours
+        do not notice.
+        """
+        passes = {seat: self._passes(seat) for seat in seats}
+        answers = {
+            seat: sum(batch.block.answers for batch in batches) for seat, batches in passes.items()
+        }
+        losses = dict.fromkeys(seats, 0.0)
+        for number in range(max(len(batches) for batches in passes.values())):
+            batches = [own[number] for own in passes.values() if number < len(own)]
+            for batch, loss in zip(batches, self._backward(batches, answers), strict=True):
+                losses[str(batch.block.seat)] += loss
+        tokens = {
+            seat: sum(batch.real_tokens for batch in batches) for seat, batches in passes.items()
+        }
+        return {
+            seat: self._update(seat, losses[seat], tokens[seat], answers[seat]) for seat in seats
+        }
+
+    def evaluate(self, seat: str, split: SplitName = "validation") -> dict[str, float]:
+        """Loss and accuracies of a seat's adapter; validation stops at `eval.max_rows`."""
+        return self.score(seat, split).metrics()
+
+    def score(self, seat: str, split: SplitName = "validation") -> scoring.RowScores:
+        """Scores of a seat's adapter, row by row."""
+        taken = self._seats[seat]
+        return self._score(seat, taken.spec, taken.splits, split)
+
+    def evaluate_base(self, spec: TrialSpec, split: SplitName = "validation") -> dict[str, float]:
+        """What `evaluate` would say of the bare base on the data of `spec`."""
+        return self._score(None, spec, self._splits(spec.data), split).metrics()
+
+    def snapshot(self, seat: str) -> SeatState:
+        """A copy of everything the seat needs to go on elsewhere."""
+        return snapshot(self._seats[seat])
+
+    def export(self, seat: str, folder: Path, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """Write the seat's adapter as a bundle and give its manifest."""
+        taken = self._seats[seat]
+        weights = {
+            name: dict(branch.named_parameters()) for name, branch in taken.branches.items()
+        }
+        return write_bundle(
+            folder,
+            tensors=peft_tensors(weights),
+            spec=taken.spec,
+            base=self.base.record,
+            targets=short_targets(tuple(self._linears), tuple(taken.branches)),
+            facts={
+                "data": self._data_record(taken),
+                "steps": taken.step,
+                "tokens": taken.tokens,
+                "metrics": dict(metrics),
+            },
+        )
+
+    def trainable_params(self, seat: str) -> int:
+        """Weights in the seat's adapter."""
+        return sum(parameter.numel() for parameter in self._seats[seat].parameters)
+
+    # --------------------------------------------------------------------------- preparation
+
+    def _install(self) -> None:
+        """Exchange the layers of the base for those that know of seats."""
+        model = self.base.model
+        head = model.get_output_embeddings()
+        places = {module: name for name, module in model.named_modules()}
+        for name, packed in self._linears.items():
+            model.set_submodule(name, packed)
+        model.set_submodule(places[head], PackedHead(head, self._layout))
+        install_packed_rotary(model, self._layout)
+        install_packed_attention(model, self._layout)
+
+    def _require_short_rows(self, splits: Splits) -> None:
+        if self._longest_row is None:
+            return
+        every = (splits.train, splits.validation, splits.test)
+        rows = [row for split in every if split is not None for row in split.rows]
+        longest = max(len(row.input_ids) for row in rows)
+        if longest > self._longest_row:
+            raise SpecError(
+                f"data.max_tokens: a row has {longest} tokens; allowed: at most "
+                f"{self._longest_row} with {type(self.base.model).__name__}, which has no "
+                "positions beyond that, or computes them by the longest row. Set data.max_tokens "
+                "to it."
+            )
+
+    # ------------------------------------------------------------------------------ one step
+
+    def _passes(self, seat: str) -> list[Batch]:
+        """The batches of the seat's next step, one for each forward pass."""
+        taken = self._seats[seat]
+        optim = taken.spec.optim
+        rows = batch_rows(taken.lengths, optim.batch_size, taken.spec.seed, taken.step)
+        size = optim.micro_batch_size or optim.batch_size
+        batches = []
+        for start in range(0, len(rows), size):
+            batches += build_passes(
+                seat,
+                [taken.splits.train.rows[row] for row in rows[start : start + size]],
+                self.base.tokenizer.pad_token_id,
+                self.base.device,
+                key=(taken.spec.seed, taken.step, start // size),
+                passes=taken.passes,
+            )
+        return batches
+
+    def _backward(self, batches: Sequence[Batch], answers: Mapping[str, int]) -> list[float]:
+        """Add the gradients of one pass; gives each batch's part of its seat's mean loss.
+
+        Args:
+            batches: At most one of each seat.
+            answers: What each seat's mean is over: all scored positions of its step.
+        """
+        totals = [answers[str(batch.block.seat)] for batch in batches]
+        losses = [
+            F.cross_entropy(logits.float(), batch.targets, reduction="sum") / total
+            for batch, total, logits in zip(batches, totals, self._forward(batches), strict=True)
+        ]
+        scaled = [
+            loss * self._gradient_scale(total) for loss, total in zip(losses, totals, strict=True)
+        ]
+        torch.stack(scaled).sum().backward()
+        return [loss.item() for loss in losses]
+
+    def _gradient_scale(self, answers: int) -> float:
+        """float16 rounds a mean's gradients to zero where those of the sum are of natural size."""
+        return float(answers) if self.base.compute_dtype == torch.float16 else 1.0
+
+    def _update(self, seat: str, loss: float, tokens: int, answers: int) -> StepResult:
+        taken = self._seats[seat]
+        optim = taken.spec.optim
+        if not math.isfinite(loss):
+            taken.optimizer.zero_grad(set_to_none=True)
+            return StepResult(step=taken.step, loss=loss, tokens=taken.tokens, is_finite=False)
+        scale = self._gradient_scale(answers)
+        is_finite = apply_gradients(taken.optimizer, taken.parameters, optim, taken.step, scale)
+        if is_finite:
+            taken.tokens += tokens
+            taken.step += 1
+        return StepResult(step=taken.step, loss=loss, tokens=taken.tokens, is_finite=is_finite)
+
+    def _forward(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """Logits (scored positions, vocabulary) of each batch."""
+        self._layout.blocks = tuple(batch.block for batch in batches)
+        starts = [0]
+        for batch in batches:
+            starts.append(starts[-1] + batch.block.tokens)
+        self._layout.scored = torch.cat(
+            [batch.scored + start for batch, start in zip(batches, starts, strict=False)]
+        )
+        positions = [
+            torch.arange(batch.block.length, device=self.base.device).repeat(batch.block.rows)
+            for batch in batches
+        ]
+        output = self.base.model(
+            input_ids=torch.cat([batch.input_ids for batch in batches], dim=1),
+            position_ids=torch.cat(positions).unsqueeze(0),
+            use_cache=False,
+        )
+        return list(output.logits[0].split(self._layout.answer_counts()))
+
+    def _batch(self, seat: str | None, rows: Sequence[EncodedRow]) -> Batch:
+        return build_batch(seat, rows, self.base.tokenizer.pad_token_id, self.base.device)
+
+    # --------------------------------------------------------------------------- measurement
+
+    @torch.no_grad()
+    def _score(
+        self, seat: str | None, spec: TrialSpec, splits: Splits, name: SplitName
+    ) -> scoring.RowScores:
+        rows = _rows_of(splits, name, spec.eval.max_rows)
+        lengths = [len(row.input_ids) for row in rows]
+        parts = []
+        for chosen in batches_by_length(lengths, spec.eval.batch_size, self._rope_switch):
+            batch = self._batch(seat, [rows[i] for i in chosen])
+            (logits,) = self._forward([batch])
+            is_whole = [not rows[i].is_cut for i in chosen]
+            scores = scoring.score_batch(logits, batch.targets, batch.row_answers, is_whole)
+            parts.append((chosen, scores))
+        return scoring.in_order(parts)
+
+    # --------------------------------------------------------------------------------- parts
+
+    def _directions(
+        self, spec: TrialSpec, splits: Splits, layers: Mapping[str, PackedLinear]
+    ) -> dict[str, torch.Tensor]:
+        """What `A` starts as where that depends on the data; one pass of the bare base."""
+        if spec.lora.init != "eva":
+            return {}
+        batches = [self._batch(None, [row]) for row in first_rows(splits.train.rows)]
+        return observed_directions(layers, spec.lora.rank, lambda: self._forward(batches))
+
+    def _splits(self, spec: DataSpec) -> Splits:
+        sources = (spec.train, spec.validation, spec.test)
+        is_hashable = all(source is None or isinstance(source, str) for source in sources)
+        return self._load_splits(spec) if is_hashable else self._read_splits(spec)
+
+    def _read_splits(self, spec: DataSpec) -> Splits:
+        if spec.train_max_tokens is None:
+            stops = tokens_of(self.base.model.generation_config)
+            return load_splits(spec, self.base.tokenizer, stops)
+        # Trials that differ in it share the tokens of what they do not cut otherwise.
+        return cut_train(self._splits(replace(spec, train_max_tokens=None)), spec.train_max_tokens)
+
+    def _data_record(self, seat: Seat) -> dict[str, Any]:
+        splits = seat.splits
+        return {
+            "train": splits.train.digest,
+            "validation": splits.validation.digest,
+            "test": None if splits.test is None else splits.test.digest,
+            "prompt_style": splits.prompt_style,
+            "template_digest": splits.template_digest,
+            "tokenizer_digest": tokenizer_digest(self.base.tokenizer),
+            "max_tokens": seat.spec.data.max_tokens,
+            "train_max_tokens": seat.spec.data.train_max_tokens,
+            **summarize(splits.raw, splits, chats=chats_of(splits, self.base.tokenizer)).to_dict(),
+        }
+
+
+def build_engine(base: BaseSpec) -> Engine:
+    """An engine on a freshly loaded base.
+
+    Raises:
+        BaseModelError: The base cannot be found, read or quantized.
+    """
+    return Engine(load_base(base))
+
+
+def _rows_of(splits: Splits, name: SplitName, max_rows: int | None) -> Sequence[EncodedRow]:
+    split: Split | None = splits.validation if name == "validation" else splits.test
+    if split is None:
+        raise SpecError(
+            "data.test: got None, but the test split was asked for; allowed: a file or "
+            "data.test_fraction > 0. Give test rows."
+        )
+    if name == "test" or max_rows is None:
+        return split.rows
+    return [split.rows[position] for position in sample(len(split.rows), max_rows, split.digest)]

@@ -1,0 +1,154 @@
+"""One trial in its seat: its adapter and optimizer, built fresh or from a checkpoint.
+
+Tensors are named `<layer>/<leaf>`, where a leaf is a parameter of
+`trainables.packing.kernels.Branch`; AdamW's moments of a leaf are `<layer>/<leaf>/<moment>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainables.packing.kernels import Branch, PackedLinear, layer_shape, row_norms
+from trainables.packing.lora import initial_weights
+from trainables.rows.data import Splits
+from trainables.spec import TrialSpec
+from trainables.training.optim import build_optimizer
+from trainables.training.state import SeatState
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(kw_only=True)
+class Seat:
+    """A trial that is being trained.
+
+    Attributes:
+        branches: Its adapter by full layer name.
+        splits: The rows it trains and is measured on.
+        lengths: Tokens of each training row.
+        passes: Forward passes that one micro-batch is split into.
+        step: Optimizer steps taken.
+        tokens: Tokens trained on, padding left out.
+        parameters: Of every branch, in order: PEFT's order, which a gradient's norm is summed in.
+    """
+
+    spec: TrialSpec
+    branches: dict[str, Branch]
+    optimizer: torch.optim.AdamW
+    splits: Splits
+    lengths: tuple[int, ...]
+    passes: int = 1
+    step: int = 0
+    tokens: int = 0
+    parameters: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for branch in self.branches.values() for p in branch.parameters()]
+
+
+def fresh_branches(
+    spec: TrialSpec,
+    layers: Mapping[str, PackedLinear],
+    directions: Mapping[str, torch.Tensor],
+) -> dict[str, Branch]:
+    """An adapter at its start.
+
+    Args:
+        spec: The trial.
+        layers: Those it sits on, by full name.
+        directions: `A` (rank, in_features) of layers where it is not drawn at random.
+    """
+    lora, branches = spec.lora, {}
+    for name, packed in layers.items():
+        base, device = packed.base, packed.base.weight.device
+        a, b = initial_weights(lora, name, *layer_shape(base), spec.seed)
+        a, b = directions.get(name, a).to(device), b.to(device)
+        magnitude = row_norms(base, a, b, lora.scaling) if lora.dora else None
+        branches[name] = Branch(name, a, b, lora.scaling, lora.dropout, magnitude)
+    return branches
+
+
+def restored_branches(
+    spec: TrialSpec, layers: Mapping[str, PackedLinear], state: SeatState
+) -> dict[str, Branch]:
+    """The adapter of a checkpoint."""
+    lora, branches = spec.lora, {}
+    for name, packed in layers.items():
+        device = packed.base.weight.device
+        leaves = {
+            leaf: state.tensors[f"{name}/{leaf}"].to(device, copy=True)
+            for leaf in (("a", "b", "magnitude") if lora.dora else ("a", "b"))
+        }
+        branches[name] = Branch(
+            name,
+            leaves["a"],
+            leaves["b"],
+            lora.scaling,
+            lora.dropout,
+            leaves.get("magnitude"),
+        )
+    return branches
+
+
+def build_seat(
+    spec: TrialSpec,
+    splits: Splits,
+    branches: dict[str, Branch],
+    state: SeatState | None = None,
+    passes: int = 1,
+) -> Seat:
+    """A seat at the start of its training, or where a checkpoint stands."""
+    seat = Seat(
+        spec=spec,
+        branches=branches,
+        splits=splits,
+        optimizer=build_optimizer(
+            [branch.a for branch in branches.values()],
+            [p for one in branches.values() for p in one.parameters() if p is not one.a],
+            spec.optim,
+        ),
+        lengths=tuple(len(row.input_ids) for row in splits.train.rows),
+        passes=passes,
+    )
+    if state is not None:
+        seat.step, seat.tokens = state.step, state.tokens
+        _restore_moments(seat, state)
+    return seat
+
+
+def snapshot(seat: Seat) -> SeatState:
+    """A copy on the CPU of everything the seat needs to go on elsewhere."""
+    tensors = {}
+    for name, parameter in _leaves(seat):
+        tensors[name] = _kept(parameter)
+        moments = seat.optimizer.state.get(parameter, {})
+        for moment in _MOMENTS if moments else ():
+            tensors[f"{name}/{moment}"] = _kept(moments[moment])
+    return SeatState(spec=seat.spec, step=seat.step, tokens=seat.tokens, tensors=tensors)
+
+
+def _restore_moments(seat: Seat, state: SeatState) -> None:
+    for name, parameter in _leaves(seat):
+        if f"{name}/{_MOMENTS[0]}" not in state.tensors:
+            continue
+        moments: dict[str, Any] = {
+            moment: state.tensors[f"{name}/{moment}"].to(parameter.device, copy=True)
+            for moment in _MOMENTS
+        }
+        moments["step"] = torch.tensor(float(state.step))
+        seat.optimizer.state[parameter] = moments
+
+
+def _leaves(seat: Seat) -> Iterator[tuple[str, nn.Parameter]]:
+    for layer, branch in seat.branches.items():
+        for leaf, parameter in branch.named_parameters():
+            yield f"{layer}/{leaf}", parameter
+
+
+def _kept(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
