@@ -11,14 +11,11 @@ from orchestrator.errors import SweepSpecError
 from orchestrator.metrics import TRIAL_METRICS, Metric
 from orchestrator.spec.complaint import require
 from orchestrator.spec.sections import require_slug
-from trainables.contract import SERVING_FORMS, ServingForm
+from trainables.contract import SAME_UNQUANTIZED, SERVING_FORMS, ServingForm
 from trainables.errors import SpecError
 from trainables.evaluation_spec import EvaluationSpec
 
 License = Literal["base", "data", "adapter"]
-
-SAME_UNQUANTIZED: dict[str, ServingForm] = {"unquantized": "trained", "requantized": "merged"}
-"""Forms that on a base without quantization are another one."""
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
