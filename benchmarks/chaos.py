@@ -42,7 +42,8 @@ import psutil
 import yaml
 from chaos_checks import Traces, find_differences, find_faults, read_traces
 
-from orchestrator.journal.events import Event, read_events
+from orchestrator.journal.events import LogEntry, PhaseEnded, StageEnded
+from orchestrator.journal.log import read_events
 from registry.server import serve_ui
 
 Victim = Literal["driver", "host", "proxy", "server"]
@@ -61,7 +62,7 @@ PHASES = (
     "starting Ray", "searching", "training the best again", "evaluating", "ending hosts",
     "registering", "recording",
 )  # fmt: skip
-STAGE_OF = {"searching": "search", "training the best again": "finals"}
+STAGE_OF = {"searching": "search", "training the best again": "repeats"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +176,7 @@ class Server:
         self._process = self._serving.__enter__()
 
 
-def count_events(events: Sequence[Event]) -> int:
+def count_events(events: Sequence[LogEntry]) -> int:
     """How many there are, without those that only say that time has passed."""
     return sum(event.kind != "usage" for event in events)
 
@@ -229,7 +230,7 @@ class Sweep:
                 cwd=self.folder, env=self._environment, stdout=out, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[LogEntry]:
         """The log so far."""
         return list(read_events(self.storage / "events.jsonl"))
 
@@ -327,15 +328,15 @@ def watch_states(storage: Path) -> Iterator[Mapping[tuple[str, int], int]]:
         look()
 
 
-def phase_of(events: Sequence[Event]) -> str:
+def phase_of(events: Sequence[LogEntry]) -> str:
     """What a driver is at that has logged these events."""
-    ended = {event.fields["stage"] for event in events if event.kind == "stage_ended"}
+    ended = {each.event.stage for each in events if isinstance(each.event, StageEnded)}
     place = 0
-    for event in events:
-        if event.kind in ("sweep_started", "sweep_resumed"):
+    for each in events:
+        if each.kind in ("sweep_started", "sweep_resumed"):
             place = 0
-        elif event.kind == "phase" and event.fields["name"] in PHASES:
-            place = PHASES.index(event.fields["name"]) + 1
+        elif isinstance(each.event, PhaseEnded) and each.event.name in PHASES:
+            place = PHASES.index(each.event.name) + 1
     while place < len(PHASES) and STAGE_OF.get(PHASES[place]) in ended:
         place += 1
     return PHASES[place] if place < len(PHASES) else "ended"
@@ -344,7 +345,7 @@ def phase_of(events: Sequence[Event]) -> str:
 _LAST_PHASE: Mapping[Victim, str] = {"proxy": "training the best again", "host": "evaluating"}
 
 
-def can_come(victim: Victim, events: Sequence[Event]) -> bool:
+def can_come(victim: Victim, events: Sequence[LogEntry]) -> bool:
     """Whether a victim that is not there yet may still be started."""
     phase, last = phase_of(events), _LAST_PHASE.get(victim)
     return last is not None and phase in PHASES[: PHASES.index(last) + 1]

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.journal.events import Event, read_events
+from orchestrator.journal.events import (
+    AdapterRegistered,
+    FinalistEvaluated,
+    LogEntry,
+    SweepEnded,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+)
+from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.log import read_events
 from registry import Registry
 from registry.connection import connect
 from registry.search import find_runs
@@ -48,7 +58,7 @@ class Traces:
         tracked: What MLflow holds of it.
     """
 
-    events: Sequence[Event]
+    events: Sequence[LogEntry]
     adapters: Mapping[str, str]
     tracked: Tracked
 
@@ -56,11 +66,13 @@ class Traces:
 def read_traces(storage: Path, tracking_uri: str, model: str) -> Traces:
     """What lies in a storage folder and in MLflow."""
     events = list(read_events(storage / "events.jsonl"))
+    history = SweepHistory()
+    history.apply(events[0])
     files = sorted(storage.glob("trials/*/bundle/adapter_model.safetensors"))
     return Traces(
         events=events,
         adapters={f.parts[-3]: hashlib.sha256(f.read_bytes()).hexdigest() for f in files},
-        tracked=read_tracked(tracking_uri, events[0].fields["sweep_id"], model),
+        tracked=read_tracked(tracking_uri, str(history.sweep_id), model),
     )
 
 
@@ -123,9 +135,9 @@ _IDENTITY: Mapping[str, tuple[str, ...]] = {
 """Events that a sweep has once for each value of these fields."""
 
 
-def _find_repeated_events(events: Sequence[Event]) -> Iterator[str]:
+def _find_repeated_events(events: Sequence[LogEntry]) -> Iterator[str]:
     counts = Counter(
-        (event.kind, *(event.fields[name] for name in _IDENTITY[event.kind]))
+        (event.kind, *(getattr(event.event, name) for name in _IDENTITY[event.kind]))
         for event in events
         if event.kind in _IDENTITY
     )
@@ -133,24 +145,24 @@ def _find_repeated_events(events: Sequence[Event]) -> Iterator[str]:
         f"{count} events {' '.join(map(str, what))}" for what, count in counts.items() if count > 1
     )
     yield from (f"no event {kind}" for kind in _IDENTITY if kind not in {w[0] for w in counts})
-    ends = [event.fields["status"] for event in events if event.kind == "sweep_ended"]
+    ends = [str(each.event.status) for each in events if isinstance(each.event, SweepEnded)]
     if ends[-1:] != ["completed"]:
         yield f"the sweep ended as {ends[-1:]}"
 
 
-def _find_step_faults(events: Sequence[Event], every: int) -> Iterator[str]:
+def _find_step_faults(events: Sequence[LogEntry], every: int) -> Iterator[str]:
     for trial, steps in reported_steps(events).items():
         if list(steps) != list(range(every, steps[-1] + 1, every)):
             yield f"trial {trial}: reported steps {list(steps)}"
 
 
-def reported_steps(events: Sequence[Event]) -> dict[int, tuple[int, ...]]:
+def reported_steps(events: Sequence[LogEntry]) -> dict[int, tuple[int, ...]]:
     """Steps of each trial's reports, as they came."""
     steps: dict[int, tuple[int, ...]] = {}
-    for event in events:
-        if event.kind == "report":
-            trial = event.fields["trial"]
-            steps[trial] = (*steps.get(trial, ()), event.fields["step"])
+    for each in events:
+        if isinstance(each.event, TrialReported):
+            trial = each.event.trial
+            steps[trial] = (*steps.get(trial, ()), each.event.step)
     return steps
 
 
@@ -162,12 +174,9 @@ def _find_tracking_faults(traces: Traces) -> Iterator[str]:
     if list(tracked.steps) != wanted:
         yield f"MLflow: trials with steps {list(tracked.steps)}, not {wanted}"
     registered = {
-        int(event.fields["ref"].rpartition("/")[2]): (
-            event.fields["trial"],
-            event.fields["digest"],
-        )
-        for event in traces.events
-        if event.kind == "registered"
+        int(each.event.ref.rpartition("/")[2]): (each.event.trial, each.event.digest)
+        for each in traces.events
+        if isinstance(each.event, AdapterRegistered)
     }
     if tracked.versions != registered:
         yield f"MLflow: versions {dict(tracked.versions)}, not {registered}"
@@ -193,23 +202,22 @@ def _differ(what: str, found: Mapping[Any, Any], wanted: Mapping[Any, Any]) -> I
             yield f"{what}{key}: {found.get(key)}, undisturbed {wanted.get(key)}"
 
 
-def _results(events: Sequence[Event]) -> dict[str, Any]:
+def _results(events: Sequence[LogEntry]) -> dict[str, Any]:
     """What trials were, measured and came to: all of it follows from the spec.
 
     `train_loss` is the mean over the steps since the report before it, so equal ones say that each
     stretch was trained from there, and not from further back.
     """
     results: dict[str, Any] = {}
-    for event in events:
-        fields = event.fields
-        if event.kind == "trial_started":
-            results[f"trial {fields['trial']}"] = fields["spec"], fields.get("repeat_of")
-        elif event.kind == "report":
-            metrics = {k: v for k, v in fields["metrics"].items() if k not in TIMED}
-            results[f"report of trial {fields['trial']} at {fields['step']}"] = metrics
-        elif event.kind == "trial_ended":
-            end = fields["outcome"], fields["reason"], fields["step"], fields["bundle"]
-            results[f"end of trial {fields['trial']}"] = end
-        elif event.kind == "final_evaluated":
-            results[f"finals of trial {fields['trial']}"] = fields["metrics"]
+    for event in (each.event for each in events):
+        if isinstance(event, TrialStarted):
+            results[f"trial {event.trial}"] = event.spec, event.repeat_of
+        elif isinstance(event, TrialReported):
+            metrics = {k: v for k, v in event.metrics.items() if k not in TIMED}
+            results[f"report of trial {event.trial} at {event.step}"] = metrics
+        elif isinstance(event, TrialEnded):
+            end = event.outcome, event.reason, event.step, event.bundle
+            results[f"end of trial {event.trial}"] = end
+        elif isinstance(event, FinalistEvaluated):
+            results[f"finals of trial {event.trial}"] = event.metrics
     return results

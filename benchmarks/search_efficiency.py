@@ -63,7 +63,7 @@ METHODS = {
 """Algorithm and schedule of each row of the table; ratios are to the first."""
 
 
-class Report(NamedTuple):
+class TrialReport(NamedTuple):
     """One point of a learning curve."""
 
     step: int
@@ -71,7 +71,7 @@ class Report(NamedTuple):
     loss: float
 
 
-Curve = Sequence[Report]
+Curve = Sequence[TrialReport]
 
 
 # --------------------------------------------------------------------------------- base and data
@@ -168,7 +168,7 @@ class Curves:
         self._spec, self._file = spec, file
         kept = json.loads(file.read_text()) if file.exists() else {}
         known = kept.get("curves", {}) if kept.get("digest") == self._digest else {}
-        self._curves = {key: [Report(*one) for one in curve] for key, curve in known.items()}
+        self._curves = {key: [TrialReport(*one) for one in curve] for key, curve in known.items()}
 
     def of(self, knobs: Mapping[str, Any]) -> Curve:
         return self._curves[_key(knobs)]
@@ -220,7 +220,7 @@ def _key(knobs: Mapping[str, Any]) -> str:
 
 def train(engine: Engine, spec: SweepSpec, points: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """Train configurations side by side; a curve ends where a loss is not finite."""
-    curves: dict[str, list[Report]] = {_key(knobs): [] for knobs in points}
+    curves: dict[str, list[TrialReport]] = {_key(knobs): [] for knobs in points}
     for knobs in points:
         engine.join(_key(knobs), build_trial(spec, dict(knobs)))
     going = list(curves)
@@ -229,7 +229,7 @@ def train(engine: Engine, spec: SweepSpec, points: Sequence[Mapping[str, Any]]) 
         going = [seat for seat in going if done[seat].is_finite]
         for seat in going if step % spec.eval.every == 0 else ():
             loss = engine.evaluate(seat)["eval_loss"]
-            curves[seat].append(Report(step, done[seat].tokens, loss))
+            curves[seat].append(TrialReport(step, done[seat].tokens, loss))
     for seat in curves:
         engine.leave(seat)
     return list(curves.values())
@@ -288,7 +288,7 @@ def search(spec: SweepSpec, curves: Curves, target: float) -> Found:
 
 
 def _is_ended(
-    trial: Seated, report: Report, searcher: OptunaSearcher, scheduler: TrialScheduler
+    trial: Seated, report: TrialReport, searcher: OptunaSearcher, scheduler: TrialScheduler
 ) -> bool:
     """Tell both of a report, as Ray Tune does; whether the trial is through."""
     result: dict[str, Any] = {"step": report.step, "eval_loss": report.loss}

@@ -39,14 +39,15 @@ from rich.console import Console
 from orchestrator.hosts.broker import start_broker
 from orchestrator.hosts.cluster import ray_cluster
 from orchestrator.hosts.pool import HostPool
+from orchestrator.journal.events import SweepStarted
 from orchestrator.journal.history import SweepHistory
-from orchestrator.journal.layout import REPORT_FOLDER
+from orchestrator.journal.paths import REPORT_FOLDER
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import Wishes
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.quiet import hush_noisy_loggers
 from orchestrator.report.delivery import Delivery
-from orchestrator.report.progress import ProgressDisplay
+from orchestrator.report.live import ProgressDisplay
 from orchestrator.search.budget import Budget
 from orchestrator.search.schedule import build_scheduler
 from orchestrator.search.searcher import OptunaSearcher
@@ -280,7 +281,7 @@ def run_trials(
             delivery.nudge()
 
         record = SweepRecord(log, SweepHistory(), on_change)
-        record.add("sweep_started", sweep_id=spec.name, spec=spec.to_dict(), digest=spec.digest)
+        record.add(SweepStarted(sweep_id=spec.name, spec=spec.to_dict(), digest=spec.digest))
         stack.enter_context(delivery)
         stage = _open_stage(spec, record, storage, watch, stack)
         _search(spec, stage, watch)

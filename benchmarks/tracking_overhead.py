@@ -34,10 +34,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from orchestrator.journal.events import EventLog
+from orchestrator.journal.events import (
+    Event,
+    SweepEnded,
+    SweepStarted,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+)
 from orchestrator.journal.history import SweepHistory
-from orchestrator.journal.layout import bundle_folder
+from orchestrator.journal.log import EventLog
+from orchestrator.journal.paths import bundle_folder
 from orchestrator.journal.recording import REPORTED, SweepRecord
+from orchestrator.outcome import Outcome
 from orchestrator.report.delivery import Delivery
 from orchestrator.spec.sweep import SweepSpec, parse_sweep
 from registry import Tracker
@@ -106,41 +115,41 @@ def build_trial(number: int, shape: Shape) -> dict[str, Any]:
     ).to_dict()
 
 
-def timetable(shape: Shape) -> list[tuple[float, str, dict[str, Any]]]:
-    """Seconds from the start, kind and fields of each event, in order."""
+def timetable(shape: Shape) -> list[tuple[float, Event]]:
+    """Seconds from the start and the event, in order."""
     lasts = shape.seconds * AT_ONCE / (shape.trials + AT_ONCE)
     draw = random.Random(7)
-    table: list[tuple[float, str, dict[str, Any]]] = []
+    table: list[tuple[float, Event]] = []
     for trial in range(shape.trials):
         begin = (trial + draw.random()) * lasts / AT_ONCE
         knobs = {"lora.rank": 4 + trial}
-        started = {"trial": trial, "knobs": knobs, "spec": build_trial(trial, shape)}
-        table.append((begin, "trial_started", started))
+        spec = build_trial(trial, shape)
+        table.append((begin, TrialStarted(trial=trial, knobs=knobs, spec=spec)))
         for step in range(1, shape.reports + 1):
             metrics = {name: draw.random() for name in REPORTED}
             at = begin + lasts * step / (shape.reports + 1)
-            table.append((at, "report", {"trial": trial, "step": step, "metrics": metrics}))
-        ended = {
-            "trial": trial,
-            "outcome": "completed",
-            "reason": f"trained {shape.reports} steps",
-            "step": shape.reports,
-            "bundle": bundle_folder(trial),
-        }
-        table.append((begin + lasts, "trial_ended", ended))
+            table.append((at, TrialReported(trial=trial, step=step, metrics=metrics)))
+        ended = TrialEnded(
+            trial=trial,
+            outcome=Outcome.COMPLETED,
+            reason=f"trained {shape.reports} steps",
+            step=shape.reports,
+            bundle=bundle_folder(trial),
+        )
+        table.append((begin + lasts, ended))
     return sorted(table, key=lambda entry: entry[0])
 
 
 def play(shape: Shape, record: SweepRecord, spec: SweepSpec) -> float:
     """Write the events as time goes by; the longest that one of them took, in seconds."""
     longest, began = 0.0, time.monotonic()
-    record.add("sweep_started", sweep_id=spec.name, spec=spec.to_dict(), digest=spec.digest)
-    for at, kind, fields in timetable(shape):
+    record.add(SweepStarted(sweep_id=spec.name, spec=spec.to_dict(), digest=spec.digest))
+    for at, event in timetable(shape):
         time.sleep(max(0.0, began + at - time.monotonic()))
         before = time.perf_counter()
-        record.add(kind, **fields)
+        record.add(event)
         longest = max(longest, time.perf_counter() - before)
-    record.add("sweep_ended", status="completed", reason=f"{shape.trials} trials")
+    record.add(SweepEnded(status=Outcome.COMPLETED, reason=f"{shape.trials} trials"))
     return longest
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 # Only what starts in a moment; a subcommand imports the rest.
 from orchestrator.adapters.commands import add_adapter_commands, add_runs_option, tracking_uri_of
 from orchestrator.errors import SweepError, SweepSpecError
+from orchestrator.wording import format_size, refusal
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
 
@@ -33,7 +34,7 @@ _FOLDER_HELP = "the sweep's folder, such as runs/NAME or s3://bucket/NAME"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code."""
+    """Run one command and return the exit code."""
     options = _build_parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
@@ -141,7 +142,7 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from orchestrator.journal.storage import SweepStorage
+    from orchestrator.journal.sweep_storage import SweepStorage
     from orchestrator.report.report import build_report
     from orchestrator.report.summary import render_summary
     from orchestrator.spec.sweep import recorded_sweep
@@ -156,7 +157,7 @@ def _status(options: argparse.Namespace) -> int:
 
 def _stop(options: argparse.Namespace) -> int:
     from orchestrator.journal.requests import stop_trial
-    from orchestrator.journal.storage import SweepStorage
+    from orchestrator.journal.sweep_storage import SweepStorage
 
     _read_history(options, "stop")
     print(stop_trial(SweepStorage(options.storage), options.trial))
@@ -165,7 +166,7 @@ def _stop(options: argparse.Namespace) -> int:
 
 def _cancel(options: argparse.Namespace) -> int:
     from orchestrator.journal.requests import cancel_sweep
-    from orchestrator.journal.storage import SweepStorage
+    from orchestrator.journal.sweep_storage import SweepStorage
 
     _read_history(options, "cancel")
     print(cancel_sweep(SweepStorage(options.storage)))
@@ -173,28 +174,33 @@ def _cancel(options: argparse.Namespace) -> int:
 
 
 def _read_history(options: argparse.Namespace, command: str) -> SweepHistory:
-    from orchestrator.journal.storage import read_history
+    from orchestrator.journal.sweep_storage import read_history
 
     history = read_history(options.storage)
     if history.sweep_id is None:
         raise SweepSpecError(
-            f"{command}: got {options.storage!r}, which holds no sweep; allowed: a sweep's "
-            "storage folder such as runs/NAME. Run a sweep first."
+            refusal(
+                command,
+                options.storage,
+                "a sweep's storage folder such as runs/NAME",
+                "Run a sweep first.",
+                flaw="which holds no sweep",
+            )
         )
     return history
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from orchestrator.journal.storage import SweepStorage
+    from orchestrator.journal.sweep_storage import SweepStorage
     from orchestrator.pruning import plan_pruning, prune, spec_at_end
 
     history, storage = _read_history(options, "prune"), SweepStorage(options.storage)
     spec = spec_at_end(history)
     plan = plan_pruning(storage, history, spec, keep=options.keep, bundles=options.bundles)
     for item in plan.items:
-        size = f"{item.bytes / 1e6:,.1f} MB"
+        size = format_size(item.bytes)
         print(f"trial {item.trial:4}  {item.what:6}  {size:>12}  {item.why}")
-    total = f"{len(plan.items)} folders, {plan.bytes / 1e6:,.1f} MB"
+    total = f"{len(plan.items)} folders, {format_size(plan.bytes)}"
     if options.yes and plan.items:
         prune(plan, storage, spec)
         print(f"removed {total}")

@@ -14,16 +14,16 @@ import itertools
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.finals.standings import finalists
+from orchestrator.journal.events import Folder, FoldersPruned
 from orchestrator.journal.history import SweepHistory, TrialRecord
-from orchestrator.journal.layout import TRIALS_FOLDER, bundle_folder, state_folder, trial_folder
 from orchestrator.journal.lease import Lease
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.paths import TRIALS_FOLDER, bundle_folder, state_folder, trial_folder
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import Outcome
 from orchestrator.resuming import goes_on
 from orchestrator.search.schedule import build_scheduler, replay_history
@@ -32,24 +32,21 @@ from orchestrator.spec.sweep import SweepSpec, recorded_sweep
 from trainables.errors import StorageError
 from trainables.hosts.storage import file_sizes, join_location, remove_folder
 
-What = Literal["state", "bundle"]
-"""Saved states of a trial; the adapters that it left, those of earlier steps included."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrialFolder:
-    """What a trial has in the storage, and what becomes of it.
+    """A folder of a trial in the storage, with the reason to remove or keep the folder.
 
     Attributes:
         trial: Its number.
-        what: What the folder holds.
+        what: Folder the folder holds.
         path: Its location, a local path or an `s3://` address.
         bytes: Size of its files; 0 for an adapter that was never exported.
         why: Why it goes, or why it stays.
     """
 
     trial: int
-    what: What
+    what: Folder
     path: str
     bytes: int
     why: str
@@ -83,7 +80,7 @@ class PruningPlan:
 
 
 def spec_at_end(history: SweepHistory) -> SweepSpec:
-    """The sweep under the settings that it ended with, which may allow more than the first ones.
+    """The sweep under the settings of its end, which may allow more than at the start.
 
     Raises:
         SweepStorageError: There is no sweep.
@@ -94,14 +91,16 @@ def spec_at_end(history: SweepHistory) -> SweepSpec:
             "storage: got one without a sweep; allowed: the storage of a sweep that was run. "
             "Check the path."
         )
-    latest = {key: value for stage in history.stages.values() for key, value in _under(stage)}
-    return recorded_sweep({**history.spec, **latest})
+    latest = history.spec
+    for stage in history.stages.values():
+        latest = {**latest, **stage.under}
+    return recorded_sweep(latest)
 
 
 def plan_pruning(
     storage: SweepStorage, history: SweepHistory, spec: SweepSpec, *, keep: int, bundles: bool
 ) -> PruningPlan:
-    """Find what a sweep that is over can do without; nothing is touched.
+    """Find folders that a finished sweep can do without, and touch no file.
 
     Kept whole are the best trials of the ranking, the finalists with their repeats, what was
     registered, trials that were cut short, as a larger budget goes on with them, and the parents
@@ -109,7 +108,7 @@ def plan_pruning(
 
     Args:
         storage: The sweep's.
-        history: What its log adds up to.
+        history: Folder its log adds up to.
         spec: The sweep under the settings it ended with; see `spec_at_end`.
         keep: How many of the best trials stay whole.
         bundles: Whether adapters are removed, too, and not only states.
@@ -130,7 +129,7 @@ def plan_pruning(
         if bundles and not is_exported and number not in needed:
             sizes[bundle_folder(number)] += 0  # so that nobody exports it any more
         for name, size in sorted(sizes.items()):
-            what: What = "state" if name == state_folder(number) else "bundle"
+            what: Folder = "state" if name == state_folder(number) else "bundle"
             reason = needed.get(number) or ("" if bundles else _unasked(what, is_exported))
             folder = TrialFolder(
                 trial=number,
@@ -146,7 +145,7 @@ def plan_pruning(
 def prune(
     plan: PruningPlan, storage: SweepStorage, spec: SweepSpec, *, lease: Lease | None = None
 ) -> None:
-    """Do what a plan says, as the sweep's one writer: first record it, then remove it.
+    """Record the plan in the log, then remove its folders.
 
     Interrupted in between, the same plan made anew finds what is left.
 
@@ -170,23 +169,23 @@ def prune(
                 f"folders instead of {len(plan.paths)} can go; allowed: a plan of the sweep as it "
                 "is. Look again."
             )
-        trials: defaultdict[What, set[int]] = defaultdict(set)
+        trials: defaultdict[Folder, set[int]] = defaultdict(set)
         for item in now.items:
             trials[item.what].add(item.trial)
         for what, numbers in trials.items():
-            log.append("pruned", what=what, trials=sorted(numbers))
+            log.append(FoldersPruned(what=what, trials=sorted(numbers)))
         for item in now.items:
             _remove(item.path, storage)
 
 
 def _require_over(storage: SweepStorage, history: SweepHistory, spec: SweepSpec) -> None:
-    """Refuse a sweep with work left, or one that ended under other settings.
+    """Refuse a sweep with work left, or ended under other settings.
 
     Raises:
         SweepStorageError: It is one of these.
     """
     status = history.status or "not started"
-    is_through = history.stages.keys() >= {"search", "finals"} and not history.unfinished()
+    is_through = history.stages.keys() >= {"search", "repeats"} and not history.unfinished()
     if status not in (Outcome.COMPLETED, Outcome.FAILED) or not is_through:
         raise SweepStorageError(
             f"{storage.location}: the sweep is {status}"
@@ -197,7 +196,7 @@ def _require_over(storage: SweepStorage, history: SweepHistory, spec: SweepSpec)
         {
             name
             for stage in history.stages.values()
-            for name, value in _under(stage)
+            for name, value in stage.under.items()
             if _section(spec, name) != value
         }
     )
@@ -273,7 +272,7 @@ def _find_folders(storage: SweepStorage) -> defaultdict[int, Counter[str]]:
 
 
 def _remove(path: str, storage: SweepStorage) -> None:
-    """Remove a folder, and what the mirror of a remote storage has of it."""
+    """Remove a folder, and its copy in the mirror of a remote storage."""
     try:
         remove_folder(path)
         if storage.is_remote:
@@ -283,7 +282,7 @@ def _remove(path: str, storage: SweepStorage) -> None:
         raise SweepStorageError(str(error)) from error
 
 
-def _unasked(what: What, is_exported: bool) -> str:
+def _unasked(what: Folder, is_exported: bool) -> str:
     """Why a loser's folder stays where only states are to go."""
     if what == "bundle":
         return "adapters are kept"
@@ -300,9 +299,3 @@ def _section(spec: SweepSpec, name: str) -> object:
     """A section of the settings as the log has it."""
     section = getattr(spec, name)
     return None if section is None else json.loads(json.dumps(dataclasses.asdict(section)))
-
-
-def _under(stage: Mapping[str, object]) -> list[tuple[str, object]]:
-    """Sections of the settings that a stage ended under."""
-    under = stage["under"]
-    return list(under.items()) if isinstance(under, Mapping) else []

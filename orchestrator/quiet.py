@@ -14,7 +14,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 @contextmanager
 def library_chatter_to(file: Path) -> Iterator[None]:
-    """Send what loggers, warnings and prints of this process say to a file while the block runs.
+    """Send loggers, warnings and prints of this process to a file while the block runs.
 
     A console that was made before the block, on a stream it was given, still writes to it.
     """

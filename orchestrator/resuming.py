@@ -5,35 +5,41 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.adapters.registering import registrants
 from orchestrator.errors import SweepStorageError
-from orchestrator.finals.held_out import are_measured
-from orchestrator.finals.serving import are_scored
+from orchestrator.finals.forms import are_forms_evaluated
+from orchestrator.finals.held_out import are_finalists_evaluated
+from orchestrator.journal.events import (
+    DataInspected,
+    InputsPinned,
+    StageEnded,
+    StageName,
+    SweepResumed,
+    SweepStarted,
+    TrialResumed,
+)
 from orchestrator.journal.history import TrialRecord
-from orchestrator.journal.layout import REQUESTS_FOLDER, bundle_folder
+from orchestrator.journal.paths import REQUESTS_FOLDER, bundle_folder
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import STOPPED_BY_USER, take_requests
-from orchestrator.journal.storage import SweepStorage
-from orchestrator.outcome import Outcome
-from orchestrator.report.measurements import measured_reports
+from orchestrator.journal.sweep_storage import SweepStorage
+from orchestrator.outcome import TRAITS, Outcome
 from orchestrator.spec.complaint import complaint
-from orchestrator.spec.inspection import DataReport
+from orchestrator.spec.data_report import DataReport
 from orchestrator.spec.sweep import RESUMABLE_CHANGES, SweepSpec
-
-StageName = Literal["search", "finals"]
 
 _STAGES: dict[StageName, tuple[str, ...]] = {
     "search": ("budget",),
-    "finals": ("budget", "finals", "register"),
+    "repeats": ("budget", "finals", "register"),
 }
 """The stages of training, with the sections of a sweep file that decide how far each goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepProgress:
-    """Reads a sweep's history against its spec of today, which may allow more than yesterday's.
+    """Compares a sweep's history with today's spec, which may allow more than the last one.
 
     Attributes:
         spec: The sweep.
@@ -46,7 +52,7 @@ class SweepProgress:
     record: SweepRecord
 
     def start_or_resume(self) -> None:
-        """Record the start of a new sweep, or make sure that the folder's sweep is this one.
+        """Record the start of a new sweep, or resume the same sweep in the folder.
 
         Raises:
             SweepStorageError: It is another one.
@@ -55,7 +61,7 @@ class SweepProgress:
         history, spec = self.record.history, self.spec
         if history.sweep_id is None:
             self.record.add(
-                "sweep_started", sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest
+                SweepStarted(sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest)
             )
         elif history.digest != spec.digest:
             if _is_same_but_rows(history.spec or {}, spec):
@@ -77,29 +83,29 @@ class SweepProgress:
                 self._resume()
 
     def keep_inputs(self, pins: Mapping[str, str], data: DataReport) -> None:
-        """Record the commits that were settled, and what is known of the rows, where it is new."""
+        """Record settled commits and facts on the rows, if changed since the last start."""
         history = self.record.history
         if pins and history.pins != pins:
-            self.record.add("pinned", pins=dict(pins))
+            self.record.add(InputsPinned(pins=pins))
         if history.data_facts != data.facts or history.data_lines != data.lines:
-            self.record.add("data_inspected", lines=list(data.lines), facts=data.facts)
+            self.record.add(DataInspected(lines=data.lines, facts=data.facts))
 
     def has_ended(self, stage: StageName) -> bool:
         """Whether a stage was ended under the settings of today."""
         ended = self.record.history.stages.get(stage)
-        return ended is not None and ended["under"] == self._settings_of(stage)
+        return ended is not None and ended.under == self._settings_of(stage)
 
     def end(self, stage: StageName, reason: str) -> None:
         """Record the end of a stage; the reason is empty when nothing was left to do."""
         under = self._settings_of(stage)
-        self.record.add("stage_ended", stage=stage, reason=reason, under=under)
+        self.record.add(StageEnded(stage=stage, reason=reason, under=under))
 
     def is_over(self) -> bool:
         """Whether nothing is left to train or measure."""
         return (
             all(self.has_ended(stage) for stage in _STAGES)
-            and are_measured(self.spec, self.record, self.storage)
-            and are_scored(self.spec, self.record.history)
+            and are_finalists_evaluated(self.spec, self.record, self.storage)
+            and are_forms_evaluated(self.spec, self.record.history)
         )
 
     def is_registered(self) -> bool:
@@ -108,15 +114,15 @@ class SweepProgress:
         chosen = [standing.adapter for standing in registrants(self.spec, history)]
         if register is None or not chosen:
             return True
-        gated = {promotion["ref"] for promotion in history.promotions}
+        gated = {promotion.ref for promotion in history.promotions}
         return all((trial.ref or "").startswith(f"{register.name}/") for trial in chosen) and (
             not register.promote or chosen[0].ref in gated
         )
 
     def _require_kept(self) -> None:
-        """Refuse more finalists than before where one of them cannot be measured any more."""
-        ended, top = self.record.history.stages.get("finals"), self.spec.finals.top
-        if ended is None or top <= ended["under"]["finals"]["top"]:
+        """Refuse a larger `finals.top` if a new finalist's state was pruned."""
+        ended, top = self.record.history.stages.get("repeats"), self.spec.finals.top
+        if ended is None or top <= ended.under["finals"]["top"]:
             return  # with a larger budget, the search may find others in place of those
         ranking = self.record.history.ranking(self.spec.objective)[:top]
         pruned = [trial for trial in ranking if "state" in trial.pruned]
@@ -132,16 +138,16 @@ class SweepProgress:
     def _resume(self) -> None:
         is_failed = self.record.history.status == Outcome.FAILED
         stages = [stage for stage in _STAGES if not self.has_ended(stage)]
-        self.record.add("sweep_resumed")
+        self.record.add(SweepResumed())
         self._hear_requests()
         for trial in self.record.history.ended():
-            stage: StageName = "search" if trial.repeat_of is None else "finals"
+            stage: StageName = "search" if trial.repeat_of is None else "repeats"
             if stage in stages and goes_on(trial, is_failed):
                 self.storage.remove_bundle(trial.number)  # it is not of the end it will have
-                self.record.add("trial_resumed", trial=trial.number, step=trial.step)
+                self.record.add(TrialResumed(trial=trial.number, step=trial.step))
 
     def _hear_requests(self) -> None:
-        """Stops that no driver heard; whoever cancelled and runs the sweep again wants it on."""
+        """Carry out stops requested without a driver; a cancel request is void after a resume."""
         self.storage.collect(REQUESTS_FOLDER)
         for request in take_requests(self.storage.folder):
             record = self.record.history.trials.get(-1 if request.trial is None else request.trial)
@@ -156,7 +162,7 @@ class SweepProgress:
 
 
 def _is_same_but_rows(recorded: Mapping[str, Any], spec: SweepSpec) -> bool:
-    """Whether a sweep is written as it was at its start, so that only its files can differ."""
+    """Whether a spec equals the recorded spec, so that only data files can differ."""
     written = spec.to_dict()
     names = written.keys() - set(RESUMABLE_CHANGES)
     return all(recorded.get(name) == written[name] for name in names)
@@ -171,5 +177,5 @@ def goes_on(trial: TrialRecord, is_failed: bool) -> bool:
     """
     if trial.outcome is Outcome.CANCELLED:
         return trial.reason != STOPPED_BY_USER.reason
-    is_fault = trial.outcome in (Outcome.FAILED, Outcome.INFEASIBLE)
-    return is_failed and is_fault and not measured_reports(trial)
+    may_be_mended = trial.outcome is not None and TRAITS[trial.outcome].may_be_mended
+    return is_failed and may_be_mended and not trial.measured

@@ -30,14 +30,15 @@ from rich.text import Text
 
 from orchestrator.adapters.registering import Registration
 from orchestrator.errors import SweepError, SweepFailedError
+from orchestrator.finals.forms import evaluate_forms
 from orchestrator.finals.held_out import evaluate_finalists
 from orchestrator.finals.repeats import RepeatSearcher, are_repeated, unwanted_repeats
-from orchestrator.finals.serving import score_finalists
 from orchestrator.hosts.broker import start_broker
 from orchestrator.hosts.cluster import Placement, ray_cluster, shape_of_workers
 from orchestrator.hosts.pool import HostPool
-from orchestrator.journal.history import WITH_ADAPTER, SweepHistory, exceeded
-from orchestrator.journal.layout import (
+from orchestrator.journal.events import PhaseEnded, StartPointsChosen, SweepEnded
+from orchestrator.journal.history import SweepHistory, exceeded
+from orchestrator.journal.paths import (
     CURSOR_FILE,
     DATA_FOLDER,
     LOG_FILE,
@@ -47,12 +48,12 @@ from orchestrator.journal.layout import (
 from orchestrator.journal.pins import settle_pins
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
-from orchestrator.journal.storage import SweepStorage, read_history
-from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.journal.sweep_storage import SweepStorage, read_history
+from orchestrator.outcome import Outcome, TrialOutcome, can_leave_adapter
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
 from orchestrator.report.delivery import Delivery
 from orchestrator.report.files import write_report
-from orchestrator.report.progress import ProgressDisplay
+from orchestrator.report.live import ProgressDisplay
 from orchestrator.report.report import SweepReport, build_report
 from orchestrator.resuming import SweepProgress
 from orchestrator.search.budget import Budget
@@ -60,9 +61,9 @@ from orchestrator.search.schedule import build_scheduler, replay_history
 from orchestrator.search.searcher import OptunaSearcher
 from orchestrator.search.startpoints import choose_start_points
 from orchestrator.spec.complaint import require
-from orchestrator.spec.inspection import inspect_rows
+from orchestrator.spec.data_report import inspect_rows
 from orchestrator.spec.sweep import SweepSpec
-from orchestrator.supervision import Supervisor, Verdicts
+from orchestrator.supervision import SteeringWithWishes, Supervisor
 from orchestrator.tuning import Stage
 from registry import Registry, RegistryError, Tracker, tracking_uri_for
 from registry.access import check_access
@@ -93,11 +94,11 @@ class _Sweep:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Show what is going on, and record how long it took."""
+        """Show a phase and record its duration."""
         self.display.phase(name)
         started = time.monotonic()
         yield
-        self.record.add("phase", name=name, seconds=time.monotonic() - started)
+        self.record.add(PhaseEnded(name=name, seconds=time.monotonic() - started))
 
 
 def run_sweep(
@@ -215,7 +216,7 @@ def _train(sweep: _Sweep) -> bool:
             with sweep.phase("searching"):
                 _search(sweep, stage)
         is_searched = sweep.progress.has_ended("search")
-        if is_searched and not wishes.is_cancelled and not sweep.progress.has_ended("finals"):
+        if is_searched and not wishes.is_cancelled and not sweep.progress.has_ended("repeats"):
             with sweep.phase("training the best again"):
                 _repeat(sweep, stage)
         if not wishes.is_cancelled:
@@ -224,8 +225,8 @@ def _train(sweep: _Sweep) -> bool:
         with sweep.phase("ending hosts"):
             pool.close()
         if not wishes.is_cancelled:
-            with sweep.phase("scoring serving forms"):
-                score_finalists(
+            with sweep.phase("evaluating serving forms"):
+                evaluate_forms(
                     sweep.spec,
                     sweep.record,
                     sweep.storage,
@@ -266,7 +267,8 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
     spec, record = sweep.spec, sweep.record
     scheduler = build_scheduler(spec)
     for trial, end in replay_history(scheduler, record.history, spec.horizon).items():
-        record.end_trial(trial, end, bundle_folder(trial) if end.outcome in WITH_ADAPTER else None)
+        bundle = bundle_folder(trial) if can_leave_adapter(end.outcome) else None
+        record.end_trial(trial, end, bundle)
     share = stage.budget.search_share
     may_stop = spec.schedule.algorithm != "none"
     must_reach = spec.schedule.grace_steps if may_stop else spec.horizon
@@ -280,11 +282,11 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
         {"storage": sweep.storage.location},
         start_points=_start_points(sweep),
         may_start=may_start,
-        scheduler=Verdicts(scheduler, stage.wishes),
+        scheduler=SteeringWithWishes(scheduler, stage.wishes),
     )
     reason = stage.run(searcher, scheduler, scheduler.end_of, share)
     # A search that found nothing has not ended: what was wrong may be mended before the next run.
-    has_found = any(trial.outcome in WITH_ADAPTER for trial in record.history.searched())
+    has_found = any(can_leave_adapter(trial.outcome) for trial in record.history.searched())
     if not stage.wishes.is_cancelled and has_found:
         is_short = len(record.history.searched()) < spec.budget.trials
         sweep.progress.end("search", reason or (searcher.finish_reason if is_short else ""))
@@ -300,7 +302,7 @@ def _start_points(sweep: _Sweep) -> list[Mapping[str, Any]]:
                 name, metric=goal.metric, mode=goal.mode
             ),
         )
-        sweep.record.add("start_points", points=points)
+        sweep.record.add(StartPointsChosen(points=points))
     return sweep.record.history.start_points or []
 
 
@@ -321,7 +323,7 @@ def _repeat(sweep: _Sweep, stage: Stage) -> None:
         reason = stage.run(searcher, FIFOScheduler(), lambda trial: None, is_finals=True)
         reason = reason or searcher.finish_reason
     if not stage.wishes.is_cancelled:
-        sweep.progress.end("finals", reason)
+        sweep.progress.end("repeats", reason)
 
 
 def _register(sweep: _Sweep, delivery: Delivery) -> None:
@@ -345,25 +347,26 @@ def _register(sweep: _Sweep, delivery: Delivery) -> None:
 def _conclude(sweep: _Sweep, is_cancelled: bool) -> SweepReport:
     """Write the report and record the end."""
     history = sweep.record.history
-    cancelled = (Outcome.CANCELLED.value, CANCELLED_BY_USER)
+    cancelled = (Outcome.CANCELLED, CANCELLED_BY_USER)
     status, reason = cancelled if is_cancelled else _status(sweep)
     report = build_report(sweep.spec, history, sweep.storage.folder)
     report = replace(report, status=status, reason=reason)
     write_report(report, sweep.spec, history, sweep.storage.folder / REPORT_FOLDER)
     if history.status != status:
-        sweep.record.add("sweep_ended", status=status, reason=reason)
+        sweep.record.add(SweepEnded(status=status, reason=reason))
     return report
 
 
-def _status(sweep: _Sweep) -> tuple[str, str]:
-    """How it ended: an adapter is a success; without one, the commonest reason counts."""
+def _status(sweep: _Sweep) -> tuple[Outcome, str]:
+    """Outcome and reason of a sweep: completed with an adapter, otherwise the commonest reason."""
     history = sweep.record.history
     trials = [trial for trial in history.searched() if trial.outcome is not None]
     if history.best(sweep.spec.objective) is not None:
-        return Outcome.COMPLETED.value, f"{len(trials)} trials"
-    broken = [exceeded(one, sweep.spec.objective) for one in trials if one.outcome in WITH_ADAPTER]
+        return Outcome.COMPLETED, f"{len(trials)} trials"
+    left = [trial for trial in trials if can_leave_adapter(trial.outcome)]
+    broken = [exceeded(trial, sweep.spec.objective) for trial in left]
     if any(broken):
         common = max(broken, key=broken.count)
-        return Outcome.FAILED.value, f"none of {len(broken)} adapters keeps {common}"
+        return Outcome.FAILED, f"none of {len(broken)} adapters keeps {common}"
     reasons = [trial.reason for trial in trials]
-    return Outcome.FAILED.value, max(reasons, key=reasons.count, default="no trial was started")
+    return Outcome.FAILED, max(reasons, key=reasons.count, default="no trial was started")

@@ -16,12 +16,13 @@ from ray import tune
 from ray.actor import ActorHandle
 
 from orchestrator.errors import SweepStorageError
-from orchestrator.journal.layout import REQUESTS_FOLDER
+from orchestrator.journal.events import UsageMeasured
 from orchestrator.journal.meter import Usage
+from orchestrator.journal.paths import REQUESTS_FOLDER
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import Wishes, take_requests
-from orchestrator.journal.storage import SweepStorage
-from orchestrator.outcome import TrialOutcome
+from orchestrator.journal.sweep_storage import SweepStorage
+from orchestrator.outcome import TrialOutcome, first_end
 from orchestrator.search.budget import Budget
 from orchestrator.search.pbt import Heir
 from orchestrator.search.schedule import EarlyStopping
@@ -78,7 +79,7 @@ class Supervisor:
     def write_usage(self) -> None:
         """Put what hosts have used so far on record."""
         usage = self._usage()
-        self._record.add("usage", cpu_s=round(usage.cpu_s, 3), gpu_s=round(usage.gpu_s, 3))
+        self._record.add(UsageMeasured(cpu_s=round(usage.cpu_s, 3), gpu_s=round(usage.gpu_s, 3)))
 
     def _run(self) -> None:
         written = time.monotonic()
@@ -105,7 +106,7 @@ class Supervisor:
                 self._release(request.trial)
 
     def _release(self, trial: int) -> None:
-        """Its proxy hears of it at once, and not only with its next report."""
+        """Tell the trial's proxy at once, before the next report."""
         try:
             ray.get(self._broker.leave.remote(trial, None, keep=True))
         except ray.exceptions.RayError as error:
@@ -113,7 +114,7 @@ class Supervisor:
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class SteeringWithWishes:
     """What a searcher is told of the scheduler, with the user's word before the scheduler's.
 
     So a search learns of a trial that the user stopped what the log will say of it.
@@ -132,7 +133,7 @@ class Verdicts:
 
     def end_of(self, trial: int) -> TrialOutcome | None:
         """How and why a trial was stopped."""
-        return self.wishes.end_of(trial) or self.scheduler.end_of(trial)
+        return first_end(self.wishes.end_of(trial), self.scheduler.end_of(trial))
 
 
 class SweepStopper(tune.Stopper):  # type: ignore[misc]

@@ -14,10 +14,10 @@ from ray.tune.search import Searcher
 
 from orchestrator.hosts.cluster import PROXY_CPUS
 from orchestrator.hosts.proxy import SeatReleaser, TrialProxy
-from orchestrator.journal.layout import bundle_folder
+from orchestrator.journal.paths import bundle_folder
 from orchestrator.journal.recording import SweepRecord, TrialRecorder
 from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.search.budget import Budget
 from orchestrator.supervision import SweepStopper
@@ -92,7 +92,7 @@ class Stage:
         return self._cut_short(stopper.reason, is_finals)
 
     def _cut_short(self, reason: str, is_finals: bool) -> str:
-        """End the trials that all were told to end; Ray Tune tells no callback of them."""
+        """Record the end of trials cut short together; Ray Tune calls no callback for them."""
         by = "user" if self.wishes.is_cancelled else "budget"
         reason = CANCELLED_BY_USER if self.wishes.is_cancelled else reason
         for trial in self.record.history.unfinished():

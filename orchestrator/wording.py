@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def format_metric(value: float | None) -> str:
-    """Four decimals, or three digits with an exponent where those would say nothing."""
+    """A metric with four decimals; a tiny or huge one with three digits and an exponent."""
     if value is None:
         return "-"
     if not math.isfinite(value):
@@ -71,6 +71,35 @@ def format_size(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+_SHOWN_CHARS = 120
+
+
+def refusal(where: str, value: object, allowed: str, remedy: str, flaw: str = "") -> str:
+    """The message on an impossible value: `where: got value; allowed: this. Remedy`.
+
+    Args:
+        where: Dotted field, option or command.
+        value: The value got; a long one is cut.
+        allowed: Values that can work.
+        remedy: What the user can do, as a sentence.
+        flaw: What is wrong with the value, when the allowed values do not say it.
+    """
+    shown = repr(value)
+    if len(shown) > _SHOWN_CHARS:
+        shown = f"{shown[:_SHOWN_CHARS]}…"
+    problem = f", {flaw}" if flaw else ""
+    return f"{where}: got {shown}{problem}; allowed: {allowed}. {remedy}"
+
+
+def last_line(error: BaseException | str) -> str:
+    """The last non-blank line of an error or traceback, with the cause.
+
+    An exception without a message gives the name of its type.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "" if isinstance(error, str) else type(error).__name__
 
 
 def one_line(text: str) -> str:

@@ -18,16 +18,9 @@ from registry.errors import RegistryError
 from registry.evaluation import Evaluation
 from registry.markdown import code, code_block, one_line, plain, table
 from registry.significance import interval
-from trainables.contract import ADAPTER_WEIGHTS, SERVING_FORMS
+from trainables.contract import ADAPTER_WEIGHTS, FORM_WORDS, MERGED_FORMS, SERVING_FORMS
 
 _LICENSES = ("base", "data", "adapter")
-_FORM_WORDS = {
-    "trained": "beside the stored base that it was trained on",
-    "unquantized": "beside the base in its compute type",
-    "merged": "merged into the base in its compute type",
-    "requantized": "merged into the base, which is then quantized again",
-}
-_MERGED = ("merged", "requantized")
 _LEFT_OUT = "perplexity"  # the exponential of the loss
 _MOST_MEASURES = 6
 _MOST_TARGETS = 12
@@ -114,7 +107,7 @@ def _summary(facts: CardFacts) -> str:
         f"A LoRA adapter for {code(base['model'])}{revision}, trained on the base as {stored}: "
         f"rank {lora['rank']}, alpha {_number(lora['alpha'])}{dropout}"
         f"{''.join(f', {word}' for word in flags)}, on {_targets(lora['targets'])}. "
-        f"It is meant to be used {_FORM_WORDS[facts.form]} (form `{facts.form}`)."
+        f"It is meant to be used {FORM_WORDS[facts.form]} (form `{facts.form}`)."
     )
 
 
@@ -314,7 +307,7 @@ def _loading(facts: CardFacts) -> str:
         f"folder = adapters.pull({ref!r}, {folder!r})",
         "model = peft.PeftModel.from_pretrained(base, folder)",
     ]
-    if facts.form in _MERGED:
+    if facts.form in MERGED_FORMS:
         lines += ['model.merge_and_unload().save_pretrained("merged")']
     parts = [code_block("python", lines), _chat_settings(facts.manifest["data"])]
     parts += _vllm(facts, model, folder)
@@ -369,7 +362,7 @@ def _vllm(facts: CardFacts, model: str, folder: str) -> Iterator[str]:
     base, lora = facts.manifest["base"], facts.manifest["lora"]
     quantized = facts.form in ("trained", "requantized") and base["quantization"] != "none"
     flags = " --quantization bitsandbytes" if quantized else ""
-    if facts.form in _MERGED:
+    if facts.form in MERGED_FORMS:
         yield code_block("sh", [f"vllm serve merged{flags}"])
     elif lora.get("dora"):
         yield "vLLM serves no DoRA adapters: merge it first, and measure the form `merged`."

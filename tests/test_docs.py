@@ -18,7 +18,7 @@ import yaml
 
 from orchestrator import SweepSpec, SweepSpecError, cli, run_sweep
 from orchestrator.outcome import Outcome
-from orchestrator.spec.inspection import inspect_rows
+from orchestrator.spec.data_report import inspect_rows
 from registry import Registry
 from trainables.spec import BaseSpec, LoraSpec, OptimSpec
 

@@ -64,6 +64,20 @@ ServingForm = Literal["trained", "unquantized", "merged", "requantized"]
 
 SERVING_FORMS: tuple[ServingForm, ...] = get_args(ServingForm)
 
+FORM_WORDS: Mapping[str, str] = {
+    "trained": "beside the stored base that it was trained on",
+    "unquantized": "beside the base in its compute type",
+    "merged": "merged into the base in its compute type",
+    "requantized": "merged into the base, which is then quantized again",
+}
+"""How an adapter is used in each form, for sentences about the adapter."""
+
+MERGED_FORMS: tuple[ServingForm, ...] = ("merged", "requantized")
+"""Forms without an adapter beside the base."""
+
+SAME_UNQUANTIZED: Mapping[str, ServingForm] = {"unquantized": "trained", "requantized": "merged"}
+"""Forms that equal another one on a base without quantization."""
+
 COSTS = (
     "seconds",
     "rows_per_s",

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from orchestrator.wording import format_size, refusal
+
 if TYPE_CHECKING:
     from orchestrator.adapters.evaluating import Evaluator
     from registry import AdapterVersion, Registry
@@ -95,8 +97,13 @@ def tracking_uri_of(options: argparse.Namespace) -> str:
     uri, _ = tracking_uri_for(options.runs)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise TrackingError(
-            f"--runs: got {str(options.runs)!r}, which has no mlflow.db; allowed: the folder that "
-            "sweeps were run in. Run a sweep first, or set MLFLOW_TRACKING_URI."
+            refusal(
+                "--runs",
+                str(options.runs),
+                "the folder that sweeps were run in",
+                "Run a sweep first, or set MLFLOW_TRACKING_URI.",
+                flaw="which has no mlflow.db",
+            )
         )
     return uri
 
@@ -217,20 +224,20 @@ def _evaluate(options: argparse.Namespace) -> int:
         return _run_tasks(options, versions)
     failures = 0
     with _evaluator(options, options.forms) as evaluator:
-        for scored in evaluator.evaluate(versions):
-            failures += bool(scored.error)
-            print(f"{scored.key} {scored.form}: {scored.error or _values(scored.document or {})}")
+        for result in evaluator.evaluate(versions):
+            failures += bool(result.error)
+            print(f"{result.key} {result.form}: {result.error or _values(result.document or {})}")
     return 1 if failures else 0
 
 
 def _run_tasks(options: argparse.Namespace, versions: Sequence[AdapterVersion]) -> int:
     from orchestrator.adapters.evaluating import HarnessRun, require_forms
-    from orchestrator.hosts.cluster import ray_for_scoring
+    from orchestrator.hosts.cluster import ray_for_evaluation
     from orchestrator.quiet import hush_noisy_loggers
 
     require_forms(options.forms)
     hush_noisy_loggers()
-    with ray_for_scoring() as shape:
+    with ray_for_evaluation() as shape:
         for form in options.forms or (None,):
             order = HarnessRun(
                 tasks=options.tasks,
@@ -279,8 +286,8 @@ def _promote(options: argparse.Namespace) -> int:
 
     def reevaluate(versions: Sequence[AdapterVersion]) -> None:
         with _evaluator(options, (rule.form,)) as evaluator:
-            for scored in evaluator.evaluate(versions):
-                print(f"{scored.key} {scored.form}: {scored.error or 'measured'}")
+            for result in evaluator.evaluate(versions):
+                print(f"{result.key} {result.form}: {result.error or 'measured'}")
 
     decision = adapters.promote(
         version.ref,
@@ -297,7 +304,7 @@ def _promote(options: argparse.Namespace) -> int:
 def _evaluator(options: argparse.Namespace, forms: tuple[str, ...]) -> Iterator[Evaluator]:
     """Checked first, as Ray takes seconds to start."""
     from orchestrator.adapters.evaluating import Evaluator, Rows, require_forms
-    from orchestrator.hosts.cluster import ray_for_scoring
+    from orchestrator.hosts.cluster import ray_for_evaluation
     from orchestrator.quiet import hush_noisy_loggers
     from trainables.errors import SpecError
     from trainables.evaluation_spec import EvaluationSpec
@@ -321,7 +328,7 @@ def _evaluator(options: argparse.Namespace, forms: tuple[str, ...]) -> Iterator[
     hush_noisy_loggers()
     # It warns of a kernel for CPUs that it would download, had it the package for that.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    with ray_for_scoring() as shape:
+    with ray_for_evaluation() as shape:
         yield Evaluator(
             rows=rows,
             how=how,
@@ -376,7 +383,7 @@ def _clean(options: argparse.Namespace) -> int:
     adapters = _registry(options)
     found = adapters.find_garbage()
     for each in found:
-        size = f"{each.bytes / 1e6:,.1f} MB"
+        size = format_size(each.bytes)
         print(f"{each.model_id}  {each.changed_at.astimezone():%Y-%m-%d %H:%M}  {size:>12}")
     if not found:
         print("nothing to remove: every model belongs to a version")

@@ -52,7 +52,7 @@ def render_comparison(comparison: Comparison) -> RenderableType:
 
 
 def build_comparison_page(comparison: Comparison) -> str:
-    """The page whole; every text in it that is not its own is escaped."""
+    """The whole page as HTML; text from outside is escaped."""
     return document(
         f"{' · '.join(comparison.adapters)} – comparison",
         _about_intervals(comparison),
@@ -103,7 +103,7 @@ def _short_shared(comparison: Comparison) -> dict[str, str]:
 
 
 def _tag(name: str, value: str | None) -> str:
-    """A recorded setting, which is text; at most four digits of one that was a number."""
+    """A recorded setting as text; a number has at most four digits."""
     if value is None:
         return _UNKNOWN
     if name.startswith(_NUMBERS):
@@ -163,7 +163,7 @@ def _score_text(score: Score | None) -> str:
 
 def _scores(comparison: Comparison) -> str:
     rows = [
-        [cell(form), cell(f"{data} {_short(digest)}" if digest else data),
+        [cell(form), cell(f"{data} {digest.removeprefix('sha256:')[:8]}" if digest else data),
          cell(measure),
          *(number(_score_text(scores.get(adapter))) for adapter in comparison.adapters)]
         for (form, data, digest, measure), scores in _score_rows(comparison).items()
@@ -275,10 +275,6 @@ def _cost_texts(cost: Cost) -> list[str]:
     ]
     took = _UNKNOWN if cost.seconds is None else f"{cost.seconds:.1f} s"
     return [cost.form, one_line(cost.data) or _UNKNOWN, memory, size, base, *speeds, took]
-
-
-def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:8]
 
 
 def _terminal_table(*heads: str, right: int = 99) -> Table:

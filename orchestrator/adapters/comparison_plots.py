@@ -26,7 +26,7 @@ _BYTES = 1e6
 
 
 def short_names(adapters: Sequence[str]) -> dict[str, str]:
-    """Names for legends: without what all have in common, where that is the adapter's name."""
+    """Names for legends, without the adapter's name where all names share it."""
     names = {adapter.rpartition("/")[0] for adapter in adapters}
     if len(names) == 1 and "" not in names:
         return {adapter: "/" + adapter.rpartition("/")[2] for adapter in adapters}
@@ -158,7 +158,7 @@ def plot_costs(comparison: Comparison) -> Any | None:
 def _add_costs(
     figure: Any, name: str, column: int, places: Sequence[_Place], adapters: Sequence[str]
 ) -> str:
-    """Add one panel and give the kind of its axis."""
+    """Add a panel and return the kind of its axis."""
     unit = _BYTES if name == "adapter_bytes" else 1.0
     forms = list(dict.fromkeys(place.score.form for place in places))
     seen = []
@@ -193,7 +193,7 @@ def _by_measure(entries: Sequence[Any]) -> Mapping[str, list[Any]]:
 
 
 def _grid(panels: Mapping[str, Sequence[Any]], lines: int = 0) -> Any:
-    """Panels for measures; with lines, those of a row have them in common."""
+    """A grid of panels for measures; panels of a row share their lines."""
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     better = {"min": "less is better", "max": "more is better"}

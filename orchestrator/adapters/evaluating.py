@@ -11,16 +11,16 @@ from typing import Any, cast
 import ray
 
 from orchestrator.errors import SweepError
-from orchestrator.hosts.scoring import (
-    Scored,
-    ScoringOrder,
+from orchestrator.hosts.evaluators import (
+    EvaluationOrder,
+    FormResult,
     WorkerShape,
+    evaluate_adapters,
     read_files,
-    score,
     write_files,
 )
 from orchestrator.spec.complaint import require
-from orchestrator.spec.finals_sections import SAME_UNQUANTIZED
+from orchestrator.spec.finals_sections import same_form
 from registry import AdapterVersion, Registry
 from trainables.contract import SERVING_FORMS
 from trainables.evaluation_spec import EvaluationSpec
@@ -69,7 +69,7 @@ class Rows:
 
     @property
     def source(self) -> DataSpec:
-        """A spec whose `train` they are, read as those that they are of."""
+        """Data with these rows as `train`, read as `read_as` says."""
         rows = tuple(dict(row) for row in self.rows)
         if self.read_as is None:
             return DataSpec(train=rows)
@@ -84,7 +84,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Measures versions on one set of rows, and keeps what it found with them.
+    """Evaluates versions on one set of rows and records the results.
 
     Attributes:
         rows: The rows.
@@ -102,19 +102,21 @@ class Evaluator:
     forms: tuple[str, ...] = ()
     base_model: str | None = None
 
-    def measure(self, bundles: Mapping[str, Path], forms: Sequence[str]) -> Iterator[Scored]:
-        """Measure adapters that lie on this machine, in the forms; keeps nothing.
+    def evaluate_bundles(
+        self, bundles: Mapping[str, Path], forms: Sequence[str]
+    ) -> Iterator[FormResult]:
+        """Evaluate local bundles in the forms, without recording the results.
 
         Args:
             bundles: Their folders, by a key that names them in the results.
             forms: Serving forms.
         """
-        yield from self._score(
+        yield from self._evaluate(
             {key: self._order(bundle, tuple(forms)) for key, bundle in bundles.items()}
         )
 
-    def evaluate(self, versions: Sequence[AdapterVersion]) -> Iterator[Scored]:
-        """Measure versions and record what was found; the key of a result is its reference.
+    def evaluate(self, versions: Sequence[AdapterVersion]) -> Iterator[FormResult]:
+        """Evaluate versions and record the results; a result's key is the version's reference.
 
         Raises:
             RegistryError: A version cannot be read, or the evaluation not be recorded.
@@ -122,33 +124,30 @@ class Evaluator:
         with tempfile.TemporaryDirectory() as work:
             orders = {}
             for number, version in enumerate(versions):
+                stored = version.tags.get("quantization", "")
+                wanted = self.forms or (version.form,)
+                forms = tuple(dict.fromkeys(same_form(form, stored) for form in wanted))
                 folder = self.adapters.pull(version.ref, Path(work) / str(number))
-                orders[str(version.ref)] = self._order(folder, self._forms_of(version))
-        for scored in self._score(orders):
-            if scored.document is not None:
-                self.adapters.record_evaluation(scored.key, scored.document)
-            yield scored
+                orders[str(version.ref)] = self._order(folder, forms)
+        for result in self._evaluate(orders):
+            if result.document is not None:
+                self.adapters.record_evaluation(result.key, result.document)
+            yield result
 
-    def _score(self, orders: Mapping[str, ScoringOrder]) -> Iterator[Scored]:
-        for scored in score(orders, self.shape):
-            if scored.document is not None:
-                scored.document["data"]["name"] = self.rows.name
-            yield scored
+    def _evaluate(self, orders: Mapping[str, EvaluationOrder]) -> Iterator[FormResult]:
+        for result in evaluate_adapters(orders, self.shape):
+            if result.document is not None:
+                result.document["data"]["name"] = self.rows.name
+            yield result
 
-    def _order(self, bundle: Path, forms: tuple[str, ...]) -> ScoringOrder:
-        return ScoringOrder(
+    def _order(self, bundle: Path, forms: tuple[str, ...]) -> EvaluationOrder:
+        return EvaluationOrder(
             files=read_files(bundle),
             forms=forms,
             source=self.rows.source,
             how=self.how,
             base_model=self.base_model,
         )
-
-    def _forms_of(self, version: AdapterVersion) -> tuple[str, ...]:
-        wanted = self.forms or (version.form,)
-        if version.tags.get("quantization") != "none":
-            return wanted
-        return tuple(dict.fromkeys(SAME_UNQUANTIZED.get(form, form) for form in wanted))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +171,7 @@ class HarnessRun:
     def run(
         self, versions: Sequence[AdapterVersion], adapters: Registry, shape: WorkerShape
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Run them on one version after another; gives and records the results of each.
+        """Run the tasks on each version in turn, and record and yield the results.
 
         Raises:
             SweepError: A task could not be run.

@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.adapters.evaluating import Evaluator, Rows
-from orchestrator.finals.serving import read_scores
-from orchestrator.finals.standings import Standing, has_test_rows, rank_finalists
-from orchestrator.hosts.cluster import ray_for_scoring
+from orchestrator.finals.forms import read_evaluations
+from orchestrator.finals.standings import Standing, deciding_split, rank_finalists
+from orchestrator.hosts.cluster import ray_for_evaluation
 from orchestrator.hosts.members import group_key
+from orchestrator.journal.events import AdapterRegistered, PromotionDecided
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.recording import SweepRecord
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.report.delivery import Delivery
-from orchestrator.spec.finals_sections import SAME_UNQUANTIZED, RegisterSpec
+from orchestrator.spec.finals_sections import RegisterSpec, same_form
 from orchestrator.spec.sweep import SweepSpec
 from registry import (
     AdapterVersion,
@@ -80,6 +81,8 @@ class Registration:
         trial = standing.adapter
         bundle = self.storage.fetch_bundle(trial.number)
         facts = self._facts(section, rank, standing, read_bundle(bundle))
+        every = self.spec.eval.keep_every
+        kept = range(every, trial.step, every) if every else range(0)
         complete = functools.partial(
             self.adapters.register,
             bundle,
@@ -92,17 +95,17 @@ class Registration:
                 **_standing_tags(standing),
             },
             form=facts.form,
-            checkpoints=self.storage.fetch_kept(trial.number, _kept_steps(self.spec, trial)),
+            checkpoints=self.storage.fetch_kept(trial.number, kept),
         )
         version = complete(card=build_card(facts))
         # Once more with its number, which nobody knows before.
         version = complete(card=build_card(replace(facts, version=version.version)))
-        for document in read_scores(trial, self.storage):
+        for document in read_evaluations(trial, self.storage):
             self.adapters.record_evaluation(version.ref, document)
         # Last: a version that lacks something is registered again, which completes it.
         if trial.ref != str(version.ref):
             self.record.add(
-                "registered", trial=trial.number, ref=str(version.ref), digest=version.digest
+                AdapterRegistered(trial=trial.number, ref=str(version.ref), digest=version.digest)
             )
         return version
 
@@ -124,10 +127,11 @@ class Registration:
         return CardFacts(
             name=section.name,
             manifest=manifest,
-            form=_form(section, trial),
+            form=same_form(section.form, trial.spec["base"]["quantization"]),
             sweep={key: value for key, value in sweep.items() if value is not None},
             evaluations=[
-                Evaluation.from_document(document) for document in read_scores(trial, self.storage)
+                Evaluation.from_document(document)
+                for document in read_evaluations(trial, self.storage)
             ],
             base_scores={
                 split: {name.partition("_")[2]: value for name, value in metrics.items()}
@@ -151,15 +155,17 @@ class Registration:
             reevaluate=lambda versions: self._evaluate(versions, rule.form),
         )
         self.record.add(
-            "promoted", ref=str(version.ref), promoted=decision.promoted, reason=decision.reason
+            PromotionDecided(
+                ref=str(version.ref), promoted=decision.promoted, reason=decision.reason
+            )
         )
 
     def _evaluate(self, versions: Sequence[AdapterVersion], form: str) -> None:
-        """Measure versions of other sweeps on the rows of this one."""
+        """Evaluate versions of other sweeps on the rows of this sweep."""
         splits = read_raw_splits(self.spec.data)
-        name = "test" if has_test_rows(self.spec) else "validation"
+        name = deciding_split(self.spec)
         split = splits.validation if splits.test is None else splits.test
-        with ray_for_scoring() as shape:
+        with ray_for_evaluation() as shape:
             evaluator = Evaluator(
                 rows=Rows.of_split(split, name, self.spec.data),
                 how=replace(self.spec.finals.evaluation, skip_cut=True),
@@ -167,12 +173,12 @@ class Registration:
                 shape=shape,
                 forms=(form,),
             )
-            for scored in evaluator.evaluate(versions):
-                if scored.error:
-                    logger.warning("%s cannot be measured: %s", scored.key, scored.error)
+            for result in evaluator.evaluate(versions):
+                if result.error:
+                    logger.warning("%s cannot be measured: %s", result.key, result.error)
 
     def _run_of(self, trial: TrialRecord) -> str:
-        """MLflow's id of the trial's run: what is registered without it can not be traced back.
+        """MLflow's id of the trial's run, so that the version can be traced back to the run.
 
         Raises:
             TrackingError: MLflow has not been told of the trial yet.
@@ -187,20 +193,8 @@ class Registration:
         return run_id
 
 
-def _form(section: RegisterSpec, trial: TrialRecord) -> str:
-    """A base that is not quantized has fewer forms; the others mean the same there."""
-    if trial.spec["base"]["quantization"] != "none":
-        return section.form
-    return SAME_UNQUANTIZED.get(section.form, section.form)
-
-
-def _kept_steps(spec: SweepSpec, trial: TrialRecord) -> range:
-    every = spec.eval.keep_every
-    return range(every, trial.step, every) if every else range(0)
-
-
 def _standing_tags(standing: Standing) -> dict[str, str]:
-    """What the finals said of the version's configuration, over its seeds."""
+    """Tags with the mean and interval of the configuration over its seeds."""
     if standing.half_width is None:
         return {}
     return {

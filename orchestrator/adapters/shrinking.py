@@ -12,13 +12,14 @@ from orchestrator.errors import SweepError
 from orchestrator.spec.complaint import require
 from registry import AdapterVersion
 from registry.evaluation import Evaluation
+from trainables.contract import ADAPTER_WEIGHTS
 
 _WHOLE = "whole"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An adapter of one rank, as it was measured.
+    """An adapter of one rank, with its evaluation.
 
     Attributes:
         rank: Its rank.
@@ -35,7 +36,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Shrunk:
-    """What came of it.
+    """Result of shrinking: the evaluated ranks and the registered version, if any.
 
     Attributes:
         whole: The adapter as it was.
@@ -92,16 +93,16 @@ def shrink_version(
             shrink_bundle(whole, rank, bundles[str(rank)])
         form = version.form
         documents = {}
-        for scored in evaluator.measure(bundles, (form,)):
-            if scored.document is None:
-                raise SweepError(f"{version.ref} at rank {scored.key}: {scored.error}")
-            documents[scored.key] = scored.document
+        for result in evaluator.evaluate_bundles(bundles, (form,)):
+            if result.document is None:
+                raise SweepError(f"{version.ref} at rank {result.key}: {result.error}")
+            documents[result.key] = result.document
         found = {key: Evaluation.from_document(document) for key, document in documents.items()}
         known = found[_WHOLE].measures
         require(measure in known, "--metric", measure, ", ".join(known), "Choose one of these.")
         values = {key: one.measures[measure].value for key, one in found.items()}
         kept = energy(whole)
-        sizes = {key: _weights_bytes(folder) for key, folder in bundles.items()}
+        sizes = {key: (folder / ADAPTER_WEIGHTS).stat().st_size for key, folder in bundles.items()}
         candidates = tuple(
             Candidate(
                 rank=int(key), value=values[key], adapter_bytes=sizes[key], energy=kept[int(key)]
@@ -134,7 +135,3 @@ def shrink_version(
         chosen=chosen,
         version=smaller,
     )
-
-
-def _weights_bytes(bundle: Path) -> int:
-    return (bundle / "adapter_model.safetensors").stat().st_size

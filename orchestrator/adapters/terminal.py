@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.adapters.shrinking import Candidate, Shrunk
-from orchestrator.wording import format_bounds, format_metric, one_line
+from orchestrator.adapters.shrinking import Shrunk
+from orchestrator.wording import format_bounds, format_metric, format_size, one_line
 from registry import AdapterVersion, AliasMove, Evaluation
 from registry.significance import interval
 from trainables.contract import SERVING_FORMS
@@ -27,7 +27,7 @@ _MOST_MEASURES = 5
 
 
 def render_versions(versions: Sequence[AdapterVersion]) -> Table | str:
-    """One line per version, with its measures on test rows where it has them; retired ones dim."""
+    """A table of versions with their measures on test rows; retired versions are dim."""
     if not versions:
         return "no adapter is registered yet; `lorchestra run SWEEP.yaml` registers its best"
     table = Table(box=None, pad_edge=False)
@@ -55,7 +55,7 @@ def render_version(
     evaluations: Sequence[Evaluation] = (),
     moves: Sequence[AliasMove] = (),
 ) -> Group:
-    """Everything that is recorded of one version.
+    """All records of one version.
 
     Args:
         version: Which.
@@ -80,7 +80,7 @@ def render_version(
 
 
 def render_evaluations(evaluations: Sequence[Evaluation]) -> RenderableType:
-    """What was measured of one version: a line for each serving form and rows, the newest of each.
+    """A table of a version's newest evaluations, by serving form and rows.
 
     Args:
         evaluations: The newest first.
@@ -122,12 +122,13 @@ def render_moves(moves: Sequence[AliasMove]) -> Table | str:
 
 
 def render_shrunk(version: AdapterVersion, shrunk: Shrunk, measure: str) -> Group:
-    """The ranks that were tried, and what became of them."""
+    """A table of the evaluated ranks, and the chosen one."""
     table = Table(box=None, pad_edge=False)
     for heading in ("rank", measure, "size", "energy kept"):
         table.add_column(heading, justify="right")
     for one in (shrunk.whole, *shrunk.candidates):
-        table.add_row(*_cells(one))
+        size, kept = format_size(one.adapter_bytes), f"{one.energy:.2%}"
+        table.add_row(str(one.rank), f"{one.value:.4f}", size, kept)
     if shrunk.version is None:
         said = f"none is as good as {version.ref}: nothing was registered"
     else:
@@ -149,7 +150,7 @@ def _facts(version: AdapterVersion) -> Iterator[tuple[str, str]]:
 
 
 def _alias_lines(version: AdapterVersion, moves: Sequence[AliasMove]) -> Iterator[str]:
-    """Moves to this version and away from it, in words."""
+    """A line for each move of an alias to or from a version."""
     for move in moves:
         if not move.is_done or version.version not in (move.source, move.target):
             continue
@@ -197,11 +198,6 @@ def _number(version: AdapterVersion, metric: str) -> str:
 def _when(version: AdapterVersion) -> str:
     at = version.created_at.astimezone()
     return at.strftime("%Y-%m-%d %H:%M")
-
-
-def _cells(one: Candidate) -> list[str]:
-    size = f"{one.adapter_bytes / 1e6:.2f} MB"
-    return [str(one.rank), f"{one.value:.4f}", size, f"{one.energy:.2%}"]
 
 
 def _version_number(version: int | None) -> str:

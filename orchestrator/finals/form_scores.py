@@ -12,15 +12,16 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-TRAINED = "trained"
+from trainables.contract import SERVING_FORMS, ServingForm
+
+TRAINED: ServingForm = "trained"
 """The stored base that the adapter was trained on, with the adapter beside it."""
 
-_ORDER = (TRAINED, "unquantized", "merged", "requantized")
 _DIFFERENCE = ".difference"
 
 
 class Estimate(NamedTuple):
-    """A value with its interval, where that is known."""
+    """A value with its interval, if known."""
 
     value: float
     low: float | None = None
@@ -28,7 +29,7 @@ class Estimate(NamedTuple):
 
 
 class FormScore(NamedTuple):
-    """One measure of one trial's adapter in one serving form.
+    """A measure of a trial's adapter in a serving form.
 
     Attributes:
         trial: Its number.
@@ -56,19 +57,17 @@ def list_form_scores(
     return [
         FormScore(trial, form, measure, score, _difference(by_form, form, measure))
         for trial, by_form in sorted(forms.items())
-        for measure in _measures(by_form)
+        for measure in dict.fromkeys(
+            name for form in sorted(by_form, key=_place) for name in by_form[form]
+        )
+        if "." not in measure
         for form in sorted(by_form, key=_place)
         if (score := _estimate(by_form[form], measure)) is not None
     ]
 
 
-def _measures(by_form: Mapping[str, Mapping[str, float]]) -> list[str]:
-    names = (name for form in sorted(by_form, key=_place) for name in by_form[form])
-    return list(dict.fromkeys(name for name in names if "." not in name))
-
-
 def _place(form: str) -> tuple[int, str]:
-    return (_ORDER.index(form) if form in _ORDER else len(_ORDER)), form
+    return (SERVING_FORMS.index(form) if form in SERVING_FORMS else len(SERVING_FORMS)), form
 
 
 def _difference(

@@ -16,9 +16,10 @@ from orchestrator.finals.standings import (
 )
 from orchestrator.hosts.broker import MAX_WAIT_S
 from orchestrator.hosts.members import group_key
+from orchestrator.journal.events import BaseEvaluated, FinalistEvaluated
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.recording import SweepRecord
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import Outcome
 from orchestrator.spec.sweep import SweepSpec
 from trainables.hosts.orders import Split, Task, TaskReport
@@ -81,14 +82,14 @@ def evaluate_finalists(
         _note_trial(record, trial, reports.get(f"trial-{trial.number}"))
 
 
-def are_measured(spec: SweepSpec, record: SweepRecord, storage: SweepStorage) -> bool:
-    """Whether every finalist has all its measures and its bundle."""
+def are_finalists_evaluated(spec: SweepSpec, record: SweepRecord, storage: SweepStorage) -> bool:
+    """Whether every finalist has all metrics and a bundle."""
     split = _splits(spec)[-1]
     return all(_is_measured(trial, split, storage) for trial in contenders(spec, record.history))
 
 
 def _splits(spec: SweepSpec) -> tuple[Split, ...]:
-    """Splits that finalists are measured on; the last one is what they are judged by."""
+    """Splits that finalists are evaluated on; the last split decides the finals."""
     return ("validation", "test") if has_test_rows(spec) else ("validation",)
 
 
@@ -112,7 +113,7 @@ def _is_measured(trial: TrialRecord, split: Split, storage: SweepStorage) -> boo
 
 
 def _without_bundle(history: SweepHistory, storage: SweepStorage) -> list[TrialRecord]:
-    """Trials that left an adapter, as the record has it, of which there is none."""
+    """Trials with an adapter in the record and no bundle in the storage."""
     return [
         trial
         for trial in history.ended()
@@ -124,18 +125,18 @@ def _note_base(record: SweepRecord, base: str, split: Split, report: TaskReport 
     if report is not None and report.error:
         logger.warning("bare base %s on %s rows: %s", base, split, report.error)
     elif report is not None:
-        record.add("base_evaluated", base=base, split=split, metrics=report.metrics)
+        record.add(BaseEvaluated(base=base, split=split, metrics=report.metrics))
 
 
 def _note_trial(record: SweepRecord, trial: TrialRecord, report: TaskReport | None) -> None:
     if report is not None and report.error:
         logger.warning("trial %d in the finals: %s", trial.number, report.error)
     elif report is not None:
-        record.add("final_evaluated", trial=trial.number, metrics=report.metrics)
+        record.add(FinalistEvaluated(trial=trial.number, metrics=report.metrics))
 
 
 def _await_leaving(broker: ActorHandle) -> None:
-    """Let those who are leaving write their bundles, so that nobody else writes them meanwhile."""
+    """Wait until leaving trials have written their bundles, as two writers would collide."""
     deadline = time.monotonic() + _LEAVING_S
     while not ray.get(broker.settle.remote(MAX_WAIT_S)) and time.monotonic() < deadline:
         pass

@@ -41,7 +41,7 @@ class Repeat:
 
 
 def plan_repeats(spec: SweepSpec, history: SweepHistory) -> list[Repeat]:
-    """Runs that are wanted and were not started, those of the first new seed at the head.
+    """Repeats still to start, the first new seed of each finalist at the head.
 
     So a budget that ends early has looked at every finalist before it looks at one twice.
     """
@@ -73,7 +73,7 @@ def are_repeated(spec: SweepSpec, history: SweepHistory) -> bool:
 
 
 def _new_seed(spec: SweepSpec, trial: TrialRecord, turn: int) -> int:
-    """A seed that neither the search nor another finalist has had with these settings."""
+    """A seed not used with these settings before, by the search or by another finalist."""
     seed = int(trial.spec["seed"]) + turn
     if "seed" in spec.search_space.knobs:
         seed += _APART * (trial.number + 1)
@@ -81,7 +81,7 @@ def _new_seed(spec: SweepSpec, trial: TrialRecord, turn: int) -> int:
 
 
 class RepeatSearcher(Searcher):  # type: ignore[misc]
-    """Ray Tune's view of the finals: unfinished repeats first, then those that are planned.
+    """Ray Tune's view of the finals: unfinished repeats first, then planned repeats.
 
     Args:
         spec: The sweep.
@@ -140,13 +140,13 @@ class RepeatSearcher(Searcher):  # type: ignore[misc]
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing to learn: what comes next does not depend on it."""
+        """Do nothing: the next repeats do not depend on results."""
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the event log holds all there is to know."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Do nothing, as nothing was saved."""
+        """Do nothing: `save` writes no state."""
 
     def _new(self, repeat: Repeat) -> dict[str, Any]:
         number = self._next

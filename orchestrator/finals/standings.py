@@ -16,6 +16,7 @@ from orchestrator.journal.history import SweepHistory, TrialRecord, exceeded
 from orchestrator.outcome import Outcome
 from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.sweep import SweepSpec
+from trainables.hosts.orders import Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,11 @@ def has_test_rows(spec: SweepSpec) -> bool:
     return spec.data.test is not None or spec.data.test_fraction > 0
 
 
+def deciding_split(spec: SweepSpec) -> Split:
+    """The split whose rows decide the finals."""
+    return "test" if has_test_rows(spec) else "validation"
+
+
 def held_out_name(objective: ObjectiveSpec, metrics: Mapping[str, float]) -> str:
     """The objective as measured on test rows; as measured on validation rows without any."""
     on_test = objective.metric.replace("eval_", "test_")
@@ -155,7 +161,7 @@ def _by_validation(runs: Sequence[TrialRecord], objective: ObjectiveSpec) -> lis
 
 
 def _value(run: TrialRecord, spec: SweepSpec) -> float | None:
-    """What a run is judged by; without a test split that is its last validation value."""
+    """The objective of a run on test rows; without a test split, the last validation value."""
     if not has_test_rows(spec):
         return run.last(spec.objective.metric)
     metrics = run.final_metrics or {}

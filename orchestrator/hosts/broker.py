@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.hosts.demand import HostLimits, start_hosts
-from orchestrator.hosts.members import HostStart, Phase, Standing
+from orchestrator.hosts.members import HostStart, SeatPhase, SeatStatus
 from orchestrator.hosts.seats import MAX_LONE_CRASHES, Seats
 from trainables.hosts.bench import Failure
 from trainables.hosts.orders import HostReport, Orders, SeatRequest, Task, TaskReport
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def broker_name(location: str) -> str:
-    """Name of the broker actor of the sweep in this storage, as `SweepStorage.location` has it."""
+    """Name of the broker actor of the sweep in a storage location."""
     return f"lorchestra-broker-{hashlib.sha256(location.encode()).hexdigest()[:12]}"
 
 
@@ -66,33 +66,33 @@ class Broker:
 
     # -------------------------------------------------------------------------------- proxies
 
-    async def join(self, trial: int, attempt: str, group: str, request: SeatRequest) -> Standing:
+    async def join(self, trial: int, attempt: str, group: str, request: SeatRequest) -> SeatStatus:
         """See `Seats.join`."""
-        standing = self._seats.join(trial, attempt, group, request, time.monotonic())
+        status = self._seats.join(trial, attempt, group, request, time.monotonic())
         self._wake()
-        return standing
+        return status
 
-    async def advance(self, trial: int, attempt: str, until: int, wait_s: float) -> Standing:
+    async def advance(self, trial: int, attempt: str, until: int, wait_s: float) -> SeatStatus:
         """Grant credit up to step `until`; wait for the report, not longer than `wait_s`."""
 
-        def look() -> Standing:
+        def look() -> SeatStatus:
             return self._seats.advance(trial, attempt, until, time.monotonic())
 
         look()
         self._wake()
-        return await self._wait(look, lambda standing: standing.answers(until), wait_s)
+        return await self._wait(look, lambda status: status.answers(until), wait_s)
 
     async def leave(
         self, trial: int, attempt: str | None, keep: bool, wait_s: float = 0.0
-    ) -> Standing:
+    ) -> SeatStatus:
         """Give up the seat; wait for it to be free, not longer than `wait_s`."""
 
-        def look() -> Standing:
+        def look() -> SeatStatus:
             return self._seats.leave(trial, attempt, keep, time.monotonic())
 
         look()
         self._wake()
-        return await self._wait(look, lambda s: s.phase is not Phase.LEAVING, wait_s)
+        return await self._wait(look, lambda s: s.phase is not SeatPhase.LEAVING, wait_s)
 
     # ---------------------------------------------------------------------------------- hosts
 
@@ -107,7 +107,7 @@ class Broker:
         self._wake()
 
     async def exchange(self, host_id: str, incarnation: str, report: HostReport) -> Orders:
-        """Hear a host's report; answer with its orders as soon as they leave something to do."""
+        """Take a host's report and return its orders as soon as there is work."""
         self._seats.take(host_id, incarnation, report)
         self._wake()
 
@@ -140,13 +140,13 @@ class Broker:
         self._wake()
 
     async def task_report(self, task_id: str, wait_s: float) -> TaskReport | None:
-        """What a task measured, or `None` when it is not done within `wait_s`."""
+        """The report of a task; `None` for a task not done within `wait_s`."""
         return await self._wait(
             lambda: self._seats.errands[task_id].report, lambda r: r is not None, wait_s
         )
 
     async def settle(self, wait_s: float) -> bool:
-        """Wait until nobody is leaving any more; whether that is so within `wait_s`."""
+        """Wait until no trial is leaving; `False` after `wait_s`."""
 
         def is_settled() -> bool:
             return not any(member.is_leaving for member in self._seats.members.values())
@@ -161,7 +161,7 @@ class Broker:
     # -------------------------------------------------------------------------------- waiting
 
     def _wake(self) -> None:
-        """Let those who wait look again."""
+        """Wake all waiting calls, so that they look again."""
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -14,9 +14,10 @@ import ray
 
 from orchestrator.errors import SweepError
 from orchestrator.hosts.demand import HostLimits
+from orchestrator.hosts.evaluators import WorkerShape
 from orchestrator.hosts.pool import HostShape
-from orchestrator.hosts.scoring import WorkerShape
 from orchestrator.spec.sweep import SweepSpec
+from orchestrator.wording import last_line
 
 PROXY_CPUS = 0.1
 
@@ -52,7 +53,7 @@ class Placement:
 
 
 def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
-    """One host per GPU; without one, a host per stored form that the space asks for.
+    """One host per GPU; on CPUs, one host per stored form in the space.
 
     Hosts on a CPU share its cores evenly: two that contended for them were measured six times
     slower than one thread each.
@@ -79,7 +80,7 @@ def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
 
 @contextmanager
 def ray_cluster(spec: SweepSpec) -> Iterator[Placement]:
-    """A running Ray and how to use it; a local one ends with the block.
+    """A running Ray and the sweep's placement on it; a local Ray ends with the block.
 
     Joins `$RAY_ADDRESS`, or whatever Ray the process is connected to already.
     """
@@ -90,14 +91,14 @@ def ray_cluster(spec: SweepSpec) -> Iterator[Placement]:
 
 
 @contextmanager
-def ray_for_scoring() -> Iterator[WorkerShape]:
-    """A running Ray, as for a sweep, and the workers that measure adapters on it."""
+def ray_for_evaluation() -> Iterator[WorkerShape]:
+    """A running Ray and the shape of its evaluation workers."""
     with _session(_cores()):
         yield shape_of_workers()
 
 
 def shape_of_workers() -> WorkerShape:
-    """One worker for each GPU of the cluster; without any, one that has this machine's cores."""
+    """One evaluation worker per GPU; on CPUs, one worker with this machine's cores."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     cpus = max(1, min(int(resources.get("CPU", 0.0)), _cores()))
@@ -111,17 +112,30 @@ def shape_of_workers() -> WorkerShape:
 
 @contextmanager
 def _session(cpus: int) -> Iterator[None]:
-    """Ray, for the block: the caller's, the one that is named, or a local one of its own."""
+    """Ray for the block: the caller's, the Ray at `$RAY_ADDRESS`, or a local one."""
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        _start_local(cpus)
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            _start_local(cpus)
+    # Ray raises bare exceptions, as when a busy machine lets it start too slowly.
+    except Exception as error:
+        ray.shutdown()
+        reason = last_line(error)
+        raise SweepError(
+            f"Ray at $RAY_ADDRESS={address} cannot be joined: {reason}; allowed: a running Ray of "
+            "the same version. Correct RAY_ADDRESS, or unset it to start a local Ray."
+            if address
+            else f"Ray did not start on this machine: {reason}; allowed: free memory, processor "
+            "time and space in Ray's temporary folder. Run the same command again when the "
+            "machine is less busy, or set RAY_ADDRESS to a Ray that runs."
+        ) from error
     try:
         yield
     finally:
@@ -163,7 +177,7 @@ def _placement_on_cluster(spec: SweepSpec) -> Placement:
 
 
 def _cores() -> int:
-    """Cores this process may use, which a container can limit."""
+    """Number of cores this process may use; a container can limit the cores."""
     return len(os.sched_getaffinity(0))
 
 

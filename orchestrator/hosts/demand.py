@@ -11,7 +11,7 @@ from orchestrator.hosts.seats import Seats
 
 @dataclass(frozen=True, kw_only=True)
 class HostLimits:
-    """How many hosts there may be and what one is.
+    """Limits on the number of hosts and on the seats of each.
 
     Attributes:
         max_hosts: Hosts at once, those that are ending included.
@@ -31,7 +31,7 @@ class HostLimits:
 
 
 def start_hosts(seats: Seats, limits: HostLimits, now: float) -> list[HostStart]:
-    """Open the hosts that are needed and allowed; the caller starts them.
+    """Open the hosts needed and allowed; the caller starts the processes.
 
     Groups without a host come first, the one that waits longest at the head; then second hosts.
     With no host to spare, one of another group is drained, at most one for each group without.
@@ -50,7 +50,9 @@ def start_hosts(seats: Seats, limits: HostLimits, now: float) -> list[HostStart]
     if still_homeless:
         return starts
     for group, line in lines.items():
-        while len(line) > _room(seats, group) and _may_open(seats, group, limits):
+        while _may_open(seats, group, limits) and len(line) > sum(
+            host.seats - seats.load(host.host_id) for host in _open_hosts(seats, group)
+        ):
             starts.append(_open(seats, line[0], limits, now))
     return starts
 
@@ -70,18 +72,14 @@ def _open_hosts(seats: Seats, group: str) -> list[Host]:
 
 
 def _is_blocked(seats: Seats, group: str, limits: HostLimits, now: float) -> bool:
-    """No host of a group comes up: those of other groups may hold the CPUs or GPUs it needs."""
+    """Whether no host of a group comes up, as hosts of other groups may hold the devices."""
     hosts = _open_hosts(seats, group)
     is_any_up = any(host.incarnation is not None for host in hosts)
     return not is_any_up and any(now - host.since > limits.patience_s for host in hosts)
 
 
-def _room(seats: Seats, group: str) -> int:
-    return sum(host.seats - seats.load(host.host_id) for host in _open_hosts(seats, group))
-
-
 def _may_open(seats: Seats, group: str, limits: HostLimits) -> bool:
-    """Whether a group that has hosts may have one more."""
+    """Whether a group with hosts may have a further host."""
     of_group = limits.hosts_per_group
     return len(seats.hosts) < limits.max_hosts and (
         of_group is None or len(_open_hosts(seats, group)) < of_group

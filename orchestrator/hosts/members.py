@@ -10,7 +10,7 @@ from trainables.hosts.orders import SeatReport, SeatRequest, Task, TaskReport
 from trainables.spec import TrialSpec
 
 
-class Phase(StrEnum):
+class SeatPhase(StrEnum):
     """Where an attempt of a trial is."""
 
     WAITING = "waiting"
@@ -26,16 +26,16 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """What a proxy is told; `reason` says why a seat that was left has no bundle."""
+class SeatStatus:
+    """Status of a trial's seat, for the proxy; `reason` explains a missing bundle."""
 
-    phase: Phase
+    phase: SeatPhase
     report: SeatReport | None = None
     reason: str = ""
 
     def answers(self, until: int) -> bool:
         """A proxy that asked for step `until` need not wait any longer."""
-        if self.phase not in (Phase.WAITING, Phase.SEATED):
+        if self.phase not in (SeatPhase.WAITING, SeatPhase.SEATED):
             return True
         return self.report is not None and (
             self.report.fault is not None or self.report.step >= until

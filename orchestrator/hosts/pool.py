@@ -21,7 +21,8 @@ from orchestrator.hosts.broker import broker_name
 from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.members import HostStart
 from orchestrator.journal.meter import Usage
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
+from orchestrator.wording import last_line
 from trainables.hosts.bench import Bench, Failure
 from trainables.spec import BaseSpec
 
@@ -34,7 +35,7 @@ MAX_CONTROLLER_FAILURES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class HostShape:
-    """What one host is made of.
+    """Resources of a host.
 
     Attributes:
         cpus: Logical CPUs of its worker.
@@ -54,7 +55,7 @@ class HostShape:
 
 @dataclass
 class HostPool:
-    """Starts a host where trials wait for one, and ends hosts that are done.
+    """Starts hosts for waiting trials and ends finished hosts.
 
     A context manager: leaving it drains the hosts. The broker decides which hosts there should be;
     each host's `TorchTrainer.fit()` blocks a thread of this process.
@@ -93,7 +94,7 @@ class HostPool:
         self.close(timeout_s=60.0 if error is None else 2.0)
 
     def close(self, timeout_s: float = 60.0) -> bool:
-        """Let who is leaving leave, then end all hosts; closing again does nothing.
+        """Wait for leaving trials, then end all hosts; a second call does nothing.
 
         Returns:
             Whether every host ended within `timeout_s`. One that did not ends with this process.
@@ -139,13 +140,16 @@ class HostPool:
                 run.start()
 
     def _run(self, start: HostStart) -> None:
-        """Run a host to its end and tell the broker how it ended."""
+        """Run a host to the end and tell the broker the result."""
         failure: Failure | None = None
         span = self._spans[start.host_id] = [time.monotonic()]
         try:
             self._build_trainer(start).fit()
         except Exception as error:  # noqa: BLE001  whatever it was, its trials must hear of it
-            failure = Failure(fault="failed", reason=f"its host ended: {last_line(error)}")
+            failure = Failure(
+                fault="failed",
+                reason=f"its host ended: {last_line(error)}",
+            )
             logger.warning("host %s: %s", start.host_id, failure.reason)
         span.append(time.monotonic())
         try:
@@ -186,9 +190,3 @@ def _run_host(config: dict[str, Any]) -> None:
     from trainables.hosts.worker import run_host
 
     run_host(config)
-
-
-def last_line(error: BaseException) -> str:
-    """The line of a traceback that says what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

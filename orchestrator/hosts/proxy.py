@@ -18,8 +18,8 @@ from ray.actor import ActorHandle
 
 from orchestrator.errors import SweepError
 from orchestrator.hosts.broker import MAX_WAIT_S, broker_name
-from orchestrator.hosts.members import Phase, Standing, group_key
-from orchestrator.journal.layout import bundle_folder, state_folder
+from orchestrator.hosts.members import SeatPhase, SeatStatus, group_key
+from orchestrator.journal.paths import bundle_folder, state_folder
 from orchestrator.outcome import Outcome
 from trainables.hosts.orders import SeatReport, SeatRequest, fault_metrics
 from trainables.hosts.progress import copy_progress
@@ -62,12 +62,12 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Train to the next evaluation."""
         until = min(self._step + self._every, self._horizon)
-        standing = self._advance(until)
-        report = standing.report
+        status = self._advance(until)
+        report = status.report
         if report is not None and report.fault is not None:
             self._leave()
             return self._result(report, Outcome(report.fault), report.reason)
-        if standing.phase is Phase.CLOSED:
+        if status.phase is SeatPhase.CLOSED:
             return self._result(report, Outcome.CANCELLED, "the sweep ended")
         if report is None or report.step < until:
             return self._result(report, Outcome.STOPPED, "stopped from outside")
@@ -110,7 +110,7 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
         self._join()
 
     def _origin(self, storage: str, parent: Mapping[str, int] | None) -> int:
-        """The step this trial starts from: 0, or that of the state it copied from its parent.
+        """The step this trial starts from: 0, or the step of the state copied from the parent.
 
         A parent that has no state, or is through by now, leaves nothing to go on from.
         """
@@ -125,34 +125,34 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
         self._attempt = uuid.uuid4().hex[:12]
         ray.get(self._broker.join.remote(self._trial, self._attempt, self._group, self._request))
 
-    def _advance(self, until: int) -> Standing:
+    def _advance(self, until: int) -> SeatStatus:
         """Wait for the report of step `until`, in line again if the lease was lost meanwhile."""
         while True:
-            standing: Standing = ray.get(
+            status: SeatStatus = ray.get(
                 self._broker.advance.remote(self._trial, self._attempt, until, MAX_WAIT_S)
             )
-            if standing.phase is Phase.SUPERSEDED:
+            if status.phase is SeatPhase.SUPERSEDED:
                 raise SweepError(
                     f"trial {self._trial}: another process trains it by now; this one gives up."
                 )
-            if standing.phase is Phase.LOST:
+            if status.phase is SeatPhase.LOST:
                 self._join()
-            elif standing.answers(until):
-                return standing
+            elif status.answers(until):
+                return status
 
     def _leave(self) -> None:
         ray.get(self._broker.leave.remote(self._trial, self._attempt, keep=True))
 
     def _finish(self, report: SeatReport) -> dict[str, Any]:
         """Leave at the horizon, with the bundle written before Tune hears of the end."""
-        phase = Phase.LEAVING
-        while phase is Phase.LEAVING:
-            standing: Standing = ray.get(
+        phase = SeatPhase.LEAVING
+        while phase is SeatPhase.LEAVING:
+            status: SeatStatus = ray.get(
                 self._broker.leave.remote(self._trial, self._attempt, True, MAX_WAIT_S)
             )
-            phase = standing.phase
-        if standing.reason:
-            return self._result(report, Outcome.FAILED, f"no bundle: {standing.reason}")
+            phase = status.phase
+        if status.reason:
+            return self._result(report, Outcome.FAILED, f"no bundle: {status.reason}")
         return self._result(report, Outcome.COMPLETED, f"trained {report.step} steps")
 
     def _result(

@@ -18,7 +18,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 
-from orchestrator.hosts.members import Errand, Host, HostStart, Member, Phase, Standing
+from orchestrator.hosts.members import Errand, Host, HostStart, Member, SeatPhase, SeatStatus
 from trainables.hosts.bench import Failure
 from trainables.hosts.orders import (
     HostReport,
@@ -58,14 +58,14 @@ class Seats:
         self.is_closed = False
         self._current: dict[int, str] = {}
         self._dead: dict[str, set[str]] = {}  # hosts lost since the last news, by group
-        self._past: dict[str, tuple[int, Standing]] = {}
+        self._past: dict[str, tuple[int, SeatStatus]] = {}
         self._numbers = itertools.count()
 
     # -------------------------------------------------------------------------------- proxies
 
     def join(
         self, trial: int, attempt: str, group: str, request: SeatRequest, now: float
-    ) -> Standing:
+    ) -> SeatStatus:
         """Stand in line for a seat, in place of any earlier attempt of the trial."""
         key = _key(trial, attempt)
         if key not in self.members and key not in self._past:
@@ -76,7 +76,7 @@ class Seats:
             self._current[trial] = key
         return self._hear(key, now)
 
-    def advance(self, trial: int, attempt: str, until: int, now: float) -> Standing:
+    def advance(self, trial: int, attempt: str, until: int, now: float) -> SeatStatus:
         """Let a trial go to step `until`, and say where it is."""
         key = _key(trial, attempt)
         member = self.members.get(key)
@@ -84,7 +84,7 @@ class Seats:
             member.until = max(member.until, until)
         return self._hear(key, now)
 
-    def leave(self, trial: int, attempt: str | None, keep: bool, now: float) -> Standing:
+    def leave(self, trial: int, attempt: str | None, keep: bool, now: float) -> SeatStatus:
         """Give up a seat or the place in line.
 
         Args:
@@ -96,55 +96,55 @@ class Seats:
         key = self._current.get(trial, "") if attempt is None else _key(trial, attempt)
         member = self.members.get(key)
         if member is None:
-            _, standing = self._past.get(key, (trial, Standing(phase=Phase.LEFT)))
-            return standing
+            _, status = self._past.get(key, (trial, SeatStatus(phase=SeatPhase.LEFT)))
+            return status
         if member.is_leaving or (keep and self._can_export(member)):
             member.is_leaving = True
             return self._hear(key, now)
-        return self._retire(member, Phase.LEFT)
+        return self._retire(member, SeatPhase.LEFT)
 
     def _can_export(self, member: Member) -> bool:
-        """A host can write its bundle: the one it sits on, or the next one after that was lost."""
+        """Whether a host can write the bundle: the present host, or the next one after a loss."""
         is_between_hosts = member.is_waiting and member.known > 0
         return member.host is not None or (is_between_hosts and not self.is_closed)
 
-    def _hear(self, key: str, now: float) -> Standing:
+    def _hear(self, key: str, now: float) -> SeatStatus:
         member = self.members.get(key)
         if member is None:
-            _, standing = self._past.get(key, (0, Standing(phase=Phase.LOST)))
-            return standing
+            _, status = self._past.get(key, (0, SeatStatus(phase=SeatPhase.LOST)))
+            return status
         member.seen = now
         self._seat_waiting()
-        return Standing(phase=self._phase(member), report=member.report)
+        return SeatStatus(phase=self._phase(member), report=member.report)
 
-    def _phase(self, member: Member) -> Phase:
+    def _phase(self, member: Member) -> SeatPhase:
         if member.is_leaving:
-            return Phase.LEAVING
+            return SeatPhase.LEAVING
         if self.is_closed:
-            return Phase.CLOSED
-        return Phase.WAITING if member.host is None else Phase.SEATED
+            return SeatPhase.CLOSED
+        return SeatPhase.WAITING if member.host is None else SeatPhase.SEATED
 
-    def _retire(self, member: Member, phase: Phase, reason: str = "") -> Standing:
-        standing = Standing(phase=phase, report=member.report, reason=reason)
+    def _retire(self, member: Member, phase: SeatPhase, reason: str = "") -> SeatStatus:
+        status = SeatStatus(phase=phase, report=member.report, reason=reason)
         del self.members[member.key]
-        self._past[member.key] = (member.trial, standing)
+        self._past[member.key] = (member.trial, status)
         self._seat_waiting()
-        return standing
+        return status
 
     def _supersede(self, trial: int) -> None:
         """An older attempt must not come back: not from its seat, nor after a lost lease."""
         for member in [m for m in self.members.values() if m.trial == trial]:
-            self._retire(member, Phase.SUPERSEDED)
-        for key, (owner, standing) in self._past.items():
-            if owner == trial and standing.phase is Phase.LOST:
-                gone = dataclasses.replace(standing, phase=Phase.SUPERSEDED)
+            self._retire(member, SeatPhase.SUPERSEDED)
+        for key, (owner, status) in self._past.items():
+            if owner == trial and status.phase is SeatPhase.LOST:
+                gone = dataclasses.replace(status, phase=SeatPhase.SUPERSEDED)
                 self._past[key] = (owner, gone)
 
     def expire(self, now: float) -> None:
         """Take the seats of trials whose proxies have gone silent."""
         for member in list(self.members.values()):
             if not member.is_leaving and now - member.seen > self.lease_s:
-                self._retire(member, Phase.LOST)
+                self._retire(member, SeatPhase.LOST)
 
     # ---------------------------------------------------------------------------------- hosts
 
@@ -172,7 +172,7 @@ class Seats:
         self._seat_waiting()
 
     def take(self, host_id: str, incarnation: str, report: HostReport) -> None:
-        """Note what a host did; word from an incarnation that is past is not heard."""
+        """Take a host's report; a report of a past incarnation is ignored."""
         host = self.hosts.get(host_id)
         if host is None or host.incarnation != incarnation:
             return
@@ -184,7 +184,7 @@ class Seats:
         for freed in report.freed:
             member = self.members.get(freed.key)
             if member is not None and member.is_leaving:
-                self._retire(member, Phase.LEFT, freed.error)
+                self._retire(member, SeatPhase.LEFT, freed.error)
         for task_report in report.tasks:
             self.errands[task_report.task_id].report = task_report
             self._dead.pop(host.group, None)
@@ -263,7 +263,7 @@ class Seats:
             self._fail_line(host.group, failure)
 
     def end_host(self, host_id: str, failure: Failure | None) -> None:
-        """A host is gone for good; its trials go on in another one from their saved states.
+        """Remove a host; its trials go on elsewhere from saved states.
 
         With a failure its end counts as a crash; a row of `MAX_DEAD_HOSTS` such ends without news
         fails those who wait. A host with a failure that was never up is one that `refuse`s.
@@ -286,7 +286,7 @@ class Seats:
             self._fail_line(host.group, failure)
 
     def _put_back(self, host: Host) -> None:
-        """Those on a host stand in line again; for a bundle that is only done once."""
+        """Put a host's members back in line; a member that only exports gets one more host."""
         host.holding, host.offered = frozenset(), frozenset()
         for member in list(self._seated(host.host_id)):
             member.host = None
@@ -298,12 +298,12 @@ class Seats:
     def _await_next_host(self, member: Member) -> None:
         """Leave the export to the next host, if there may be one."""
         if member.is_moved or member.has_fault or self.is_closed:
-            self._retire(member, Phase.LEFT, NO_BUNDLE)
+            self._retire(member, SeatPhase.LEFT, NO_BUNDLE)
         else:
             member.is_moved = True
 
     def _fail_line(self, group: str, failure: Failure) -> None:
-        """Those who wait for a host of a group get the failure."""
+        """Fail all members and tasks waiting for a host of a group."""
         for member in list(self.members.values()):
             if member.is_waiting and member.group == group:
                 self._fail(member, failure)
@@ -322,7 +322,7 @@ class Seats:
         )
         member.host, member.is_suspect = None, False
         if member.is_leaving:
-            self._retire(member, Phase.LEFT, failure.reason)
+            self._retire(member, SeatPhase.LEFT, failure.reason)
 
     # ---------------------------------------------------------------------------------- tasks
 
@@ -332,11 +332,11 @@ class Seats:
         self._seat_waiting()
 
     def close(self) -> None:
-        """Grant nothing more; hosts end when those who are leaving have left."""
+        """Grant no more steps; hosts end after leaving trials have left."""
         self.is_closed = True
         for member in list(self.members.values()):
             if member.is_leaving and member.host is None:
-                self._retire(member, Phase.LEFT, NO_BUNDLE)
+                self._retire(member, SeatPhase.LEFT, NO_BUNDLE)
         for name, errand in self.errands.items():
             if errand.report is None:
                 errand.report = TaskReport(task_id=name, error="the sweep was closed")
@@ -354,7 +354,7 @@ class Seats:
         return [(n, e) for n, e in self.errands.items() if e.host == host_id and e.report is None]
 
     def _seat_waiting(self) -> None:
-        """Give free seats to those who wait, first come first served."""
+        """Give free seats to waiting members, first come first served."""
         if self.is_closed:
             return
         for member in self.members.values():

@@ -1,299 +1,392 @@
-"""The append-only log of a sweep: `events.jsonl` in its storage folder, the truth about it.
+"""Events of a sweep: one frozen dataclass for each kind of line in the log.
 
-Whatever happened is one JSON line; whatever is not in the log did not happen. A line counts once
-`EventLog.append` has returned: it is on disk then. Killed at any moment, a sweep loses at most the
-line it was writing, which readers skip and the next writer cuts off.
-
-Numbers in `metrics` may be non-finite and are written as the strings "nan", "inf" and "-inf", so
-that every line is strict JSON.
+A new event is a dataclass here, a name in `EVENT_TYPES`, and a reader: usually a function in
+`orchestrator.journal.history` that folds the event into the sweep's history.
+`orchestrator.journal.codec` writes and reads the fields as they are declared here.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import math
-import os
-import socket
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
-from orchestrator.errors import SweepInUseError, SweepStorageError
-from orchestrator.journal.replica import LogReplica
-from trainables.errors import StorageError
+from orchestrator.outcome import Outcome
 
-EVENTS: Mapping[str, frozenset[str]] = {
-    kind: frozenset(fields.split())
-    for kind, fields in {
-        "sweep_started": "sweep_id spec digest",
-        "sweep_resumed": "",
-        "pinned": "pins",
-        "data_inspected": "lines facts",
-        "base_evaluated": "base split metrics",
-        "trial_started": "trial knobs spec",
-        "trial_resumed": "trial step",
-        "report": "trial step metrics",
-        "trial_ended": "trial outcome reason step bundle",
-        "final_evaluated": "trial metrics",
-        "form_scored": "trial form metrics error way",
-        "registered": "trial ref digest",
-        "promoted": "ref promoted reason",
-        "phase": "name seconds",
-        "session_lost": "",
-        "usage": "cpu_s gpu_s",
-        "start_points": "points",
-        "stage_ended": "stage reason under",
-        "sweep_ended": "status reason",
-        "pruned": "what trials",
-    }.items()
-}
-"""Kinds of events with the fields each one must have; further fields are kept and ignored."""
+Folder = Literal["state", "bundle"]
+"""Saved states of a trial; the adapters that the trial left, those of earlier steps included."""
+
+StageName = Literal["search", "repeats"]
+"""Stages that train: the search, and the finalists' runs with new seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
-    """One line of the log.
+class SweepStarted:
+    """A new sweep begins.
 
     Attributes:
-        kind: A key of `EVENTS`, or one of a later version, which readers ignore.
-        at: Seconds since the epoch.
-        fields: What the kind says, non-finite metrics as floats.
+        sweep_id: Identifies the sweep in MLflow.
+        spec: `SweepSpec.to_dict` of the sweep.
+        digest: `SweepSpec.digest` of the sweep.
+    """
+
+    sweep_id: str
+    spec: Mapping[str, Any]
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputsPinned:
+    """Branches and tags of the hub's repositories are settled as commits.
+
+    Attributes:
+        pins: Commits by repository, as `orchestrator.journal.pins` names it.
+    """
+
+    pins: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInspected:
+    """The rows were read before anything was trained.
+
+    Attributes:
+        lines: Sentences for the user.
+        facts: The same as plain values, by base.
+    """
+
+    lines: Sequence[str]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResumed:
+    """A driver takes the sweep up again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionLost:
+    """The driver's session before this event was killed; the event before was its last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepEnded:
+    """The sweep ends.
+
+    Attributes:
+        status: Completed, failed or cancelled.
+        reason: One sentence.
+    """
+
+    status: Outcome
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEnded:
+    """A stage of training has no work left under the present settings.
+
+    Attributes:
+        stage: The stage.
+        reason: What ended the stage early; empty when nothing was left to train.
+        under: The sections of the sweep file that decide how far the stage goes.
+    """
+
+    stage: StageName
+    reason: str
+    under: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseEnded:
+    """The driver ends a phase of its work.
+
+    Attributes:
+        name: Such as `searching`.
+        seconds: Wall-clock time that the phase took.
+    """
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsageMeasured:
+    """Total use of devices by the hosts of this session so far.
+
+    Attributes:
+        cpu_s: Seconds times CPUs.
+        gpu_s: Seconds times GPUs.
+    """
+
+    cpu_s: float
+    gpu_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsageAdded:
+    """Use of devices by evaluation workers since the last such event.
+
+    Attributes:
+        cpu_s: Seconds times CPUs.
+        gpu_s: Seconds times GPUs.
+    """
+
+    cpu_s: float
+    gpu_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartPointsChosen:
+    """The search knows its first configurations.
+
+    Attributes:
+        points: Settings of each one.
+    """
+
+    points: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialStarted:
+    """Ray Tune starts a trial for the first time.
+
+    Attributes:
+        trial: The trial's number.
+        knobs: Values that the searcher chose.
+        spec: `TrialSpec.to_dict` of the trial.
+        parent: The trial whose checkpoint this one goes on from (`trial`), that checkpoint's
+            `step`, and the stopped trial in whose place this one comes (`replaces`).
+        repeat_of: The finalist that this trial repeats with another seed.
+    """
+
+    trial: int
+    knobs: Mapping[str, Any]
+    spec: Mapping[str, Any]
+    parent: Mapping[str, int] | None = None
+    repeat_of: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResumed:
+    """A trial goes on after a lost process, or after an end that was revoked.
+
+    Attributes:
+        trial: The trial's number.
+        step: Steps that were reported before.
+    """
+
+    trial: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialReported:
+    """A trial reports its metrics at a step.
+
+    Attributes:
+        trial: The trial's number.
+        step: Optimizer steps so far.
+        metrics: Values that searcher and scheduler saw.
+        is_fault: The trial broke, and its metrics are stand-ins for the searcher.
+    """
+
+    trial: int
+    step: int
+    metrics: Mapping[str, float]
+    is_fault: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnded:
+    """A trial ends.
+
+    Attributes:
+        trial: The trial's number.
+        outcome: How the trial ended.
+        reason: One sentence.
+        step: Steps that were reported.
+        bundle: Folder of the adapter in the sweep's storage; `None` without an adapter.
+        by: `user` or `budget` for a trial that was cancelled.
+    """
+
+    trial: int
+    outcome: Outcome
+    reason: str
+    step: int
+    bundle: str | None
+    by: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseEvaluated:
+    """The bare base was evaluated on the rows of a split.
+
+    Attributes:
+        base: `members.group_key` of the trials on the base.
+        split: `validation` or `test`.
+        metrics: Such as `test_loss`.
+    """
+
+    base: str
+    split: str
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalistEvaluated:
+    """A finalist was evaluated on the rows that decide the finals.
+
+    Attributes:
+        trial: The trial's number.
+        metrics: Such as `test_loss`.
+    """
+
+    trial: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormEvaluated:
+    """A finalist's adapter was evaluated in a serving form.
+
+    Attributes:
+        trial: The trial's number.
+        form: The serving form.
+        metrics: As `orchestrator.finals.form_scores` reads them; empty after an error.
+        error: Why the adapter cannot be evaluated in this form; empty when it was.
+        fingerprint: Of the settings, metrics and rows of the evaluation; empty for a lost one,
+            which is to be done again.
+    """
+
+    trial: int
+    form: str
+    metrics: Mapping[str, float]
+    error: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterRegistered:
+    """A trial's adapter is a version in the registry.
+
+    Attributes:
+        trial: The trial's number.
+        ref: The version, as `name/number`.
+        digest: The bundle's.
+    """
+
+    trial: int
+    ref: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromotionDecided:
+    """The best version was before the promotion gate.
+
+    Attributes:
+        ref: The version, as `name/number`.
+        promoted: Whether the version is champion now.
+        reason: One sentence.
+    """
+
+    ref: str
+    promoted: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldersPruned:
+    """Folders of trials were removed from the storage.
+
+    Attributes:
+        what: Which folder of each trial.
+        trials: Numbers of the trials.
+    """
+
+    what: Folder
+    trials: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnknownEvent:
+    """An event of a newer version of lorchestra; readers pass it over.
+
+    Attributes:
+        kind: The event's name in the log.
     """
 
     kind: str
+
+
+Event = (
+    SweepStarted
+    | InputsPinned
+    | DataInspected
+    | SweepResumed
+    | SessionLost
+    | SweepEnded
+    | StageEnded
+    | PhaseEnded
+    | UsageMeasured
+    | UsageAdded
+    | StartPointsChosen
+    | TrialStarted
+    | TrialResumed
+    | TrialReported
+    | TrialEnded
+    | BaseEvaluated
+    | FinalistEvaluated
+    | FormEvaluated
+    | AdapterRegistered
+    | PromotionDecided
+    | FoldersPruned
+)
+
+EVENT_TYPES: Mapping[str, type[Event]] = {
+    "sweep_started": SweepStarted,
+    "pinned": InputsPinned,
+    "data_inspected": DataInspected,
+    "sweep_resumed": SweepResumed,
+    "session_lost": SessionLost,
+    "sweep_ended": SweepEnded,
+    "stage_ended": StageEnded,
+    "phase": PhaseEnded,
+    "usage": UsageMeasured,
+    "usage_added": UsageAdded,
+    "start_points": StartPointsChosen,
+    "trial_started": TrialStarted,
+    "trial_resumed": TrialResumed,
+    "report": TrialReported,
+    "trial_ended": TrialEnded,
+    "base_evaluated": BaseEvaluated,
+    "final_evaluated": FinalistEvaluated,
+    "form_evaluated": FormEvaluated,
+    "registered": AdapterRegistered,
+    "promoted": PromotionDecided,
+    "pruned": FoldersPruned,
+}
+"""Events by the names they have in the log."""
+
+_NAMES = {kind: name for name, kind in EVENT_TYPES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogEntry:
+    """One line of the log.
+
+    Attributes:
+        at: Seconds since the epoch.
+        event: What happened.
+    """
+
     at: float
-    fields: Mapping[str, Any]
+    event: Event | UnknownEvent
 
-
-class EventLog:
-    """The one writer of a sweep's log, from opening to closing.
-
-    Thread-safe. A lock file beside the log keeps other drivers out; the operating system frees it
-    however the driver ends.
-    """
-
-    def __init__(self, path: Path, replica: LogReplica | None = None) -> None:
-        """Take the lock and cut off a torn last line.
-
-        Args:
-            path: The file.
-            replica: The log in a bucket, which is then the truth: the file becomes a copy of it.
-
-        Raises:
-            SweepInUseError: Another driver writes this log.
-            SweepStorageError: It cannot be written.
-        """
-        self.path = path
-        self._replica = replica
-        self._guard = threading.Lock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _take_lock(path.with_suffix(".lock"))
-            try:
-                if replica is not None:
-                    replica.open(path)
-                self._file = path.open("ab", buffering=0)
-                self._file.truncate(_whole_length(path))
-                os.fsync(self._file.fileno())
-                _sync_folder(path.parent)
-            except BaseException:
-                os.close(self._lock)
-                if replica is not None:
-                    replica.close()
-                raise
-        except StorageError as error:
-            raise SweepStorageError(str(error)) from error
-        except OSError as error:
-            raise SweepStorageError(
-                f"{path}: cannot be written ({error}); allowed: a writable storage folder. "
-                "Choose another folder or mend its permissions."
-            ) from error
-
-    def append(self, event: str, **fields: Any) -> Event:
-        """Put one event on disk, and before that into the bucket; it is there when this returns.
-
-        Raises:
-            TypeError: The kind is unknown or lacks a field.
-            ValueError: A value outside of `metrics` is no strict JSON.
-            SweepStorageError: The disk is full or gone, or the bucket is, or another driver has
-                taken the log over.
-        """
-        if event not in EVENTS:
-            raise TypeError(f"unknown event {event!r}; allowed: {', '.join(EVENTS)}")
-        missing = EVENTS[event] - fields.keys()
-        if missing:
-            raise TypeError(f"event {event!r} lacks {', '.join(sorted(missing))}")
-        with self._guard:
-            at = time.time()
-            line = _encode({"event": event, "at": at, **fields})
-            try:
-                if self._replica is not None:
-                    self._replica.append(line)
-                self._write(line)
-            except StorageError as error:
-                raise SweepStorageError(str(error)) from error
-            except OSError as error:
-                raise SweepStorageError(
-                    f"{self.path}: cannot append ({error}); allowed: space on a writable disk. "
-                    "Free some space and resume the sweep."
-                ) from error
-        return _decode(line)
-
-    def close(self) -> None:
-        """Free the lock; the log stays."""
-        with self._guard:
-            if not self._file.closed:
-                self._file.close()
-                if self._replica is not None:
-                    self._replica.close()
-                os.close(self._lock)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Ray Tune pickles the callbacks that hold a log; a copy has no file and cannot write.
-        return {"path": self.path}
-
-    def __enter__(self) -> EventLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _write(self, line: bytes) -> None:
-        start = self._file.seek(0, os.SEEK_END)
-        try:
-            written = self._file.write(line)
-            if written != len(line):
-                raise OSError(f"only {written} of {len(line)} bytes were written")
-            os.fsync(self._file.fileno())
-        except OSError:
-            self._file.truncate(start)  # no torn line in the middle of the log
-            raise
-
-
-def read_events(path: Path) -> Iterator[Event]:
-    """Events in the order they happened; none for a missing log.
-
-    Safe beside a writer: a last line that is torn or still being written is skipped.
-
-    Raises:
-        SweepStorageError: A line before the last one is no event.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return
-    yield from decode_events(content, str(path))
-
-
-def decode_events(content: bytes, source: str) -> Iterator[Event]:
-    """Events in the order they happened; a torn last line is skipped.
-
-    Args:
-        content: What the log holds.
-        source: Its name, for errors.
-
-    Raises:
-        SweepStorageError: A line before the last one is no event.
-    """
-    lines = content.split(b"\n")
-    # The last part is empty after a complete line and torn otherwise.
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            event = _decode(line)
-        except ValueError as error:
-            if number == len(lines) - 1:
-                return
-            raise SweepStorageError(
-                f"{source}, line {number}: not an event ({error}); allowed: lines that lorchestra "
-                "wrote. Restore the file from a copy, or start the sweep in another folder."
-            ) from error
-        lacking = EVENTS.get(event.kind, frozenset()) - event.fields.keys()
-        if lacking:
-            raise SweepStorageError(
-                f"{source}, line {number}: event {event.kind!r} lacks {', '.join(sorted(lacking))}"
-                "; allowed: logs of this version. Read it with the version that wrote it, or "
-                "start the sweep in another folder."
-            )
-        yield event
-
-
-def _encode(values: dict[str, Any]) -> bytes:
-    if isinstance(values.get("metrics"), Mapping):
-        values["metrics"] = {
-            name: str(float(value)) if not math.isfinite(value) else value
-            for name, value in values["metrics"].items()
-        }
-    text = json.dumps(values, allow_nan=False, default=_plain, separators=(",", ":"))
-    return text.encode() + b"\n"
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "item"):  # a NumPy scalar
-        return value.item()
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise ValueError(f"{value!r} is no plain value; allowed: what JSON has")
-
-
-def _decode(line: bytes) -> Event:
-    values = json.loads(line)
-    try:
-        kind, at = values.pop("event"), float(values.pop("at"))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError("without event and at") from error
-    if isinstance(values.get("metrics"), dict):
-        values["metrics"] = {
-            name: float(value) if isinstance(value, str) else value
-            for name, value in values["metrics"].items()
-        }
-    return Event(kind=kind, at=at, fields=values)
-
-
-def _whole_length(path: Path) -> int:
-    """Bytes up to the end of the last line that is an event."""
-    content = path.read_bytes()
-    length = content.rfind(b"\n") + 1
-    if length:
-        start = content.rfind(b"\n", 0, length - 1) + 1
-        try:
-            _decode(content[start:length])
-        except ValueError:  # power loss can leave zeros where the last line was to be
-            return start
-    return length
-
-
-def _take_lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.read(descriptor, 512).decode(errors="replace") or "an unnamed driver"
-        os.close(descriptor)
-        raise SweepInUseError(
-            f"{path.parent}: in use by {holder}; allowed: one driver per storage folder. "
-            "Wait for it, end it, or choose another folder."
-        ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-    return descriptor
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file's name itself survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    @property
+    def kind(self) -> str:
+        """The name that the event's kind has in the log."""
+        if isinstance(self.event, UnknownEvent):
+            return self.event.kind
+        return _NAMES[type(self.event)]

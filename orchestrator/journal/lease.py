@@ -120,7 +120,7 @@ class Lease:
         write_object(f"{self._location}/{LOCK_FILE}", self._encode())
 
     def close(self) -> None:
-        """Give the right back; a bucket that is away frees it by its age."""
+        """Release the lease; in an unreachable bucket, the lease expires by age."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(_JOIN_S)
@@ -173,7 +173,7 @@ class Lease:
 
 
 def _machine() -> str:
-    """Where a process id means one process: containers of one machine do not share them."""
+    """Name of the space of process ids: containers of one machine have separate ids."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
 

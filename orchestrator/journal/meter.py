@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Usage(NamedTuple):
-    """Seconds that hosts of this session were up, times their devices."""
+    """Device-seconds of this session's hosts: seconds up times number of devices."""
 
     cpu_s: float = 0.0
     gpu_s: float = 0.0
@@ -15,7 +15,7 @@ class Usage(NamedTuple):
 
 @dataclass(kw_only=True)
 class Meter:
-    """What a sweep has spent, over all its sessions; a session is from a start to an end.
+    """Time and devices that a sweep has spent over all sessions.
 
     A session that was killed counts up to its last event.
 
@@ -36,7 +36,7 @@ class Meter:
     _session: tuple[float, float] = (0.0, 0.0)
 
     def begin(self, at: float) -> None:
-        """A session begins; one that has no end ended with its last event."""
+        """Begin a session; a session without an end ended with its last event."""
         self.lose()
         self.began = self._last = at
         self.begins.append(at)
@@ -65,6 +65,11 @@ class Meter:
         self.cpu_s += cpu_s - self._session[0]
         self.gpu_s += gpu_s - self._session[1]
         self._session = (cpu_s, gpu_s)
+
+    def add(self, cpu_s: float, gpu_s: float) -> None:
+        """Count devices that workers beside the hosts have used."""
+        self.cpu_s += cpu_s
+        self.gpu_s += gpu_s
 
     def wall_clock_s(self, now: float | None = None) -> float:
         """Seconds that the sweep was run; without a time, up to the last event."""

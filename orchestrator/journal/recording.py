@@ -9,24 +9,29 @@ from typing import Any
 
 from ray import tune
 
-from orchestrator.journal.events import EventLog
-from orchestrator.journal.history import WITH_ADAPTER, SweepHistory
-from orchestrator.journal.layout import bundle_folder
+from orchestrator.journal.events import (
+    Event,
+    TrialEnded,
+    TrialReported,
+    TrialResumed,
+    TrialStarted,
+)
+from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.log import EventLog
+from orchestrator.journal.paths import bundle_folder
 from orchestrator.journal.requests import STOPPED_BY_USER, Wishes
-from orchestrator.outcome import Outcome, TrialOutcome, infer_outcome
-from trainables.hosts.orders import WORST_METRICS, ZERO_METRICS
+from orchestrator.outcome import TrialOutcome, can_leave_adapter, first_end, settle_end
+from orchestrator.wording import last_line
+from trainables.hosts.orders import WORST_METRICS, ZERO_METRICS, is_stand_in
 
 logger = logging.getLogger(__name__)
-
-_KINSHIP = ("parent", "repeat_of")
-"""What a trial's config says of the trial it comes from."""
 
 REPORTED = (*WORST_METRICS, *ZERO_METRICS)
 """Metrics every report of a trial holds."""
 
 
 class SweepRecord:
-    """The log of a sweep and what it adds up to, kept in step.
+    """The log of a sweep with the history folded from the log.
 
     Thread-safe: trials, hosts' tasks and registration write from threads of their own.
 
@@ -43,20 +48,20 @@ class SweepRecord:
         self._on_change = on_change
         self._guard = threading.RLock()
 
-    def add(self, kind: str, **fields: Any) -> None:
+    def add(self, event: Event) -> None:
         """Record one event.
 
         Raises:
             SweepStorageError: The disk is full or gone.
         """
         with self._guard:
-            self.history.apply(self.log.append(kind, **fields))
+            self.history.apply(self.log.append(event))
             self._on_change(self.history)
 
     def end_trial(
         self, trial: int, end: TrialOutcome, bundle: str | None = None, by: str = ""
     ) -> None:
-        """Record a trial's end, once; one that never started has none.
+        """Record a trial's end once; a trial without a start gets no end.
 
         Args:
             trial: Its number.
@@ -68,13 +73,14 @@ class SweepRecord:
             record = self.history.trials.get(trial)
             if record is not None and record.outcome is None:
                 self.add(
-                    "trial_ended",
-                    trial=trial,
-                    outcome=end.outcome.value,
-                    reason=end.reason,
-                    step=record.step,
-                    bundle=bundle,
-                    **({"by": by} if by else {}),
+                    TrialEnded(
+                        trial=trial,
+                        outcome=end.outcome,
+                        reason=end.reason,
+                        step=record.step,
+                        bundle=bundle,
+                        by=by,
+                    )
                 )
 
 
@@ -103,19 +109,21 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has a process; Ray Tune says so again when it starts one anew."""
+        """Record the start of a trial, or of a new process for a known trial."""
         number = trial.config["trial"]
         known = self._record.history.trials.get(number)
         if known is None:
             self._record.add(
-                "trial_started",
-                trial=number,
-                knobs=trial.config["knobs"],
-                spec=trial.config["spec"],
-                **{name: trial.config[name] for name in _KINSHIP if name in trial.config},
+                TrialStarted(
+                    trial=number,
+                    knobs=trial.config["knobs"],
+                    spec=trial.config["spec"],
+                    parent=trial.config.get("parent"),
+                    repeat_of=trial.config.get("repeat_of"),
+                )
             )
         else:
-            self._record.add("trial_resumed", trial=number, step=known.step)
+            self._record.add(TrialResumed(trial=number, step=known.step))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
@@ -128,11 +136,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         if self._is_recorded(number, step, metrics):
             return  # a trial that goes on says again what was measured before
         self._record.add(
-            "report",
-            trial=number,
-            step=step,
-            metrics=metrics,
-            is_fault=result.get("outcome") in (Outcome.DIVERGED, Outcome.INFEASIBLE, "failed"),
+            TrialReported(trial=number, step=step, metrics=metrics, is_fault=is_stand_in(result))
         )
 
     def on_trial_complete(
@@ -143,8 +147,9 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         record = self._record.history.trials.get(number)
         if record is None:
             return  # it never ran
-        end = self._describe_end(number, trial.last_result)
-        has_bundle = end.outcome in WITH_ADAPTER and record.reports
+        decided = first_end(self._wishes.end_of(number), self._end_of(number))
+        end = settle_end(trial.last_result, self._horizon, decided)
+        has_bundle = can_leave_adapter(end.outcome) and record.reports
         self._record.end_trial(
             number,
             end,
@@ -154,8 +159,9 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's own process failed for good."""
-        reason = f"its process failed: {_last_line(trial)}"
-        self._record.end_trial(trial.config["trial"], TrialOutcome(Outcome.FAILED, reason))
+        error = last_line(str(trial.get_error() or "no message"))
+        end = settle_end(trial.last_result, self._horizon, error=error)
+        self._record.end_trial(trial.config["trial"], end)
 
     def _is_recorded(self, trial: int, step: int, metrics: Mapping[str, float]) -> bool:
         """Whether the same was measured at this step before, however fast."""
@@ -166,23 +172,3 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
             and all(str(report.metrics.get(m)) == str(metrics.get(m)) for m in WORST_METRICS)
             for report in record.reports
         )
-
-    def _describe_end(self, number: int, result: Mapping[str, Any]) -> TrialOutcome:
-        outcome = infer_outcome(result, self._horizon)
-        verdict = self._end_of(number)
-        if outcome is Outcome.COMPLETED and verdict and verdict.outcome is Outcome.DIVERGED:
-            return verdict  # it ran away with its last steps
-        if outcome in (Outcome.STOPPED, Outcome.CANCELLED):
-            verdict = self._wishes.end_of(number) or verdict
-            if verdict is not None:
-                return verdict
-        if "step" not in result:  # Ray Tune's own keys are there from the start
-            return TrialOutcome(outcome, "ended before its first report")
-        if outcome is Outcome.STOPPED and "outcome" not in result:
-            return TrialOutcome(outcome, f"others were better at step {result['step']}")
-        return TrialOutcome(outcome, result.get("reason") or f"trained {result['step']} steps")
-
-
-def _last_line(trial: Any) -> str:
-    lines = [line for line in str(trial.get_error() or "no message").splitlines() if line.strip()]
-    return lines[-1].strip()

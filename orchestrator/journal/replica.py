@@ -21,7 +21,7 @@ _FOLDER = "events"
 
 
 class LogReplica:
-    """The segments of a log as its one writer keeps them.
+    """The segments of a log in a bucket, for the only writer.
 
     Args:
         location: Address of the sweep, `s3://bucket/prefix`.
@@ -50,7 +50,7 @@ class LogReplica:
         replace_file(path, b"".join(segments))
 
     def append(self, line: bytes) -> None:
-        """Put one line into the bucket; it is there when this returns.
+        """Write a line durably to the bucket.
 
         Raises:
             SweepStorageError: Another driver has taken over.

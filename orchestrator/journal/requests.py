@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.errors import SweepInUseError, SweepSpecError
-from orchestrator.journal.events import EventLog
+from orchestrator.journal.events import SessionLost, SweepEnded, TrialEnded
 from orchestrator.journal.history import TrialRecord
-from orchestrator.journal.layout import REQUESTS_FOLDER, bundle_folder
-from orchestrator.journal.storage import SweepStorage, read_history
+from orchestrator.journal.log import EventLog
+from orchestrator.journal.paths import REQUESTS_FOLDER, bundle_folder
+from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.wording import refusal
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ def take_requests(folder: Path) -> list[Request]:
 
 
 def stop_trial(storage: SweepStorage, trial: int) -> str:
-    """End one trial of a sweep, whether its driver runs or not; says what was done.
+    """End a trial, with or without a running driver; returns a sentence for the user.
 
     Raises:
         SweepSpecError: There is no such trial, or it has ended.
@@ -100,14 +102,12 @@ def stop_trial(storage: SweepStorage, trial: int) -> str:
     record = history.trials.get(trial)
     running = [one.number for one in history.unfinished()]
     if record is None or record.outcome is not None:
-        ended = "" if record is None else f" ({record.outcome})"
-        raise SweepSpecError(
-            f"stop: got {trial}{ended}; allowed: a trial without an end: "
-            f"{', '.join(map(str, running)) or 'there is none'}. See lorchestra status."
-        )
+        allowed = f"a trial without an end: {', '.join(map(str, running)) or 'there is none'}"
+        ended = "" if record is None else f"which is {record.outcome}"
+        raise SweepSpecError(refusal("stop", trial, allowed, "See lorchestra status.", flaw=ended))
     try:
         with storage.open_log() as events:
-            events.append("session_lost")
+            events.append(SessionLost())
             end_cancelled(events, record, STOPPED_BY_USER.reason)
     except SweepInUseError:
         post_request(storage, Request(kind="stop", trial=trial))
@@ -116,7 +116,7 @@ def stop_trial(storage: SweepStorage, trial: int) -> str:
 
 
 def cancel_sweep(storage: SweepStorage) -> str:
-    """End a sweep, whether its driver runs or not; says what was done.
+    """End a sweep, with or without a running driver; returns a sentence for the user.
 
     Raises:
         SweepSpecError: It has ended.
@@ -124,15 +124,20 @@ def cancel_sweep(storage: SweepStorage) -> str:
     history = read_history(storage.location)
     if history.status != "running":
         raise SweepSpecError(
-            f"cancel: got {storage.location!r}, which is {history.status}; allowed: a sweep "
-            "without an end. There is nothing to cancel."
+            refusal(
+                "cancel",
+                storage.location,
+                "a sweep without an end",
+                "There is nothing to cancel.",
+                flaw=f"which is {history.status}",
+            )
         )
     try:
         with storage.open_log() as events:
-            events.append("session_lost")
+            events.append(SessionLost())
             for record in history.unfinished():
                 end_cancelled(events, record, CANCELLED_BY_USER)
-            events.append("sweep_ended", status="cancelled", reason=CANCELLED_BY_USER)
+            events.append(SweepEnded(status=Outcome.CANCELLED, reason=CANCELLED_BY_USER))
     except SweepInUseError:
         post_request(storage, Request(kind="cancel"))
         return "the sweep is told to end"
@@ -140,13 +145,14 @@ def cancel_sweep(storage: SweepStorage) -> str:
 
 
 def end_cancelled(events: EventLog, record: TrialRecord, reason: str) -> None:
-    """Record that the user ended a trial; its adapter is exported from its state when wanted."""
+    """Record that the user ended a trial; a later run exports the adapter from the saved state."""
     events.append(
-        "trial_ended",
-        trial=record.number,
-        outcome=Outcome.CANCELLED.value,
-        reason=reason,
-        step=record.step,
-        bundle=bundle_folder(record.number) if record.reports else None,
-        by="user",
+        TrialEnded(
+            trial=record.number,
+            outcome=Outcome.CANCELLED,
+            reason=reason,
+            step=record.step,
+            bundle=bundle_folder(record.number) if record.reports else None,
+            by="user",
+        )
     )

@@ -22,9 +22,10 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.errors import SweepStorageError
-from orchestrator.journal.events import Event, decode_events, read_events
-from orchestrator.journal.layout import CURSOR_FILE
-from orchestrator.report.news import News, NewsDesk, SweepBegun, SweepEnded
+from orchestrator.journal.events import LogEntry
+from orchestrator.journal.log import decode_events, read_events
+from orchestrator.journal.paths import CURSOR_FILE
+from orchestrator.report.news import News, NewsDesk, SweepClosing, SweepOpening
 from orchestrator.spec.sweep import SweepSpec
 from registry import Tracker, TrackingError
 from registry.connection import without_secrets
@@ -43,7 +44,7 @@ _FLEEING_S = 5.0
 
 
 class Delivery:
-    """Delivers one sweep's events; a context manager that delivers what it can before it leaves.
+    """Delivers a sweep's events to MLflow; flushes pending events when the context closes.
 
     A sweep that is left unfinished has its open runs closed in MLflow, with a tag that says so;
     the session that goes on with it opens them again.
@@ -64,7 +65,7 @@ class Delivery:
         self._tracker: Tracker | None = None
         self._tail = LogTail(log)
         self._desk = NewsDesk(spec)
-        self._read: deque[Event] = deque()  # not yet on the desk
+        self._read: deque[LogEntry] = deque()  # not yet on the desk
         self._news: deque[News] = deque()  # not yet told
         self._seen = 0  # events that the desk has taken in
         self._cursor: int | None = None  # events told, as the file has it
@@ -101,7 +102,7 @@ class Delivery:
         self._wake.set()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything logged so far is delivered; whether that is so in time.
+        """Wait until the events logged so far are delivered; `False` after the timeout.
 
         Waits no longer than one attempt of its own takes to fail.
         """
@@ -154,7 +155,7 @@ class Delivery:
                 self._progress.notify_all()
 
     def _attempt(self, deliver: Callable[[], None]) -> bool:
-        """Deliver what there is; whether that went well."""
+        """Make one attempt at delivery; `False` after an error."""
         with self._progress:
             self._begun += 1
         try:
@@ -205,23 +206,24 @@ class Delivery:
         if self._cursor is None:
             self._cursor = self._read_cursor()
         while self._read:
-            event = self._read.popleft()
+            entry = self._read.popleft()
             self._seen += 1
-            self._desk.add(event, is_told=self._seen <= self._cursor)
+            self._desk.add(entry, is_told=self._seen <= self._cursor)
         self._news.extend(self._desk.take())
 
     def _tell(self, tracker: Tracker, news: News) -> None:
-        if isinstance(news, SweepBegun):
+        if isinstance(news, SweepOpening):
             self._begin(tracker, news)
-        elif isinstance(news, SweepEnded):
-            run_id = tracker.find_sweep(news.begun.sweep_id) or self._begin(tracker, news.begun)
+        elif isinstance(news, SweepClosing):
+            opening = news.opening
+            run_id = tracker.find_sweep(opening.sweep_id) or self._begin(tracker, opening)
             for file in sorted(self._report_folder.glob("*")):
                 tracker.log_artifact(run_id, file)
             tracker.end_sweep(run_id, news.status, news.metrics, news.at_s)
         else:
             tracker.record_trial(str(self._desk.history.sweep_id), news)
 
-    def _begin(self, tracker: Tracker, news: SweepBegun) -> str:
+    def _begin(self, tracker: Tracker, news: SweepOpening) -> str:
         run_id = tracker.start_sweep(news.sweep_id, news.name, news.params, news.tags, news.at_s)
         tracker.log_text(run_id, news.text, "sweep.yaml")
         return run_id
@@ -256,7 +258,7 @@ class LogTail:
         self._read = 0  # bytes up to the end of the last event that was read
         self.is_behind = False
 
-    def read_on(self, max_bytes: int = _BATCH_BYTES) -> list[Event]:
+    def read_on(self, max_bytes: int = _BATCH_BYTES) -> list[LogEntry]:
         """Events since the last call, in order; a line that is still being written waits.
 
         Of a longer log, the events in about `max_bytes`, at least one; `is_behind` says so.

@@ -110,7 +110,7 @@ def _explain(varied: Mapping[str, Sequence[Any]], places: Sequence[float]) -> di
 
 
 def _axis(column: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """An Optuna distribution that holds a column's values, and the values as it wants them."""
+    """An Optuna distribution for a column, and the column's values in its terms."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     if all(map(is_number, column)):
@@ -121,7 +121,7 @@ def _axis(column: Sequence[Any]) -> tuple[Any, list[Any]]:
 
 
 def _value(record: TrialRecord, knob: str) -> Any:
-    """A knob's value in a trial; its fixed setting where the trial did not search it."""
+    """A knob's value in a trial; the fixed setting if the trial did not search the knob."""
     if knob in record.knobs:
         return record.knobs[knob]
     if knob == ALPHA_PER_RANK:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.journal.history import WITH_ADAPTER, SweepHistory, TrialRecord, exceeded
-from orchestrator.outcome import Outcome
-from orchestrator.report.measurements import measured_reports
+from orchestrator.journal.history import SweepHistory, TrialRecord, exceeded
+from orchestrator.metrics import TRIAL_METRICS
+from orchestrator.outcome import TRAITS, can_leave_adapter
 from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.space import describe, searched_names
 from orchestrator.spec.sweep import SweepSpec
@@ -19,22 +19,15 @@ from trainables.spec import TrialSpec
 UNFINISHED = "unfinished"
 """Stands in the column `outcome` for a trial without an end."""
 
-UNRANKED_ORDER: tuple[str, ...] = (
-    Outcome.COMPLETED,  # completed or stopped without a finite value of the objective
-    Outcome.STOPPED,
-    Outcome.DIVERGED,
-    Outcome.INFEASIBLE,
-    Outcome.FAILED,
-    Outcome.CANCELLED,
-    UNFINISHED,
-)
+UNRANKED_ORDER: tuple[str, ...] = (*TRAITS, UNFINISHED)
+"""Values of the column `outcome` in the order of trials without a rank."""
 
-_METRICS = ("eval_loss", "eval_accuracy", "train_loss")
-_COSTS = ("tokens_per_s", "peak_memory_gib", "trainable_params", "host_s")
+_METRICS = tuple(name for name, one in TRIAL_METRICS.items() if one.measure and one.is_listed)
+_COSTS = tuple(name for name, one in TRIAL_METRICS.items() if not one.measure)
 
 
 def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
-    """One row per trial of the search; `rank` is empty for those that cannot be compared.
+    """One row per trial of the search; trials without a comparable value have no `rank`.
 
     Metrics are those of a trial's last report, missing where not finite.
     """
@@ -52,9 +45,9 @@ def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
         )
     columns = ["rank", "trial", "outcome", "step", *metrics]
     columns += [*settings, *_COSTS, "seconds", "reason"]
-    whole = ("rank", "trial", "step", "trainable_params")
-    measured = (*metrics, "tokens_per_s", "peak_memory_gib", "host_s", "seconds")
-    types = dict.fromkeys(whole, "Int64") | dict.fromkeys(measured, "float64")
+    types = dict.fromkeys((*metrics, *_COSTS, "seconds"), "float64")
+    whole = [name for name, one in TRIAL_METRICS.items() if one.is_whole]
+    types |= dict.fromkeys(("rank", "trial", "step", *whole), "Int64")
     # Settings stay objects: pandas would turn 4 and None into 4.0 and NaN.
     return pd.DataFrame(
         {
@@ -65,7 +58,7 @@ def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
 
 
 def find_pareto(objective: ObjectiveSpec, history: SweepHistory) -> tuple[int, ...]:
-    """Ranked trials that no other betters in one objective without being worse in another.
+    """Ranked trials on the Pareto front of the objectives.
 
     Empty for a single objective, where the ranking says it all.
     """
@@ -84,7 +77,7 @@ def find_pareto(objective: ObjectiveSpec, history: SweepHistory) -> tuple[int, .
 
 
 def find_front(costs: Mapping[int, Sequence[float]]) -> tuple[int, ...]:
-    """Those that no other undercuts in one cost without being dearer in another."""
+    """Numbers on the Pareto front: no other number has all costs as low and one lower."""
     return tuple(
         number
         for number, cost in costs.items()
@@ -115,7 +108,7 @@ def describe_trial(record: TrialRecord) -> dict[str, Any]:
 
 
 def outcome_of(record: TrialRecord) -> str:
-    """How the trial ended, or that it did not."""
+    """The value of the column `outcome`."""
     return UNFINISHED if record.outcome is None else record.outcome.value
 
 
@@ -125,16 +118,14 @@ def _in_order(
     yield from enumerate(ranked, 1)
     placed = {record.number for record in ranked}
     rest = [record for record in history.searched() if record.number not in placed]
-    for record in sorted(rest, key=_unranked_place):
+    for record in sorted(
+        rest, key=lambda one: (UNRANKED_ORDER.index(outcome_of(one)), one.number)
+    ):
         yield None, record
 
 
-def _unranked_place(record: TrialRecord) -> tuple[int, int]:
-    return UNRANKED_ORDER.index(outcome_of(record)), record.number
-
-
 def _last_values(record: TrialRecord, names: tuple[str, ...]) -> dict[str, float | None]:
-    reports = measured_reports(record)
+    reports = record.measured
     last: Mapping[str, float] = reports[-1].metrics if reports else {}
     values = {name: last.get(name) for name in names}
     found: dict[str, float | None] = {
@@ -147,8 +138,8 @@ def _last_values(record: TrialRecord, names: tuple[str, ...]) -> dict[str, float
 
 
 def _reason(record: TrialRecord, spec: SweepSpec) -> str:
-    """Why it ended, and why it is not ranked although it has an adapter."""
-    broken = exceeded(record, spec.objective) if record.outcome in WITH_ADAPTER else ""
+    """Reason of the end, and the constraint that keeps an adapter out of the ranking."""
+    broken = exceeded(record, spec.objective) if can_leave_adapter(record.outcome) else ""
     return f"{record.reason}; not {broken}" if broken else record.reason
 
 

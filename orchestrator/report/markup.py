@@ -53,7 +53,7 @@ def table(
     *,
     is_dense: bool = False,
 ) -> str:
-    """A table, scrolled sideways where it is too wide; nothing when it has no rows.
+    """An HTML table that scrolls sideways; empty text without rows.
 
     Args:
         heads: Plain text; all empty for a table without a head.
@@ -92,12 +92,12 @@ def note(text: str) -> str:
 
 
 def folded(summary: str, content: str) -> str:
-    """Content that a click on its summary, in plain text, shows."""
+    """Content shown by a click on a summary in plain text."""
     return f"<details><summary>{escape(summary)}</summary>\n{content}\n</details>"
 
 
 def embed(figure: Any, name: str) -> str:
-    """A plotly figure, with this id of its own."""
+    """A plotly figure as HTML with this element id."""
     return str(
         figure.to_html(
             full_html=False,

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from orchestrator.journal.history import Report, TrialRecord
-from trainables.hosts.orders import WORST_METRICS
-
-MEASURES = ("loss", "accuracy", "token_accuracy")
-"""What every evaluation gives, without the prefix that names its rows."""
+from orchestrator.metrics import MEASURES
 
 _PREFIXES = {"validation": ("eval_",), "test": ("test_", "eval_")}
 
 
-class Comparison(NamedTuple):
+class BaseComparison(NamedTuple):
     """One measure of the base alone and of the base with an adapter, on the same rows."""
 
     split: str
@@ -30,19 +26,9 @@ class Comparison(NamedTuple):
         return self.adapter - self.base
 
 
-def is_measured(report: Report) -> bool:
-    """Not the stand-in that a trial with a fault tells the searcher."""
-    return report.metrics.get("eval_loss") != WORST_METRICS["eval_loss"]
-
-
-def measured_reports(record: TrialRecord) -> list[Report]:
-    """What was really measured of a trial; a copy, as another thread may be adding to it."""
-    return [report for report in list(record.reports) if is_measured(report)]
-
-
 def compare_with_base(
     base: Mapping[str, Mapping[str, float]], adapter: Mapping[str, Mapping[str, float]]
-) -> list[Comparison]:
+) -> list[BaseComparison]:
     """Loss and accuracies by split; a measure that neither side has is left out.
 
     Args:
@@ -50,7 +36,7 @@ def compare_with_base(
         adapter: Metrics of the adapter by split.
     """
     compared = [
-        Comparison(
+        BaseComparison(
             split,
             measure,
             _find(base.get(split, {}), split, measure),

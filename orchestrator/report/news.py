@@ -6,7 +6,7 @@ stay where they were among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,17 @@ import yaml
 
 from orchestrator.finals.standings import rank_finalists
 from orchestrator.hosts.members import group_key
-from orchestrator.journal.events import Event
+from orchestrator.journal.events import (
+    FinalistEvaluated,
+    LogEntry,
+    SweepEnded,
+    SweepResumed,
+    SweepStarted,
+    TrialEnded,
+    TrialReported,
+    TrialResumed,
+    TrialStarted,
+)
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.spec.space import describe
 from orchestrator.spec.sweep import SweepSpec
@@ -24,8 +34,8 @@ from trainables.spec import TrialSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepBegun:
-    """The sweep started or goes on.
+class SweepOpening:
+    """News that the sweep started or goes on.
 
     Attributes:
         sweep_id: Which one.
@@ -45,27 +55,27 @@ class SweepBegun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepEnded:
-    """The sweep ended.
+class SweepClosing:
+    """News that the sweep ended.
 
     Attributes:
-        begun: What is to be told first where its run is missing.
+        opening: What is to be told first where the sweep's run is missing.
         status: How it ended.
         metrics: What its best adapter measures, and the bare base.
         at_s: Seconds since the epoch.
     """
 
-    begun: SweepBegun
+    opening: SweepOpening
     status: Outcome
     metrics: Mapping[str, float]
     at_s: float
 
 
-News = SweepBegun | TrialNews | SweepEnded
+News = SweepOpening | TrialNews | SweepClosing
 
 
 class NewsDesk:
-    """Folds events into a history and gathers what is new in them.
+    """Folds events into a history and gathers news for MLflow.
 
     Args:
         spec: The sweep.
@@ -80,30 +90,33 @@ class NewsDesk:
         self._news: list[News] = []
         self._trials: dict[int, TrialNews] = {}  # those that can still take up more
 
-    def add(self, event: Event, *, is_told: bool = False) -> None:
-        """Take in the next event; one that MLflow was told of before is no news."""
-        self.history.apply(event)
+    def add(self, entry: LogEntry, *, is_told: bool = False) -> None:
+        """Take in the next entry; an entry already delivered gives no news."""
+        self.history.apply(entry)
         if is_told:
             return
-        if event.kind in _ON_TRIAL:
-            record = self.history.trials.get(event.fields["trial"])
+        event = entry.event
+        if isinstance(event, SweepStarted | SweepResumed):
+            self._of_sweep(self._begun(entry.at))
+        elif isinstance(event, SweepEnded):
+            self._of_sweep(self._ended(event, entry.at))
+        elif isinstance(event, TrialEvent):
+            record = self.history.trials.get(event.trial)
             if record is not None:
-                _ON_TRIAL[event.kind](self._of_trial(record), record, event)
-        elif event.kind in ("sweep_started", "sweep_resumed"):
-            self._of_sweep(self._begun(event.at))
-        elif event.kind == "sweep_ended":
-            self._of_sweep(self._ended(event))
+                _tell(event, self._of_trial(record), record, entry.at)
 
     def take(self) -> list[News]:
-        """What is new since the last call, in order of each one's first event."""
+        """News since the last call, in order of their first events."""
         news, self._news, self._trials = self._news, [], {}
         return news
 
     def _of_trial(self, record: TrialRecord) -> TrialNews:
         if record.number not in self._trials:
+            of = record.repeat_of
+            repeats = "" if of is None else f" (repeats {of:04d})"
             news = TrialNews(
                 trial=record.number,
-                name=_name(record),
+                name=f"trial-{record.number:04d}{repeats}",
                 params=describe(TrialSpec.from_dict(record.spec)),
                 started_at_s=record.started_at,
                 tags=_kinship(record),
@@ -112,14 +125,14 @@ class NewsDesk:
             self._news.append(news)
         return self._trials[record.number]
 
-    def _of_sweep(self, news: SweepBegun | SweepEnded) -> None:
+    def _of_sweep(self, news: SweepOpening | SweepClosing) -> None:
         self._news.append(news)
         self._trials = {}  # what comes later of a trial is told later
 
-    def _begun(self, at_s: float) -> SweepBegun:
-        """Of the sweep as it was started: a resumed one may read its data from elsewhere."""
+    def _begun(self, at_s: float) -> SweepOpening:
+        """News of a start, by the spec of the first start: a resume may read other files."""
         spec: Mapping[str, Any] = self.history.spec or {}
-        return SweepBegun(
+        return SweepOpening(
             sweep_id=str(self.history.sweep_id),
             name=self._spec.name,
             params={
@@ -136,17 +149,17 @@ class NewsDesk:
             at_s=at_s,
         )
 
-    def _ended(self, event: Event) -> SweepEnded:
+    def _ended(self, event: SweepEnded, at_s: float) -> SweepClosing:
         standings = rank_finalists(self._spec, self.history)
-        return SweepEnded(
-            begun=self._begun(event.at),
-            status=event.fields["status"],
+        return SweepClosing(
+            opening=self._begun(at_s),
+            status=event.status,
             metrics=self._totals(standings[0].adapter) if standings else {},
-            at_s=event.at,
+            at_s=at_s,
         )
 
     def _totals(self, best: TrialRecord) -> dict[str, float]:
-        """What the best adapter measures, and the bare base which that adapter sits on."""
+        """Metrics of the best adapter and of its bare base."""
         key = group_key(TrialSpec.from_dict(best.spec))
         base = self.history.base_metrics.get(key, {})
         return {
@@ -156,42 +169,25 @@ class NewsDesk:
         }
 
 
-def _begin(news: TrialNews, record: TrialRecord, event: Event) -> None:
-    news.is_begun, news.end = True, None
+TrialEvent = TrialStarted | TrialResumed | TrialReported | TrialEnded | FinalistEvaluated
+"""Events that a trial's run in MLflow shows."""
 
 
-def _report(news: TrialNews, record: TrialRecord, event: Event) -> None:
-    if not event.fields.get("is_fault"):  # its stand-ins are for the searcher, not for a chart
-        step, metrics = event.fields["step"], event.fields["metrics"]
-        news.points.append(Points(metrics=metrics, step=step, at_s=event.at))
-
-
-def _end(news: TrialNews, record: TrialRecord, event: Event) -> None:
-    outcome, reason = event.fields["outcome"], event.fields["reason"]
-    news.end = End(outcome=outcome, reason=reason, at_s=event.at)
-
-
-def _final(news: TrialNews, record: TrialRecord, event: Event) -> None:
-    metrics = event.fields["metrics"]
-    news.points.append(Points(metrics=metrics, step=record.step, at_s=event.at))
-
-
-_ON_TRIAL: Mapping[str, Callable[[TrialNews, TrialRecord, Event], None]] = {
-    "trial_started": _begin,
-    "trial_resumed": _begin,
-    "report": _report,
-    "trial_ended": _end,
-    "final_evaluated": _final,
-}
-
-
-def _name(record: TrialRecord) -> str:
-    name = f"trial-{record.number:04d}"
-    return name if record.repeat_of is None else f"{name} (repeats {record.repeat_of:04d})"
+def _tell(event: TrialEvent, news: TrialNews, record: TrialRecord, at_s: float) -> None:
+    """Add an event of a trial to the trial's news."""
+    match event:
+        case TrialStarted() | TrialResumed():
+            news.is_begun, news.end = True, None
+        case TrialReported(is_fault=False):  # stand-ins of a fault are no points of a chart
+            news.points.append(Points(metrics=event.metrics, step=event.step, at_s=at_s))
+        case TrialEnded():
+            news.end = End(outcome=event.outcome, reason=event.reason, at_s=at_s)
+        case FinalistEvaluated():
+            news.points.append(Points(metrics=event.metrics, step=record.step, at_s=at_s))
 
 
 def _kinship(record: TrialRecord) -> dict[str, str]:
-    """Tags that say which trial this one repeats or goes on from."""
+    """Tags with the trial that a trial repeats or goes on from."""
     tags = {}
     if record.repeat_of is not None:
         tags["lorchestra.repeat_of"] = str(record.repeat_of)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from orchestrator.finals.form_scores import TRAINED, FormScore, list_form_scores
 from orchestrator.journal.history import SweepHistory
+from orchestrator.metrics import TRIAL_METRICS
 from orchestrator.report.importance import Importance, plot_importance
 from orchestrator.report.leaderboard import UNRANKED_ORDER, outcome_of, setting_columns
 from orchestrator.report.markup import cell, document, embed, folded, note, number, table
@@ -29,11 +30,10 @@ from orchestrator.wording import (
 
 _DETAIL = re.compile(r"(.+?) \(([^()]*\d[^()]*)\)")
 _PERPLEXITY = "perplexity"  # the exponential of the loss, which says it all
-_MEASURED = ("eval_loss", "eval_accuracy", "eval_token_accuracy", "train_loss")
 
 
 def build_page(report: SweepReport, history: SweepHistory, importance: Importance) -> str:
-    """The page whole; every text in it that is not its own is escaped."""
+    """The whole page as HTML; text from outside is escaped."""
     reason = f": {one_line(report.reason)}" if report.reason else ""
     return document(
         f"{report.name} – sweep report",
@@ -116,13 +116,13 @@ def _data(history: SweepHistory) -> str:
 
 
 def _forms(report: SweepReport, history: SweepHistory) -> str:
-    """What the adapters score as they may be served; nothing when only one form was looked at."""
+    """Tables of the serving forms; empty when only the trained form was evaluated."""
     scores = list_form_scores(report.forms)
     failed = [
-        note(f"Trial {number} could not be served {form}: {one_line(score['error'])}")
+        note(f"Trial {number} could not be served {form}: {one_line(found.error)}")
         for number, trial in sorted(history.trials.items())
-        for form, score in trial.scores.items()
-        if score.get("error")
+        for form, found in trial.forms_evaluated.items()
+        if found.error
     ]
     if not any(score.form != TRAINED for score in scores):
         return "".join(failed)
@@ -197,22 +197,23 @@ def _leaderboard(report: SweepReport) -> str:
     return table([str(name) for name in board.columns], rows, styles, is_dense=True)
 
 
+_SHOWN = {name: metric.show for name, metric in TRIAL_METRICS.items()} | {
+    "seconds": "{:.2f}".format
+}
+
+
 def _board_cell(name: str, value: Any) -> str:
     if name == "reason":
         return cell(str(value), "reason")
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return number("")
-    if name in _MEASURED:
-        return number(format_metric(value))
-    if name in ("tokens_per_s", "trainable_params"):
-        return number(f"{value:,.0f}")
-    if name in ("seconds", "host_s", "peak_memory_gib"):
-        return number(f"{value:.2f}")
+    if name in _SHOWN:
+        return number(_SHOWN[name](value))
     return (number if is_number(value) else cell)(format_setting(value))
 
 
 def _outcomes(history: SweepHistory) -> str:
-    """How trials ended and why; what a reason says of one trial stands with its number."""
+    """A table of outcomes and reasons; details of a single trial stand at its number."""
     ends: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     for record in history.trials.values():
         what, detail = _split_reason(one_line(record.reason))
@@ -253,7 +254,7 @@ def _finals(report: SweepReport) -> str:
 
 
 def _spending(report: SweepReport) -> str:
-    """What is gone of each limit, and what there was no limit of."""
+    """A table of budgets: spent, allowed and the part spent."""
     spent = {"trials": float(len(report.leaderboard)), **report.spent}
     rows = []
     for name, amount in spent.items():

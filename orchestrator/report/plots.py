@@ -14,20 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from orchestrator.journal.history import SweepHistory
+from orchestrator.outcome import TRAITS
 from orchestrator.report.leaderboard import UNFINISHED, UNRANKED_ORDER, outcome_of, setting_columns
-from orchestrator.report.measurements import measured_reports
 from orchestrator.wording import format_setting
 
 OUTCOME_COLORS: Mapping[str, str] = {
-    "completed": "#0072b2",
-    "stopped": "#e69f00",
-    "diverged": "#d55e00",
-    "infeasible": "#cc79a7",
-    "failed": "#000000",
-    "cancelled": "#999999",
+    **{outcome.value: traits.color for outcome, traits in TRAITS.items()},
     UNFINISHED: "#56b4e9",
 }
-"""Okabe and Ito's palette, which readers with any colour vision can tell apart."""
 
 BEST_COLOR = "#009e73"
 _LOG_RATIO = 20
@@ -51,7 +45,7 @@ def collect_curves(history: SweepHistory, metric: str) -> list[Curve]:
     for record in history.trials.values():
         points = [
             (report.step, value)
-            for report in measured_reports(record)
+            for report in record.measured
             if math.isfinite(value := report.metrics.get(metric, math.nan))
         ]
         if points:
@@ -173,7 +167,7 @@ def plot_parallel_coordinates(board: pd.DataFrame, *, metric: str) -> Any | None
 
 
 def _dimension(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    """One axis: numbers as they are or by their logarithm, everything else by its place."""
+    """An axis: numbers, their logarithms, or places of other values."""
     label = name.rpartition(".")[2]
     if all(map(is_number, values)):
         distinct = sorted(set(values))

@@ -12,16 +12,18 @@ import pandas as pd
 
 from orchestrator.finals.standings import Standing, compare_first_two, rank_finalists
 from orchestrator.hosts.members import base_key
+from orchestrator.journal.events import PromotionDecided
 from orchestrator.journal.history import SweepHistory, TrialRecord
+from orchestrator.metrics import Metric
 from orchestrator.report.leaderboard import build_leaderboard, describe_trial, find_pareto
-from orchestrator.report.measurements import Comparison, compare_with_base
-from orchestrator.spec.sections import Metric, Mode
+from orchestrator.report.measurements import BaseComparison, compare_with_base
 from orchestrator.spec.sweep import SweepSpec
+from trainables.contract import Mode
 
 
 @dataclass(frozen=True, kw_only=True)
 class BestAdapter:
-    """The adapter that leads the ranking, which is the one that goes before the gate.
+    """The adapter that leads the ranking and goes before the promotion gate.
 
     Attributes:
         ref: Its version, such as `wordnet-classes/1`; `None` when it was not registered.
@@ -45,7 +47,7 @@ class BestAdapter:
 
     @property
     def found_by(self) -> int:
-        """Number of the trial of the search that has its settings: itself, or what it repeats."""
+        """Number of the trial of the search with the same settings."""
         return self.trial if self.repeat_of is None else self.repeat_of
 
 
@@ -92,7 +94,7 @@ class SweepReport:
     ended_early: str = ""
     forms: Mapping[int, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
-    def comparisons(self) -> list[Comparison]:
+    def comparisons(self) -> list[BaseComparison]:
         """Base and best adapter side by side, on validation and on test rows."""
         adapter = {}
         if self.best is not None:
@@ -101,7 +103,7 @@ class SweepReport:
 
 
 def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> SweepReport:
-    """Report a sweep as far as its history goes.
+    """TrialReport a sweep as far as its history goes.
 
     Args:
         spec: The sweep.
@@ -131,11 +133,9 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
         verdict="" if verdict is None else verdict.text,
         pareto=find_pareto(spec.objective, history),
         spent=_sum_up(spec, history),
-        ended_early="; ".join(
-            reason for stage in history.stages.values() if (reason := str(stage["reason"]))
-        ),
+        ended_early="; ".join(stage.reason for stage in history.stages.values() if stage.reason),
         limits=_limits(spec),
-        forms=_measured_forms(history),
+        forms={number: one.forms for number, one in history.trials.items() if one.forms},
     )
 
 
@@ -155,13 +155,9 @@ def _limits(spec: SweepSpec) -> dict[str, float]:
     return {name: float(limit) for name, limit in limits.items() if limit is not None}
 
 
-def _measured_forms(history: SweepHistory) -> dict[int, dict[str, Mapping[str, float]]]:
-    return {number: trial.forms for number, trial in history.trials.items() if trial.forms}
-
-
 def _describe_best(record: TrialRecord, history: SweepHistory) -> BestAdapter:
     last = record.reports[-1].metrics if record.reports else {}
-    verdict = _last_verdict(history, record.ref)
+    decision = _last_decision(history, record.ref)
     return BestAdapter(
         ref=record.ref,
         trial=record.number,
@@ -170,21 +166,21 @@ def _describe_best(record: TrialRecord, history: SweepHistory) -> BestAdapter:
         hyperparameters=describe_trial(record),
         metrics={name: value for name, value in last.items() if name.startswith("eval_")},
         test_metrics=dict(record.final_metrics or {}),
-        is_champion=verdict is not None and bool(verdict["promoted"]),
+        is_champion=decision is not None and decision.promoted,
     )
 
 
-def _last_verdict(history: SweepHistory, ref: str | None) -> Mapping[str, Any] | None:
-    judged = [each for each in history.promotions if each["ref"] == ref]
-    return judged[-1] if judged else None
+def _last_decision(history: SweepHistory, ref: str | None) -> PromotionDecided | None:
+    decisions = [each for each in history.promotions if each.ref == ref]
+    return decisions[-1] if decisions else None
 
 
 def _explain_promotion(spec: SweepSpec, history: SweepHistory, best: BestAdapter | None) -> str:
     if best is None:
         return "there is no adapter to promote"
-    verdict = _last_verdict(history, best.ref)
-    if verdict is not None:
-        return str(verdict["reason"])
+    decision = _last_decision(history, best.ref)
+    if decision is not None:
+        return decision.reason
     if spec.register is None:
         return "the sweep registers nothing: it has no register section"
     if not spec.register.promote:

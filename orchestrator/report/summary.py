@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.finals.form_scores import FormScore, list_form_scores
+from orchestrator.metrics import HEADLINES
 from orchestrator.report.leaderboard import setting_columns
-from orchestrator.report.measurements import Comparison
+from orchestrator.report.measurements import BaseComparison
 from orchestrator.report.report import SweepReport
 from orchestrator.wording import (
     format_bounds,
@@ -56,10 +57,11 @@ def _render_leaderboard(report: SweepReport) -> RenderableType:
     board = report.leaderboard
     if board.empty:
         return Text("No trial was started.")
-    measures = [name for name in board.columns if name in (report.metric, *_SHOWN_METRICS)]
+    measures = [name for name in board.columns if name in (report.metric, *HEADLINES)]
     settings = setting_columns(board)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("#", "trial", "outcome", "step", *map(_short_measure, measures)):
+    short = [name.removeprefix("eval_") for name in measures]
+    for name in ("#", "trial", "outcome", "step", *short):
         side = "left" if name == "outcome" else "right"
         table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("settings" if settings else "reason", overflow="fold")
@@ -125,14 +127,8 @@ def _of_limit(spent: str, limit: float | None, show: Callable[[float], str]) -> 
 
 _UNITS = (("wall_clock_s", "of wall clock"), ("cpu_seconds", "of CPU"), ("gpu_seconds", "of GPU"))
 
-_SHOWN_METRICS = ("eval_loss", "eval_accuracy")
 
-
-def _short_measure(metric: str) -> str:
-    return metric.removeprefix("eval_")
-
-
-def _render_comparison(report: SweepReport, compared: list[Comparison]) -> Table:
+def _render_comparison(report: SweepReport, compared: list[BaseComparison]) -> Table:
     best = report.best
     whose = "adapter" if best is None else "champion" if best.is_champion else "best adapter"
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))

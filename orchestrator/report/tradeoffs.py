@@ -10,16 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from plotly.subplots import make_subplots
 
+from orchestrator.metrics import TRIAL_METRICS
 from orchestrator.report.leaderboard import find_front
 from orchestrator.report.plots import BEST_COLOR, DPI, is_wide, make_log, to_png
-from orchestrator.spec.sections import Mode
+from trainables.contract import Mode
 
-COSTS: Mapping[str, str] = {
-    "peak_memory_gib": "peak memory, GiB",
-    "trainable_params": "trainable parameters",
-    "host_s": "training, host seconds",
-}
-"""Columns of a leaderboard that are better when smaller."""
+COSTS: Mapping[str, str] = {name: one.cost for name, one in TRIAL_METRICS.items() if one.cost}
+"""Columns of a leaderboard that are better when smaller, with titles of axes."""
 
 _FRONT_COLOR, _OTHER_COLOR = "#0072b2", "#b0b0b0"
 _FRONT, _OTHER = "on the front", "others"
@@ -53,7 +50,7 @@ class Tradeoff(NamedTuple):
 
 
 def find_tradeoffs(board: pd.DataFrame, *, metric: str, mode: Mode) -> list[Tradeoff]:
-    """The tradeoffs among a leaderboard's ranked trials; only by costs in which they differ."""
+    """Tradeoffs among a leaderboard's ranked trials, by each cost that differs between trials."""
     ranked = board[board["rank"].notna()]
     sign = 1.0 if mode == "min" else -1.0
     found = []

@@ -25,7 +25,7 @@ _PACE_OF = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """One limit of a budget and how much of it is gone.
+    """A limit of a budget with the amount spent.
 
     Attributes:
         name: Field of `BudgetSpec`.
@@ -53,7 +53,7 @@ class Limit:
 
 
 class Budget:
-    """Compares what was spent with what may be.
+    """Compares spending with the limits.
 
     Args:
         spec: The limits.
@@ -166,7 +166,7 @@ class Budget:
 
 
 def _host_s_per_step(history: SweepHistory) -> float:
-    """Median seconds of its host that a trial took for a step, its evaluations included."""
+    """Median host seconds per step of a trial, evaluations included."""
     taken = [
         seconds / trial.step
         for trial in _newest(history)
@@ -176,7 +176,7 @@ def _host_s_per_step(history: SweepHistory) -> float:
 
 
 def _wall_s_per_step(history: SweepHistory) -> float:
-    """Median seconds that passed per step of a trial, those of its neighbours included."""
+    """Median wall-clock seconds per step of a trial, time of its neighbours included."""
     paces = (_pace(trial, history.meter) for trial in _newest(history))
     taken = [pace for pace in paces if pace is not None]
     return statistics.median(taken) if taken else 0.0

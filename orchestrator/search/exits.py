@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.spec.sections import ExitSpec
 from orchestrator.wording import format_metric
-from trainables.hosts.orders import WORST_METRICS
 
-Report = Mapping[str, float]
+StepMetrics = Mapping[str, float]
 """`step` and the metrics of that step."""
 
 
-def find_exit(exits: ExitSpec, reports: Sequence[Report]) -> TrialOutcome | None:
-    """Why a trial ends at its last report; `None` for one that may go on.
+def find_exit(exits: ExitSpec, reports: Sequence[StepMetrics]) -> TrialOutcome | None:
+    """Reason to end a trial at its last report; `None` to go on.
 
     Args:
         exits: What ends a trial.
@@ -26,12 +25,7 @@ def find_exit(exits: ExitSpec, reports: Sequence[Report]) -> TrialOutcome | None
     )
 
 
-def is_fault(report: Report) -> bool:
-    """Whether these are the metrics of a trial that broke, rather than a measurement."""
-    return all(report.get(name) == worst for name, worst in WORST_METRICS.items())
-
-
-def _find_divergence(factor: float, reports: Sequence[Report]) -> TrialOutcome | None:
+def _find_divergence(factor: float, reports: Sequence[StepMetrics]) -> TrialOutcome | None:
     last, first = reports[-1], reports[0].get("eval_loss", 0.0)
     loss, step = last.get("eval_loss", 0.0), last["step"]
     if not math.isfinite(loss):
@@ -45,7 +39,7 @@ def _find_divergence(factor: float, reports: Sequence[Report]) -> TrialOutcome |
     )
 
 
-def _find_overfitting(patience: int, reports: Sequence[Report]) -> TrialOutcome | None:
+def _find_overfitting(patience: int, reports: Sequence[StepMetrics]) -> TrialOutcome | None:
     """Early stopping with patience (Prechelt 1998, "Early Stopping - But When?")."""
     if not patience or not all("eval_loss" in one and "train_loss" in one for one in reports):
         return None

@@ -16,9 +16,10 @@ from typing import Any
 
 from orchestrator.spec.distributions import Choice, Distribution, Range
 from orchestrator.spec.population import MIN_JUDGED, changeable_knobs
-from orchestrator.spec.sections import Mode, ScheduleSpec
+from orchestrator.spec.sections import ScheduleSpec
 from orchestrator.spec.space import SearchSpace
 from orchestrator.wording import format_metric
+from trainables.contract import Mode
 
 _FACTORS = (0.8, 1.2)
 _RESAMPLED = 0.25  # both as in the paper's appendix A
@@ -60,7 +61,7 @@ class Pbt:
         self._heirs: deque[Heir] = deque()
 
     def judge(self, number: int, step: int, value: float) -> str:
-        """Why the trial is replaced at this step; empty where it is not."""
+        """Reason to replace a trial at this step; empty to let the trial go on."""
         self._out.discard(number)
         if step % self._schedule.grace_steps:
             return ""
@@ -75,7 +76,7 @@ class Pbt:
         return f"trial {parent} is better at step {step} ({shown}): a changed copy of it goes on"
 
     def drop(self, number: int) -> None:
-        """The trial broke, was ended or is through: nobody is to be a copy of it."""
+        """Exclude a broken or ended trial from being copied."""
         self._out.add(number)
 
     def next_heir(self) -> Heir | None:
@@ -87,11 +88,11 @@ class Pbt:
         self._heirs = deque(heir for heir in self._heirs if heir.replaces not in replaced)
 
     def may_start_fresh(self, fresh_started: int) -> bool:
-        """Whether the population lacks a trial that starts from nothing."""
+        """Whether the population lacks a fresh trial."""
         return fresh_started < self._population
 
     def _choose_parent(self, number: int, rung: Mapping[int, float]) -> int | None:
-        """One of the best at a rung that still train, for a trial among the worst there."""
+        """A running trial among the best at a rung, to copy in place of one of the worst."""
         if len(rung) < max(MIN_JUDGED, math.ceil(self._schedule.population / 2)):
             return None
         sign = 1.0 if self._mode == "min" else -1.0
@@ -126,7 +127,7 @@ def explore(space: SearchSpace, parent_knobs: Mapping[str, Any], seed: int) -> d
 
 
 def said_better(better: float, worse: float, mode: Mode) -> str:
-    """Two values and which way round they are: `0.4121 < 0.9312`."""
+    """Two values with the sign between: `0.4121 < 0.9312`."""
     sign = "<" if mode == "min" else ">"
     return f"{format_metric(better)} {sign} {format_metric(worse)}"
 

@@ -47,7 +47,7 @@ class SamplerRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """How to build a sampler, and what to show it.
+    """How to build a sampler, and the number of trials to show to the sampler.
 
     Attributes:
         build: Makes one.
@@ -146,7 +146,7 @@ class CmaSampler(BaseSampler):  # type: ignore[misc]
         trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
-        """One draw from the distribution that the trials so far lead to."""
+        """A draw from the distribution learnt from the trials so far."""
         seen = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if len(seen) < self._startup or not search_space:
             return {}
@@ -183,7 +183,7 @@ class CmaSampler(BaseSampler):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Axis:
-    """A range as the interval from 0 to 1; a whole number is the middle of its share of it."""
+    """A range mapped to the interval from 0 to 1; whole numbers map to midpoints."""
 
     low: float
     high: float

@@ -17,28 +17,29 @@ from typing import Any, Protocol
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from orchestrator.journal.history import SweepHistory
+from orchestrator.metrics import Metric
 from orchestrator.outcome import Outcome, TrialOutcome
-from orchestrator.search.exits import find_exit, is_fault
+from orchestrator.search.exits import find_exit
 from orchestrator.search.pbt import Heir, Pbt, said_better
 from orchestrator.spec.population import population
 from orchestrator.spec.sections import (
     EarlyStop,
     ExitSpec,
-    Metric,
-    Mode,
     ObjectiveSpec,
     ScheduleSpec,
 )
 from orchestrator.spec.sweep import SweepSpec
+from trainables.contract import Mode
+from trainables.hosts.orders import fault_metrics, is_stand_in
 
 logger = logging.getLogger(__name__)
 
 
-class Rule(Protocol):
+class StoppingRule(Protocol):
     """Compares trials; told each step of a trial once, in the order they were reported."""
 
     def judge(self, number: int, step: int, value: float) -> str:
-        """Why the trial is stopped at this step; empty for one that goes on."""
+        """Reason to stop a trial at this step; empty to let the trial go on."""
 
     def drop(self, number: int) -> None:
         """The trial broke, was ended by another rule or is through."""
@@ -46,7 +47,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class NumberedTrial:
-    """What Ray's scheduler sees of a trial: the number it keeps over resumes.
+    """Ray's view of a trial: a number that stays the same over resumes.
 
     Ray Tune gives a resumed trial a new id, under which it would take a second place on its rungs.
     """
@@ -95,7 +96,7 @@ class Ladders:
         self._seen: set[int] = set()
 
     def judge(self, number: int, step: int, value: float) -> str:
-        """Stop a trial that is not among the best at its rung."""
+        """Stop a trial worse than the cutoff at its rung."""
         ladder = self._ladders[self._turns[number % len(self._turns)]]
         trial = NumberedTrial.build(number)
         if number not in self._seen:
@@ -111,7 +112,7 @@ class Ladders:
     def _explain(
         self, ladder: AsyncHyperBandScheduler, trial: NumberedTrial, step: int, value: float
     ) -> str:
-        """The rung that the trial comes to and what it takes there; read before it has come."""
+        """The rung that a trial reaches and the cutoff there; read before the trial enters."""
         bracket = ladder._brackets[0]  # Ray shows rungs nowhere else; the highest is the first
         for above, (milestone, values) in enumerate(bracket._rungs):
             if step >= milestone and trial.trial_id not in values:
@@ -175,7 +176,7 @@ class NoRule:
         return ""
 
     def drop(self, number: int) -> None:
-        """Nothing is known of it."""
+        """Do nothing: this rule keeps no state."""
 
 
 class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
@@ -187,7 +188,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         rule: When it ends because of others.
     """
 
-    def __init__(self, metric: Metric, exits: ExitSpec, rule: Rule) -> None:
+    def __init__(self, metric: Metric, exits: ExitSpec, rule: StoppingRule) -> None:
         super().__init__()
         self._metric, self._exits, self._rule = metric, exits, rule
         self._reports: dict[int, list[Mapping[str, float]]] = {}
@@ -200,12 +201,12 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.STOP if is_stopped else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Hear the last result of a trial that ended by itself: Ray Tune shows it here only."""
+        """Take the last result of a trial that ended by itself, as Ray Tune gives it here."""
         if "step" in result:
             self.take(trial.config["trial"], result, is_through="outcome" in result)
 
     def end_of(self, number: int) -> TrialOutcome | None:
-        """How and why the trial was stopped here; `None` for one that was not."""
+        """The end of a trial stopped by this scheduler; `None` for other trials."""
         return self._ends.get(number)
 
     def next_heir(self) -> Heir | None:
@@ -213,7 +214,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         return self._rule.next_heir() if isinstance(self._rule, Pbt) else None
 
     def may_start_fresh(self, fresh_started: int) -> bool:
-        """Whether another trial may start from nothing; only `pbt` limits them."""
+        """Whether another fresh trial may start; only `pbt` limits fresh trials."""
         return not isinstance(self._rule, Pbt) or self._rule.may_start_fresh(fresh_started)
 
     def forget_heirs(self, history: SweepHistory) -> None:
@@ -223,7 +224,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
             self._rule.forget_heirs({parent["replaces"] for parent in parents})
 
     def take(self, number: int, report: Mapping[str, Any], is_through: bool = False) -> None:
-        """Take in a report; one of a step that was judged, or of a stopped trial, says nothing.
+        """Take in a report; a report of a known step or of a stopped trial is ignored.
 
         Args:
             number: Of the trial.
@@ -233,7 +234,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         if number in self._ends:
             return
         reports = self._reports.setdefault(number, [])
-        if is_through or is_fault(report):
+        if is_through or is_stand_in(report):
             self._rule.drop(number)
             self._judge_last(number, [*reports, report])
         elif not reports or report["step"] > reports[-1]["step"]:
@@ -241,8 +242,8 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
             self._judge(number, report)
 
     def _judge_last(self, number: int, reports: list[Mapping[str, float]]) -> None:
-        """At the horizon nothing is stopped any more, but what ran away did not complete."""
-        end = None if is_fault(reports[-1]) else find_exit(self._exits, reports)
+        """End a trial whose last report diverged; at the horizon, no other rule applies."""
+        end = None if is_stand_in(reports[-1]) else find_exit(self._exits, reports)
         if end is not None and end.outcome is Outcome.DIVERGED:
             self._ends[number] = end
 
@@ -260,28 +261,28 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
             self._ends[number] = end
 
 
-def _build_asha(spec: SweepSpec) -> Rule:
+def _build_asha(spec: SweepSpec) -> StoppingRule:
     return Ladders(spec.objective, spec.schedule, spec.horizon, brackets=1)
 
 
-def _build_hyperband(spec: SweepSpec) -> Rule:
+def _build_hyperband(spec: SweepSpec) -> StoppingRule:
     return Ladders(spec.objective, spec.schedule, spec.horizon, spec.schedule.brackets)
 
 
-def _build_median(spec: SweepSpec) -> Rule:
+def _build_median(spec: SweepSpec) -> StoppingRule:
     return MedianStop(spec.schedule, spec.objective.mode)
 
 
-def _build_pbt(spec: SweepSpec) -> Rule:
+def _build_pbt(spec: SweepSpec) -> StoppingRule:
     fresh = population(spec.schedule, spec.budget.trials)
     return Pbt(spec.schedule, spec.objective.mode, spec.seed, fresh)
 
 
-def _build_none(spec: SweepSpec) -> Rule:
+def _build_none(spec: SweepSpec) -> StoppingRule:
     return NoRule()
 
 
-SCHEDULERS: dict[EarlyStop, Callable[[SweepSpec], Rule]] = {
+SCHEDULERS: dict[EarlyStop, Callable[[SweepSpec], StoppingRule]] = {
     "asha": _build_asha,
     "hyperband": _build_hyperband,
     "median": _build_median,
@@ -316,7 +317,8 @@ def replay_history(
     for number, report in history.reports:
         record = history.trials.get(number)
         if record is None or record.repeat_of is None:
-            result = {**report.metrics, "step": report.step}
+            metrics = fault_metrics(dict(report.metrics)) if report.is_fault else report.metrics
+            result = {**metrics, "step": report.step}
             scheduler.take(number, result, is_through=report.step >= horizon)
     scheduler.forget_heirs(history)
     ends = {record.number: scheduler.end_of(record.number) for record in history.unfinished()}

@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.journal.history import SweepHistory
-from orchestrator.outcome import Outcome, TrialOutcome, infer_outcome
+from orchestrator.outcome import TRAITS, TrialOutcome, settle_end
 from orchestrator.search.pbt import Heir, explore
 from orchestrator.search.samplers import LEARNERS, SamplerRequest
 from orchestrator.search.study import Observation, build_study, key_of, most_telling, observe
@@ -42,27 +42,24 @@ _MAX_FIRST_FAILURES = 3
 """Trials that may fail alike before any has measured anything; then the sweep is at fault. Twice
 as many when each has reasons of its own."""
 
-_JUDGED = (Outcome.STOPPED, Outcome.CANCELLED)
-"""Ends of which the scheduler, or the user, knows better than the trial."""
-
 Draw = Callable[[str, BaseDistribution], Any]
 
 
 class Steering(Protocol):
-    """What a search is told by the scheduler; `orchestrator.search.schedule` has all of it."""
+    """The part of the scheduler that a search asks; see `orchestrator.search.schedule`."""
 
     def next_heir(self) -> Heir | None:
         """The copy of a trial that is to come next, once."""
 
     def may_start_fresh(self, fresh_started: int) -> bool:
-        """Whether one more trial may start from nothing, after so many that did."""
+        """Whether one more fresh trial may start."""
 
     def end_of(self, trial: int) -> TrialOutcome | None:
         """Why the scheduler stopped a trial, if it did."""
 
 
 class Suggester:
-    """Chooses configurations; holds nothing but what follows from the sweep.
+    """Chooses configurations, without state besides the sweep.
 
     Args:
         spec: The sweep.
@@ -76,7 +73,7 @@ class Suggester:
     def suggest(
         self, number: int, observations: Mapping[int, Observation]
     ) -> dict[str, Any] | None:
-        """The configuration of one trial, never that of another; `None` when none is left."""
+        """A new configuration for a trial; `None` when the space is exhausted."""
         tried = {seen.key for seen in observations.values()}
         refusals: list[str] = []
         found = None
@@ -98,32 +95,25 @@ class Suggester:
     def _candidates(
         self, number: int, observations: Mapping[int, Observation]
     ) -> Iterator[dict[str, Any]]:
-        """What to try, the most wanted first; bounded, and each computed when it is needed."""
+        """Configurations to try, the most wanted first; bounded and computed lazily."""
         seed = _seed_of(self._spec.seed, number)
         if number < len(self._start_points):
             yield from self._near(self._start_points[number], seed)
         if self._spec.search.algorithm == "grid":
             yield from self._shuffled(self._spec.seed)
             return
-        yield from self._asked(seed, observations)
-        yield from self._drawn(_seed_of(seed, "draws"), _MAX_DRAWS)
+        asked = self._study(observations, seed, self._spec.search.algorithm)
+        yield from map(self._space.suggest, _draws(asked, _MAX_ASKS))
+        drawn = self._study({}, _seed_of(seed, "draws"), "random")
+        yield from map(self._space.suggest, _draws(drawn, _MAX_DRAWS))
         if self._space.is_short:
             yield from self._shuffled(seed)
 
     def _near(self, point: Mapping[str, Any], seed: int) -> Iterator[dict[str, Any]]:
-        """Configurations that have a start point's knobs, as far as these are active."""
+        """Configurations with the active knobs of a start point."""
         wanted = self._space.encode(point)
         for draw in _draws(self._study({}, seed, "random"), _MAX_ASKS):
             yield self._space.suggest(_preferring(wanted, draw))
-
-    def _asked(
-        self, seed: int, observations: Mapping[int, Observation]
-    ) -> Iterator[dict[str, Any]]:
-        study = self._study(observations, seed, self._spec.search.algorithm)
-        return map(self._space.suggest, _draws(study, _MAX_ASKS))
-
-    def _drawn(self, seed: int, times: int) -> Iterator[dict[str, Any]]:
-        return map(self._space.suggest, _draws(self._study({}, seed, "random"), times))
 
     def _study(
         self, observations: Mapping[int, Observation], seed: int, algorithm: Any
@@ -159,7 +149,7 @@ def suggest_knobs(
     observations: Mapping[int, Observation],
     start_points: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any] | None:
-    """The configuration of one trial, never that of another; `None` when there is none left."""
+    """A new configuration for a trial; `None` when the space is exhausted."""
     return Suggester(spec, start_points).suggest(number, observations)
 
 
@@ -259,14 +249,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             self.on_trial_result(trial_id, result)
         seen = self._seen(trial_id)
         if seen.outcome is None:
-            seen.outcome = infer_outcome(result, self._spec.horizon, error)
-            seen.reason = (result or {}).get("reason", "")
             number = self._configs[trial_id]["trial"]
-            verdict = self._scheduler.end_of(number) if self._scheduler else None
-            if verdict is not None and (
-                seen.outcome in _JUDGED or verdict.outcome is Outcome.DIVERGED
-            ):
-                seen.outcome, seen.reason = verdict.outcome, verdict.reason
+            decided = self._scheduler.end_of(number) if self._scheduler else None
+            failure = "no message" if error else None  # Ray Tune tells a searcher nothing more
+            end = settle_end(result, self._spec.horizon, decided, failure)
+            seen.outcome, seen.reason = end.outcome, end.reason
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the event log holds all there is to know."""
@@ -304,7 +291,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return Observation(knobs=knobs, parent=parent)
 
     def _explored(self, knobs: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Knobs a step away from these; the same ones when all that is around is refused."""
+        """Knobs a step away from the given knobs; the given ones if all neighbours are refused."""
         space = self._spec.search_space
         for attempt in range(_MAX_ASKS):
             changed = explore(space, knobs, _seed_of(self._spec.seed, f"{number}/{attempt}"))
@@ -336,12 +323,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
 
 def _why_hopeless(seen: Sequence[Observation]) -> str:
-    """Why it is not the knobs: nothing measured anything, and whatever ended failed."""
+    """Reason to end the search: all first trials failed before measuring anything."""
     ended = [one for one in seen if one.outcome is not None]
     if (
         len(ended) < _MAX_FIRST_FAILURES
         or any(one.values for one in seen)
-        or any(one.outcome not in (Outcome.FAILED, Outcome.INFEASIBLE) for one in ended)
+        or any(not TRAITS[end].may_be_mended for one in ended if (end := one.outcome))
     ):
         return ""
     # Digits tell apart what is the same: bytes, process ids, trial numbers.

@@ -62,7 +62,7 @@ def choose_start_points(
 def prior_points(
     spec: SweepSpec, read_width: Callable[[BaseSpec], int | None]
 ) -> list[dict[str, Any]]:
-    """The middle of every range, with the learning rate that a base this wide usually wants.
+    """The middle of every range, with the usual learning rate for the base's width.
 
     None where the learning rate is not searched in a range, or the width is not known.
     """

@@ -30,19 +30,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.journal.history import SweepHistory
-from orchestrator.outcome import Outcome
-from orchestrator.search.exits import is_fault
-from orchestrator.spec.sections import Mode, ObjectiveSpec
+from orchestrator.outcome import TRAITS, Lesson, Outcome
+from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.space import SearchSpace
+from trainables.contract import Mode
+from trainables.hosts.orders import fault_metrics, is_stand_in
 
 _MEMORY = "peak_memory_gib"
-_IMPOSSIBLE = (Outcome.DIVERGED, Outcome.INFEASIBLE)
-_SILENT = (Outcome.FAILED, Outcome.CANCELLED)
 
 
 @dataclass(kw_only=True)
 class Observation:
-    """What a searcher knows of one trial.
+    """A searcher's knowledge of a trial.
 
     Attributes:
         knobs: Its configuration.
@@ -61,12 +60,12 @@ class Observation:
     parent: Mapping[str, int] | None = None
 
     def report(self, step: int, metrics: Mapping[str, Any], objective: ObjectiveSpec) -> None:
-        """Take in one report; steps that are done again replace those that were lost.
+        """Take in a report; a repeated step replaces the lost one.
 
         What a trial with a fault reports in place of measurements is none.
         """
         self.values = {each: value for each, value in self.values.items() if each < step}
-        if is_fault(metrics):
+        if is_stand_in(metrics):
             return
         for name in (*objective.goals, *(bound.metric for bound in objective.bounds)):
             value = metrics.get(name)
@@ -107,14 +106,15 @@ def observe(history: SweepHistory, objective: ObjectiveSpec) -> dict[int, Observ
             knobs=record.knobs, outcome=record.outcome, reason=record.reason, parent=record.parent
         )
         for report in record.reports:
-            seen[number].report(report.step, report.metrics, objective)
+            metrics = fault_metrics(dict(report.metrics)) if report.is_fault else report.metrics
+            seen[number].report(report.step, metrics, objective)
     return seen
 
 
 def most_telling(
     observations: Mapping[int, Observation], mode: Mode, most: int
 ) -> Mapping[int, Observation]:
-    """At most so many observations: the newest half of them, and the best of the older ones."""
+    """At most `most` observations: the newest, and the best of the older ones."""
     if len(observations) <= most:
         return observations
     sign = 1.0 if mode == "min" else -1.0
@@ -176,7 +176,7 @@ def build_study(
 
 
 class _Told(FrozenTrial):  # type: ignore[misc]
-    """A trial that a study takes without a deep copy, which took most of the time."""
+    """A trial that a study adds without a deep copy, which took most of the time."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Told:
         return copy.copy(self)
@@ -196,7 +196,7 @@ class _Teller:
         self._ranks_pruned = ranks_pruned and len(objective.goals) == 1
         self._distributions = space.distributions()
         self._now = datetime.now()
-        possible = [one for one in observations.values() if one.outcome not in _IMPOSSIBLE]
+        possible = [one for one in observations.values() if _lesson(one) != "worst"]
         self._worst = {
             name: _worse_than_all(
                 [value for one in possible for value in one.known(name, objective.metric)], mode
@@ -234,9 +234,10 @@ class _Teller:
         return trial
 
     def _state(self, seen: Observation) -> TrialState:
-        if seen.outcome in _SILENT:
+        lesson = _lesson(seen)
+        if lesson == "nothing":
             return TrialState.FAIL
-        if seen.outcome in _IMPOSSIBLE:
+        if lesson == "worst":
             return TrialState.COMPLETE
         if not seen.values:
             return TrialState.RUNNING if seen.outcome is None else TrialState.FAIL
@@ -245,7 +246,7 @@ class _Teller:
         return TrialState.PRUNED
 
     def _values(self, seen: Observation) -> list[float]:
-        """One value per objective; the worst of all where nothing tells better."""
+        """A value per objective; the worst of all values for an unknown one."""
         if seen.outcome is Outcome.INFEASIBLE:
             # What it measured before it ran out of memory, a low peak too, is not to its credit.
             return list(self._worst.values())
@@ -263,6 +264,11 @@ class _Teller:
             return max(self._excess[name], 0.0) + 1.0
         value = seen.metrics.get(bound.metric)
         return 0.0 if value is None else bound.excess(value)
+
+
+def _lesson(seen: Observation) -> Lesson:
+    """The lesson of a trial for a sampler; a running trial teaches its values so far."""
+    return "values" if seen.outcome is None else TRAITS[seen.outcome].lesson
 
 
 def _worse_than_all(values: Sequence[float], mode: Mode) -> float:

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import SweepSpecError
+from orchestrator.wording import refusal
 from trainables.spec import remedy_for_init
 
-_SHOWN_CHARS = 120
 _MISSING = ("missing", "missing_argument")
 _MAPPINGS = ("dataclass_type", "dataclass_exact_type", "mapping_type", "dict_type")
 _ALLOWED = dict.fromkeys(_MAPPINGS, "a mapping of settings") | {
@@ -35,10 +35,7 @@ _REMEDY = dict.fromkeys(_MAPPINGS, "Write its settings as `key: value` lines bel
 
 def complaint(where: str, value: object, allowed: str, remedy: str) -> SweepSpecError:
     """The error to raise for one impossible value."""
-    shown = repr(value)
-    if len(shown) > _SHOWN_CHARS:
-        shown = f"{shown[:_SHOWN_CHARS]}…"
-    return SweepSpecError(f"{where}: got {shown}; allowed: {allowed}. {remedy}")
+    return SweepSpecError(refusal(where, value, allowed, remedy))
 
 
 def require(claim: bool, where: str, value: object, allowed: str, remedy: str) -> None:
@@ -48,7 +45,7 @@ def require(claim: bool, where: str, value: object, allowed: str, remedy: str) -
 
 
 def unknown(where: str, word: str, known: Iterable[str]) -> SweepSpecError:
-    """The error for a key that does not exist, naming the nearest one that does."""
+    """The error for an unknown key, with the nearest known key."""
     names = sorted(known)
     near = nearest(word, names)
     remedy = f"Did you mean {near}?" if near else "Remove it."
@@ -57,7 +54,7 @@ def unknown(where: str, word: str, known: Iterable[str]) -> SweepSpecError:
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
-    """The known word that looks most like this one; its last dotted part counts alone, too."""
+    """The most similar known word; the last dotted part is compared, too."""
     by_leaf = {name.rpartition(".")[2]: name for name in known}
     # The first of those with equal initials: lr is learning_rate before loraplus_ratio.
     by_initials = {
@@ -74,7 +71,7 @@ def nearest(word: str, known: Sequence[str]) -> str | None:
 
 
 def translate(error: ValidationError, root: type, prefix: str = "") -> SweepSpecError:
-    """What pydantic found, as one sentence about the first mistake; the others are counted.
+    """A pydantic error as a sentence on the first mistake, with the number of the others.
 
     Args:
         error: What `TypeAdapter(root)` raised.

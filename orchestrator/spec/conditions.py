@@ -18,18 +18,18 @@ from trainables.spec import TARGET_GROUPS
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """Settings with the values they may have, all of them at once."""
+    """Settings with their allowed values, all to hold at once."""
 
     allowed: Mapping[str, tuple[Any, ...]]
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Each setting is there and has one of its values."""
+        """Whether each setting is present with an allowed value."""
         return all(
             name in values and values[name] in options for name, options in self.allowed.items()
         )
 
     def fails(self, values: Mapping[str, Any], absent: Iterable[str]) -> bool:
-        """It cannot hold any more, whatever the settings not known yet will be."""
+        """Whether the condition cannot hold, whatever the unknown settings will be."""
         return any(
             name in absent or (name in values and values[name] not in options)
             for name, options in self.allowed.items()
@@ -77,7 +77,7 @@ def require_taken(
     knobs: Mapping[str, Distribution],
     otherwise: Mapping[str, Any],
 ) -> None:
-    """Refuse a condition that waits for a value which its knob never takes.
+    """Refuse a condition on a value that the knob never takes.
 
     Args:
         where: Dotted name for messages.
@@ -95,7 +95,7 @@ def require_taken(
         if knob.size is None:
             raise complaint(
                 f"{where}.{name}",
-                _shown(options),
+                options[0] if len(options) == 1 else list(options),
                 "a knob of choices or whole numbers",
                 "A range of numbers hardly ever has one value: give it choices instead.",
             )
@@ -110,7 +110,7 @@ def require_taken(
 
 
 def parents_first(needs: Mapping[str, Iterable[str]], where: str) -> tuple[str, ...]:
-    """The names in an order in which each comes after those of them that it needs.
+    """Topological order: each name after the names it depends on.
 
     Raises:
         SweepSpecError: Some need each other; `where` says what needs them.
@@ -129,13 +129,9 @@ def parents_first(needs: Mapping[str, Iterable[str]], where: str) -> tuple[str, 
 
 
 def _options(written: object, hint: Any) -> Sequence[Any]:
-    """The values listed; one list of layer names is itself one value."""
+    """The listed values; a single list of layer names is one value."""
     if not isinstance(written, list | tuple):
         return [written]
     takes_lists = any(get_origin(option) is tuple for option in get_args(hint))
     names_layers = any(isinstance(each, str) and each not in TARGET_GROUPS for each in written)
     return [written] if takes_lists and names_layers else written
-
-
-def _shown(options: tuple[Any, ...]) -> Any:
-    return options[0] if len(options) == 1 else list(options)

@@ -44,7 +44,7 @@ class Choice:
         return ", ".join(map(str, self.values))
 
     def holds(self, value: Any) -> bool:
-        """Whether it is one of the values."""
+        """Whether a value belongs to the distribution."""
         return value in self.values
 
     def build(self) -> CategoricalDistribution:
@@ -86,7 +86,7 @@ class Range:
         return f"{'whole numbers ' if self.is_whole else ''}{self.low:g} to {self.high:g}"
 
     def holds(self, value: Any) -> bool:
-        """Whether it is one of the values."""
+        """Whether a value belongs to the distribution."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         return self.low <= value <= self.high and (not self.is_whole or float(value).is_integer())

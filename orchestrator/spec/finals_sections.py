@@ -8,24 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from orchestrator.errors import SweepSpecError
+from orchestrator.metrics import TRIAL_METRICS, Metric
 from orchestrator.spec.complaint import require
 from orchestrator.spec.sections import require_slug
-from trainables.contract import SERVING_FORMS, ServingForm
+from trainables.contract import SAME_UNQUANTIZED, SERVING_FORMS, ServingForm
 from trainables.errors import SpecError
 from trainables.evaluation_spec import EvaluationSpec
 
 License = Literal["base", "data", "adapter"]
 
-SAME_UNQUANTIZED: dict[str, ServingForm] = {"unquantized": "trained", "requantized": "merged"}
-"""Forms that on a base without quantization are another one."""
-
 _STRICT: dict[str, Any] = {"extra": "forbid"}
-_MEASURE_OF = {
-    "eval_loss": "loss",
-    "train_loss": "loss",
-    "eval_accuracy": "accuracy",
-    "eval_token_accuracy": "token_accuracy",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +82,7 @@ class FinalsSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RegisterSpec:
-    """What happens to the best adapters; without it nothing is registered.
+    """Registration of the best adapters; without the section, no adapter is registered.
 
     Attributes:
         name: Registered model that the versions belong to; left out, the sweep's name.
@@ -128,9 +120,14 @@ class RegisterSpec:
         )
         _require_level("register.confidence", self.confidence)
 
-    def measure(self, objective: str) -> str:
-        """What the gate compares, in a sweep with this objective."""
-        return self.metric or _MEASURE_OF[objective]
+    def measure(self, objective: Metric) -> str:
+        """The measure that the gate compares, for this objective."""
+        return self.metric or TRIAL_METRICS[objective].measure
+
+
+def same_form(form: str, quantization: str) -> str:
+    """The form that a serving form equals on a base stored this way."""
+    return SAME_UNQUANTIZED.get(form, form) if quantization == "none" else form
 
 
 def forms_of(finals: FinalsSpec, quantization: str) -> tuple[ServingForm, ...]:
@@ -141,7 +138,7 @@ def forms_of(finals: FinalsSpec, quantization: str) -> tuple[ServingForm, ...]:
 
 
 def require_gate(finals: FinalsSpec, register: RegisterSpec) -> None:
-    """Refuse a gate for which the finals measure nothing.
+    """Refuse a promotion gate without an evaluation in the finals.
 
     Raises:
         SweepSpecError: They do not score the form, or not by the metric.

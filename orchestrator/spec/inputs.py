@@ -31,7 +31,7 @@ Rename = Callable[[str, str], str]
 
 
 def with_located_sources(sweep: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A sweep's plain values with its local sources made absolute, before they are parsed.
+    """A sweep's plain values with absolute paths of local sources.
 
     Raises:
         SweepSpecError: A file is missing; relative ones are looked up in the folder.
@@ -96,7 +96,7 @@ def locate_base(base: BaseSpec, folder: Path) -> BaseSpec:
 
 
 def locate_choices(space: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The same space, as written, with absolute paths of the bases that it names.
+    """The space as written, with absolute paths of bases.
 
     Raises:
         SweepSpecError: As for `locate_base`.
@@ -105,7 +105,7 @@ def locate_choices(space: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def locate_rules(rules: Sequence[Any], folder: Path, where: str) -> list[Any]:
-    """The same mappings of knobs to values with absolute paths of the bases that they name.
+    """The rules as written, with absolute paths of bases.
 
     Raises:
         SweepSpecError: As for `locate_base`.
@@ -148,7 +148,7 @@ def _rename_all(models: Any, rename: Rename, where: str) -> Any:
 
 
 def save_rows(data: DataSpec, folder: Path) -> DataSpec:
-    """Write splits held in memory to JSONL files of the folder; the data that reads them instead.
+    """Write splits held in memory to JSONL files, and return data that reads the files.
 
     Raises:
         SweepSpecError: A row is not JSON.
@@ -182,7 +182,7 @@ def save_rows(data: DataSpec, folder: Path) -> DataSpec:
 
 
 def content_digest(source: str | None) -> str | None:
-    """What a data source holds, for a file, a folder or a glob; its name otherwise."""
+    """Digest of a data source's content for a file, folder or glob; the name for other sources."""
     if source is None or not is_local(source):
         return source
     path = Path(source)

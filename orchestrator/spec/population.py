@@ -18,7 +18,7 @@ _UNCHANGEABLE = ("optim.batch_size", "optim.micro_batch_size")
 
 
 def population(schedule: ScheduleSpec, trials: int) -> int:
-    """Number of trials that start from nothing.
+    """Number of fresh trials.
 
     Args:
         schedule: The sweep's; its population is taken where it has one.
@@ -30,7 +30,7 @@ def population(schedule: ScheduleSpec, trials: int) -> int:
 def check_pbt(
     space: SearchSpace, schedule: ScheduleSpec, *, trials: int, every: int, horizon: int
 ) -> None:
-    """Refuse a sweep in which nothing could be copied, changed or compared.
+    """Refuse a sweep without trials to copy, knobs to change or rungs to compare at.
 
     Args:
         space: What is searched.
@@ -78,7 +78,7 @@ def check_pbt(
 
 
 def changeable_knobs(space: SearchSpace) -> list[str]:
-    """Knobs that a copy may change: neither its base nor the shape of its checkpoint.
+    """Knobs a copy may change: all but the base and the checkpoint's shape.
 
     What decides on other settings stays, too: a knob that a `when` or a tied setting names.
     """

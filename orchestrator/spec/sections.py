@@ -13,24 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
+from orchestrator.metrics import TRIAL_METRICS, Metric, ReportedMetric
 from orchestrator.spec.complaint import complaint, require
+from trainables.contract import Mode
 
-Metric = Literal["eval_loss", "eval_accuracy", "eval_token_accuracy", "train_loss"]
-"""Metrics a trial can be compared by at every step."""
-
-Measure = Literal[
-    "eval_loss",
-    "eval_accuracy",
-    "eval_token_accuracy",
-    "train_loss",
-    "peak_memory_gib",
-    "tokens_per_s",
-    "trainable_params",
-    "host_s",
-]
-"""Metrics that a further objective or a constraint may name."""
-
-Mode = Literal["min", "max"]
 Algorithm = Literal["tpe", "gp", "cmaes", "nsga2", "random", "grid"]
 EarlyStop = Literal["asha", "hyperband", "median", "pbt", "none"]
 
@@ -57,7 +43,7 @@ def parse_bound(written: str) -> Bound:
         SweepSpecError: It is no such comparison.
     """
     match = _BOUND.fullmatch(written)
-    metrics = get_args(Measure)
+    metrics = get_args(ReportedMetric)
     if match is None or match[1] not in metrics:
         raise complaint(
             "objective.constraints",
@@ -94,12 +80,12 @@ class ObjectiveSpec:
 
     metric: Metric = "eval_loss"
     mode: Mode = field(default=cast("Mode", None))
-    also: Mapping[Measure, Mode] = field(default_factory=dict)
+    also: Mapping[ReportedMetric, Mode] = field(default_factory=dict)
     constraints: tuple[str, ...] = ()
 
     @property
     def goals(self) -> dict[str, Mode]:
-        """Every objective with its direction, the one that ranks first."""
+        """All objectives with their directions, the ranking objective first."""
         return {str(self.metric): self.mode} | {
             str(name): mode for name, mode in self.also.items()
         }
@@ -118,7 +104,7 @@ class ObjectiveSpec:
             "Remove it there.",
         )
         _ = self.bounds
-        fitting: Mode = "min" if self.metric.endswith("loss") else "max"
+        fitting = TRIAL_METRICS[self.metric].mode
         if cast("Mode | None", self.mode) is None:
             object.__setattr__(self, "mode", fitting)
         require(

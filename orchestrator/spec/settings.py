@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def why_fixed(name: str) -> str:
-    """Why a space may not hold this setting; empty for one that it may hold."""
+    """Reason to refuse a setting in a space; empty for an allowed setting."""
     if name == "optim.steps":
         return _HORIZON
     # Rows are cut for training only, and measured alike: this one setting of the data may differ.
@@ -57,7 +57,7 @@ NUMBERS = tuple(
 
 
 def require_knob(name: object) -> str:
-    """The name, if it is of a setting that a space may hold.
+    """The name, checked to be a setting that a space may hold.
 
     Raises:
         SweepSpecError: It is not; the message says why.
@@ -95,7 +95,7 @@ class Sections(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FixedSettings:
-    """What a sweep sets for all of its trials, whether or not it goes together."""
+    """A sweep's fixed settings for all trials, checked for types only."""
 
     base: BaseSpec
     lora: LoraSpec
@@ -171,7 +171,7 @@ _replace_once = lru_cache(maxsize=4096)(_replace)
 
 
 def assemble(sections: Sections, changes: Mapping[str, Any]) -> TrialSpec:
-    """The trial of these settings with some of them changed.
+    """The trial of the fixed settings with some changed.
 
     Raises:
         SweepSpecError: They do not go together.

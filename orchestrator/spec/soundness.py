@@ -21,7 +21,7 @@ _MAX_DRAWN = 1000
 
 
 def require_sound(space: SearchSpace) -> None:
-    """Refuse a space with a value that can never work, or with nothing left to try.
+    """Refuse a space with an impossible value or without a possible configuration.
 
     A value is tried with the fixed settings first; one that does not work with them may still
     work with other values of other knobs, and then stays.
@@ -37,7 +37,7 @@ def require_sound(space: SearchSpace) -> None:
 
 
 def _activation(space: SearchSpace, name: str) -> dict[str, Any]:
-    """Values of other knobs with which this one is searched."""
+    """Values of other knobs that make a knob active."""
     condition = space.conditions.get(name)
     if condition is None:
         return {}
@@ -79,7 +79,7 @@ def _require_works(space: SearchSpace, name: str, knobs: Mapping[str, Any]) -> N
 
 
 def _problem(space: SearchSpace, knobs: Mapping[str, Any]) -> str:
-    """Why no trial can be built from these knobs, whether or not it is forbidden."""
+    """Reason that no trial can be built from these knobs; forbidden combinations aside."""
     try:
         assemble(space.fixed, space.changes(knobs))
     except SweepSpecError as error:
@@ -115,7 +115,7 @@ def _draw(knob: Distribution, generator: random.Random) -> Any:
 
 
 def _require_any(space: SearchSpace) -> None:
-    """Refuse a space of which every configuration is refused, as far as one can look."""
+    """Refuse a space if every configuration looked at is refused."""
     listed = space.expand(space.order) if space.is_finite else iter(())
     looked_at = itertools.chain(
         itertools.islice(listed, MAX_LISTED), _random_configurations(space, _MAX_DRAWN)

@@ -67,7 +67,7 @@ MAX_LISTED = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """What is searched and what follows from it.
+    """The searched knobs with their conditions, ties and rules.
 
     Attributes:
         knobs: What is searched, in the order of the sweep file.
@@ -110,7 +110,7 @@ class SearchSpace:
 
     @cached_property
     def order(self) -> tuple[str, ...]:
-        """The knobs in an order in which those that a `when` names come before it."""
+        """Topological order of the knobs: each after the knobs its `when` names."""
         needs = {
             name: self.conditions[name].allowed if name in self.conditions else ()
             for name in self.knobs
@@ -118,7 +118,7 @@ class SearchSpace:
         return parents_first(needs, ".when")
 
     def active(self, knobs: Mapping[str, Any]) -> list[str]:
-        """The knobs that are searched in this configuration, in the order of the file."""
+        """The active knobs of a configuration, in the order of the file."""
         known: dict[str, Any] = {}
         names = set()
         for name in self.order:
@@ -129,7 +129,7 @@ class SearchSpace:
         return [name for name in self.knobs if name in names]
 
     def is_active(self, name: str, known: Mapping[str, Any]) -> bool:
-        """Whether a knob is searched, given the active ones that come before it."""
+        """Whether a knob is active, given the active knobs before."""
         condition = self.conditions.get(name)
         return condition is None or condition.holds(known)
 
@@ -168,7 +168,7 @@ class SearchSpace:
         return self._in_file_order(drawn)
 
     def settle(self, knobs: Mapping[str, Any], where: str = "knobs") -> dict[str, Any]:
-        """Knobs as someone wrote them, in the types of this space, without the inactive ones.
+        """Written knobs in the types of the space, without inactive knobs.
 
         Args:
             knobs: All knobs of a configuration or some of them.
@@ -192,7 +192,7 @@ class SearchSpace:
         return self._in_file_order(settled)
 
     def refuse(self, knobs: Mapping[str, Any]) -> str:
-        """Why a configuration may not be tried, in one sentence; empty for one that may be."""
+        """Reason to refuse a configuration, in one sentence; empty for an allowed one."""
         try:
             changes = self.changes(knobs)
             rule = self._forbidding(changes)
@@ -203,7 +203,7 @@ class SearchSpace:
         return "" if rule is None else f"forbid[{rule}]: no trial may have {self.forbidden[rule]}"
 
     def changes(self, knobs: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings that are not as fixed: those of active knobs, and the tied ones.
+        """Settings that differ from the fixed ones: active knobs and tied settings.
 
         Raises:
             SweepSpecError: A tied one has no value.
@@ -385,7 +385,7 @@ def describe(trial: TrialSpec) -> dict[str, Any]:
 
 
 def searched_names(space: SearchSpace) -> list[str]:
-    """The names among those of `describe` that differ between trials of this space."""
+    """Names of `describe` that can differ between trials of the space."""
     names = {"base.model": "base", "base.revision": "revision", ALPHA_PER_RANK: "lora.alpha"}
     varied = (names.get(name, name.removeprefix("base.")) for name in (*space.knobs, *space.ties))
     return list(dict.fromkeys(varied))

@@ -144,7 +144,7 @@ class SweepSpec:
 
     @cached_property
     def digest(self) -> str:
-        """Hex SHA-256 of everything that decides what trials are and how they compare.
+        """Hex SHA-256 of all settings that decide trials and their comparison.
 
         A sweep resumes only under the digest it started with. `RESUMABLE_CHANGES` are left out.
         Data files count by content: a moved file is the same, a changed one is not.
@@ -230,7 +230,7 @@ class SweepSpec:
         )
 
     def _settle_written(self) -> None:
-        """Make plain values of what is written by dotted names, and settings of its constants."""
+        """Turn dotted names into nested values, and constants of the space into settings."""
         space = {name: _plain(f"space.{name}", value) for name, value in self.space.items()}
         forbid = [_plain(f"forbid[{i}]", rule) for i, rule in enumerate(self.forbid)]
         start = [_plain(f"search.start[{i}]", point) for i, point in enumerate(self.search.start)]
@@ -327,7 +327,7 @@ def parse_sweep(mapping: Mapping[str, Any], base_dir: Path) -> SweepSpec:
 
 
 def recorded_sweep(mapping: Mapping[str, Any]) -> SweepSpec:
-    """A sweep as its event log recorded it, for reading: its data and bases may be gone by now.
+    """A sweep from its event log, for reading only: data and bases may be gone.
 
     Raises:
         SweepSpecError: The record is of another version.
@@ -352,7 +352,7 @@ def recorded_sweep(mapping: Mapping[str, Any]) -> SweepSpec:
 
 
 def build_trial(spec: SweepSpec, knobs: Mapping[str, Any]) -> TrialSpec:
-    """The trial that a sweep's fixed settings and these knobs describe.
+    """The trial of a sweep's fixed settings with these knobs.
 
     Tied settings are computed. Knobs that are left out or not active have their fixed setting.
 
@@ -381,7 +381,7 @@ def _refuse_misplaced_bools(values: Mapping[str, Any], owner: type, prefix: str)
 
 
 def _plain(where: str, written: Any) -> Any:
-    """The same as JSON would give it back, so that a spec equals the one its record makes."""
+    """A value as JSON returns it, so that a spec equals its recorded copy."""
     try:
         return json.loads(json.dumps(written, allow_nan=False))
     except (TypeError, ValueError) as error:

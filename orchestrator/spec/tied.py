@@ -115,7 +115,7 @@ def parse_tie(where: str, written: object, hint: Any, known: tuple[str, ...]) ->
 
 
 def _names(node: ast.expr, where: str, text: str) -> list[str]:
-    """The settings that an expression names, if it is one of the allowed."""
+    """Settings named by an allowed expression."""
     match node:
         case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
             return []
@@ -159,7 +159,7 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
 
 
 class _WholeNames(ast.NodeTransformer):
-    """Makes one name of a dotted one, so that computing it is one look-up."""
+    """Joins dotted names into single names, so that evaluation is one look-up."""
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.Name:
         return ast.Name(id=ast.unparse(node))

@@ -14,12 +14,13 @@ from types import ModuleType
 import pytest
 import ray
 
-from orchestrator.journal.events import EventLog
 from orchestrator.journal.history import SweepHistory
-from orchestrator.journal.layout import bundle_folder
+from orchestrator.journal.log import EventLog
+from orchestrator.journal.paths import bundle_folder
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
+from tests.support.events import event
 from trainables.base.loading import load_base
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 from trainables.training.engine import Engine
@@ -156,22 +157,28 @@ class Scene:
         self.log = EventLog(storage / "events.jsonl")
         self.record = SweepRecord(self.log, SweepHistory(), lambda history: None)
         add = self.record.add
-        add("sweep_started", sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest)
+        add(
+            event(
+                "sweep_started", sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest
+            )
+        )
         for trial, loss in LOSSES.items():
-            add("trial_started", trial=trial, knobs={}, spec=_trial_spec(spec, FORMS[trial]))
-            add("report", trial=trial, step=20, metrics={"eval_loss": loss})
+            add(
+                event("trial_started", trial=trial, knobs={}, spec=_trial_spec(spec, FORMS[trial]))
+            )
+            add(event("report", trial=trial, step=20, metrics={"eval_loss": loss}))
             folder = storage / bundle_folder(trial)
             folder.mkdir(parents=True)
             (folder / "manifest.json").write_text("{}")
             self.end(trial, "completed", str(folder.relative_to(storage)))
-        add("trial_started", trial=3, knobs={}, spec=_trial_spec(spec, "nf4"))
-        add("report", trial=3, step=10, metrics={"eval_loss": 0.1})
+        add(event("trial_started", trial=3, knobs={}, spec=_trial_spec(spec, "nf4")))
+        add(event("report", trial=3, step=10, metrics={"eval_loss": 0.1}))
         self.end(3, "diverged", None)
 
     def repeat(self, trial, of, outcome):
         spec = self.record.history.trials[of].spec
-        self.record.add("trial_started", trial=trial, knobs={}, spec=spec, repeat_of=of)
-        self.record.add("report", trial=trial, step=20, metrics={"eval_loss": 1.5})
+        self.record.add(event("trial_started", trial=trial, knobs={}, spec=spec, repeat_of=of))
+        self.record.add(event("report", trial=trial, step=20, metrics={"eval_loss": 1.5}))
         folder = self.storage / bundle_folder(trial)
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text("{}")
@@ -179,7 +186,7 @@ class Scene:
 
     def end(self, trial, outcome, bundle):
         self.record.add(
-            "trial_ended", trial=trial, outcome=outcome, reason="", step=20, bundle=bundle
+            event("trial_ended", trial=trial, outcome=outcome, reason="", step=20, bundle=bundle)
         )
 
 

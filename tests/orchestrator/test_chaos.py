@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from orchestrator.journal.events import Event
+from tests.support.events import entry
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 EVERY = 8
@@ -33,7 +33,7 @@ chaos = load("chaos")
 
 
 def event(kind, **fields):
-    return Event(kind=kind, at=0.0, fields=fields)
+    return entry(kind, 0.0, **fields)
 
 
 def report(step, trial=0, loss=1.0):
@@ -82,7 +82,7 @@ def with_tracked(**changes):
 def test_a_sound_sweep_has_no_faults_and_no_differences():
     assert checks.find_faults(SOUND, SAVES, EVERY) == []
     slower = [
-        replace(each, fields={**each.fields, "metrics": {**each.fields["metrics"], "host_s": 9}})
+        replace(each, event=replace(each.event, metrics={**each.event.metrics, "host_s": 9}))
         if each.kind == "report"
         else each
         for each in with_events(event("sweep_resumed")).events

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from orchestrator.cli import main
-from orchestrator.journal.events import EventLog
+from orchestrator.journal.log import EventLog
 from orchestrator.spec.sweep import SweepSpec, parse_sweep
 from registry.connection import connect
+from tests.support.events import event
 
 SWEEP = {
     "name": "tiny",
@@ -112,9 +113,9 @@ def test_status_shows_a_sweep_as_far_as_it_went(capsys):
     spec = parse_sweep(SWEEP, Path())
     trial = {"trial": 0, "knobs": {"lora.rank": 2}, "spec": first_trial(spec)}
     with EventLog(Path("runs/tiny/events.jsonl")) as log:
-        log.append("sweep_started", sweep_id="s1", spec=spec.to_dict(), digest=spec.digest)
-        log.append("trial_started", **trial)
-        log.append("report", trial=0, step=10, metrics={"eval_loss": 1.25})
+        log.append(event("sweep_started", sweep_id="s1", spec=spec.to_dict(), digest=spec.digest))
+        log.append(event("trial_started", **trial))
+        log.append(event("report", trial=0, step=10, metrics={"eval_loss": 1.25}))
     before = Path("runs/tiny/events.jsonl").read_bytes()
     assert main(["status", "runs/tiny"]) == 0
     shown = capsys.readouterr().out

@@ -10,12 +10,12 @@ from rich.console import Console
 from orchestrator import run_sweep
 from orchestrator.errors import SweepInUseError, SweepSpecError, SweepStorageError
 from orchestrator.finals.standings import finalists
-from orchestrator.journal.events import read_events
 from orchestrator.journal.history import SweepHistory
-from orchestrator.journal.layout import bundle_folder, state_folder
 from orchestrator.journal.lease import Lease
+from orchestrator.journal.log import read_events
+from orchestrator.journal.paths import bundle_folder, state_folder
 from orchestrator.journal.recording import SweepRecord
-from orchestrator.journal.storage import SweepStorage, read_history
+from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from orchestrator.pruning import plan_pruning, prune, spec_at_end
 from orchestrator.report.report import build_report
 from orchestrator.resuming import SweepProgress
@@ -27,6 +27,7 @@ from orchestrator.spec.sweep import (
     SweepSpec,
     parse_sweep,
 )
+from tests.support.events import event
 from trainables.hosts.progress import save_progress
 from trainables.hosts.storage import file_sizes, put_folder
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
@@ -63,13 +64,15 @@ class Scene:
 
     def trial(self, number, outcome, loss, step=20, reason="", **more):
         spec = TrialSpec(base=SPEC.base, optim=SPEC.optim, data=SPEC.data, eval=SPEC.eval)
-        self.record.add("trial_started", trial=number, knobs={}, spec=spec.to_dict(), **more)
-        self.record.add("report", trial=number, step=step, metrics={"eval_loss": loss})
+        self.record.add(
+            event("trial_started", trial=number, knobs={}, spec=spec.to_dict(), **more)
+        )
+        self.record.add(event("report", trial=number, step=step, metrics={"eval_loss": loss}))
         self.leave(number, step)
         if outcome:
             end = {"outcome": outcome, "reason": reason, "step": step}
             bundle = bundle_folder(number) if outcome != "diverged" else None
-            self.record.add("trial_ended", trial=number, bundle=bundle, **end)
+            self.record.add(event("trial_ended", trial=number, bundle=bundle, **end))
 
     def leave(self, number, step=20, part=""):
         """Put a state and a bundle into the storage."""
@@ -87,9 +90,9 @@ class Scene:
         )
 
     def end(self, status="completed"):
-        for stage in ("search", "finals"):
+        for stage in ("search", "repeats"):
             self.progress.end(stage, "")
-        self.record.add("sweep_ended", status=status, reason="")
+        self.record.add(event("sweep_ended", status=status, reason=""))
         self.log.close()
         return self
 
@@ -182,7 +185,7 @@ def test_repeats_of_finalists_stay_and_those_of_others_go(local):
 
 
 def test_what_was_registered_stays(local):
-    local.record.add("registered", trial=0, ref="tiny/1", digest="sha256:00")
+    local.record.add(event("registered", trial=0, ref="tiny/1", digest="sha256:00"))
     plan = local.end().plan(bundles=True)
     assert whys(plan.kept)[0] == "registered as tiny/1"
     assert {item.trial for item in plan.items} == {2, 3}
@@ -244,7 +247,7 @@ def test_a_diverged_trial_is_a_loser_like_any_other(local):
 def test_a_sweep_that_is_not_over_is_refused(local, status):
     local.progress.end("search", "")
     if status == "cancelled":
-        local.record.add("sweep_ended", status=status, reason="")
+        local.record.add(event("sweep_ended", status=status, reason=""))
     said = f"sweep: the sweep is {status}, with work left; allowed: one that is over"
     with pytest.raises(SweepStorageError, match=said):
         local.plan()
@@ -277,7 +280,7 @@ def test_a_plan_of_what_has_changed_since_is_refused(local):
     local.end()
     plan = local.plan()
     with local.open_log() as log:
-        log.append("registered", trial=0, ref="tiny/1", digest="sha256:00")
+        log.append(event("registered", trial=0, ref="tiny/1", digest="sha256:00"))
     before = local.files()
     with pytest.raises(SweepStorageError, match="has changed since it was looked at"):
         local.prune(plan)
@@ -310,7 +313,7 @@ def test_adapters_can_go_after_the_states(scene):
 def test_what_a_killed_pruning_left_is_found_again(local):
     local.end()
     with local.open_log() as log:
-        log.append("pruned", what="state", trials=[0, 2, 3])
+        log.append(event("pruned", what="state", trials=[0, 2, 3]))
     local.prune(local.plan())
     assert {number for number, what in local.files() if what == "state"} == {1}
 
@@ -372,7 +375,7 @@ def test_a_trial_without_a_state_does_not_move_up_into_the_finals(local):
     history = local.again(larger).record.history
     with local.open_log() as log:
         end = {"outcome": "diverged", "reason": "", "step": 20, "bundle": None}
-        log.append("trial_ended", trial=4, **end)
+        log.append(event("trial_ended", trial=4, **end))
     history = read_history(local.storage.location)
     assert [trial.number for trial in history.ranking(SPEC.objective)] == [1, 3, 2, 0]
     assert finalists(larger, history) == []
@@ -387,9 +390,9 @@ def test_the_settings_at_the_end_are_those_of_the_last_run(local):
         record = SweepRecord(log, SweepHistory.read(log.path), lambda history: None)
         progress = SweepProgress(spec=larger, storage=local.storage, record=record)
         progress.start_or_resume()
-        for stage in ("search", "finals"):
+        for stage in ("search", "repeats"):
             progress.end(stage, "")
-        record.add("sweep_ended", status="completed", reason="")
+        record.add(event("sweep_ended", status="completed", reason=""))
     found = spec_at_end(read_history(local.storage.location))
     assert (found.budget, found.register) == (larger.budget, larger.register)
     assert local.plan(spec=found).paths == local.plan(spec=larger).paths
@@ -441,7 +444,7 @@ def test_a_pruned_sweep_runs_again_and_on(local_ray, tiny_base, tiny_data, tmp_p
     more, _ = run_quietly(replace(spec, budget=BudgetSpec(trials=4)), storage.location)
     assert sorted(more.leaderboard["trial"]) == [0, 1, 2, 3]
     assert more.status == "completed"
-    events = [event.kind for event in read_events(storage.folder / "events.jsonl")]
+    events = [one.kind for one in read_events(storage.folder / "events.jsonl")]
     assert events.count("trial_started") == 4
     assert len([trial for trial in range(3) if storage.has_bundle(trial)]) == 1
     with pytest.raises(SweepSpecError, match=r"finals\.top: got 4; allowed: up to [12], as trial"):

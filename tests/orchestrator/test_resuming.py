@@ -14,11 +14,12 @@ from orchestrator.journal.requests import (
     post_request,
     take_requests,
 )
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.resuming import SweepProgress
+from orchestrator.spec.data_report import DataReport
 from orchestrator.spec.finals_sections import FinalsSpec
-from orchestrator.spec.inspection import DataReport
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
+from tests.support.events import event
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
 
 SPEC = SweepSpec(
@@ -49,23 +50,23 @@ class Scene:
         return self.progress
 
     def trial(self, number, outcome, reason="", reports=True, **more):
-        self.record.add("trial_started", trial=number, knobs={}, spec=TRIAL, **more)
+        self.record.add(event("trial_started", trial=number, knobs={}, spec=TRIAL, **more))
         if reports:
-            self.record.add("report", trial=number, step=10, metrics={"eval_loss": 1.0})
+            self.record.add(event("report", trial=number, step=10, metrics={"eval_loss": 1.0}))
         if outcome:
             end = {"outcome": outcome, "reason": reason, "step": 10}
             bundle = f"trials/t{number:04d}/bundle"
-            self.record.add("trial_ended", trial=number, bundle=bundle, **end)
+            self.record.add(event("trial_ended", trial=number, bundle=bundle, **end))
             folder = self.storage.folder / bundle
             folder.mkdir(parents=True)
             (folder / "manifest.json").write_text("{}")
 
     def end(self, *stages):
-        for stage in stages or ("search", "finals"):
+        for stage in stages or ("search", "repeats"):
             self.progress.end(stage, "")
 
     def conclude(self, status, reason=""):
-        self.record.add("sweep_ended", status=status, reason=reason)
+        self.record.add(event("sweep_ended", status=status, reason=reason))
 
     def going_on(self):
         return [trial.number for trial in self.record.history.unfinished()]
@@ -117,7 +118,7 @@ def test_a_sweep_whose_stages_have_ended_is_over(scene):
     scene.trial(0, "completed")
     scene.end("search")
     assert not scene.progress.is_over()
-    scene.end("finals")
+    scene.end("repeats")
     assert scene.progress.is_over()
     assert scene.progress.is_registered()
     scene.conclude("completed")
@@ -143,7 +144,7 @@ def test_other_finals_leave_the_search_alone(scene):
     scene.end()
     scene.conclude("completed")
     progress = scene.run(replace(SPEC, finals=FinalsSpec(top=1, seeds=3)))
-    assert (progress.has_ended("search"), progress.has_ended("finals")) == (True, False)
+    assert (progress.has_ended("search"), progress.has_ended("repeats")) == (True, False)
     assert scene.going_on() == []
 
 
@@ -187,9 +188,9 @@ def test_a_failed_sweep_retries_what_only_a_fault_was_reported_of(scene):
     for number, outcome in enumerate(("failed", "infeasible")):
         scene.trial(number, None, reports=False)
         metrics = {"eval_loss": 1e9}
-        scene.record.add("report", trial=number, step=10, metrics=metrics, is_fault=True)
+        scene.record.add(event("report", trial=number, step=10, metrics=metrics, is_fault=True))
         end = {"outcome": outcome, "reason": "", "step": 10, "bundle": None}
-        scene.record.add("trial_ended", trial=number, **end)
+        scene.record.add(event("trial_ended", trial=number, **end))
     scene.conclude("failed")
     scene.run()
     assert scene.going_on() == [0, 1]

@@ -25,7 +25,7 @@ from peft import PeftModel
 from rich.console import Console
 
 from orchestrator import SweepFailedError, SweepSpec, SweepStorageError, run_sweep
-from orchestrator.journal.events import read_events
+from orchestrator.journal.log import read_events
 from orchestrator.spec.finals_sections import FinalsSpec
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.spec.sweep import parse_sweep
@@ -292,7 +292,7 @@ def test_the_same_call_again_adds_no_points(swept, again):
 
 
 def test_a_bigger_budget_adds_trials_and_repeats_none(swept, extended):
-    started = [e.fields["trial"] for e in extended.events if e.kind == "trial_started"]
+    started = [e.event.trial for e in extended.events if e.kind == "trial_started"]
     assert sorted(started) == list(range(TRIALS + 2))
     assert not [e for e in extended.events if e.kind == "trial_resumed"]
     assert sorted(extended.report.leaderboard["trial"]) == list(range(TRIALS + 2))
@@ -305,7 +305,7 @@ def test_a_bigger_budget_adds_trials_and_repeats_none(swept, extended):
 def test_a_bigger_budget_registers_only_what_is_new(swept, extended):
     is_new_best = extended.report.best.trial != swept.report.best.trial
     assert extended.tracked.versions == ([1, 2] if is_new_best else [1])
-    registered = [e.fields["ref"] for e in extended.events if e.kind == "registered"]
+    registered = [e.event.ref for e in extended.events if e.kind == "registered"]
     assert registered == [f"tiny-adapter/{version}" for version in extended.tracked.versions]
     (sweep,) = extended.tracked.sweeps
     assert sweep.info.status == "FINISHED"
@@ -412,7 +412,7 @@ class Command:
         return said
 
     def wait_for_reports(self, process, count):
-        self.wait_for(process, lambda event: event.kind == "report", count)
+        self.wait_for(process, lambda each: each.kind == "report", count)
 
     def wait_for(self, process, is_it, count=1, timeout_s=400.0):
         deadline = time.monotonic() + timeout_s
@@ -440,11 +440,11 @@ def assert_finished_once(command):
     assert (counts["sweep_started"], counts["sweep_resumed"], counts["sweep_ended"]) == (1, 1, 1)
     assert counts["trial_resumed"] >= 1
     steps = {trial: [] for trial in range(3)}
-    for event in events:
-        if event.kind == "report":
-            steps[event.fields["trial"]].append(event.fields["step"])
+    for each in events:
+        if each.kind == "report":
+            steps[each.event.trial].append(each.event.step)
     assert steps == {trial: list(range(20, 241, 20)) for trial in range(3)}
-    assert Counter(e.fields["trial"] for e in events if e.kind == "trial_started") == {
+    assert Counter(e.event.trial for e in events if e.kind == "trial_started") == {
         0: 1, 1: 1, 2: 1,
     }  # fmt: skip
     found = tracked(command.storage)
@@ -489,9 +489,9 @@ def test_a_second_terminal_stops_a_trial_and_cancels_the_sweep(command):
     process = command.start()
     command.wait_for_reports(process, 2)
     assert "trial 0 is told to stop" in command.say("stop", "runs/tiny", "0")
-    command.wait_for(process, lambda event: event.kind == "trial_ended")
-    (end,) = [event.fields for event in command.events() if event.kind == "trial_ended"]
-    assert (end["trial"], end["outcome"], end["by"]) == (0, "cancelled", "user")
+    command.wait_for(process, lambda each: each.kind == "trial_ended")
+    (end,) = [each.event for each in command.events() if each.kind == "trial_ended"]
+    assert (end.trial, end.outcome, end.by) == (0, "cancelled", "user")
     assert command.say("cancel", "runs/tiny").strip() == "the sweep is told to end"
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 1, said
@@ -503,9 +503,9 @@ def test_a_second_terminal_stops_a_trial_and_cancels_the_sweep(command):
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
     ends = {
-        event.fields["trial"]: (event.fields["outcome"], event.fields["step"])
-        for event in command.events()
-        if event.kind == "trial_ended"
+        each.event.trial: (each.event.outcome, each.event.step)
+        for each in command.events()
+        if each.kind == "trial_ended"
     }
     assert ends[1] == ends[2] == ("completed", 240)
     assert ends[0][0] == "cancelled"

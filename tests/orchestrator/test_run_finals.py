@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from orchestrator import run_sweep
-from orchestrator.journal.events import read_events
-from orchestrator.journal.storage import SweepStorage, read_history
+from orchestrator.journal.log import read_events
+from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.spec.sweep import parse_sweep
 from registry import Registry
@@ -174,7 +174,7 @@ def more_seeds(swept):
 def test_more_seeds_train_only_what_is_new(swept, more_seeds):
     assert "searching" not in more_seeds.said
     events = list(read_events(swept.storage / "events.jsonl"))
-    started = [event.fields["trial"] for event in events if event.kind == "trial_started"]
+    started = [each.event.trial for each in events if each.kind == "trial_started"]
     assert sorted(started) == list(range(TRIALS + 4))
     assert [len(one.values) for one in more_seeds.report.finals] == [3, 3]
 

@@ -10,8 +10,8 @@ from ray.tune.search import Searcher
 from orchestrator.hosts.broker import start_broker
 from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.pool import HostPool, HostShape
-from orchestrator.journal.events import read_events
 from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.log import read_events
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import (
@@ -21,13 +21,14 @@ from orchestrator.journal.requests import (
     Wishes,
     post_request,
 )
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import Outcome
 from orchestrator.search.budget import Budget
 from orchestrator.search.schedule import EarlyStopping, NoRule
 from orchestrator.spec.sections import BudgetSpec, ExitSpec
 from orchestrator.supervision import Supervisor
 from orchestrator.tuning import Stage
+from tests.support.events import event
 
 pytestmark = pytest.mark.ray
 
@@ -53,7 +54,7 @@ class Scene:
         self.storage, self.base = SweepStorage(storage), base
         self.log = self.storage.open_log()
         self.record = SweepRecord(self.log, SweepHistory(), self.on_change)
-        self.record.add("sweep_started", sweep_id="s", spec={}, digest="d")
+        self.record.add(event("sweep_started", sweep_id="s", spec={}, digest="d"))
         self.broker = start_broker(self.storage.location)
         self.pool = HostPool(
             self.broker,
@@ -151,14 +152,14 @@ def test_the_user_and_the_budget_end_trials_and_keep_what_they_measured(build_sc
     assert (trials[1].outcome, trials[1].reason) == (Outcome.CANCELLED, reason)
     assert trials[0].bundle == "trials/t0000/bundle"
     assert scene.base.bundle(0)["step"] == trials[0].step
-    usage = [event.fields for event in read_events(scene.log.path) if event.kind == "usage"]
-    assert usage[-1]["cpu_s"] == scene.record.history.meter.cpu_s == 90.0
+    usage = [each.event for each in read_events(scene.log.path) if each.kind == "usage"]
+    assert usage[-1].cpu_s == scene.record.history.meter.cpu_s == 90.0
 
 
 def test_a_cancelled_sweep_ends_its_trials_and_leaves_repeats_alone(build_scene):
     scene = build_scene()
     waiting = scene.base.build_spec(7).to_dict()
-    scene.record.add("trial_started", trial=7, knobs={}, spec=waiting, repeat_of=0)
+    scene.record.add(event("trial_started", trial=7, knobs={}, spec=waiting, repeat_of=0))
 
     def listen(history):
         if reports_of(history, 0) == 2:

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trainables.base.loading import default_device, load_base, load_tokenizer
 from trainables.base.origin import BaseSource, locate
-from trainables.contract import SERVING_FORMS, ServingForm
+from trainables.contract import SAME_UNQUANTIZED, SERVING_FORMS, ServingForm
 from trainables.errors import BaseModelError, SpecError
 from trainables.spec import BaseSpec
 from trainables.training.bundle import read_manifest
@@ -61,7 +61,8 @@ class Served:
 
 def forms_of(quantization: str) -> tuple[ServingForm, ...]:
     """Serving forms of adapters whose base has this quantization."""
-    return ("trained", "merged") if quantization == "none" else SERVING_FORMS
+    is_other = quantization == "none"
+    return tuple(form for form in SERVING_FORMS if not (is_other and form in SAME_UNQUANTIZED))
 
 
 def require_form(manifest: Mapping[str, Any], form: str) -> ServingForm:

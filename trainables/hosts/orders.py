@@ -7,6 +7,7 @@ change nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +32,9 @@ ZERO_METRICS: dict[str, float] = {
     "host_s": 0.0,
 }
 """Other metrics of a trial without a report."""
+
+_STAND_IN = "is_stand_in"
+"""Marks metrics that stand in for a measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,4 +165,9 @@ class HostReport:
 
 def fault_metrics(last: dict[str, float]) -> dict[str, float]:
     """Metrics of a trial with a fault: the worst of each measure, the last of each count."""
-    return {**ZERO_METRICS, **last, **WORST_METRICS}
+    return {**ZERO_METRICS, **last, **WORST_METRICS, _STAND_IN: 1.0}
+
+
+def is_stand_in(metrics: Mapping[str, Any]) -> bool:
+    """Whether metrics come from `fault_metrics` rather than from a measurement."""
+    return _STAND_IN in metrics

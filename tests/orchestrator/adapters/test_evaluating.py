@@ -41,11 +41,11 @@ def evaluator(local_ray: None, rows: Rows, version: Any) -> Evaluator:
 
 def test_a_version_is_measured_and_keeps_it(evaluator: Evaluator, version: Any) -> None:
     found, uri = version
-    (scored,) = evaluator.evaluate([found])
-    assert (scored.key, scored.form, scored.error) == ("letters/1", "trained", "")
+    (result,) = evaluator.evaluate([found])
+    assert (result.key, result.form, result.error) == ("letters/1", "trained", "")
     (kept,) = Registry(uri).evaluations("letters/1")
     assert (kept.data.name, kept.data.rows) == ("more.jsonl", 6)
-    assert kept.measures["loss"].value == scored.document["measures"]["loss"]["value"]
+    assert kept.measures["loss"].value == result.document["measures"]["loss"]["value"]
 
 
 def test_the_smallest_rank_that_is_good_enough_is_registered(

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.adapters.registering import Registration
-from orchestrator.journal.events import read_events
-from orchestrator.journal.layout import bundle_folder, evaluation_file
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.log import read_events
+from orchestrator.journal.paths import bundle_folder, evaluation_file
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.report.delivery import Delivery
 from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
 from registry import (
@@ -19,6 +19,7 @@ from registry import (
     TrackingError,
 )
 from registry.connection import artifact_location_for, connect
+from tests.support.events import event
 from trainables.spec import EvalSpec
 
 
@@ -41,7 +42,7 @@ def register(scene, database, connect=None):
             storage=storage,
             adapters=Registry(database),
         ).register_finalists()
-    return [event for event in read_events(scene.log.path) if event.kind == "registered"]
+    return [each for each in read_events(scene.log.path) if each.kind == "registered"]
 
 
 @pytest.fixture
@@ -53,14 +54,14 @@ def evaluated(build_scene, write_bundle, request):
     for trial, loss in scene.losses.items():
         metrics = {"eval_loss": loss, "test_loss": 2 * loss}
         write_bundle(scene.storage / bundle_folder(trial), trial, metrics)
-        scene.record.add("final_evaluated", trial=trial, metrics={"test_loss": 2 * loss})
+        scene.record.add(event("final_evaluated", trial=trial, metrics={"test_loss": 2 * loss}))
     return scene
 
 
 def test_finalists_become_versions_and_the_best_one_champion(evaluated, database):
     registered = register(evaluated, database)
     name = evaluated.spec.register.name
-    assert [event.fields["ref"] for event in registered] == [f"{name}/1", f"{name}/2"]
+    assert [each.event.ref for each in registered] == [f"{name}/1", f"{name}/2"]
     champion = Registry(database).get(f"{name}@champion")
     assert champion.version == 1
     assert champion.tags["lorchestra.trial"] == "1"
@@ -91,7 +92,7 @@ def test_the_version_is_the_run_that_stands_for_the_best_configuration(
         evaluated.repeat(number, of=of, outcome="completed")
         metrics = {"eval_loss": 1.5, "test_loss": loss}
         write_bundle(evaluated.storage / bundle_folder(number), number, metrics)
-        evaluated.record.add("final_evaluated", trial=number, metrics={"test_loss": loss})
+        evaluated.record.add(event("final_evaluated", trial=number, metrics={"test_loss": loss}))
     # trial 1: mean of 2.0 and 0.9; trial 2: mean of 4.0 and 0.1, its repeat better on validation
     register(evaluated, database)
     champion = Registry(database).get(f"{evaluated.spec.register.name}@champion")
@@ -116,7 +117,14 @@ def score(scene, write_bundle, trial, losses, form="trained"):
     SweepStorage(scene.storage).send(evaluation_file(trial, form), content)
     metrics = {"loss": document["measures"]["loss"]["value"]}
     scene.record.add(
-        "form_scored", trial=trial, form=form, metrics=metrics, error="", way="this one"
+        event(
+            "form_evaluated",
+            trial=trial,
+            form=form,
+            metrics=metrics,
+            error="",
+            fingerprint="this one",
+        )
     )
 
 
@@ -144,14 +152,14 @@ def test_the_gate_asks_for_more_than_noise(
     # the next one is the best on validation rows; on test rows it depends
     number = 9 + is_promoted
     write_bundle(evaluated.storage / bundle_folder(0), number, {"eval_loss": 0.5, "test_loss": 1})
-    evaluated.record.add("report", trial=0, step=30, metrics={"eval_loss": 0.5})
+    evaluated.record.add(event("report", trial=0, step=30, metrics={"eval_loss": 0.5}))
     noise = [0.3, -0.3, 0.2, -0.2, 0.0] * 4
     losses = [row + error - better_by for row, error in zip(rows, noise, strict=True)]
     score(evaluated, write_bundle, 0, losses)
     register(evaluated, database)
     verdict = evaluated.record.history.promotions[-1]
-    assert verdict["promoted"] is is_promoted
-    assert "loss" in verdict["reason"]
+    assert verdict.promoted is is_promoted
+    assert "loss" in verdict.reason
     champion = Registry(database).get(f"{evaluated.spec.register.name}@champion")
     assert champion.tags["lorchestra.trial"] == ("0" if is_promoted else "1")
 

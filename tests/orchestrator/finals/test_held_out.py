@@ -7,8 +7,8 @@ import ray
 
 from orchestrator.finals.held_out import contenders, evaluate_finalists
 from orchestrator.hosts.members import group_key
-from orchestrator.journal.layout import bundle_folder, state_folder
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.paths import bundle_folder, state_folder
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.spec.finals_sections import FinalsSpec
 from trainables.hosts.orders import TaskReport
 from trainables.spec import TrialSpec

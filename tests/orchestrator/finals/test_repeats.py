@@ -9,10 +9,10 @@ from orchestrator.finals.repeats import (
     plan_repeats,
     unwanted_repeats,
 )
-from orchestrator.journal.events import Event
 from orchestrator.journal.history import SweepHistory
 from orchestrator.spec.finals_sections import FinalsSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
+from tests.support.events import entry
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 
@@ -53,7 +53,7 @@ class Search:
             self.end(number, loss)
 
     def add(self, kind, **fields):
-        self.history.apply(Event(kind=kind, at=0.0, fields=fields))
+        self.history.apply(entry(kind, 0.0, **fields))
 
     def begin(self, number, spec, **kin):
         knobs = {"lora.rank": spec["lora"]["rank"]}

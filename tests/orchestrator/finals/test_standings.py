@@ -6,11 +6,11 @@ import pytest
 from scipy import stats
 
 from orchestrator.finals.standings import compare_first_two, finalists, rank_finalists
-from orchestrator.journal.events import Event
 from orchestrator.journal.history import SweepHistory
 from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
 from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
+from tests.support.events import entry
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
 
 
@@ -36,7 +36,7 @@ class Finals:
         self.add("sweep_started", sweep_id="s", spec={}, digest="d")
 
     def add(self, kind, **fields):
-        self.history.apply(Event(kind=kind, at=0.0, fields=fields))
+        self.history.apply(entry(kind, 0.0, **fields))
 
     def run(self, number, loss, test=None, outcome="completed", repeat_of=None, seed=0):
         kin = {} if repeat_of is None else {"repeat_of": repeat_of}

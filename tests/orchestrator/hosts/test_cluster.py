@@ -1,6 +1,9 @@
 """How a sweep spreads over what there is."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import ray
@@ -84,3 +87,19 @@ def test_a_ray_that_runs_already_is_joined_and_left_running(local_ray, monkeypat
         assert placement.shape.torch_threads <= (os.cpu_count() or 1)
         assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1"
     assert ray.is_initialized()
+
+
+def test_a_ray_that_does_not_start_is_told_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = "from orchestrator.hosts import cluster; cluster.ray_for_evaluation().__enter__()"
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        env={**os.environ, "RAY_TMPDIR": str(tmp_path / "file")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("orchestrator.errors.SweepError: Ray did not start on this machine: ")
+    assert "Not a directory" in said
+    assert "Run the same command again when the machine is less busy" in said

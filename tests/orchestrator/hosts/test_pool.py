@@ -9,10 +9,10 @@ from orchestrator.errors import SweepError
 from orchestrator.hosts.broker import start_broker
 from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.members import group_key
-from orchestrator.hosts.pool import HostPool, HostShape, last_line
+from orchestrator.hosts.pool import HostPool, HostShape
 from orchestrator.hosts.proxy import TrialProxy
-from orchestrator.journal.layout import trial_folder
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.paths import trial_folder
+from orchestrator.journal.sweep_storage import SweepStorage
 from trainables.hosts.orders import SeatRequest, Task
 
 pytestmark = [
@@ -40,10 +40,10 @@ class Caller:
 
     def advance(self, trial, until, tries=20):
         for _ in range(tries):
-            standing = ray.get(self.broker.advance.remote(trial, "a", until, 5.0))
-            if standing.answers(until):
-                return standing
-        raise TimeoutError(standing)
+            status = ray.get(self.broker.advance.remote(trial, "a", until, 5.0))
+            if status.answers(until):
+                return status
+        raise TimeoutError(status)
 
     def settles(self):
         return ray.get(self.broker.settle.remote(5.0))
@@ -152,11 +152,3 @@ def test_a_trainer_that_cannot_start_fails_its_trials_with_a_reason(pool_of, fak
         report = caller.advance(0, 10).report
     assert report.fault == "failed"
     assert report.reason.startswith("its host ended: ")
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [("Traceback\n  File x\nRuntimeError: no\n\n", "RuntimeError: no"), ("", "ValueError")],
-)
-def test_the_last_line_of_a_traceback_is_the_reason(text, line):
-    assert last_line(ValueError(text)) == line

@@ -16,8 +16,8 @@ from orchestrator.hosts.broker import start_broker
 from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.pool import HostPool, HostShape
 from orchestrator.hosts.proxy import SeatReleaser, TrialProxy
-from orchestrator.journal.layout import trial_folder
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.paths import trial_folder
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import Outcome
 from orchestrator.search.pbt import Pbt, explore
 from orchestrator.search.schedule import EarlyStopping

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from orchestrator.hosts.members import HostStart, Phase, base_key, group_key
+from orchestrator.hosts.members import HostStart, SeatPhase, base_key, group_key
 from orchestrator.hosts.seats import MAX_DEAD_HOSTS, Seats
 from trainables.hosts.bench import Failure
 from trainables.hosts.orders import (
@@ -68,7 +68,7 @@ def phase(state, trial, attempt="a", until=0, now=0.0):
 
 def test_a_joined_trial_gets_no_credit_before_it_asks():
     state = build_seats()
-    assert join(state, 0) == [Phase.SEATED]
+    assert join(state, 0) == [SeatPhase.SEATED]
     assert credit(state) == {0: 0}
 
 
@@ -105,14 +105,19 @@ def test_a_standing_answers_a_proxy_once_its_report_reaches_the_step(step, answe
 
 def test_free_seats_go_to_those_who_waited_longest():
     state = build_seats(seats=2)
-    assert join(state, 5, 3, 9, 1) == [Phase.SEATED, Phase.SEATED, Phase.WAITING, Phase.WAITING]
+    assert join(state, 5, 3, 9, 1) == [
+        SeatPhase.SEATED,
+        SeatPhase.SEATED,
+        SeatPhase.WAITING,
+        SeatPhase.WAITING,
+    ]
     state.leave(3, "a", False, 0.0)
-    assert [phase(state, trial) for trial in (9, 1)] == [Phase.SEATED, Phase.WAITING]
+    assert [phase(state, trial) for trial in (9, 1)] == [SeatPhase.SEATED, SeatPhase.WAITING]
 
 
 def test_trials_go_to_hosts_of_their_group_only():
     state = build_seats(group="nf4")
-    assert join(state, 0, group="int8") == [Phase.WAITING]
+    assert join(state, 0, group="int8") == [SeatPhase.WAITING]
     assert state.orders("h0", "one").seats == ()
 
 
@@ -124,9 +129,9 @@ def test_trials_spread_over_the_hosts_of_a_group():
 
 def test_a_host_that_serves_one_trial_takes_no_second():
     state = build_seats(seats=1, serves=1)
-    assert join(state, 0, 1) == [Phase.SEATED, Phase.WAITING]
+    assert join(state, 0, 1) == [SeatPhase.SEATED, SeatPhase.WAITING]
     state.leave(0, "a", False, 0.0)
-    assert phase(state, 1) is Phase.WAITING
+    assert phase(state, 1) is SeatPhase.WAITING
     assert state.orders("h0", "one").is_over
 
 
@@ -136,18 +141,18 @@ def test_a_host_that_serves_one_trial_takes_no_second():
 def test_leaving_with_the_bundle_keeps_the_seat_until_the_host_says_it_is_free():
     state = build_seats(seats=1)
     join(state, 0, 1)
-    assert state.leave(0, "a", True, 0.0).phase is Phase.LEAVING
-    assert state.leave(0, "a", True, 0.0).phase is Phase.LEAVING
-    assert phase(state, 1) is Phase.WAITING
+    assert state.leave(0, "a", True, 0.0).phase is SeatPhase.LEAVING
+    assert state.leave(0, "a", True, 0.0).phase is SeatPhase.LEAVING
+    assert phase(state, 1) is SeatPhase.WAITING
     freed(state, 0)
-    assert phase(state, 1) is Phase.SEATED
-    assert state.leave(0, "a", True, 0.0).phase is Phase.LEFT
+    assert phase(state, 1) is SeatPhase.SEATED
+    assert state.leave(0, "a", True, 0.0).phase is SeatPhase.LEFT
 
 
 def test_leaving_without_the_bundle_frees_the_seat_at_once():
     state = build_seats(seats=1)
     join(state, 0, 1)
-    assert state.leave(0, "a", False, 0.0).phase is Phase.LEFT
+    assert state.leave(0, "a", False, 0.0).phase is SeatPhase.LEFT
     assert list(credit(state)) == [1]
 
 
@@ -155,7 +160,7 @@ def test_a_trial_that_left_gets_no_more_credit():
     state = build_seats()
     join(state, 0)
     state.leave(0, "a", True, 0.0)
-    assert phase(state, 0, until=40) is Phase.LEAVING
+    assert phase(state, 0, until=40) is SeatPhase.LEAVING
     assert credit(state) == {0: 0}
 
 
@@ -170,16 +175,16 @@ def test_a_bundle_that_could_not_be_written_is_told_to_the_proxy():
 def test_the_driver_can_release_whatever_attempt_is_current():
     state = build_seats()
     join(state, 0, attempt="b")
-    assert state.leave(0, None, True, 0.0).phase is Phase.LEAVING
+    assert state.leave(0, None, True, 0.0).phase is SeatPhase.LEAVING
     freed(state, 0, attempt="b")
-    assert state.leave(0, None, True, 0.0).phase is Phase.LEFT
-    assert state.leave(77, None, True, 0.0).phase is Phase.LEFT
+    assert state.leave(0, None, True, 0.0).phase is SeatPhase.LEFT
+    assert state.leave(77, None, True, 0.0).phase is SeatPhase.LEFT
 
 
 def test_a_waiting_trial_leaves_the_line():
     state = build_seats(seats=1)
     join(state, 0, 1, 2)
-    assert state.leave(1, "a", True, 0.0).phase is Phase.LEFT
+    assert state.leave(1, "a", True, 0.0).phase is SeatPhase.LEFT
     state.leave(0, "a", False, 0.0)
     assert list(credit(state)) == [2]
 
@@ -192,9 +197,9 @@ def test_a_silent_proxy_loses_its_seat_and_can_join_again():
     join(state, 0, 1, now=0.0)
     phase(state, 1, now=29.0)
     state.expire(31.0)
-    assert phase(state, 0, now=31.0) is Phase.LOST
-    assert phase(state, 1, now=31.0) is Phase.SEATED
-    assert join(state, 0, attempt="b", now=32.0) == [Phase.WAITING]
+    assert phase(state, 0, now=31.0) is SeatPhase.LOST
+    assert phase(state, 1, now=31.0) is SeatPhase.SEATED
+    assert join(state, 0, attempt="b", now=32.0) == [SeatPhase.WAITING]
 
 
 def test_every_call_renews_the_lease():
@@ -203,7 +208,7 @@ def test_every_call_renews_the_lease():
     for now in (20.0, 40.0, 60.0):
         phase(state, 0, now=now)
         state.expire(now)
-    assert phase(state, 0, now=60.0) is Phase.SEATED
+    assert phase(state, 0, now=60.0) is SeatPhase.SEATED
 
 
 def test_a_trial_that_is_leaving_needs_no_lease():
@@ -218,11 +223,11 @@ def test_a_newer_attempt_takes_over_and_the_older_cannot_disturb_it():
     state = build_seats()
     join(state, 0, attempt="old")
     join(state, 0, attempt="new")
-    assert phase(state, 0, attempt="old", until=60) is Phase.SUPERSEDED
-    assert join(state, 0, attempt="old") == [Phase.SUPERSEDED]
+    assert phase(state, 0, attempt="old", until=60) is SeatPhase.SUPERSEDED
+    assert join(state, 0, attempt="old") == [SeatPhase.SUPERSEDED]
     state.leave(0, "old", False, 0.0)
     report(state, 0, 20, attempt="old")
-    assert phase(state, 0, attempt="new") is Phase.SEATED
+    assert phase(state, 0, attempt="new") is SeatPhase.SEATED
     assert credit(state) == {0: 0}
 
 
@@ -230,25 +235,25 @@ def test_a_proxy_with_a_lost_lease_cannot_take_over_from_its_successor():
     state = build_seats()
     join(state, 0, attempt="old", now=0.0)
     state.expire(31.0)
-    assert phase(state, 0, attempt="old", now=31.0) is Phase.LOST
+    assert phase(state, 0, attempt="old", now=31.0) is SeatPhase.LOST
     join(state, 0, attempt="new", now=31.0)
-    assert phase(state, 0, attempt="old", now=32.0) is Phase.SUPERSEDED
+    assert phase(state, 0, attempt="old", now=32.0) is SeatPhase.SUPERSEDED
 
 
 def test_an_attempt_waits_until_no_host_holds_an_earlier_one():
     state = build_seats(hosts=2, seats=1)
     join(state, 0, attempt="old")
     state.take("h0", "one", HostReport(holding=frozenset({"t0000.old"})))
-    assert join(state, 0, attempt="new") == [Phase.WAITING]
+    assert join(state, 0, attempt="new") == [SeatPhase.WAITING]
     state.take("h0", "one", HostReport())
-    assert phase(state, 0, attempt="new") is Phase.SEATED
+    assert phase(state, 0, attempt="new") is SeatPhase.SEATED
 
 
 def test_joining_again_in_the_same_attempt_changes_nothing():
     state = build_seats()
     join(state, 0)
     report(state, 0, 20)
-    assert join(state, 0) == [Phase.SEATED]
+    assert join(state, 0) == [SeatPhase.SEATED]
     assert state.advance(0, "a", 20, 0.0).report.step == 20
 
 
@@ -322,9 +327,9 @@ def test_a_trial_that_kills_its_host_alone_fails_and_its_neighbour_goes_on():
         state.hello("h0", then)
     state.orders("h0", "three")
     state.hello("h0", "four")
-    standing = state.advance(0, "a", 20, 0.0)
-    assert standing.report.fault == "failed"
-    assert "died 2 times while training it alone" in standing.report.reason
+    status = state.advance(0, "a", 20, 0.0)
+    assert status.report.fault == "failed"
+    assert "died 2 times while training it alone" in status.report.reason
     assert credit(state, incarnation="four") == {1: 20}
 
 
@@ -350,11 +355,11 @@ def test_a_host_that_dies_for_good_leaves_its_trials_to_the_next_one():
     report(state, 0, 20)
     state.advance(0, "a", 40, 0.0)
     state.end_host("h0", BROKEN)
-    standing = state.advance(0, "a", 40, 0.0)
-    assert (standing.phase, standing.report.step) == (Phase.WAITING, 20)
+    status = state.advance(0, "a", 40, 0.0)
+    assert (status.phase, status.report.step) == (SeatPhase.WAITING, 20)
     build_next_host(state, "h1", seats=1)
     assert credit(state, "h1") == {0: 20}
-    assert phase(state, 1) is Phase.WAITING
+    assert phase(state, 1) is SeatPhase.WAITING
 
 
 def test_a_host_that_dies_for_good_leaves_suspects_that_train_alone():
@@ -390,7 +395,7 @@ def test_hosts_that_die_one_after_the_other_without_a_report_fail_those_who_wait
     report(state, 0, 20)
     join(state, 2, group="other")
     for number in range(MAX_DEAD_HOSTS):
-        assert phase(state, 0) is Phase.SEATED
+        assert phase(state, 0) is SeatPhase.SEATED
         state.end_host(f"h{number}", BROKEN)
         if number + 1 < MAX_DEAD_HOSTS:
             build_next_host(state, f"h{number + 1}", seats=1)
@@ -408,7 +413,7 @@ def test_a_report_between_two_deaths_starts_the_count_anew():
         report(state, 0, 20 * (number + 1), host=f"h{number}")
         state.end_host(f"h{number}", BROKEN)
         build_next_host(state, f"h{number + 1}", seats=1)
-    assert phase(state, 0) is Phase.SEATED
+    assert phase(state, 0) is SeatPhase.SEATED
 
 
 def test_a_report_that_is_said_again_does_not_start_the_count_anew():
@@ -439,7 +444,7 @@ def test_a_host_that_cannot_load_its_base_again_leaves_its_trials_to_the_next_on
         state.refuse("h0", BROKEN)
     state.end_host("h0", None)
     build_next_host(state, "h1", seats=1)
-    assert phase(state, 0) is Phase.SEATED
+    assert phase(state, 0) is SeatPhase.SEATED
 
 
 def test_a_bundle_is_tried_once_more_on_the_next_host():
@@ -449,13 +454,13 @@ def test_a_bundle_is_tried_once_more_on_the_next_host():
     state.orders("h0", "one")
     state.leave(0, "a", True, 0.0)
     state.end_host("h0", BROKEN)
-    assert phase(state, 0) is Phase.LEAVING
+    assert phase(state, 0) is SeatPhase.LEAVING
     build_next_host(state, "h1")
     assert [order.is_leaving for order in state.orders("h1", "one").seats] == [True]
     state.end_host("h1", BROKEN)
-    standing = state.leave(0, "a", True, 0.0)
-    assert (standing.phase, standing.report.step) == (Phase.LEFT, 20)
-    assert standing.reason == "its host ended before the bundle was written"
+    status = state.leave(0, "a", True, 0.0)
+    assert (status.phase, status.report.step) == (SeatPhase.LEFT, 20)
+    assert status.reason == "its host ended before the bundle was written"
 
 
 def test_a_trial_that_leaves_between_two_hosts_gets_its_bundle_from_the_next():
@@ -463,10 +468,10 @@ def test_a_trial_that_leaves_between_two_hosts_gets_its_bundle_from_the_next():
     join(state, 0)
     report(state, 0, 60)
     state.end_host("h0", BROKEN)
-    assert state.leave(0, "a", True, 0.0).phase is Phase.LEAVING
+    assert state.leave(0, "a", True, 0.0).phase is SeatPhase.LEAVING
     build_next_host(state, "h1")
     freed(state, 0, host="h1")
-    assert state.leave(0, "a", True, 0.0).phase is Phase.LEFT
+    assert state.leave(0, "a", True, 0.0).phase is SeatPhase.LEFT
 
 
 def test_a_trial_with_a_fault_that_was_leaving_leaves_with_its_host():
@@ -475,7 +480,7 @@ def test_a_trial_with_a_fault_that_was_leaving_leaves_with_its_host():
     state.leave(0, "a", True, 0.0)
     report(state, 0, 13, fault="diverged")
     state.end_host("h0", BROKEN)
-    assert state.leave(0, "a", True, 0.0).phase is Phase.LEFT
+    assert state.leave(0, "a", True, 0.0).phase is SeatPhase.LEFT
 
 
 @pytest.mark.parametrize("is_closed_first", [True, False], ids=["closed-before", "closed-after"])
@@ -497,7 +502,7 @@ def test_a_host_that_never_came_up_fails_those_who_waited_for_it():
     join(state, 1, group="other")
     state.end_host("h0", BROKEN)
     assert state.advance(0, "a", 20, 0.0).report.fault == "failed"
-    assert phase(state, 1) is Phase.WAITING
+    assert phase(state, 1) is SeatPhase.WAITING
 
 
 def test_a_host_that_ends_without_a_failure_puts_its_trials_back_in_line():
@@ -506,17 +511,17 @@ def test_a_host_that_ends_without_a_failure_puts_its_trials_back_in_line():
     state.end_host("h0", None)
     state.open_host(HostStart(host_id="h1", group="g", base={}), 1, None)
     state.hello("h1", "one")
-    assert (phase(state, 0), phase(state, 1)) == (Phase.SEATED, Phase.WAITING)
+    assert (phase(state, 0), phase(state, 1)) == (SeatPhase.SEATED, SeatPhase.WAITING)
 
 
 def test_a_fault_frees_the_seat_and_is_told_again_and_again():
     state = build_seats(seats=1)
     join(state, 0, 1)
     report(state, 0, 13, fault="diverged")
-    assert phase(state, 1) is Phase.SEATED
+    assert phase(state, 1) is SeatPhase.SEATED
     assert list(credit(state)) == [1]
     assert state.advance(0, "a", 20, 0.0).report.fault == "diverged"
-    assert state.leave(0, "a", True, 0.0).phase is Phase.LEFT
+    assert state.leave(0, "a", True, 0.0).phase is SeatPhase.LEFT
 
 
 # ------------------------------------------------------------------------- tasks and the end
@@ -537,7 +542,7 @@ def test_a_task_is_ordered_until_it_is_reported():
 def test_a_task_takes_a_seat_while_it_runs():
     state = build_seats(seats=1)
     state.submit_task("base", "g", Task(spec=SPEC, split="test"), 0.0)
-    assert join(state, 0) == [Phase.WAITING]
+    assert join(state, 0) == [SeatPhase.WAITING]
 
 
 def test_a_task_that_its_host_dies_of_twice_is_given_up():
@@ -559,7 +564,7 @@ def test_closing_drops_seats_but_lets_those_who_are_leaving_leave():
     assert not orders.is_over
     freed(state, 0)
     assert state.orders("h0", "one").is_over
-    assert phase(state, 1) is Phase.CLOSED
+    assert phase(state, 1) is SeatPhase.CLOSED
 
 
 # ---------------------------------------------------------------------------------- groups

@@ -5,16 +5,17 @@ from typing import Any
 
 import pytest
 
-from orchestrator.journal.events import Event, EventLog
 from orchestrator.journal.history import SweepHistory, exceeded
+from orchestrator.journal.log import EventLog
 from orchestrator.outcome import Outcome
 from orchestrator.spec.sections import ObjectiveSpec
+from tests.support.events import entry, event
 
 
 def fold(*events: tuple[str, dict[str, Any]]) -> SweepHistory:
     history = SweepHistory()
     for at, (kind, fields) in enumerate(events):
-        history.apply(Event(kind=kind, at=float(at), fields=fields))
+        history.apply(entry(kind, float(at), **fields))
     return history
 
 
@@ -38,23 +39,25 @@ def ended(trial: int, outcome: str = "completed") -> tuple[str, dict[str, Any]]:
 def test_log_folds_into_a_whole_sweep(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     with EventLog(path) as log:
-        log.append("sweep_started", sweep_id="s", spec={"name": "x"}, digest="d")
-        log.append("base_evaluated", base="m nf4 auto", split="test", metrics={"eval_loss": 3.0})
-        log.append("phase", name="search", seconds=1.0)
+        log.append(event("sweep_started", sweep_id="s", spec={"name": "x"}, digest="d"))
+        log.append(
+            event("base_evaluated", base="m nf4 auto", split="test", metrics={"eval_loss": 3.0})
+        )
+        log.append(event("phase", name="search", seconds=1.0))
         for kind, fields in (started(0), report(0, 10, 2.0), ended(0), started(1)):
-            log.append(kind, **fields)
-        log.append("sweep_resumed")
-        log.append("phase", name="search", seconds=2.0)
-        log.append("final_evaluated", trial=0, metrics={"eval_loss": 2.5})
-        log.append("registered", trial=0, ref="x/1", digest="a")
-        log.append("promoted", ref="x/1", promoted=True, reason="better")
-        log.append("sweep_ended", status="completed", reason="budget spent")
+            log.append(event(kind, **fields))
+        log.append(event("sweep_resumed"))
+        log.append(event("phase", name="search", seconds=2.0))
+        log.append(event("final_evaluated", trial=0, metrics={"eval_loss": 2.5}))
+        log.append(event("registered", trial=0, ref="x/1", digest="a"))
+        log.append(event("promoted", ref="x/1", promoted=True, reason="better"))
+        log.append(event("sweep_ended", status="completed", reason="budget spent"))
     history = SweepHistory.read(path)
     assert (history.sweep_id, history.digest, history.spec) == ("s", "d", {"name": "x"})
     assert (history.status, history.reason, history.resumes) == ("completed", "budget spent", 1)
     assert history.base_metrics == {"m nf4 auto": {"test": {"eval_loss": 3.0}}}
     assert history.phases == {"search": 3.0}
-    assert history.promotions[0]["promoted"] is True
+    assert history.promotions[0].promoted is True
     record = history.trials[0]
     assert (record.outcome, record.reason, record.bundle) == (Outcome.COMPLETED, "why", "/b/0")
     assert (record.final_metrics, record.ref) == ({"eval_loss": 2.5}, "x/1")
@@ -195,6 +198,8 @@ def test_what_was_pruned_of_a_trial_is_gone_until_it_goes_on() -> None:
 
 
 def test_finals_of_an_earlier_search_are_not_those_of_this_one() -> None:
-    ends = [("stage_ended", {"stage": s, "reason": "", "under": {}}) for s in ("search", "finals")]
-    assert fold(*ends).stages.keys() == {"search", "finals"}
+    ends = [
+        ("stage_ended", {"stage": s, "reason": "", "under": {}}) for s in ("search", "repeats")
+    ]
+    assert fold(*ends).stages.keys() == {"search", "repeats"}
     assert fold(*ends, ends[0]).stages.keys() == {"search"}

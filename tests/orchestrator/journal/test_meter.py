@@ -1,14 +1,14 @@
 """What was spent adds up over sessions, whichever way each of them ended."""
 
-from orchestrator.journal.events import Event
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.meter import Meter
+from tests.support.events import entry
 
 
 def fold(*events):
     history = SweepHistory()
     for at, kind, fields in events:
-        history.apply(Event(kind=kind, at=float(at), fields=fields))
+        history.apply(entry(kind, float(at), **fields))
     return history.meter
 
 
@@ -58,3 +58,12 @@ def test_usage_is_cumulative_within_a_session_and_added_up_over_them():
         (9, "sweep_resumed", {}), (10, "usage", usage(4.0, 2.0)),
     )  # fmt: skip
     assert (meter.cpu_s, meter.gpu_s) == (9.0, 5.0)
+
+
+def test_what_workers_beside_the_hosts_used_is_added_to_what_hosts_used():
+    meter = fold(
+        (0, "sweep_started", START), (1, "usage", usage(140.0, 7.0)),
+        (2, "usage_added", usage(90.0)), (3, "usage_added", usage(8.0, 1.0)),
+        (4, "usage", usage(140.0, 7.0)),
+    )  # fmt: skip
+    assert (meter.cpu_s, meter.gpu_s) == (238.0, 8.0)

@@ -1,16 +1,18 @@
 """What Ray Tune sees of trials becomes events, each fact once."""
 
 import pickle
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 
 from orchestrator.errors import SweepStorageError
-from orchestrator.journal.events import EventLog, read_events
 from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.log import EventLog, read_events
 from orchestrator.journal.recording import SweepRecord, TrialRecorder
 from orchestrator.journal.requests import STOPPED_BY_USER, Request, Wishes
 from orchestrator.outcome import Outcome, TrialOutcome
+from tests.support.events import event
 from trainables.hosts.orders import WORST_METRICS, fault_metrics
 
 HORIZON = 40
@@ -46,7 +48,7 @@ class Scene:
         self.recorder.on_trial_complete(0, [], self.trial(number, last))
 
     def events(self):
-        return [(event.kind, event.fields) for event in read_events(self.log.path)]
+        return [(one.kind, asdict(one.event)) for one in read_events(self.log.path)]
 
     def kinds(self):
         return [kind for kind, _ in self.events()]
@@ -70,7 +72,8 @@ def test_an_event_is_on_disk_and_in_memory_before_anyone_hears_of_it(tmp_path):
         def look(history):
             seen.append((history.phases.copy(), len(list(read_events(log.path)))))
 
-        SweepRecord(log, SweepHistory(), look).add("phase", name="searching", seconds=2.0)
+        record = SweepRecord(log, SweepHistory(), look)
+        record.add(event("phase", name="searching", seconds=2.0))
     assert seen == [({"searching": 2.0}, 1)]
 
 
@@ -78,8 +81,8 @@ def test_an_event_that_cannot_be_written_changes_nothing(tmp_path):
     log = EventLog(tmp_path / "events.jsonl")
     heard = []
     record = SweepRecord(log, SweepHistory(), heard.append)
-    with pytest.raises(TypeError, match="lacks seconds"):
-        record.add("phase", name="searching")
+    with pytest.raises(ValueError, match="JSON"):
+        record.add(event("phase", name="searching", seconds=float("nan")))
     log.close()
     assert record.history == SweepHistory()
     assert heard == []
@@ -250,7 +253,7 @@ def test_a_record_on_a_closed_log_raises(tmp_path):
     record = SweepRecord(log, SweepHistory(), lambda history: None)
     log.close()
     with pytest.raises((SweepStorageError, ValueError)):
-        record.add("phase", name="searching", seconds=1.0)
+        record.add(event("phase", name="searching", seconds=1.0))
 
 
 def test_a_trial_that_ran_away_with_its_last_steps_did_not_complete(scene):

@@ -15,8 +15,9 @@ from orchestrator.journal.requests import (
     stop_trial,
     take_requests,
 )
-from orchestrator.journal.storage import SweepStorage, read_history
+from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from orchestrator.outcome import Outcome
+from tests.support.events import event
 
 
 @pytest.fixture
@@ -24,13 +25,13 @@ def storage(location):
     """A sweep with a trial that ended, one that reported and one that did not."""
     storage = SweepStorage(location)
     with storage.open_log() as events:
-        events.append("sweep_started", sweep_id="s", spec={}, digest="d")
+        events.append(event("sweep_started", sweep_id="s", spec={}, digest="d"))
         for trial in range(3):
-            events.append("trial_started", trial=trial, knobs={}, spec={})
+            events.append(event("trial_started", trial=trial, knobs={}, spec={}))
         for trial in range(2):
-            events.append("report", trial=trial, step=10, metrics={"eval_loss": 1.0})
+            events.append(event("report", trial=trial, step=10, metrics={"eval_loss": 1.0}))
         end = {"outcome": "completed", "reason": "", "step": 10, "bundle": "b"}
-        events.append("trial_ended", trial=0, **end)
+        events.append(event("trial_ended", trial=0, **end))
     return storage
 
 

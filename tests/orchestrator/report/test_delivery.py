@@ -9,14 +9,15 @@ import pytest
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.hosts.members import group_key
-from orchestrator.journal.events import EventLog
-from orchestrator.journal.layout import CURSOR_FILE
+from orchestrator.journal.log import EventLog
+from orchestrator.journal.paths import CURSOR_FILE
 from orchestrator.report.delivery import Delivery, LogTail
 from orchestrator.spec.finals_sections import RegisterSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from registry import TrackingError
 from registry.connection import artifact_location_for, connect
 from registry.tracking import INTERRUPTED_TAG, Tracker
+from tests.support.events import event
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 
@@ -72,21 +73,34 @@ class Sweep:
 
     def start(self, spec=None):
         values = (spec or self.spec).to_dict()
-        self.log.append("sweep_started", sweep_id="s1", spec=values, digest=self.spec.digest)
+        self.log.append(
+            event("sweep_started", sweep_id="s1", spec=values, digest=self.spec.digest)
+        )
 
     def run_trial(self, trial, losses=(2.0, 1.0), model="owner/name"):
         spec = trial_spec(4 + trial, model)
-        self.log.append("trial_started", trial=trial, knobs={"lora.rank": 4 + trial}, spec=spec)
-        for step, loss in enumerate(losses, 1):
-            self.log.append("report", trial=trial, step=10 * step, metrics={"eval_loss": loss})
         self.log.append(
-            "trial_ended", trial=trial, outcome="completed", reason="trained", step=20, bundle="b"
+            event("trial_started", trial=trial, knobs={"lora.rank": 4 + trial}, spec=spec)
+        )
+        for step, loss in enumerate(losses, 1):
+            self.log.append(
+                event("report", trial=trial, step=10 * step, metrics={"eval_loss": loss})
+            )
+        self.log.append(
+            event(
+                "trial_ended",
+                trial=trial,
+                outcome="completed",
+                reason="trained",
+                step=20,
+                bundle="b",
+            )
         )
 
     def end(self):
         self.report_folder.mkdir()
         (self.report_folder / "report.html").write_text("a report")
-        self.log.append("sweep_ended", status="completed", reason="2 trials")
+        self.log.append(event("sweep_ended", status="completed", reason="2 trials"))
 
     def tracked(self):
         client = connect(self._database)
@@ -183,7 +197,7 @@ def test_flush_does_not_wait_for_a_thread_that_does_not_run(sweep):
     assert not delivery.flush(30.0)
     with delivery:
         assert delivery.flush(30.0)
-    sweep.log.append("phase", name="searching", seconds=1.0)
+    sweep.log.append(event("phase", name="searching", seconds=1.0))
     assert not delivery.flush(30.0)
     assert time.monotonic() - began < 20.0
 
@@ -249,11 +263,11 @@ def test_events_delivered_again_change_nothing(sweep, kept):
 def test_a_fault_ends_a_run_without_its_stand_in_values(sweep):
     sweep.start()
     spec = trial_spec(4)
-    sweep.log.append("trial_started", trial=0, knobs={}, spec=spec)
-    sweep.log.append("report", trial=0, step=10, metrics={"eval_loss": 2.0})
-    sweep.log.append("report", trial=0, step=10, metrics={"eval_loss": 1e9}, is_fault=True)
+    sweep.log.append(event("trial_started", trial=0, knobs={}, spec=spec))
+    sweep.log.append(event("report", trial=0, step=10, metrics={"eval_loss": 2.0}))
+    sweep.log.append(event("report", trial=0, step=10, metrics={"eval_loss": 1e9}, is_fault=True))
     sweep.log.append(
-        "trial_ended", trial=0, outcome="diverged", reason="loss nan", step=10, bundle=None
+        event("trial_ended", trial=0, outcome="diverged", reason="loss nan", step=10, bundle=None)
     )
     with sweep.delivery() as delivery:
         assert delivery.flush(30.0)
@@ -272,8 +286,8 @@ def test_the_sweeps_totals_are_those_of_the_best_and_of_its_own_base(sweep):
     for model, loss in (("owner/name", 5.0), ("owner/other", 7.0)):
         base = group_key(TrialSpec.from_dict(trial_spec(4, model)))
         for split, name in (("validation", "eval_loss"), ("test", "test_loss")):
-            sweep.log.append("base_evaluated", base=base, split=split, metrics={name: loss})
-    sweep.log.append("final_evaluated", trial=0, metrics={"test_loss": 1.25})
+            sweep.log.append(event("base_evaluated", base=base, split=split, metrics={name: loss}))
+    sweep.log.append(event("final_evaluated", trial=0, metrics={"test_loss": 1.25}))
     sweep.end()
     with sweep.delivery() as delivery:
         assert delivery.flush(30.0)
@@ -303,7 +317,7 @@ def test_a_sweep_whose_data_moved_goes_on_in_the_same_run(sweep, tmp_path):
     with sweep.delivery() as delivery:
         assert delivery.flush(30.0)
     sweep.spec = specs[1]
-    sweep.log.append("sweep_resumed")
+    sweep.log.append(event("sweep_resumed"))
     sweep.run_trial(0)
     with sweep.delivery() as delivery:
         assert delivery.flush(10.0), delivery.problem
@@ -329,22 +343,22 @@ def test_the_log_is_read_once_however_often_it_is_looked_at(tmp_path):
     with EventLog(tmp_path / "events.jsonl") as log:
         tail = LogTail(log.path)
         for number in range(3):
-            log.append("phase", name=str(number), seconds=1.0)
-            assert [event.fields["name"] for event in tail.read_on()] == [str(number)]
+            log.append(event("phase", name=str(number), seconds=1.0))
+            assert [each.event.name for each in tail.read_on()] == [str(number)]
             assert tail.read_on() == []
         known = log.path.read_bytes()
         log.path.write_bytes(b"#" * len(known))  # what was read is not looked at again
-        log.append("phase", name="last", seconds=1.0)
-        assert [event.fields["name"] for event in tail.read_on()] == ["last"]
+        log.append(event("phase", name="last", seconds=1.0))
+        assert [each.event.name for each in tail.read_on()] == ["last"]
 
 
 def test_a_long_log_is_read_in_parts(tmp_path):
     with EventLog(tmp_path / "events.jsonl") as log:
         for number in range(100):
-            log.append("phase", name=str(number), seconds=1.0)
+            log.append(event("phase", name=str(number), seconds=1.0))
     tail, parts = LogTail(log.path), []
     while not parts or tail.is_behind:
-        parts.append([event.fields["name"] for event in tail.read_on(max_bytes=1000)])
+        parts.append([each.event.name for each in tail.read_on(max_bytes=1000)])
     assert len(parts) > 5
     assert [name for part in parts for name in part] == [str(n) for n in range(100)]
     tail = LogTail(log.path)
@@ -398,15 +412,15 @@ def test_a_busy_sweep_is_told_in_few_batches(sweep):
 
 def test_a_sweep_left_unfinished_is_closed_until_it_goes_on(sweep):
     sweep.start()
-    sweep.log.append("trial_started", trial=0, knobs={}, spec=trial_spec(4))
+    sweep.log.append(event("trial_started", trial=0, knobs={}, spec=trial_spec(4)))
     with pytest.raises(KeyboardInterrupt), sweep.delivery():
         raise KeyboardInterrupt
     left = sweep.tracked().runs
     assert {run.info.status for run in left.values()} == {"KILLED"}
     assert all(INTERRUPTED_TAG in run.data.tags for run in left.values())
-    sweep.log.append("sweep_resumed")
-    sweep.log.append("trial_resumed", trial=0, step=0)
-    sweep.log.append("report", trial=0, step=10, metrics={"eval_loss": 2.0})
+    sweep.log.append(event("sweep_resumed"))
+    sweep.log.append(event("trial_resumed", trial=0, step=0))
+    sweep.log.append(event("report", trial=0, step=10, metrics={"eval_loss": 2.0}))
     with sweep.delivery() as delivery:
         assert delivery.flush(30.0)
         found = sweep.tracked()

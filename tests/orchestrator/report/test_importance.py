@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.journal.events import Event
 from orchestrator.journal.history import SweepHistory
 from orchestrator.report.importance import (
     FEWEST_TRIALS,
@@ -16,6 +15,7 @@ from orchestrator.report.importance import (
     plot_importance,
 )
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec, build_trial
+from tests.support.events import entry
 from trainables.spec import BaseSpec, DataSpec, OptimSpec
 
 SPACE: dict[str, Any] = {
@@ -52,7 +52,7 @@ def draw_knobs(rng: random.Random) -> dict[str, Any]:
 
 def add_trial(history, spec, number, knobs, loss, outcome="completed", **origin):
     def tell(kind: str, **fields: Any) -> None:
-        history.apply(Event(kind=kind, at=1.0, fields={"trial": number, **fields}))
+        history.apply(entry(kind, 1.0, trial=number, **fields))
 
     trial = build_trial(spec, knobs).to_dict()
     tell("trial_started", knobs=knobs, spec=trial, **origin)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from orchestrator.journal.events import Event
-from orchestrator.report.news import NewsDesk, SweepBegun, SweepEnded
+from orchestrator.report.news import NewsDesk, SweepClosing, SweepOpening
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from registry.trial_news import TrialNews
+from tests.support.events import entry
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 SPEC = SweepSpec(
@@ -27,7 +27,7 @@ class Clock:
 
     def __call__(self, kind, **fields):
         self.at += 1.0
-        return Event(kind=kind, at=self.at, fields=fields)
+        return entry(kind, self.at, **fields)
 
     def started(self, trial, **kinship):
         spec = TrialSpec(
@@ -104,7 +104,7 @@ def test_news_of_the_sweep_keep_their_place(desk, event):
         event("trial_resumed", trial=0, step=10),
         event.report(0, 20, 1.0),
     )
-    assert [type(each) for each in news] == [TrialNews, SweepEnded, SweepBegun, TrialNews]
+    assert [type(each) for each in news] == [TrialNews, SweepClosing, SweepOpening, TrialNews]
     assert news[1].metrics == {"eval_loss": 2.0}
     assert [point.step for point in news[3].points] == [20]
     assert news[3].is_begun

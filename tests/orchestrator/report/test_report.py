@@ -13,7 +13,6 @@ import pytest
 from rich.console import Console
 
 from orchestrator.hosts.members import group_key
-from orchestrator.journal.events import Event
 from orchestrator.journal.history import SweepHistory
 from orchestrator.outcome import Outcome
 from orchestrator.report.files import write_report
@@ -29,6 +28,8 @@ from orchestrator.report.summary import render_summary
 from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
 from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec, build_trial
+from tests.support.events import entry
+from trainables.hosts.orders import WORST_METRICS
 from trainables.spec import BaseSpec, DataSpec, OptimSpec, TrialSpec
 
 HOSTILE = '<script>alert("x")</script> & [red]no\x1b[31m\nsecond line'
@@ -66,7 +67,7 @@ class Story:
 
     def tell(self, kind: str, **fields: Any) -> None:
         self.now += 10
-        self.history.apply(Event(kind=kind, at=self.now, fields=fields))
+        self.history.apply(entry(kind, self.now, **fields))
 
     def trial(self, number: int, losses: list[float], outcome: str = "", reason: str = "") -> None:
         knobs = {
@@ -85,7 +86,9 @@ class Story:
                 "peak_memory_gib": 1.25 + number / 16,
                 "trainable_params": 123456,
             }  # fmt: skip
-            self.tell("report", trial=number, step=20 * place, metrics=metrics)
+            is_fault = loss == WORST_METRICS["eval_loss"]
+            fields = {"step": 20 * place, "metrics": metrics, "is_fault": is_fault}
+            self.tell("report", trial=number, **fields)
         if outcome:
             ended = {"outcome": outcome, "reason": reason, "step": 20 * len(losses)}
             bundle = f"trials/{number}/bundle" if outcome in ("completed", "stopped") else None
@@ -449,7 +452,7 @@ def tell_finals(spec: SweepSpec) -> SweepHistory:
         story.tell("trial_ended", trial=number, **end)
     for number, loss in ((0, 0.30), (2, 0.32), (1, 0.60), (3, 0.66)):
         story.tell("final_evaluated", trial=number, metrics={"test_loss": loss})
-    story.tell("stage_ended", stage="finals", reason="no money was left", under={})
+    story.tell("stage_ended", stage="repeats", reason="no money was left", under={})
     story.tell("usage", cpu_s=3700.0, gpu_s=1800.0)
     return story.history
 
@@ -528,9 +531,13 @@ def test_the_page_shows_serving_forms_and_those_that_could_not_be(
     trained = {"loss": 0.5, "loss.low": 0.4, "loss.high": 0.6}
     merged = {"loss": 0.53, "loss.difference": 0.03, "loss.difference.low": 0.0123,
               "loss.difference.high": 0.0456}  # fmt: skip
-    story.tell("form_scored", trial=0, form="trained", metrics=trained, error="", way="w")
-    story.tell("form_scored", trial=0, form="merged", metrics=merged, error="", way="w")
-    story.tell("form_scored", trial=0, form="requantized", metrics={}, error=HOSTILE, way="w")
+    story.tell(
+        "form_evaluated", trial=0, form="trained", metrics=trained, error="", fingerprint="w"
+    )
+    story.tell("form_evaluated", trial=0, form="merged", metrics=merged, error="", fingerprint="w")
+    story.tell(
+        "form_evaluated", trial=0, form="requantized", metrics={}, error=HOSTILE, fingerprint="w"
+    )
     report = tell_report(spec, story.history)
     assert report.forms == {0: {"trained": trained, "merged": merged}}
     write_report(report, spec, story.history, tmp_path)
@@ -553,7 +560,14 @@ def test_the_summary_shows_the_best_adapter_in_its_serving_forms(spec: SweepSpec
     for number in (0, 1):
         for form, metrics in (("merged", merged), ("trained", trained)):
             shifted = {name: value + number for name, value in metrics.items()}
-            story.tell("form_scored", trial=number, form=form, metrics=shifted, error="", way="w")
+            story.tell(
+                "form_evaluated",
+                trial=number,
+                form=form,
+                metrics=shifted,
+                error="",
+                fingerprint="w",
+            )
     text = show(tell_report(spec, story.history), 80)
     rows = [line.split() for line in text.splitlines() if line.startswith(("trained", "merged"))]
     assert rows == [

@@ -2,13 +2,13 @@
 
 import pytest
 
-from orchestrator.journal.events import Event
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.requests import Wishes
 from orchestrator.search.budget import Budget
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.supervision import LOOK_EVERY_S, SweepStopper
+from tests.support.events import entry
 
 
 class Sweep:
@@ -22,7 +22,7 @@ class Sweep:
         self.apply("sweep_started", sweep_id="s", spec={}, digest="d")
 
     def apply(self, kind, **fields):
-        self.history.apply(Event(kind=kind, at=self.now, fields=fields))
+        self.history.apply(entry(kind, self.now, **fields))
 
     def train(self, trial, steps, seconds, every=10):
         """A trial that takes its host for so long, alone, and ends."""

@@ -3,9 +3,9 @@
 import pytest
 
 from orchestrator.outcome import Outcome
-from orchestrator.search.exits import find_exit, is_fault
+from orchestrator.search.exits import find_exit
 from orchestrator.spec.sections import ExitSpec
-from trainables.hosts.orders import fault_metrics
+from trainables.hosts.orders import fault_metrics, is_stand_in
 
 
 def curve(eval_losses, train_losses=None):
@@ -72,5 +72,5 @@ def test_overfitting_is_not_looked_for_where_no_training_loss_is_reported():
 
 
 def test_metrics_of_a_broken_trial_are_no_measurement():
-    assert is_fault(fault_metrics({"step": 20, "eval_loss": 0.5}))
-    assert not is_fault({"step": 20, "eval_loss": 0.5})
+    assert is_stand_in(fault_metrics({"step": 20, "eval_loss": 0.5}))
+    assert not is_stand_in({"step": 20, "eval_loss": 0.5})

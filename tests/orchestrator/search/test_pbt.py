@@ -7,9 +7,10 @@ import pytest
 
 from orchestrator.search.pbt import Heir, Pbt, explore
 from orchestrator.spec.population import changeable_knobs, population
-from orchestrator.spec.sections import Mode, ScheduleSpec
+from orchestrator.spec.sections import ScheduleSpec
 from orchestrator.spec.space import SearchSpace
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
+from trainables.contract import Mode
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
 
 SPACE = {

@@ -10,7 +10,7 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from orchestrator.errors import SweepSpecError
-from orchestrator.journal.events import Event
+from orchestrator.journal.events import LogEntry
 from orchestrator.journal.history import SweepHistory
 from orchestrator.outcome import Outcome
 from orchestrator.search.pbt import Heir
@@ -24,6 +24,7 @@ from orchestrator.search.schedule import (
 )
 from orchestrator.spec.sections import ExitSpec, ObjectiveSpec, ScheduleSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
+from tests.support.events import entry
 from trainables.hosts.orders import fault_metrics
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
 
@@ -53,7 +54,7 @@ class Tune:
     A scheduler's heirs are started as trials of the next numbers, as the searcher would.
     """
 
-    def __init__(self, spec: SweepSpec, log: list[Event], life: str = "first") -> None:
+    def __init__(self, spec: SweepSpec, log: list[LogEntry], life: str = "first") -> None:
         self.spec, self.log, self.life = spec, log, life
         self.scheduler = build_scheduler(spec)
         self.history = SweepHistory()
@@ -62,7 +63,7 @@ class Tune:
         self.ended = replay_history(self.scheduler, self.history, HORIZON)
 
     def write(self, kind: str, **fields: Any) -> None:
-        self.log.append(Event(kind=kind, at=0.0, fields=fields))
+        self.log.append(entry(kind, 0.0, **fields))
         self.history.apply(self.log[-1])
 
     def trial(self, number: int) -> SimpleNamespace:
@@ -104,7 +105,7 @@ class Tune:
 @pytest.fixture
 def open_tune():
     """Tune on a log of this name, after any earlier one on it was lost."""
-    logs: dict[str, list[Event]] = {}
+    logs: dict[str, list[LogEntry]] = {}
 
     def open_one(spec: SweepSpec, name: str = "events", life: str = "first") -> Tune:
         return Tune(spec, logs.setdefault(name, []), life)

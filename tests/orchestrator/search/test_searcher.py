@@ -10,14 +10,15 @@ import pytest
 from ray.tune.search import Searcher
 
 from orchestrator.errors import SweepStorageError
-from orchestrator.journal.events import EventLog
 from orchestrator.journal.history import SweepHistory
-from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.journal.log import EventLog
+from orchestrator.outcome import Outcome, TrialOutcome, settle_end
 from orchestrator.search.pbt import Heir
 from orchestrator.search.searcher import OptunaSearcher, suggest_knobs
 from orchestrator.search.study import Observation, observe
 from orchestrator.spec.sections import SearchSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
+from tests.support.events import event
 from trainables.hosts.orders import fault_metrics
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
 
@@ -56,6 +57,7 @@ class Sweep:
         self.log = EventLog(path)
         history = SweepHistory.read(path)
         self.searcher = OptunaSearcher(spec, history)
+        self.horizon = spec.horizon
         self.prefix = f"run{history.resumes}-{len(history.trials)}-"
         self.ids: dict[int, str] = {}
 
@@ -66,20 +68,23 @@ class Sweep:
         self.ids[config["trial"]] = tune_id
         if not config.get("resume"):
             fields = {key: config[key] for key in ("trial", "knobs", "spec")}
-            self.log.append("trial_started", **fields)
+            self.log.append(event("trial_started", **fields))
         return config
 
     def report(self, trial: int, step: int, loss: float) -> None:
-        self.log.append("report", trial=trial, step=step, metrics={"eval_loss": loss})
+        self.log.append(event("report", trial=trial, step=step, metrics={"eval_loss": loss}))
         self.searcher.on_trial_result(self.ids[trial], {"step": step, "eval_loss": loss})
 
     def end(self, trial: int, outcome: str, step: int, loss: float) -> None:
-        self.log.append("report", trial=trial, step=step, metrics={"eval_loss": loss})
-        fields = {"reason": "", "step": step, "bundle": None}
-        self.log.append("trial_ended", trial=trial, outcome=outcome, **fields)
+        self.log.append(event("report", trial=trial, step=step, metrics={"eval_loss": loss}))
         result: dict[str, Any] = {"step": step, "eval_loss": loss}
         if outcome not in ("stopped", "completed"):
             result["outcome"] = outcome
+        failure = "no message" if outcome == "failed" else None
+        end = settle_end(result, self.horizon, error=failure)
+        assert end.outcome == outcome
+        fields = {"outcome": end.outcome, "reason": end.reason, "step": step, "bundle": None}
+        self.log.append(event("trial_ended", trial=trial, **fields))
         self.searcher.on_trial_complete(self.ids[trial], result, error=outcome == "failed")
 
     def run_eight(self) -> None:
@@ -169,10 +174,12 @@ def test_trial_started_but_never_logged_is_suggested_again(tmp_path: Path) -> No
         for number in (0, 2):
             knobs = {"lora.rank": 4 + 4 * number, "lora.targets": "attention"}
             log.append(
-                "trial_started",
-                trial=number,
-                knobs=knobs | {"optim.learning_rate": 1e-3},
-                spec={},
+                event(
+                    "trial_started",
+                    trial=number,
+                    knobs=knobs | {"optim.learning_rate": 1e-3},
+                    spec={},
+                )
             )
     searcher = OptunaSearcher(
         build_sweep(space=WIDE | {"lora.rank": {"int": [4, 16]}}), SweepHistory.read(path)
@@ -323,7 +330,9 @@ def test_resumed_search_goes_on_with_the_next_start_point(tmp_path: Path) -> Non
     fresh = [OptunaSearcher(spec, start_points=START).suggest("a") for _ in range(2)]
     assert fresh[0] == fresh[1]
     with EventLog(path) as log:
-        log.append("trial_started", **{key: fresh[0][key] for key in ("trial", "knobs", "spec")})
+        log.append(
+            event("trial_started", **{key: fresh[0][key] for key in ("trial", "knobs", "spec")})
+        )
     searcher = OptunaSearcher(spec, SweepHistory.read(path), start_points=START)
     resumed, following = searcher.suggest("a"), searcher.suggest("b")
     assert (resumed["trial"], resumed["resume"]) == (0, True)
@@ -406,8 +415,8 @@ def test_resumed_heir_has_its_parent_and_repeats_are_not_the_searchs(tmp_path: P
     knobs = {"lora.rank": 4, "lora.targets": "attention", "optim.learning_rate": 1e-3}
     parent = {"trial": 0, "step": 20, "replaces": 1}
     with EventLog(path) as log:
-        log.append("trial_started", trial=0, knobs=knobs, spec={}, parent=parent)
-        log.append("trial_started", trial=1, knobs=knobs, spec={}, repeat_of=0)
+        log.append(event("trial_started", trial=0, knobs=knobs, spec={}, parent=parent))
+        log.append(event("trial_started", trial=1, knobs=knobs, spec={}, repeat_of=0))
     searcher = OptunaSearcher(build_sweep(trials=2), SweepHistory.read(path))
     resumed, new = searcher.suggest("a"), searcher.suggest("b")
     assert (resumed["trial"], resumed["resume"], resumed["parent"]) == (0, True, parent)

@@ -4,15 +4,18 @@ import io
 import re
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from orchestrator.journal.events import Event
 from orchestrator.journal.history import SweepHistory
-from orchestrator.report.progress import ProgressDisplay
+from orchestrator.report.live import ProgressDisplay
+from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
+from tests.support.events import entry
+from trainables.hosts.orders import WORST_METRICS
 from trainables.spec import BaseSpec, DataSpec, OptimSpec
 
 ESCAPES = re.compile(r"\x1b\[[0-9?;]*[a-zA-Z]")
@@ -27,15 +30,16 @@ class Sweep:
 
     def tell(self, kind: str, **fields: Any) -> None:
         self.now += 1
-        self.history.apply(Event(kind=kind, at=self.now, fields=fields))
+        self.history.apply(entry(kind, self.now, **fields))
 
     def start(self, trial: int) -> None:
         knobs = {"lora.rank": 8, "lora.targets": ["q_proj", "v_proj"]}
         self.tell("trial_started", trial=trial, knobs=knobs, spec={})
 
-    def report(self, trial: int, step: int, loss: float) -> None:
-        metrics = {"eval_loss": loss, "eval_accuracy": 0.66}
-        self.tell("report", trial=trial, step=step, metrics=metrics)
+    def report(self, trial: int, step: int, loss: float, accuracy: float = 0.66) -> None:
+        metrics = {"eval_loss": loss, "eval_accuracy": accuracy}
+        is_fault = loss == WORST_METRICS["eval_loss"]
+        self.tell("report", trial=trial, step=step, metrics=metrics, is_fault=is_fault)
 
     def end(self, trial: int, outcome: str = "completed", reason: str = "") -> None:
         fields = {"outcome": outcome, "reason": reason, "step": 0, "bundle": None}
@@ -224,6 +228,38 @@ def test_terminal_shows_running_trials_then_the_best(spec: SweepSpec, sweep: Swe
     assert "0.7000" in rows[0]
     assert "[red]host" in rows[-1]
     assert frame[-1].startswith("best so far: trial 1, eval_loss 0.4000 at step 40/80 (rank 8")
+
+
+def test_the_table_stars_the_trial_that_the_ranking_has_first(spec: SweepSpec) -> None:
+    objective = ObjectiveSpec(constraints=("eval_accuracy >= 0.6",))
+    spec, sweep, console = replace(spec, objective=objective), Sweep(), open_console(terminal=True)
+    for trial, (loss, accuracy) in enumerate([(0.1, 0.5), (0.3, 0.7), (0.4, 0.7), (0.5, 0.7)]):
+        sweep.start(trial)
+        sweep.report(trial, 40, loss, accuracy)
+    sweep.end(0, "completed")  # the lowest loss, and too low an accuracy
+    sweep.end(1, "cancelled", "the budget is spent")
+    sweep.end(2, "completed")
+    with ProgressDisplay(spec, console) as display:
+        display.update(sweep.history)
+    frame = last_frame(console)
+    best = sweep.history.best(spec.objective)
+    assert best is not None
+    assert best.number == 1
+    assert [line.split()[:3] for line in frame if line.strip().startswith("*")] == [
+        ["*", "1", "cancelled"]
+    ]
+    assert frame[-1].startswith("best so far: trial 1, eval_loss 0.3000")
+
+
+def test_a_running_trial_that_breaks_a_constraint_is_not_the_best(spec: SweepSpec) -> None:
+    objective = ObjectiveSpec(constraints=("eval_accuracy >= 0.6",))
+    spec, sweep, console = replace(spec, objective=objective), Sweep(), open_console(terminal=True)
+    for trial, (loss, accuracy) in enumerate([(0.1, 0.5), (0.3, 0.7)]):
+        sweep.start(trial)
+        sweep.report(trial, 40, loss, accuracy)
+    with ProgressDisplay(spec, console) as display:
+        display.update(sweep.history)
+    assert last_frame(console)[-1].startswith("best so far: trial 1, eval_loss 0.3000")
 
 
 @pytest.mark.parametrize("width", [80, 100])

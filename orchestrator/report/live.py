@@ -16,9 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.journal.history import Report, SweepHistory, TrialRecord
-from orchestrator.outcome import Outcome
-from orchestrator.report.measurements import is_measured, measured_reports
+from orchestrator.journal.history import SweepHistory, TrialRecord, TrialReport
+from orchestrator.metrics import HEADLINES
+from orchestrator.outcome import TRAITS, Outcome, can_leave_adapter
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.wording import format_duration, format_metric, format_settings, one_line
 
@@ -28,19 +28,23 @@ _MAX_ROWS = 15
 _STYLES = {
     "waiting": "dim",
     "running": "cyan",
-    "completed": "green",
-    "stopped": "yellow",
-    "diverged": "red",
-    "infeasible": "magenta",
-    "failed": "bold red",
-    "cancelled": "dim",
+    **{outcome.value: traits.style for outcome, traits in TRAITS.items()},
 }
-_ADAPTERS = ("running", "completed", "stopped")
-"""States in which the last value of the objective counts."""
 
 
 class TrialLine(NamedTuple):
-    """What a display says of one trial."""
+    """A row of the live table.
+
+    Attributes:
+        number: The trial's number.
+        state: `waiting`, `running`, or the outcome.
+        step: Steps at the last measurement.
+        value: The objective as last measured, where finite.
+        knobs: What the trial tries.
+        reason: Why the trial ended.
+        is_repeat: The trial repeats a finalist with another seed.
+        is_adapter: The value counts: the trial goes on, or its end can leave an adapter.
+    """
 
     number: int
     state: str
@@ -49,6 +53,7 @@ class TrialLine(NamedTuple):
     knobs: str
     reason: str
     is_repeat: bool = False
+    is_adapter: bool = True
 
 
 class ProgressDisplay:
@@ -110,7 +115,7 @@ class ProgressDisplay:
                 self._say(one_line(name) + (f"  spent: {spent}" if spent else ""))
 
     def update(self, history: SweepHistory, note: str | None = None) -> None:
-        """Show what is new; updating again with the same history shows nothing more.
+        """Show changes of the history since the last call.
 
         Args:
             history: What is known of the sweep; another thread may be adding to it.
@@ -137,7 +142,9 @@ class ProgressDisplay:
             trials = _read_trials(self._history, self._spec)
             elapsed = time.monotonic() - self._began
             head = _render_head(self._spec, self._phase, elapsed, trials, self.budget())
-            best = _find_best(trials, self._spec)
+            leader = self._history.best(self._spec.objective, with_running=True)
+            found = (line for line in trials if leader and line.number == leader.number)
+            best = next(found, None)
             parts: list[RenderableType] = [head]
             if self._note:
                 parts.append(Text(one_line(self._note), style="dim"))
@@ -171,7 +178,7 @@ class Diary:
         return lines
 
     def _entries(self, history: SweepHistory) -> Iterator[tuple[float, int, str]]:
-        """When, which comes first of what happened at once, and the line."""
+        """Entries as time, order within the same time, and line."""
         # Reports before trials: a trial is known by the time it reports.
         reports = history.reports[self._reports :]
         self._reports += len(reports)
@@ -182,7 +189,7 @@ class Diary:
             line = f"trial {record.number}  started  {_about(record)}".rstrip()
             yield record.started_at, 0, line
         for number, report in reports:
-            if is_measured(report):
+            if not report.is_fault:
                 line = f"trial {number}  step {report.step}/{self._spec.horizon}"
                 yield report.at, 1, line + "".join(self._measures(report))
         for number in sorted(self._going):
@@ -199,41 +206,43 @@ class Diary:
         return "  ".join([*parts, one_line(record.reason)]).rstrip()
 
     def _is_best(self, record: TrialRecord, history: SweepHistory) -> bool:
-        """Whether it beats the best so far, which alone it is compared with."""
+        """Whether a trial beats the best so far."""
         numbers = {record.number} if self._best is None else {record.number, self._best}
         two = SweepHistory(trials={number: history.trials[number] for number in numbers})
         best = two.best(self._spec.objective)
         self._best = None if best is None else best.number
         return self._best == record.number
 
-    def _measures(self, report: Report) -> Iterator[str]:
-        names = dict.fromkeys((self._spec.objective.metric, "eval_loss", "eval_accuracy"))
+    def _measures(self, report: TrialReport) -> Iterator[str]:
+        names = dict.fromkeys((self._spec.objective.metric, *HEADLINES))
         for name in names:
             if name in report.metrics:
                 yield f"  {name} {format_metric(report.metrics[name])}"
 
 
 def _read_trials(history: SweepHistory, spec: SweepSpec) -> list[TrialLine]:
-    lines = []
+    lines, metric = [], spec.objective.metric
     for record in list(history.trials.values()):
-        reports = measured_reports(record)
-        value = _value(reports[-1], spec.objective.metric) if reports else math.nan
+        reports = record.measured
+        value = reports[-1].metrics.get(metric, math.nan) if reports else math.nan
         lines.append(
             TrialLine(
                 number=record.number,
-                state=_state_of(record, reports),
+                state=record.outcome or ("running" if reports else "waiting"),
                 step=reports[-1].step if reports else 0,
                 value=value if math.isfinite(value) else None,
                 knobs=_about(record),
                 reason=one_line(record.reason),
                 is_repeat=record.repeat_of is not None,
+                is_adapter=record.outcome is None
+                or (can_leave_adapter(record.outcome) and bool(reports)),
             )
         )
     return lines
 
 
 def _about(record: TrialRecord) -> str:
-    """What a trial tries, or what it repeats."""
+    """Settings of a trial, or the finalist that the trial repeats."""
     if record.repeat_of is not None:
         return f"trial {record.repeat_of} again, seed {record.spec['seed']}"
     settings = format_settings(record.knobs)
@@ -243,16 +252,6 @@ def _about(record: TrialRecord) -> str:
     return settings
 
 
-def _value(report: Report, metric: str) -> float:
-    return report.metrics.get(metric, math.nan)
-
-
-def _state_of(record: TrialRecord, reports: list[Report]) -> str:
-    if record.outcome is not None:
-        return record.outcome.value
-    return "running" if reports else "waiting"
-
-
 def _cost(line: TrialLine, spec: SweepSpec) -> float:
     """The objective where less is better."""
     if line.value is None:
@@ -260,23 +259,14 @@ def _cost(line: TrialLine, spec: SweepSpec) -> float:
     return line.value if spec.objective.mode == "min" else -line.value
 
 
-def _find_best(trials: list[TrialLine], spec: SweepSpec) -> TrialLine | None:
-    measured = [
-        line
-        for line in trials
-        if line.state in _ADAPTERS and line.value is not None and not line.is_repeat
-    ]
-    return min(measured, key=lambda line: (_cost(line, spec), -line.step), default=None)
-
-
 def _choose_rows(trials: list[TrialLine], spec: SweepSpec) -> list[TrialLine]:
-    """Those that go on, by number, then ended ones from the best to the failed."""
-    order = ["running", "waiting", "completed", "stopped"]
+    """Running and waiting trials by number, then ended trials from the best to the failed."""
+    going = ["running", "waiting"]
 
     def place(line: TrialLine) -> tuple[int, float, int]:
-        if line.state in order[:2]:
-            return order.index(line.state), 0.0, line.number
-        return 2 if line.state in order else 3, _cost(line, spec), line.number
+        if line.state in going:
+            return going.index(line.state), 0.0, line.number
+        return 2 if line.is_adapter else 3, _cost(line, spec), line.number
 
     return sorted(trials, key=place)[:_MAX_ROWS]
 
@@ -309,14 +299,13 @@ def _render_trials(
     table.add_column("settings", ratio=1, no_wrap=True, overflow="ellipsis")
     for line in _choose_rows(trials, spec):
         is_best = best is not None and line.number == best.number
-        is_adapter = line.state in (*_ADAPTERS, "waiting")
         table.add_row(
             f"{'* ' if is_best else ''}{line.number}",
             Text(line.state, style=_STYLES[line.state]),
             f"{line.step}/{spec.horizon}",
             ProgressBar(total=spec.horizon, completed=line.step, width=10),
-            format_metric(line.value) if is_adapter else "-",
-            Text(line.knobs if is_adapter else line.reason),
+            format_metric(line.value) if line.is_adapter else "-",
+            Text(line.knobs if line.is_adapter else line.reason),
             style="bold" if is_best else "",
         )
     left = len(trials) - _MAX_ROWS

@@ -2,19 +2,34 @@
 
 from dataclasses import replace
 
-from orchestrator.finals.serving import _trained_first, _way, are_scored, read_scores
-from orchestrator.hosts.scoring import Scored
-from orchestrator.journal.layout import evaluation_file
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.finals.forms import (
+    _trained_first,
+    are_forms_evaluated,
+    evaluation_fingerprint,
+    read_evaluations,
+)
+from orchestrator.hosts.evaluators import FormResult
+from orchestrator.journal.paths import evaluation_file
+from orchestrator.journal.sweep_storage import SweepStorage
+from tests.support.events import event
 
 
-def note(scene, trial, form, way, error=""):
+def note(scene, trial, form, fingerprint, error=""):
     metrics = {} if error else {"loss": 1.0}
-    scene.record.add("form_scored", trial=trial, form=form, metrics=metrics, error=error, way=way)
+    scene.record.add(
+        event(
+            "form_evaluated",
+            trial=trial,
+            form=form,
+            metrics=metrics,
+            error=error,
+            fingerprint=fingerprint,
+        )
+    )
 
 
-def way_of(scene):
-    return _way(scene.spec)
+def fingerprint_of(scene):
+    return evaluation_fingerprint(scene.spec)
 
 
 def test_all_forms_of_all_finalists_are_wanted_once(build_scene):
@@ -22,9 +37,15 @@ def test_all_forms_of_all_finalists_are_wanted_once(build_scene):
     history = scene.record.history
     for trial in (1, 2):  # the two best
         for form in ("trained", "unquantized", "merged", "requantized"):
-            assert not are_scored(scene.spec, history)
-            note(scene, trial, form, way_of(scene), error="too large" if form == "merged" else "")
-    assert are_scored(scene.spec, history)
+            assert not are_forms_evaluated(scene.spec, history)
+            note(
+                scene,
+                trial,
+                form,
+                fingerprint_of(scene),
+                error="too large" if form == "merged" else "",
+            )
+    assert are_forms_evaluated(scene.spec, history)
     assert set(history.trials[1].forms) == {"trained", "unquantized", "requantized"}
 
 
@@ -32,10 +53,10 @@ def test_another_way_of_measuring_is_another_measurement(build_scene):
     scene = build_scene()
     finals = replace(scene.spec.finals, top=1, forms=("merged",))
     scene.spec = replace(scene.spec, finals=finals, register=None)
-    note(scene, 1, "merged", way_of(scene))
-    assert are_scored(scene.spec, scene.record.history)
+    note(scene, 1, "merged", fingerprint_of(scene))
+    assert are_forms_evaluated(scene.spec, scene.record.history)
     generating = replace(scene.spec.finals, max_new_tokens=4)
-    assert not are_scored(replace(scene.spec, finals=generating), scene.record.history)
+    assert not are_forms_evaluated(replace(scene.spec, finals=generating), scene.record.history)
 
 
 def test_what_a_lost_worker_did_not_score_is_wanted_again(build_scene):
@@ -43,21 +64,21 @@ def test_what_a_lost_worker_did_not_score_is_wanted_again(build_scene):
     finals = replace(scene.spec.finals, top=1, forms=("merged",))
     scene.spec = replace(scene.spec, finals=finals, register=None)
     note(scene, 1, "merged", "", error="its worker died")
-    assert not are_scored(scene.spec, scene.record.history)
-    note(scene, 1, "merged", way_of(scene), error="no such layer")
-    assert are_scored(scene.spec, scene.record.history)
+    assert not are_forms_evaluated(scene.spec, scene.record.history)
+    note(scene, 1, "merged", fingerprint_of(scene), error="no such layer")
+    assert are_forms_evaluated(scene.spec, scene.record.history)
 
 
 def test_what_goes_on_is_scored_again(build_scene):
     scene = build_scene()
     note(scene, 1, "merged", "this")
-    scene.record.add("trial_resumed", trial=1, step=20)
+    scene.record.add(event("trial_resumed", trial=1, step=20))
     assert scene.record.history.trials[1].forms == {}
 
 
 def test_forms_wait_for_the_one_they_are_compared_with():
     come = [("a", "merged"), ("b", "merged"), ("a", "trained"), ("a", "unquantized")]
-    results = (Scored(key, form, {}, "") for key, form in come)
+    results = (FormResult(key, form, {}, "") for key, form in come)
     noted = [(one.key, one.form) for one in _trained_first(results, {"a"})]
     assert noted == [("b", "merged"), ("a", "trained"), ("a", "merged"), ("a", "unquantized")]
 
@@ -68,5 +89,5 @@ def test_scores_are_read_where_they_were_put(build_scene, location):
     storage.send(evaluation_file(1, "merged"), b'{"form": "merged"}')
     note(scene, 1, "merged", "this")
     note(scene, 1, "trained", "this", error="too large")
-    (document,) = read_scores(scene.record.history.trials[1], storage)
+    (document,) = read_evaluations(scene.record.history.trials[1], storage)
     assert document["form"] == "merged"

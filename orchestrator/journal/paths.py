@@ -12,7 +12,7 @@ TRIALS_FOLDER = "trials"
 
 
 def trial_folder(trial: int) -> str:
-    """Where a trial keeps what it has."""
+    """Folder of a trial's files."""
     return f"{TRIALS_FOLDER}/t{trial:04d}"
 
 

@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 
 from orchestrator.hosts.cluster import shape_of_workers
-from orchestrator.hosts.scoring import Scored, ScoringOrder, read_files, score
+from orchestrator.hosts.evaluators import (
+    EvaluationOrder,
+    FormResult,
+    evaluate_adapters,
+    read_files,
+)
 from trainables.evaluation.assessment import assess_bundle
 from trainables.evaluation_spec import EvaluationSpec
 
@@ -15,16 +20,16 @@ ROWS = tuple({"prompt": f"{letter * 3} ->", "completion": " x"} for letter in "a
 
 
 @pytest.fixture(scope="module")
-def scored(
+def results(
     local_ray: None, real_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[str, str], Scored]:
+) -> dict[tuple[str, str], FormResult]:
     """One round with everything in it: starting workers takes most of the time."""
     metric = tmp_path_factory.mktemp("metric") / "deadly.py"
     metric.write_text("import os\n\ndef deadly(predictions, references):\n    os._exit(1)\n")
 
-    def order(*forms: str, **how: Any) -> ScoringOrder:
+    def order(*forms: str, **how: Any) -> EvaluationOrder:
         files, how = read_files(real_bundle), EvaluationSpec(**how)
-        return ScoringOrder(files=files, forms=forms, source=ROWS, how=how)
+        return EvaluationOrder(files=files, forms=forms, source=ROWS, how=how)
 
     orders = {
         "fine": order("merged"),
@@ -32,23 +37,23 @@ def scored(
         "deadly": order("trained", max_new_tokens=1, metrics=(f"{metric}:deadly",)),
         "after": order("trained"),
     }
-    return {(one.key, one.form): one for one in score(orders, shape_of_workers())}
+    return {(one.key, one.form): one for one in evaluate_adapters(orders, shape_of_workers())}
 
 
-def test_a_worker_finds_what_is_found_without_ray(scored: Any, real_bundle: Path) -> None:
+def test_a_worker_finds_what_is_found_without_ray(results: Any, real_bundle: Path) -> None:
     (alone,) = assess_bundle(real_bundle, ("merged",), ROWS, EvaluationSpec())
-    found = scored["fine", "merged"]
+    found = results["fine", "merged"]
     assert found.error == ""
     assert found.document["examples"] == alone["examples"]
     assert found.document["adapter"] == alone["adapter"]
 
 
-def test_a_form_that_fails_costs_no_other(scored: Any) -> None:
-    assert "no-such-form" in scored["unknown", "no-such-form"].error
-    assert scored["unknown", "no-such-form"].document is None
+def test_a_form_that_fails_costs_no_other(results: Any) -> None:
+    assert "no-such-form" in results["unknown", "no-such-form"].error
+    assert results["unknown", "no-such-form"].document is None
 
 
-def test_a_worker_that_dies_costs_one_form(scored: Any) -> None:
-    assert "its worker died" in scored["deadly", "trained"].error  # the second time, too
-    assert scored["deadly", "trained"].is_lost
-    assert scored["after", "trained"].document is not None
+def test_a_worker_that_dies_costs_one_form(results: Any) -> None:
+    assert "its worker died" in results["deadly", "trained"].error  # the second time, too
+    assert results["deadly", "trained"].is_lost
+    assert results["after", "trained"].document is not None

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringOrder:
+class EvaluationOrder:
     """One adapter to measure.
 
     Attributes:
@@ -43,8 +43,8 @@ class ScoringOrder:
     base_model: str | None = None
 
 
-class Scored(NamedTuple):
-    """What came of one adapter in one form: a document, or an error.
+class FormResult(NamedTuple):
+    """Result for an adapter in a serving form: an evaluation document or an error.
 
     Attributes:
         is_lost: The error is the worker's death, which need not be the adapter's fault.
@@ -59,7 +59,7 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerShape:
-    """How many workers there are, and what one is made of."""
+    """Number of evaluation workers and resources of each."""
 
     workers: int
     cpus: float
@@ -73,11 +73,11 @@ class WorkerShape:
 
     @property
     def all_gpus(self) -> float:
-        """GPUs that they hold."""
+        """GPUs of all workers."""
         return self.gpus * self.workers
 
     def options(self) -> dict[str, Any]:
-        """Ray's, for a task or an actor that is one."""
+        """Ray's options for a task or an actor of this shape."""
         # Ray itself would give torch as many threads as the CPUs that are asked for.
         threads = {"OMP_NUM_THREADS": str(self.torch_threads)}
         return {
@@ -98,8 +98,10 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def score(orders: Mapping[str, ScoringOrder], shape: WorkerShape) -> Generator[Scored, None, None]:
-    """Measure every adapter in each of its forms; results come as they are done.
+def evaluate_adapters(
+    orders: Mapping[str, EvaluationOrder], shape: WorkerShape
+) -> Generator[FormResult, None, None]:
+    """Evaluate every adapter in each of its forms; yields results as workers finish.
 
     A form whose worker dies has a second chance after the others. Closing the generator ends the
     workers.
@@ -108,6 +110,7 @@ def score(orders: Mapping[str, ScoringOrder], shape: WorkerShape) -> Generator[S
         orders: By a key that names them in the results.
         shape: Of the workers.
     """
+    evaluator = ray.remote(_Evaluator).options(**shape.options())
     waiting = deque((key, form) for key, order in orders.items() for form in order.forms)
     shared = {key: ray.put(order) for key, order in orders.items()}
     lost: set[tuple[str, str]] = set()
@@ -116,39 +119,39 @@ def score(orders: Mapping[str, ScoringOrder], shape: WorkerShape) -> Generator[S
     try:
         while waiting or running:
             while waiting and len(running) < shape.workers:
-                worker = idle.pop() if idle else _start(shape)
+                worker = idle.pop() if idle else evaluator.remote()
                 key, form = waiting.popleft()
                 running[worker.assess.remote(shared[key], form)] = (worker, key, form)
             (ready,), _ = ray.wait(list(running), num_returns=1)
             worker, key, form = running.pop(ready)
-            scored = _take(ready, key, form)
-            if not scored.is_lost:
+            result = _take(ready, key, form)
+            if not result.is_lost:
                 idle.append(worker)
             elif (key, form) not in lost:  # its node was taken away, perhaps
                 lost.add((key, form))
                 waiting.append((key, form))
                 continue
-            yield scored
+            yield result
     finally:
         for worker in (*idle, *(worker for worker, *_ in running.values())):
             ray.kill(worker)
 
 
-def _take(ready: Any, key: str, form: str) -> Scored:
-    """What a worker said, or that it is gone."""
+def _take(ready: Any, key: str, form: str) -> FormResult:
+    """The worker's result, or the error of a lost worker."""
     try:
-        return Scored(key, form, ray.get(ready), "")
+        return FormResult(key, form, ray.get(ready), "")
     except ray.exceptions.RayTaskError as error:
-        return Scored(key, form, None, _one_line(error.cause))
+        return FormResult(key, form, None, _one_line(error.cause))
     except ray.exceptions.RayError as error:
         reason = f"its worker died, perhaps out of memory ({_one_line(error)})"
-        return Scored(key, form, None, reason, is_lost=True)
+        return FormResult(key, form, None, reason, is_lost=True)
 
 
-class _Assessor:
-    """Loads adapters and measures them, in a process of its own."""
+class _Evaluator:
+    """Loads and evaluates adapters in a separate process."""
 
-    def assess(self, order: ScoringOrder, form: str) -> dict[str, Any]:
+    def assess(self, order: EvaluationOrder, form: str) -> dict[str, Any]:
         """The evaluation document of an adapter in one form."""
         from trainables.evaluation.assessment import assess_bundle
 
@@ -158,10 +161,6 @@ class _Assessor:
                 Path(folder), (form,), order.source, order.how, base_model=order.base_model
             )
         return document
-
-
-def _start(shape: WorkerShape) -> ActorHandle:
-    return ray.remote(_Assessor).options(**shape.options()).remote()
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,20 +9,22 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SweepInUseError, SweepStorageError
-from orchestrator.journal.events import read_events
 from orchestrator.journal.lease import Lease
+from orchestrator.journal.log import read_events
 from orchestrator.journal.replica import SEGMENT_EVENTS
-from orchestrator.journal.storage import SweepStorage, read_history
+from orchestrator.journal.sweep_storage import SweepStorage, read_history
+from tests.support.events import event
 from trainables.hosts.objects import delete_objects, list_objects, upload_file, write_object
 from trainables.hosts.storage import put_folder
 
 WRITER = """
 import sys
 from orchestrator.journal.lease import Lease
-from orchestrator.journal.storage import SweepStorage
+from orchestrator.journal.sweep_storage import SweepStorage
+from orchestrator.journal.events import PhaseEnded
 log = SweepStorage(sys.argv[1]).open_log(Lease(sys.argv[1], settle_s=0))
 for number in range(10**9):
-    log.append("phase", name=str(number), seconds=1)
+    log.append(PhaseEnded(name=str(number), seconds=1))
     print(number, flush=True)
 """
 
@@ -40,7 +42,7 @@ def sweep(location):
 
 
 def add(log, *names):
-    return [log.append("phase", name=str(name), seconds=1.0) for name in names]
+    return [log.append(event("phase", name=str(name), seconds=1.0)) for name in names]
 
 
 def fill_segment(location, number, line):
@@ -128,7 +130,7 @@ def test_a_killed_driver_loses_nothing_it_acknowledged(s3_location):
     sweep = Sweep(s3_location)
     shutil.rmtree(sweep.folder)
     with sweep.open_log() as log:  # at once: the process that held it is gone
-        names = [event.fields["name"] for event in read_events(log.path)]
+        names = [each.event.name for each in read_events(log.path)]
     assert names == [str(number) for number in range(len(names))]
     assert len(names) >= acknowledged
 
@@ -144,7 +146,7 @@ def test_a_driver_that_lost_its_lease_appends_nothing(s3_location):
             add(log, "two")
         other.close()
     assert list(phases(s3_location)) == ["one"]
-    assert [event.fields["name"] for event in read_events(log.path)] == ["one"]
+    assert [each.event.name for each in read_events(log.path)] == ["one"]
 
 
 def test_an_append_that_the_bucket_refuses_is_not_in_the_file_either(s3_location, monkeypatch):
@@ -156,7 +158,7 @@ def test_an_append_that_the_bucket_refuses_is_not_in_the_file_either(s3_location
                 add(log, "two")
         add(log, "three")
     assert list(phases(s3_location)) == ["one", "three"]
-    assert [event.fields["name"] for event in read_events(log.path)] == ["one", "three"]
+    assert [each.event.name for each in read_events(log.path)] == ["one", "three"]
 
 
 def test_a_missing_segment_is_told(s3_location):
@@ -267,7 +269,7 @@ def test_locations_are_plain_text_for_hosts_and_proxies(tmp_path, monkeypatch):
 
 def test_local_storage_needs_no_s3_client(tmp_path):
     code = (
-        "import sys; from orchestrator.journal.storage import SweepStorage; "
+        "import sys; from orchestrator.journal.sweep_storage import SweepStorage; "
         "SweepStorage(sys.argv[1]).open_log().close(); print('boto3' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

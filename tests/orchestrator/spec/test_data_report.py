@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from orchestrator.spec.inspection import bases_of, inspect_rows
+from orchestrator.spec.data_report import bases_of, inspect_rows
 from orchestrator.spec.sweep import SweepSpec, parse_sweep
 
 ROWS = [{"question": f"{n} plus one is", "answer": f" {n + 1}", "id": n} for n in range(60)]

@@ -15,17 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import SweepInUseError, SweepStorageError
-from orchestrator.journal.events import EventLog, decode_events
 from orchestrator.journal.history import SweepHistory
-from orchestrator.journal.layout import (
+from orchestrator.journal.lease import Lease
+from orchestrator.journal.log import EventLog, decode_events
+from orchestrator.journal.paths import (
     CURSOR_FILE,
     EVENTS_FILE,
     REPORT_FOLDER,
     bundle_folder,
     state_folder,
 )
-from orchestrator.journal.lease import Lease
 from orchestrator.journal.replica import LogReplica, read_remote_log
+from orchestrator.wording import refusal
 from trainables.base.origin import cache_folder
 from trainables.errors import StorageError
 from trainables.hosts.objects import (
@@ -51,7 +52,7 @@ _MADE_FROM_LOG = (CURSOR_FILE, REPORT_FOLDER, "trials", "tune", "hosts")
 
 
 class SweepStorage:
-    """The storage of one sweep. Making one touches nothing; `open_log` makes it the driver's.
+    """The storage of a sweep; `open_log` reserves the storage for this driver.
 
     Args:
         location: A local folder, or `s3://bucket/prefix`.
@@ -68,10 +69,13 @@ class SweepStorage:
     def __init__(self, location: str | Path) -> None:
         self.location = locate_storage(location)
         self.is_remote = is_remote(self.location)
-        self.folder = _mirror(self.location) if self.is_remote else Path(self.location)
+        self.folder = Path(self.location)
+        if self.is_remote:
+            digest = hashlib.sha256(self.location.encode()).hexdigest()[:16]
+            self.folder = cache_folder().absolute() / "storage" / digest
 
     def open_log(self, lease: Lease | None = None) -> EventLog:
-        """The log, with this process as its one writer; a remote one is copied into the mirror.
+        """The log with this process as the only writer; a remote log is copied into the mirror.
 
         Args:
             lease: How a remote log is kept to one driver; the usual way when not given.
@@ -99,7 +103,7 @@ class SweepStorage:
         return join_location(self.location, state_folder(trial))
 
     def bundle_location(self, trial: int) -> str:
-        """Where a trial's adapter is exported to, once it has left its seat."""
+        """Location of a trial's exported adapter."""
         return join_location(self.location, bundle_folder(trial))
 
     def has_bundle(self, trial: int) -> bool:
@@ -131,7 +135,7 @@ class SweepStorage:
         return self._fetch(self.bundle_location(trial))
 
     def fetch_kept(self, trial: int, steps: Iterable[int]) -> dict[int, Path]:
-        """Local folders of the adapters that a trial kept at some of these steps.
+        """Local folders of adapters kept at earlier steps of a trial.
 
         Raises:
             SweepStorageError: The bucket cannot be read.
@@ -181,7 +185,7 @@ class SweepStorage:
                 self._download_file(f"{name}/{below}")
 
     def send(self, name: str, content: bytes) -> None:
-        """Write a small file where the driver, wherever it runs, can `collect` it.
+        """Write a small file for the driver to `collect`, on whichever machine.
 
         Raises:
             SweepStorageError: The storage cannot be written.
@@ -240,7 +244,7 @@ class SweepStorage:
         return f"{self.location}/{name}"
 
     def _forget(self) -> None:
-        """Clear the mirror of a sweep that is no longer the one in the bucket."""
+        """Clear the mirror after the bucket got another sweep."""
         for name in _MADE_FROM_LOG:
             path = self.folder / name
             if path.is_dir():
@@ -259,16 +263,14 @@ def locate_storage(location: str | Path) -> str:
     if isinstance(location, str) and "://" in text:
         address = text.rstrip("/")
         if not is_remote(text) or address == "s3:":
-            raise SweepStorageError(
-                f"storage: got {text!r}; allowed: a local folder or s3://bucket/prefix. Choose "
-                "one of these."
-            )
+            allowed = "a local folder or s3://bucket/prefix"
+            raise SweepStorageError(refusal("storage", text, allowed, "Choose one of these."))
         return address
     return str(Path(location).absolute())
 
 
 def read_history(location: str | Path) -> SweepHistory:
-    """What a sweep's log adds up to, read beside its driver and from any machine.
+    """The history of a sweep's log, read from any machine while a driver may write.
 
     Raises:
         SweepStorageError: The log is damaged, or the bucket cannot be read.
@@ -282,11 +284,6 @@ def read_history(location: str | Path) -> SweepHistory:
     for event in decode_events(content, address):
         history.apply(event)
     return history
-
-
-def _mirror(location: str) -> Path:
-    digest = hashlib.sha256(location.encode()).hexdigest()[:16]
-    return cache_folder().absolute() / "storage" / digest
 
 
 @contextmanager

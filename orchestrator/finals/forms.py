@@ -1,0 +1,182 @@
+"""The finalists in every serving form: what is served should be what was measured.
+
+Each finalist's adapter is loaded as a server would load it and evaluated row by row. Evaluation
+documents stay beside the bundle, one file for each form, until the registry takes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from orchestrator.finals.form_scores import TRAINED
+from orchestrator.finals.standings import deciding_split, has_test_rows, rank_finalists
+from orchestrator.hosts.evaluators import (
+    EvaluationOrder,
+    FormResult,
+    WorkerShape,
+    evaluate_adapters,
+    read_files,
+)
+from orchestrator.journal.events import FormEvaluated, UsageAdded
+from orchestrator.journal.history import SweepHistory, TrialRecord
+from orchestrator.journal.paths import evaluation_file
+from orchestrator.journal.recording import SweepRecord
+from orchestrator.journal.sweep_storage import SweepStorage
+from orchestrator.spec.finals_sections import forms_of
+from orchestrator.spec.sweep import SweepSpec
+from registry.evaluation import Evaluation
+from registry.significance import Interval, interval, obstacle, paired_bootstrap
+from trainables.contract import ServingForm
+from trainables.evaluation.answers import metric_digests
+from trainables.spec import TrialSpec
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_forms(
+    spec: SweepSpec,
+    record: SweepRecord,
+    storage: SweepStorage,
+    shape: WorkerShape,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> None:
+    """Evaluate the adapter of each finalist in each serving form that the record lacks.
+
+    A form that fails is recorded with its error and not tried again, unless its worker died: the
+    machine can have been the cause. The workers' time counts as the sweep's.
+    """
+    split = deciding_split(spec)
+    orders = {
+        str(trial.number): EvaluationOrder(
+            files=read_files(storage.fetch_bundle(trial.number)),
+            forms=forms,
+            source=(TrialSpec.from_dict(trial.spec).data, split),
+            how=spec.finals.evaluation,
+        )
+        for trial, forms in _wanted(spec, record.history)
+        if storage.has_bundle(trial.number)
+    }
+    compared = {key for key, order in orders.items() if TRAINED in order.forms}
+    results = evaluate_adapters(orders, shape)
+    started = time.monotonic()
+    for result in _trained_first(results, compared):
+        elapsed, started = time.monotonic() - started, time.monotonic()
+        record.add(UsageAdded(cpu_s=elapsed * shape.all_cpus, gpu_s=elapsed * shape.all_gpus))
+        if result.document is not None:
+            name = evaluation_file(int(result.key), result.form)
+            storage.send(name, json.dumps(result.document).encode())
+        _note(spec, record, storage, result)
+        if is_cancelled():
+            results.close()
+            return
+
+
+def are_forms_evaluated(spec: SweepSpec, history: SweepHistory) -> bool:
+    """Whether every finalist was evaluated in every form, or could not be."""
+    return not any(True for _ in _wanted(spec, history))
+
+
+def read_evaluations(trial: TrialRecord, storage: SweepStorage) -> Iterator[Mapping[str, Any]]:
+    """The evaluation documents of a trial's adapter.
+
+    Raises:
+        SweepStorageError: The bucket cannot be read.
+    """
+    for form in trial.forms:
+        name = evaluation_file(trial.number, form)
+        storage.pull(name)
+        yield json.loads((storage.folder / name).read_text(encoding="utf-8"))
+
+
+def _wanted(
+    spec: SweepSpec, history: SweepHistory
+) -> Iterator[tuple[TrialRecord, tuple[ServingForm, ...]]]:
+    fingerprint = evaluation_fingerprint(spec)
+    for standing in rank_finalists(spec, history):
+        trial = standing.adapter
+        forms = tuple(
+            form
+            for form in forms_of(spec.finals, trial.spec["base"]["quantization"])
+            if (known := trial.forms_evaluated.get(form)) is None
+            or known.fingerprint != fingerprint
+        )
+        if trial.bundle is not None and forms:
+            yield trial, forms
+
+
+def _trained_first(
+    results: Iterator[FormResult], compared: Collection[str]
+) -> Iterator[FormResult]:
+    """Yield an adapter's trained form before the forms to compare with it.
+
+    Args:
+        results: As they come.
+        compared: Adapters whose trained form is yet to come.
+    """
+    held: dict[str, list[FormResult]] = {key: [] for key in compared}
+    for result in results:
+        if result.form == TRAINED:
+            yield result
+            yield from held.pop(result.key, ())
+        elif result.key in held:
+            held[result.key].append(result)
+        else:
+            yield result
+
+
+def _note(spec: SweepSpec, record: SweepRecord, storage: SweepStorage, result: FormResult) -> None:
+    number = int(result.key)
+    if result.error:
+        logger.warning("trial %d cannot be served %s: %s", number, result.form, result.error)
+    record.add(
+        FormEvaluated(
+            trial=number,
+            form=result.form,
+            metrics=_metrics(spec, record.history.trials[number], storage, result),
+            error=result.error,
+            fingerprint="" if result.is_lost else evaluation_fingerprint(spec),
+        )
+    )
+
+
+def _metrics(
+    spec: SweepSpec, trial: TrialRecord, storage: SweepStorage, result: FormResult
+) -> dict[str, float]:
+    """Measures with their intervals, and their differences from the trained form.
+
+    As `orchestrator.finals.form_scores` reads them: `loss`, `loss.low`, `loss.difference.low`, ….
+    """
+    if result.document is None:
+        return {}
+    found = Evaluation.from_document(result.document)
+    trained = [
+        Evaluation.from_document(document)
+        for document in read_evaluations(trial, storage)
+        if document["form"] == TRAINED and result.form != TRAINED
+    ]
+    level = spec.finals.confidence
+    metrics: dict[str, float] = {}
+    for name in found.measures:
+        metrics |= _interval(name, interval(found, name, level))
+        for other in trained:
+            if not obstacle(found, other, name):
+                difference = paired_bootstrap(found, other, name, confidence=level)
+                metrics |= _interval(f"{name}.difference", difference)
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _interval(name: str, found: Interval) -> dict[str, float]:
+    return {name: found.estimate, f"{name}.low": found.low, f"{name}.high": found.high}
+
+
+def evaluation_fingerprint(spec: SweepSpec) -> str:
+    """Digest of what decides an evaluation's result: settings, metrics, split."""
+    how = spec.finals.evaluation
+    text = repr((how, metric_digests(how.metrics), has_test_rows(spec)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,152 @@
+"""The one place that writes events as lines of JSON and reads them again.
+
+Every line carries the format of the log. A format is raised only when an older version would
+misread the lines of a newer one; then the older version refuses the log in words. A newer version
+may also write kinds of events, or fields, under the same format: an older one passes them over
+and says so.
+
+Numbers in `metrics` may be non-finite. They are written as the strings "nan", "inf" and "-inf", so
+that every line is strict JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.errors import SweepStorageError
+from orchestrator.journal.events import EVENT_TYPES, Event, LogEntry, UnknownEvent
+
+logger = logging.getLogger(__name__)
+
+LOG_FORMAT = 2
+"""Format of the lines that this version writes. Lines without one are of format 1."""
+
+_RENAMED_KINDS = {"form_scored": "form_evaluated"}
+"""Kinds of format 1 with their names of today."""
+
+_RENAMED_FIELDS = {"form_evaluated": {"way": "fingerprint"}}
+"""Fields of format 1 with their names of today, by today's kind."""
+
+
+class MalformedEventError(ValueError):
+    """A line is not an event, as when a driver was killed while it wrote."""
+
+
+def encode_entry(entry: LogEntry) -> bytes:
+    """The line of an entry, with its line break; fields with their default are left out.
+
+    Raises:
+        ValueError: A value outside of `metrics` is not strict JSON.
+    """
+    values: dict[str, Any] = {"event": entry.kind, "format": LOG_FORMAT, "at": entry.at}
+    for field in dataclasses.fields(entry.event):
+        value = getattr(entry.event, field.name)
+        if value != field.default:
+            values[field.name] = value
+    if "metrics" in values:
+        values["metrics"] = {
+            name: value if math.isfinite(value) else str(float(value))
+            for name, value in values["metrics"].items()
+        }
+    text = json.dumps(values, allow_nan=False, default=_plain, separators=(",", ":"))
+    return text.encode() + b"\n"
+
+
+def decode_entry(line: bytes, source: str) -> LogEntry:
+    """The event of a line, whichever format of the log the line is of.
+
+    Args:
+        line: One line of the log.
+        source: The name of the line, for errors: its file and number.
+
+    Raises:
+        MalformedEventError: The line is torn or damaged.
+        SweepStorageError: The line is whole, and this version cannot read it.
+    """
+    try:
+        values = json.loads(line)
+        kind, at = str(values.pop("event")), float(values.pop("at"))
+        written_in = int(values.pop("format", 1))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise MalformedEventError(f"no JSON object with event and at: {error}") from error
+    if written_in > LOG_FORMAT:
+        raise SweepStorageError(
+            f"{source}: got format {written_in} of the event log; allowed: 1 to {LOG_FORMAT}. "
+            "A newer version of lorchestra wrote this log: read it with that version."
+        )
+    return LogEntry(at=at, event=parse_event(kind, values, source))
+
+
+def parse_event(kind: str, values: Mapping[str, Any], source: str) -> Event | UnknownEvent:
+    """The event of plain values, as JSON has them.
+
+    Args:
+        kind: Its name in the log.
+        values: Its fields; those that this version does not know are passed over.
+        source: The name of the line, for errors.
+
+    Raises:
+        SweepStorageError: A field lacks or has another type.
+    """
+    kind = _RENAMED_KINDS.get(kind, kind)
+    if kind not in EVENT_TYPES:
+        _warn_once(f"events {kind!r}")
+        return UnknownEvent(kind=kind)
+    renamed = _RENAMED_FIELDS.get(kind, {})
+    fields = {renamed.get(name, name): value for name, value in values.items()}
+    if kind == "stage_ended" and fields.get("stage") == "finals":
+        fields["stage"] = "repeats"  # the name of the stage in format 1
+    known = {field.name for field in dataclasses.fields(EVENT_TYPES[kind])}
+    for name in fields.keys() - known:
+        _warn_once(f"the field {name!r} of events {kind!r}")
+    try:
+        return _adapter(kind).validate_python({n: v for n, v in fields.items() if n in known})
+    except ValidationError as error:
+        raise SweepStorageError(_explain(kind, error, source)) from error
+
+
+def _explain(kind: str, error: ValidationError, source: str) -> str:
+    lacking = sorted(str(e["loc"][0]) for e in error.errors() if e["type"] == "missing")
+    first = error.errors()[0]
+    problem = (
+        f"lacks {', '.join(lacking)}"
+        if lacking
+        else f"has {'.'.join(map(str, first['loc']))}: got {first['input']!r}, {first['msg']}"
+    )
+    return (
+        f"{source}: event {kind!r} {problem}; allowed: logs of formats 1 to {LOG_FORMAT}. Read it "
+        "with the version that wrote it, or start the sweep in another folder."
+    )
+
+
+@functools.cache
+def _adapter(kind: str) -> TypeAdapter[Event]:
+    return TypeAdapter(EVENT_TYPES[kind])
+
+
+@functools.cache
+def _warn_once(what: str) -> None:
+    logger.warning(
+        "the event log has %s, which this version of lorchestra does not know and passes over; "
+        "a newer version wrote them",
+        what,
+    )
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):  # a NumPy scalar
+        return value.item()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise ValueError(f"{value!r} is no plain value; allowed: what JSON has")

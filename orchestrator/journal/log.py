@@ -1,0 +1,208 @@
+"""The append-only log of a sweep: `events.jsonl` in its storage folder, the truth about it.
+
+Whatever happened is one JSON line; whatever is not in the log did not happen. A line counts once
+`EventLog.append` has returned: it is on disk then. Killed at any moment, a sweep loses at most the
+line it was writing, which readers skip and the next writer cuts off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from orchestrator.errors import SweepInUseError, SweepStorageError
+from orchestrator.journal.codec import MalformedEventError, decode_entry, encode_entry
+from orchestrator.journal.events import Event, LogEntry
+from orchestrator.journal.replica import LogReplica
+from trainables.errors import StorageError
+
+
+class EventLog:
+    """The one writer of a sweep's log, from opening to closing.
+
+    Thread-safe. A lock file beside the log keeps other drivers out; the operating system frees it
+    however the driver ends.
+    """
+
+    def __init__(self, path: Path, replica: LogReplica | None = None) -> None:
+        """Take the lock and cut off a torn last line.
+
+        Args:
+            path: The file.
+            replica: The log in a bucket, which is then the truth: the file becomes a copy of it.
+
+        Raises:
+            SweepInUseError: Another driver writes this log.
+            SweepStorageError: It cannot be written.
+        """
+        self.path = path
+        self._replica = replica
+        self._guard = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _take_lock(path.with_suffix(".lock"))
+            try:
+                if replica is not None:
+                    replica.open(path)
+                length = _whole_length(path) if path.exists() else 0
+                self._file = path.open("ab", buffering=0)
+                self._file.truncate(length)
+                os.fsync(self._file.fileno())
+                _sync_folder(path.parent)
+            except BaseException:
+                os.close(self._lock)
+                if replica is not None:
+                    replica.close()
+                raise
+        except StorageError as error:
+            raise SweepStorageError(str(error)) from error
+        except OSError as error:
+            raise SweepStorageError(
+                f"{path}: cannot be written ({error}); allowed: a writable storage folder. "
+                "Choose another folder or mend its permissions."
+            ) from error
+
+    def append(self, event: Event) -> LogEntry:
+        """Write an event durably to the bucket, if any, and to disk.
+
+        Returns:
+            The event as a reader of the log will have it.
+
+        Raises:
+            ValueError: A value outside of `metrics` is not strict JSON.
+            SweepStorageError: The disk is full or gone, or the bucket is, or another driver has
+                taken the log over.
+        """
+        with self._guard:
+            line = encode_entry(LogEntry(at=time.time(), event=event))
+            try:
+                if self._replica is not None:
+                    self._replica.append(line)
+                self._write(line)
+            except StorageError as error:
+                raise SweepStorageError(str(error)) from error
+            except OSError as error:
+                raise SweepStorageError(
+                    f"{self.path}: cannot append ({error}); allowed: space on a writable disk. "
+                    "Free some space and resume the sweep."
+                ) from error
+        return decode_entry(line, str(self.path))
+
+    def close(self) -> None:
+        """Free the lock; the log stays."""
+        with self._guard:
+            if not self._file.closed:
+                self._file.close()
+                if self._replica is not None:
+                    self._replica.close()
+                os.close(self._lock)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune pickles the callbacks that hold a log; a copy has no file and cannot write.
+        return {"path": self.path}
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write(self, line: bytes) -> None:
+        start = self._file.seek(0, os.SEEK_END)
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(f"only {written} of {len(line)} bytes were written")
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(start)  # no torn line in the middle of the log
+            raise
+
+
+def read_events(path: Path) -> Iterator[LogEntry]:
+    """Events in the order they happened; none for a missing log.
+
+    Safe beside a writer: a last line that is torn or still being written is skipped.
+
+    Raises:
+        SweepStorageError: A line before the last one is no event.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return
+    yield from decode_events(content, str(path))
+
+
+def decode_events(content: bytes, source: str) -> Iterator[LogEntry]:
+    """Events in the order they happened; a torn last line is skipped.
+
+    Args:
+        content: What the log holds.
+        source: Its name, for errors.
+
+    Raises:
+        SweepStorageError: A line before the last one is no event.
+    """
+    lines = content.split(b"\n")
+    # The last part is empty after a complete line and torn otherwise.
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            yield decode_entry(line, f"{source}, line {number}")
+        except MalformedEventError as error:
+            if number == len(lines) - 1:
+                return
+            raise SweepStorageError(
+                f"{source}, line {number}: not an event ({error}); allowed: lines that lorchestra "
+                "wrote. Restore the file from a copy, or start the sweep in another folder."
+            ) from error
+
+
+def _whole_length(path: Path) -> int:
+    """Bytes up to the end of the last line that is an event."""
+    content = path.read_bytes()
+    length = content.rfind(b"\n") + 1
+    if length:
+        start = content.rfind(b"\n", 0, length - 1) + 1
+        try:
+            decode_entry(content[start:length], str(path))
+        except MalformedEventError:  # power loss can leave zeros where the last line was to be
+            return start
+    return length
+
+
+def _take_lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 512).decode(errors="replace") or "an unnamed driver"
+        os.close(descriptor)
+        raise SweepInUseError(
+            f"{path.parent}: in use by {holder}; allowed: one driver per storage folder. "
+            "Wait for it, end it, or choose another folder."
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    return descriptor
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name itself survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
