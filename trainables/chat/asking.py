@@ -2,8 +2,8 @@
 
     the spec's settings  ->  a thinking argument switched  ->  the prompt's end cut off
 
-Of these candidates, in order, the first is chosen under which most answers of a sample follow
-their prompts.
+The candidate with the most learnable answers in a sample is chosen; among equals, the candidate
+with the most answers that follow their prompts, and then the first.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _count_learned(
 def _cuts(
     asking: Asking, sample: Sequence[ChatExample], tokenizer: PreTrainedTokenizerBase
 ) -> Counter[str]:
-    """Number of occurrences by prompt end that is missing from the rendered answers."""
+    """Number of occurrences of each prompt end that rendered answers lack."""
     template = ChatTemplate(tokenizer, asking)
     found: Counter[str] = Counter()
     for chat in sample:

@@ -86,7 +86,7 @@ def load_reports(kept: Path) -> list[dict[str, Any]]:
 
 
 def _fetch_newest(state_dir: str, into: Path, tried: str | None = None) -> Path | None:
-    """Copy of the newest whole state; a state replaced during the copy is retried once."""
+    """Copy of the newest whole state; a state replaced during the copy gives way to the next."""
     newest = max(list_folders(state_dir), default=None)
     if newest is None:
         return None

@@ -40,7 +40,7 @@ def batch_rows(lengths: Sequence[int], batch_size: int, seed: int, step: int) ->
     return rows
 
 
-# Each order is requested many times per seed and epoch; 64 entries cover a full pack of trials.
+# The order of a seed and epoch is requested many times; 64 entries cover a full pack.
 @functools.lru_cache(maxsize=64)
 def _epoch_batches(
     lengths: tuple[int, ...], batch_size: int, seed: int, epoch: int

@@ -139,7 +139,7 @@ def adapter_config(lora: LoraSpec, base: BaseRecord, targets: Sequence[str]) -> 
         target_modules=list(targets),
         use_rslora=lora.rslora,
         use_dora=lora.dora,
-        # PEFT refuses to initialize orthogonal weights on a 4-bit base, even before loading.
+        # PEFT refuses `orthogonal` on a 4-bit base, even where trained weights are loaded next.
         init_lora_weights="gaussian" if lora.init == "gaussian" else True,
         task_type="CAUSAL_LM",
         inference_mode=True,
