@@ -23,15 +23,15 @@ from registry.significance import paired_bootstrap
 NewDocument = Callable[..., dict[str, Any]]
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 LEVEL = 0.025
-SETS = 2000
+SETS, DRAWS = 1000, 1 << 11
 
 SYMMETRIC: dict[str, Draw] = {
     "normal": lambda rng, shape: rng.normal(size=shape),
     "two-degrees": lambda rng, shape: rng.standard_t(2, size=shape),
     "cauchy": lambda rng, shape: rng.standard_cauchy(size=shape),
-    "rows-right-or-wrong": lambda rng, shape: rng.choice([-1.0, 0, 1], p=[0.25, 0.5, 0.25], size=shape),
+    "right-or-wrong": lambda rng, shape: rng.choice([-1.0, 0, 0, 1], size=shape),
     "coin": lambda rng, shape: rng.choice([-1.0, 1.0], size=shape),
-    "rare-disagreement": lambda rng, shape: rng.choice([-1.0, 0, 1], p=[0.05, 0.9, 0.05], size=shape),
+    "rare-disagreement": lambda rng, shape: rng.choice([-1.0, *18 * [0], 1], size=shape),
     "rare-loss": lambda rng, shape: rng.normal(size=shape) * (rng.random(shape) < 0.05),
 }  # fmt: skip
 
@@ -42,43 +42,43 @@ SKEWED: dict[str, Draw] = {
 }
 
 
-def gate_ends(of: np.ndarray, level: float = LEVEL, draws: int = 1 << 12) -> Ends:
+def gate_ends(of: np.ndarray, level: float = LEVEL, draws: int = DRAWS) -> Ends:
     per = np.ones(len(of))
     flips, student = sign_flip_ends(of, per, level, draws=draws), student_ends(of, per, level)
     return Ends(low=np.minimum(flips.low, student.low), high=np.maximum(flips.high, student.high))
 
 
-def share_promoted(of: np.ndarray, level: float = LEVEL, draws: int = 1 << 12) -> float:
+def share_promoted(of: np.ndarray, level: float = LEVEL, draws: int = DRAWS) -> float:
     return float(np.mean(gate_ends(of, level, draws).low > 1e-9))
 
 
 @pytest.mark.parametrize("draw", SYMMETRIC.values(), ids=SYMMETRIC.keys())
 def test_equal_adapters_are_promoted_no_more_often_than_the_level_says(draw: Draw) -> None:
-    """Of 2,000 sets each: 2.5 %, and 1.1 % more for the chance of this test itself."""
+    """In 1,000 sets each: 2.5 %, and 1.5 % (three standard errors) for this test's own chance."""
     rng = np.random.default_rng(1)
-    for rows in (5, 6, 8, 12, 20, 40, 100, 200):
-        assert share_promoted(draw(rng, (rows, SETS))) <= 0.036, rows
+    for rows in (5, 8, 12, 20, 40, 200):
+        assert share_promoted(draw(rng, (rows, SETS))) <= 0.04, rows
 
 
 @pytest.mark.parametrize(
     ("kind", "rows", "most"),
     [
-        ("gamma", 8, 0.065), ("gamma", 20, 0.045), ("gamma", 200, 0.036),
-        ("exponential", 8, 0.085), ("exponential", 20, 0.055), ("exponential", 200, 0.038),
+        ("gamma", 8, 0.07), ("gamma", 20, 0.05), ("gamma", 200, 0.04),
+        ("exponential", 8, 0.085), ("exponential", 20, 0.06), ("exponential", 200, 0.045),
     ],
 )  # fmt: skip
 def test_skewed_differences_exceed_the_level_by_little(kind: str, rows: int, most: float) -> None:
     """No test of a mean holds its level for every skewed distribution and few rows."""
     of = SKEWED[kind](np.random.default_rng(2), (rows, SETS))
     assert share_promoted(of) <= most
-    flips_alone = sign_flip_ends(of, np.ones(rows), LEVEL, draws=1 << 12).low > 1e-9
+    flips_alone = sign_flip_ends(of, np.ones(rows), LEVEL, draws=DRAWS).low > 1e-9
     assert share_promoted(of) <= np.mean(flips_alone)
 
 
 @pytest.mark.parametrize("rows", [8, 40])
 def test_ten_equal_challengers_together_keep_the_level(rows: int) -> None:
     """At 2.5 % each, one of ten would be promoted with a chance of 10 % to 22 %."""
-    rng, sets = np.random.default_rng(3), 500
+    rng, sets = np.random.default_rng(3), 300
     champion = rng.laplace(size=(rows, sets))
     promoted = np.zeros(sets, dtype=bool)
     alone = np.zeros(sets, dtype=bool)
@@ -102,7 +102,7 @@ def test_a_clear_improvement_is_found(rows: int, size: float, least: float) -> N
 def test_the_interval_holds_the_true_improvement() -> None:
     of = np.random.default_rng(5).standard_t(3, size=(20, SETS)) + 0.3
     ends = gate_ends(of)
-    assert 0.94 <= np.mean((ends.low <= 0.3) & (ends.high >= 0.3)) <= 0.98
+    assert 0.93 <= np.mean((ends.low <= 0.3) & (ends.high >= 0.3)) <= 0.98
 
 
 def test_ends_of_few_rows_are_those_of_all_flips() -> None:
