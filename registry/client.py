@@ -27,7 +27,7 @@ from registry.comparison import Comparison
 from registry.connection import connect, without_secrets
 from registry.evaluation import Evaluation
 from registry.garbage import Garbage
-from registry.ledger import AliasMove
+from registry.ledger import AliasMove, Challenge
 from registry.promotion import PromotionDecision, PromotionRule
 from registry.refs import AdapterRef
 from registry.versions import AdapterVersion
@@ -93,6 +93,10 @@ class Registry:
     def history(self, name: str) -> list[AliasMove]:
         """All moves of an adapter's aliases, the oldest first; see `registry.ledger`."""
         return ledger.history(self._client, name)
+
+    def challenges(self, name: str) -> list[Challenge]:
+        """All challenges of an adapter's champions, the oldest first; see `registry.ledger`."""
+        return ledger.challenges(self._client, name)
 
     def compare(self, refs: Sequence[AdapterRef | str], *, confidence: float = 0.95) -> Comparison:
         """Two or more versions side by side; see `registry.comparing`."""

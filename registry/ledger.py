@@ -7,8 +7,10 @@ one run whose params are the moves of its aliases:
 
     move.000001 = {"alias": "champion", "from": null, "to": 1, "who": ..., "at": ..., "why": ...}
     done.000001 = true   (a tag; `void` if the alias was not set in the end)
+    challenge.000001 = {"champion": 1, "candidate": 2, "data": "sha256:...", "number": 1, ...}
 
-The next process finishes a move that was cut short. Users who may write runs in the experiment of
+A challenge is written before the gate decides, so that it counts whatever comes after. The next
+process finishes a move that was cut short. Users who may write runs in the experiment of
 the ledgers may move aliases.
 """
 
@@ -18,7 +20,7 @@ import json
 import logging
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -40,10 +42,11 @@ OUTSIDE = "outside lorchestra"
 """`AliasMove.who` of a move that somebody made in MLflow itself."""
 
 _LEDGER_TAG = "lorchestra.ledger"
-_MOVE, _DONE = "move.", "done."
+_MOVE, _DONE, _CHALLENGE = "move.", "done.", "challenge."
 # MLflow cuts params at 6000 characters; JSON may write one character as six.
 _MAX_WHY = 800
 _MAX_WHO = 100
+_TRIES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,46 @@ class AliasMove:
     why: str
     is_rollback: bool = False
     is_done: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Challenge:
+    """A comparison of a candidate with the champion by the gate.
+
+    Attributes:
+        champion: Version of the champion.
+        candidate: Version of the candidate.
+        data: Digest of the rows.
+        data_name: `test`, `validation` or a file's name.
+        evaluation: Digest of the candidate's evaluation: adapter, form, rows and conditions.
+        metric: Measure compared by.
+        number: Place among the challenges of this champion on these rows, from 1; 0 before it is
+            counted. The same candidate, evaluation and metric again are the same challenge.
+        who: User.
+        at: Time of the first decision.
+    """
+
+    champion: int
+    candidate: int
+    data: str
+    data_name: str
+    evaluation: str
+    metric: str
+    number: int = 0
+    who: str
+    at: datetime
+
+    @property
+    def looks_at(self) -> tuple[int, str]:
+        """What challenges share when they are counted together: champion and rows."""
+        return self.champion, self.data
+
+    def is_same(self, other: Challenge) -> bool:
+        """Whether another challenge compares the same numbers, so that nothing new is spent."""
+        mine, theirs = (
+            (*one.looks_at, one.candidate, one.evaluation, one.metric) for one in (self, other)
+        )
+        return mine == theirs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +166,41 @@ def history(client: MlflowClient, name: str) -> list[AliasMove]:
         undone = {move.alias for move in ledger.undone}
         outside = [move for move in moves_from_outside(ledger) if move.alias not in undone]
         return [*ledger.moves, *outside]
+
+
+def challenges(client: MlflowClient, name: str) -> list[Challenge]:
+    """All challenges of an adapter's champions, oldest first; none for an unknown name.
+
+    Raises:
+        RefError: MLflow cannot hold the name.
+        TrackingError: The server cannot be used.
+    """
+    require_name(name)
+    with plain_errors(client.tracking_uri):
+        model = if_exists(client.get_registered_model, name)
+        run = None if model is None else _find_run(client, model)
+        return [] if run is None else _challenges(run)
+
+
+def count_challenge(client: MlflowClient, run_id: str, challenge: Challenge) -> Challenge:
+    """The challenge with its number, written into the ledger if it is a new one.
+
+    Raises:
+        ConflictError: Other processes kept writing challenges.
+    """
+    for _ in range(_TRIES):
+        known = _challenges(client.get_run(run_id))
+        same = next((one for one in known if challenge.is_same(one)), None)
+        if same is not None:
+            return same
+        number = 1 + sum(one.looks_at == challenge.looks_at for one in known)
+        counted = replace(challenge, number=number)
+        if _write_once(client, run_id, f"{_CHALLENGE}{len(known) + 1:06d}", _record(counted)):
+            return counted
+    raise ConflictError(
+        f"version {challenge.candidate}: other processes wrote {_TRIES} challenges meanwhile; "
+        "allowed: one at a time. Promote it again."
+    )
 
 
 def ensure_model(client: MlflowClient, name: str) -> str:
@@ -184,18 +262,11 @@ def append(client: MlflowClient, run_id: str, move: AliasMove) -> None:
     Raises:
         ConflictError: Another process wrote the slot first.
     """
-    key, text = f"{_MOVE}{move.number:06d}", _text(move)
-    try:
-        client.log_param(run_id, key, text)
-    except MlflowException as error:
-        written = client.get_run(run_id).data.params.get(key)
-        if written is None:
-            raise
-        if written != text:
-            raise ConflictError(
-                f"alias {move.alias!r}: another process wrote move {move.number} first; allowed: "
-                "one at a time. Look at the history and decide again."
-            ) from error
+    if not _write_once(client, run_id, f"{_MOVE}{move.number:06d}", _text(move)):
+        raise ConflictError(
+            f"alias {move.alias!r}: another process wrote move {move.number} first; allowed: "
+            "one at a time. Look at the history and decide again."
+        )
 
 
 def mark(
@@ -203,6 +274,18 @@ def mark(
 ) -> None:
     """Mark a move as done (`true`), or as one that never happened (`void`)."""
     client.set_tag(run_id, f"{_DONE}{move.number:06d}", outcome)
+
+
+def _write_once(client: MlflowClient, run_id: str, key: str, text: str) -> bool:
+    """Whether this process wrote the param, and no other one before it."""
+    try:
+        client.log_param(run_id, key, text)
+    except MlflowException:
+        written = client.get_run(run_id).data.params.get(key)
+        if written is None:
+            raise
+        return bool(written == text)
+    return True
 
 
 def _find_run(client: MlflowClient, model: RegisteredModel) -> Run | None:
@@ -260,6 +343,25 @@ def _read(slot: str, text: str, outcome: str | None) -> AliasMove | None:
         is_rollback=record["rollback"],
         is_done=outcome is not None,
     )
+
+
+def _challenges(run: Run) -> list[Challenge]:
+    keys = sorted(key for key in run.data.params if key.startswith(_CHALLENGE))
+    return [_read_challenge(json.loads(run.data.params[key])) for key in keys]
+
+
+def _read_challenge(record: Mapping[str, Any]) -> Challenge:
+    known = {one.name: record[one.name] for one in fields(Challenge)}
+    return Challenge(**known | {"at": datetime.fromisoformat(record["at"])})
+
+
+def _record(challenge: Challenge) -> str:
+    record = asdict(challenge) | {
+        "who": shortened(challenge.who, _MAX_WHO),
+        "at": challenge.at.isoformat(timespec="milliseconds"),
+        "nonce": uuid.uuid4().hex,
+    }
+    return json.dumps(record)
 
 
 def _text(move: AliasMove) -> str:

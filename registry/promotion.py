@@ -1,7 +1,11 @@
 """Promotion: a candidate becomes champion if it beats the champion on the same rows.
 
-The improvement must be larger than chance explains: its interval, from the paired bootstrap, lies
-wholly above the required minimum. Promoting a version moves the alias `champion`.
+The improvement must be larger than chance explains: its interval lies wholly above the required
+minimum. Promoting a version moves the alias `champion`.
+
+The chance of a wrong promotion, (1 - confidence) / 2, is meant for all challenges of one champion
+on the same rows together. So challenge number k gets the share 1 / (k (k + 1)) of it, and these
+shares add up to at most 1 (alpha spending with an open end). The ledger counts the challenges.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from mlflow import MlflowClient
 
@@ -18,16 +23,18 @@ from registry.connection import plain_errors
 from registry.errors import AdapterNotFoundError, ConflictError, RuleError
 from registry.evaluation import Evaluation
 from registry.evaluation_runs import list_evaluations
-from registry.moves import settle
+from registry.improvement import improvement_interval, least_rows
+from registry.ledger import Challenge, Ledger, count_challenge
+from registry.moves import current_user, settle
 from registry.refs import AdapterRef
-from registry.significance import Interval, obstacle, paired_bootstrap
+from registry.significance import Interval, obstacle
 from registry.versions import AdapterVersion, get_version
 from trainables.contract import SERVING_FORMS
 
 logger = logging.getLogger(__name__)
 
 _TRIES = 10
-_LEAST_ROWS = 2
+_LEAST_ROWS = 5
 
 _Evaluated = tuple[AdapterVersion, Sequence[Evaluation]]
 """A version with its evaluations, newest first."""
@@ -42,6 +49,8 @@ class PromotionRule:
         form: Serving form in which both versions must have been evaluated.
         min_improvement: Smallest improvement that counts, in the measure's unit.
         confidence: Level of the improvement's interval, which must lie above `min_improvement`.
+            It holds for all challenges of one champion on the same rows together, so the interval
+            of one challenge has a higher level.
     """
 
     metric: str = "loss"
@@ -114,17 +123,20 @@ def promote(
     exact = get_whole(client, ref).ref
     for _ in range(_TRIES):
         candidate = get_version(client, exact)
-        champion, moves = _find_champion(client, candidate.name)
+        ledger = _settled(client, candidate.name)
+        champion, moves = _find_champion(client, ledger, candidate.name)
         if force and not candidate.retired:
             decision = PromotionDecision(promoted=True, reason=f"{exact} was promoted by force")
         else:
             evaluations = _evaluations(client, candidate, champion, rule)
-            if champion is not None and reevaluate is not None and not _pairs(*evaluations, rule):
+            pairs = _pairs(*evaluations, rule)
+            if champion is not None and reevaluate is not None and not pairs:
                 if champion.version != candidate.version:
                     reevaluate([candidate, champion])
                 reevaluate = None
                 continue  # the champion may have moved during the evaluation: read it again
-            decision = decide(candidate, champion, *evaluations, rule)
+            number = _number_of(client, ledger, (candidate, champion), pairs, rule.metric)
+            decision = decide(candidate, champion, *evaluations, rule, challenge=number)
         try:
             _move_aliases(client, candidate, champion, decision, moves, why)
         except ConflictError as error:
@@ -144,8 +156,19 @@ def decide(
     candidate_evaluations: Sequence[Evaluation],
     champion_evaluations: Sequence[Evaluation],
     rule: PromotionRule,
+    *,
+    challenge: int = 1,
 ) -> PromotionDecision:
-    """The decision on a candidate from evaluations, newest first; moves no alias."""
+    """The decision on a candidate from evaluations, newest first; moves no alias.
+
+    Args:
+        candidate: The version to decide on.
+        champion: The present champion, if there is one.
+        candidate_evaluations: Of the candidate.
+        champion_evaluations: Of the champion.
+        rule: Conditions for promotion.
+        challenge: Place of this comparison among all of this champion on the same rows, from 1.
+    """
     if candidate.retired:
         return _refused(f"{candidate.ref} was retired: {candidate.retired}")
     if champion is None:
@@ -153,12 +176,12 @@ def decide(
     if champion.version == candidate.version:
         return PromotionDecision(promoted=True, reason=f"{candidate.ref} is the champion already")
     return _decide_by_evaluations(
-        (candidate, candidate_evaluations), (champion, champion_evaluations), rule
+        (candidate, candidate_evaluations), (champion, champion_evaluations), rule, challenge
     )
 
 
 def _decide_by_evaluations(
-    candidate: _Evaluated, champion: _Evaluated, rule: PromotionRule
+    candidate: _Evaluated, champion: _Evaluated, rule: PromotionRule, challenge: int
 ) -> PromotionDecision:
     pairs = _pairs(candidate[1], champion[1], rule)
     if not pairs:
@@ -175,22 +198,88 @@ def _decide_by_evaluations(
     if not math.isfinite(previous):
         return PromotionDecision(promoted=True, reason=f"{values}, which has no finite value")
     if new.data.rows < _LEAST_ROWS:
-        return _refused(f"{values}: {new.data.rows} row says nothing beyond noise")
-    found = _improvement(new, old, rule)
-    is_better = found.low > rule.min_improvement
+        return _refused(
+            f"{values}: {new.data.rows} {new.data.name} rows are too few to compare on; at least "
+            f"{_LEAST_ROWS} are needed"
+        )
+    confidence = confidence_of(challenge, rule)
+    found = improvement_interval(new, old, rule.metric, confidence=confidence)
+    is_better = is_above(found.low, rule.min_improvement, max(abs(value), abs(previous)))
     reason = (
-        f"{values}: better by {found.estimate:.4g}, {rule.confidence:.4g} interval "
-        f"{found.low:.4g} to {found.high:.4g}, which "
+        f"{values}: better by {found.estimate:.4g}, {_percent(confidence)} interval "
+        f"{found.low:.4g} to {found.high:.4g} ({found.method}), which "
         f"{'lies above' if is_better else 'does not lie above'} {rule.min_improvement:g} "
-        f"({new.data.rows} {new.data.name} rows, form {rule.form})"
+        f"({new.data.rows} {new.data.name} rows, form {rule.form}); challenge {challenge} of "
+        f"{champion[0].ref} on these rows, {_percent(rule.confidence)} over all of them"
     )
+    if math.isinf(found.low):
+        reason += f"; for challenge {challenge}, at least {least_rows(confidence)} rows are needed"
     return PromotionDecision(promoted=is_better, reason=reason, interval=found)
 
 
-def _find_champion(client: MlflowClient, name: str) -> tuple[AdapterVersion | None, int]:
-    """The champion, and the number of the move that made this version champion."""
+def confidence_of(challenge: int, rule: PromotionRule) -> float:
+    """Level of the interval of a challenge, so that all of them together keep the rule's level."""
+    return 1 - (1 - rule.confidence) / (challenge * (challenge + 1))
+
+
+def is_above(low: float, minimum: float, size: float) -> bool:
+    """Whether the lower end of an improvement lies above a minimum by more than rounding.
+
+    An improvement of 0.1 on each row does not lie above 0.1, whatever the rows' last bits are.
+
+    Args:
+        low: Lower end.
+        minimum: Value to lie above.
+        size: Size of the numbers that the improvement is a difference of.
+    """
+    return low > minimum + 1e-9 * size
+
+
+def _percent(confidence: float) -> str:
+    return f"{100 * confidence:.6g} %"
+
+
+def _settled(client: MlflowClient, name: str) -> Ledger:
     with plain_errors(client.tracking_uri):
-        ledger = settle(client, name)
+        return settle(client, name)
+
+
+def _number_of(
+    client: MlflowClient,
+    ledger: Ledger,
+    versions: tuple[AdapterVersion, AdapterVersion | None],
+    pairs: Sequence[tuple[Evaluation, Evaluation]],
+    metric: str,
+) -> int:
+    """Number of this challenge in the ledger; 1, and nothing is written, if none takes place."""
+    candidate, champion = versions
+    if champion is None or candidate.retired or not pairs or not _is_informative(pairs[0], metric):
+        return 1
+    new, _ = pairs[0]
+    challenge = Challenge(
+        champion=champion.version,
+        candidate=candidate.version,
+        data=new.data.digest,
+        data_name=new.data.name,
+        evaluation=new.digest,
+        metric=metric,
+        who=current_user(),
+        at=datetime.now(UTC),
+    )
+    with plain_errors(client.tracking_uri):
+        return count_challenge(client, ledger.run_id, challenge).number
+
+
+def _is_informative(pair: tuple[Evaluation, Evaluation], metric: str) -> bool:
+    """Whether chance decides: there are enough rows, and both values are finite."""
+    values = [one.measures[metric].value for one in pair]
+    return pair[0].data.rows >= _LEAST_ROWS and all(map(math.isfinite, values))
+
+
+def _find_champion(
+    client: MlflowClient, ledger: Ledger, name: str
+) -> tuple[AdapterVersion | None, int]:
+    """The champion, and the number of the move that made this version champion."""
     version = ledger.aliases.get(CHAMPION)
     champion = None
     if version is not None:
@@ -253,16 +342,6 @@ def _pairs(
         for old in champion
         if old.form == rule.form and not obstacle(new, old, rule.metric)
     ]
-
-
-def _improvement(new: Evaluation, old: Evaluation, rule: PromotionRule) -> Interval:
-    """Interval of the difference, with its sign chosen so that above zero is better."""
-    found = paired_bootstrap(new, old, rule.metric, confidence=rule.confidence)
-    if new.measures[rule.metric].formula.mode == "max":
-        return found
-    return Interval(
-        estimate=-found.estimate, low=-found.high, high=-found.low, confidence=found.confidence
-    )
 
 
 def _available(

@@ -200,9 +200,13 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _history(options: argparse.Namespace) -> int:
-    from orchestrator.adapters.terminal import render_moves
+    from orchestrator.adapters.terminal import render_challenges, render_moves
 
-    Console().print(render_moves(_registry(options).history(options.name)))
+    adapters = _registry(options)
+    Console().print(render_moves(adapters.history(options.name)))
+    challenges = adapters.challenges(options.name)
+    if challenges:
+        Console().print("", render_challenges(challenges), sep="\n")
     return 0
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from orchestrator.adapters.shrinking import Shrunk
 from orchestrator.wording import format_bounds, format_metric, format_size, one_line
 from registry import AdapterVersion, AliasMove, Evaluation
+from registry.ledger import Challenge
 from registry.significance import interval
 from trainables.contract import SERVING_FORMS
 
@@ -117,6 +118,24 @@ def render_moves(moves: Sequence[AliasMove]) -> Table | str:
             _version_number(move.target),
             Text(move.who),
             Text(("rolled back: " if move.is_rollback else "") + move.why),
+        )
+    return table
+
+
+def render_challenges(challenges: Sequence[Challenge]) -> Table:
+    """One line for each challenge before the gate, oldest first, with its number on these rows."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("when", "challenged", "by", "measure", "rows", "number", "who"):
+        table.add_column(heading, overflow="fold")
+    for one in challenges:
+        table.add_row(
+            one.at.astimezone().strftime("%Y-%m-%d %H:%M"),
+            str(one.champion),
+            str(one.candidate),
+            Text(one.metric),
+            Text(f"{one.data_name} {one.data.removeprefix('sha256:')[:8]}"),
+            str(one.number),
+            Text(one.who),
         )
     return table
 

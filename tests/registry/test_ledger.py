@@ -12,8 +12,11 @@ from registry import Registry
 from registry.errors import ConflictError, RefError
 from registry.ledger import (
     AliasMove,
+    Challenge,
     adapters_experiment,
     append,
+    challenges,
+    count_challenge,
     ensure_model,
     mark,
     read_ledger,
@@ -87,6 +90,41 @@ def test_of_many_who_write_a_slot_at_once_one_does(client: MlflowClient, name: s
         winners = [one for one in outcomes if isinstance(one, int)]
         assert len(outcomes) == 6
         assert [read_ledger(client, name, run_id).moves[slot - 1].target] == winners
+
+
+def new_challenge(candidate: int, data: str = "sha256:cc") -> Challenge:
+    return Challenge(
+        champion=1, candidate=candidate, data=data, data_name="test",
+        evaluation=f"sha256:{candidate}", metric="loss", who="ann", at=datetime.now(UTC),
+    )  # fmt: skip
+
+
+def test_challenges_are_numbered_by_champion_and_rows(client: MlflowClient, name: str) -> None:
+    assert challenges(client, name) == []
+    run_id = ensure_model(client, name)
+    append(client, run_id, new_move(1))
+    wanted = [(2, "cc", 1), (3, "cc", 2), (2, "cc", 1), (3, "other", 1), (4, "cc", 3)]
+    for candidate, data, number in wanted:
+        counted = count_challenge(client, run_id, new_challenge(candidate, data))
+        assert (counted.candidate, counted.data, counted.number) == (candidate, data, number)
+    assert [one.number for one in challenges(client, name)] == [1, 2, 1, 3]
+    assert read_ledger(client, name, run_id).slots == 1
+
+
+def test_challenges_at_once_have_different_numbers(client: MlflowClient, name: str) -> None:
+    run_id = ensure_model(client, name)
+    start, numbers = threading.Barrier(5), []
+
+    def challenge(candidate: int) -> None:
+        start.wait()
+        numbers.append(count_challenge(client, run_id, new_challenge(candidate)).number)
+
+    threads = [threading.Thread(target=challenge, args=[one]) for one in range(2, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(numbers) == [1, 2, 3, 4, 5]
 
 
 def test_void_move_is_no_move_and_its_slot_stays_used(client: MlflowClient, name: str) -> None:

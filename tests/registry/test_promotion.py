@@ -109,19 +109,66 @@ def test_better_by_chance_is_not_enough(add: Add, judge: Judge) -> None:
     assert decision.interval is not None
     assert decision.interval.low < 0 < decision.interval.estimate < decision.interval.high
     assert "does not lie above 0" in decision.reason
-    assert judge(luck, PromotionRule(confidence=0.5)).promoted
+    assert judge(luck, PromotionRule(confidence=0.3)).promoted
 
 
 def test_improvement_must_be_as_large_as_asked(add: Add, judge: Judge) -> None:
     judge(add(1, 1.0))
     better = add(2, 0.9)
-    assert not judge(better, PromotionRule(min_improvement=0.2)).promoted
+    for too_much in (0.2, 0.1):
+        assert not judge(better, PromotionRule(min_improvement=too_much)).promoted
     decision = judge(better, PromotionRule(min_improvement=0.05))
     assert decision.promoted
     assert "loss 0.9 of" in decision.reason
-    assert "better by 0.1, 0.95 interval 0.1 to 0.1, which lies above 0.05 (30 test rows" in (
-        decision.reason
-    )
+    assert (
+        "better by 0.1, 97.5 % interval 0.1 to 0.1 (sign-flip test), which lies above 0.05 "
+        "(30 test rows"
+    ) in decision.reason
+
+
+def test_few_rows_are_refused_with_the_number_that_is_needed(add: Add, judge: Judge) -> None:
+    judge(add(1, [1.0] * 4))
+    assert "4 test rows are too few to compare on; at least 5" in judge(add(2, [0.5] * 4)).reason
+
+
+def test_rows_too_few_for_the_level_promote_nobody(add: Add, judge: Judge) -> None:
+    judge(add(1, [1.0] * 6))
+    better = add(2, [0.5] * 6)
+    decision = judge(better)
+    assert not decision.promoted
+    assert "interval -inf to inf" in decision.reason
+    assert decision.reason.endswith("for challenge 1, at least 7 rows are needed")
+    assert judge(better, PromotionRule(confidence=0.9)).promoted
+
+
+def test_each_challenge_of_a_champion_on_the_same_rows_needs_more(
+    add: Add, judge: Judge, adapters: Registry, name: str
+) -> None:
+    judge(add(1, 1.0))
+    for number, candidate in enumerate([add(2, 1.1), add(3, 1.2), add(4, 1.3)], start=1):
+        for _ in range(2):  # the same comparison again is no new challenge
+            decision = judge(candidate)
+            assert f"challenge {number} of {name}/1 on these rows" in decision.reason
+        assert decision.interval is not None
+        assert decision.interval.confidence == pytest.approx(1 - 0.05 / number / (number + 1))
+        assert f"challenge {number} of" in adapters.history(name)[-1].why
+    assert "challenge 4 of" in judge(add(2), PromotionRule(metric="mean_loss")).reason
+    other = {"digest": "sha256:other"}
+    add(1, 1.0, data=other)
+    assert "challenge 1 of" in judge(add(5, 1.0, data=other)).reason
+    assert judge(add(6, 0.9)).promoted
+    assert f"challenge 1 of {name}/6" in judge(add(2)).reason
+    counted = [(one.champion, one.candidate, one.number) for one in adapters.challenges(name)]
+    assert counted == [(1, 2, 1), (1, 3, 2), (1, 4, 3), (1, 2, 4), (1, 5, 1), (1, 6, 5), (6, 2, 1)]
+
+
+def test_no_comparison_is_no_challenge(
+    add: Add, judge: Judge, adapters: Registry, name: str
+) -> None:
+    judge(add(1, 1.0))
+    judge(add(2), force=True)
+    judge(add(3, [math.nan] * 30))
+    assert adapters.challenges(name) == []
 
 
 def test_more_is_better_where_the_measure_says_so(

@@ -63,6 +63,10 @@ def test_a_version_is_promoted_on_its_evidence_and_rolled_back(runs, capsys):
     champions = [line for line in said.splitlines() if " champion " in line]
     assert [words.split()[3:5] for words in champions] == [["-", "1"], ["1", "2"], ["2", "1"]]
     assert "rolled back: users complained" in champions[-1]
+    heading, *challenges = said[said.index("when", 1) :].splitlines()
+    assert heading.split()[1:4] == ["challenged", "by", "measure"]
+    # Version 2 challenged version 1, and then version 1 version 2.
+    assert [line.split()[2:4] for line in challenges] == [["1", "2"], ["2", "1"]]
 
 
 def test_versions_are_compared_on_the_terminal_and_as_a_page(runs, capsys):
