@@ -54,7 +54,7 @@ def assess_bundle(
 
     Args:
         bundle: Its folder.
-        forms: Of `trainables.serving.forms_of` its base's quantization.
+        forms: Of `trainables.serving.forms_of` its base.
         source: The rows to measure on.
         how: What to measure.
         base_model: Where the base lies, where that is not what the manifest says.

@@ -15,6 +15,10 @@ from torch.nn import functional as F
 from trainables.data import IGNORED_TARGET, EncodedRow, collate
 from trainables.pack import Block, Dropout
 
+_ANY_TOKEN = 0
+"""Fills short rows up: nobody attends to it, but the base looks it up, and a tokenizer's own pad
+token may have no row in the embeddings."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -39,12 +43,11 @@ class Batch:
 def build_batch(
     seat: str | None,
     rows: Sequence[EncodedRow],
-    pad_id: int | None,
     device: torch.device,
     dropout: Dropout | None = None,
 ) -> Batch:
     """Rows of a seat, or of the bare base for `None`, on the device."""
-    input_ids, labels = (torch.from_numpy(part) for part in collate(rows, pad_id or 0))
+    input_ids, labels = (torch.from_numpy(part) for part in collate(rows, _ANY_TOKEN))
     # The logits of position t - 1 are scored on the token at t.
     is_scored = labels[:, 1:] != IGNORED_TARGET
     scored = F.pad(is_scored, (0, 1)).flatten().nonzero().flatten()
@@ -68,7 +71,6 @@ def build_batch(
 def build_passes(
     seat: str,
     rows: Sequence[EncodedRow],
-    pad_id: int | None,
     device: torch.device,
     *,
     key: tuple[int, int, int],
@@ -79,7 +81,6 @@ def build_passes(
     Args:
         seat: Whose rows these are.
         rows: The rows of the micro-batch.
-        pad_id: Token that fills short rows up; 0 when there is none.
         device: Where the tensors go.
         key: (seed, step, micro-step), which dropout masks are drawn from.
         passes: Passes to split the rows into; the first ones take what does not divide.
@@ -89,7 +90,7 @@ def build_passes(
     for size in part_sizes(len(rows), passes):
         dropout = Dropout(key=key, rows=len(rows), length=length, first=first)
         part = rows[first : first + size]
-        batches.append(build_batch(seat, part, pad_id, device, dropout))
+        batches.append(build_batch(seat, part, device, dropout))
         first += size
     return batches
 

@@ -242,7 +242,6 @@ class Engine:
             batches += build_passes(
                 seat,
                 [taken.splits.train.rows[row] for row in rows[start : start + size]],
-                self.base.tokenizer.pad_token_id,
                 self.base.device,
                 key=(taken.spec.seed, taken.step, start // size),
                 passes=taken.passes,
@@ -305,7 +304,7 @@ class Engine:
         return list(output.logits[0].split(self._layout.answer_counts()))
 
     def _batch(self, seat: str | None, rows: Sequence[EncodedRow]) -> Batch:
-        return build_batch(seat, rows, self.base.tokenizer.pad_token_id, self.base.device)
+        return build_batch(seat, rows, self.base.device)
 
     # --------------------------------------------------------------------------- measurement
 

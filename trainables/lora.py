@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from trainables.errors import SpecError
-from trainables.spec import LoraSpec
+from trainables.spec import TARGET_GROUPS, LoraSpec
 
 _ATTENTION = ("attn", "attention")
 _MLP = ("mlp", "ffn", "feed_forward", "feedforward")
@@ -56,9 +57,12 @@ def resolve_targets(layers: Sequence[str], targets: str | Sequence[str]) -> tupl
         return _resolve_group(layers, targets)
     for target in targets:
         if not any(_matches(name, target) for name in layers):
+            known = leaf_names(layers)
+            near = difflib.get_close_matches(target, [*known, *TARGET_GROUPS], n=1)
+            remedy = f"Did you mean {near[0]}?" if near else "Correct the name."
             raise SpecError(
                 f"lora.targets: got {target!r}, which is no linear layer of this base; allowed: "
-                f"{', '.join(leaf_names(layers))}, attention, mlp, all-linear. Correct the name."
+                f"{', '.join(known)}, attention, mlp, all-linear. {remedy}"
             )
     return tuple(name for name in layers if any(_matches(name, target) for target in targets))
 

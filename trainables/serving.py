@@ -5,7 +5,8 @@
     merged         the adapter's update added to the unquantized base's weights
     requantized    merged, then quantized like the base it was trained on
 
-A base without quantization has two of them: trained and merged.
+A base without quantization has two of them: trained and merged. One whose own files are quantized
+has trained alone.
 """
 
 from __future__ import annotations
@@ -59,8 +60,11 @@ class Served:
         return device
 
 
-def forms_of(quantization: str) -> tuple[ServingForm, ...]:
-    """The forms an adapter of a base with this quantization can be served in."""
+def forms_of(base: Mapping[str, Any]) -> tuple[ServingForm, ...]:
+    """The forms an adapter can be served in, by what its manifest records of the base."""
+    if base.get("prequantized"):
+        return ("trained",)
+    quantization = base["quantization"]
     return ("trained", "merged") if quantization == "none" else SERVING_FORMS
 
 
@@ -70,13 +74,16 @@ def require_form(manifest: Mapping[str, Any], form: str) -> ServingForm:
     Raises:
         SpecError: It has not.
     """
-    quantization = manifest["base"]["quantization"]
-    for one in forms_of(quantization):
+    base = manifest["base"]
+    allowed = forms_of(base)
+    for one in allowed:
         if one == form:
             return one
+    kind = f"a base with quantization {base['quantization']}"
+    if base.get("prequantized"):
+        kind = f"{base['model']!r}, whose own files are quantized ({base['quantization']})"
     raise SpecError(
-        f"form: got {form!r}; allowed: {', '.join(forms_of(quantization))} for a base with "
-        f"quantization {quantization}. Choose one of these."
+        f"form: got {form!r}; allowed: {', '.join(allowed)} for {kind}. Choose one of these."
     )
 
 
@@ -92,7 +99,7 @@ def load_served(
 
     Args:
         bundle: Its folder.
-        form: One of `forms_of` its base's quantization.
+        form: One of `forms_of` its base.
         base_model: Where the base lies, where that is not what the manifest says.
         device: Such as `cuda:0`; `default_device()` when not given.
 
@@ -199,8 +206,11 @@ def _requantized(
     tokenizer.save_pretrained(stored)
     del quantized
     gc.collect()
-    # Read back as any stored form is: a folder says itself how it is quantized.
-    spec = BaseSpec(model=str(stored), quantization="none", compute_dtype=record["compute_dtype"])
+    spec = BaseSpec(
+        model=str(stored),
+        quantization=record["quantization"],
+        compute_dtype=record["compute_dtype"],
+    )
     return load_base(spec, device).model
 
 

@@ -146,6 +146,11 @@ class Evaluator:
 
     def _forms_of(self, version: AdapterVersion) -> tuple[str, ...]:
         wanted = self.forms or (version.form,)
+        if version.tags.get("base.prequantized") == "True":
+            kept = tuple(form for form in wanted if form == "trained")
+            why = f"trained for {version.ref}, whose base has no unquantized weights"
+            require(bool(kept), "--forms", ", ".join(wanted), why, "Evaluate it in that form.")
+            return kept
         if version.tags.get("quantization") != "none":
             return wanted
         return tuple(dict.fromkeys(SAME_UNQUANTIZED.get(form, form) for form in wanted))

@@ -90,11 +90,21 @@ def _wanted(
         trial = standing.adapter
         forms = tuple(
             form
-            for form in forms_of(spec.finals, trial.spec["base"]["quantization"])
+            for form in _forms_of(spec, trial, history)
             if trial.scores.get(form, {}).get("way") != way
         )
         if trial.bundle is not None and forms:
             yield trial, forms
+
+
+def _forms_of(
+    spec: SweepSpec, trial: TrialRecord, history: SweepHistory
+) -> tuple[ServingForm, ...]:
+    base = trial.spec["base"]
+    facts = history.data_facts.get(base["model"], {})
+    return forms_of(
+        spec.finals, base["quantization"], is_prequantized=bool(facts.get("prequantized"))
+    )
 
 
 def _order(

@@ -19,6 +19,7 @@ License = Literal["base", "data", "adapter"]
 SAME_UNQUANTIZED: dict[str, ServingForm] = {"unquantized": "trained", "requantized": "merged"}
 """Forms that on a base without quantization are another one."""
 
+_TRAINED: ServingForm = "trained"
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 _MEASURE_OF = {
     "eval_loss": "loss",
@@ -38,7 +39,8 @@ class FinalsSpec:
             the search's own adapters on test rows, without a confidence interval.
         confidence: Level of the interval of a mean over seeds.
         forms: Serving forms that the adapter of each finalist is scored in, row by row; a base
-            that is not quantized has `trained` and `merged` only.
+            that is not quantized has `trained` and `merged` only, one whose own files are
+            quantized has `trained` only.
         max_new_tokens: Tokens of a greedy completion of each row; 0 generates nothing.
         pattern: Regular expression; what it finds in completion and reference is compared.
         choices: Answers of which the first in a completion is compared with that of the reference.
@@ -133,8 +135,15 @@ class RegisterSpec:
         return self.metric or _MEASURE_OF[objective]
 
 
-def forms_of(finals: FinalsSpec, quantization: str) -> tuple[ServingForm, ...]:
-    """The forms to score of an adapter on such a base; without quantization some are the same."""
+def forms_of(
+    finals: FinalsSpec, quantization: str, *, is_prequantized: bool = False
+) -> tuple[ServingForm, ...]:
+    """The forms to score of an adapter on such a base.
+
+    Without quantization some are the same; a base whose own files are quantized has one.
+    """
+    if is_prequantized:
+        return tuple(form for form in finals.forms if form == _TRAINED)
     if quantization != "none":
         return finals.forms
     return tuple(form for form in finals.forms if form not in SAME_UNQUANTIZED)
@@ -161,6 +170,25 @@ def require_gate(finals: FinalsSpec, register: RegisterSpec) -> None:
         f"{', '.join(known)}, as the finals measure",
         "Choose one of these.",
     )
+
+
+def require_trained_form(finals: FinalsSpec, register: RegisterSpec | None, model: str) -> None:
+    """Refuse forms of unquantized weights for a base whose own files are quantized.
+
+    Raises:
+        SweepSpecError: The finals score it in no form that it has, or it is registered in another.
+    """
+    why = f"trained for {model!r}, whose own files are quantized"
+    remedy = "Name trained, or the original, unquantized weights in base.model."
+    require(
+        not finals.forms or _TRAINED in finals.forms,
+        "finals.forms",
+        list(finals.forms),
+        why,
+        remedy,
+    )
+    if register is not None:
+        require(register.form == _TRAINED, "register.form", register.form, why, remedy)
 
 
 def _require_level(where: str, level: float) -> None:

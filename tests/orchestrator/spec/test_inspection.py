@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from orchestrator.spec.inspection import bases_of, inspect_rows
+from orchestrator.spec.inspection import inspect_inputs
 from orchestrator.spec.sweep import SweepSpec, parse_sweep
 
 ROWS = [{"question": f"{n} plus one is", "answer": f" {n + 1}", "id": n} for n in range(60)]
@@ -24,7 +24,7 @@ def sweep(folder: Path, base: Path, **space: object) -> SweepSpec:
 
 
 def test_rows_are_described_before_anything_is_started(tiny_base: Path, tmp_path: Path) -> None:
-    found = inspect_rows(sweep(tmp_path, tiny_base))
+    found = inspect_inputs(sweep(tmp_path, tiny_base))
     assert found.lines[0].endswith(
         "prompt from 'question', completion from 'answer'; not used: 'id'."
     )
@@ -39,8 +39,8 @@ def test_what_differs_between_bases_names_them(tiny_base: Path, tmp_path: Path) 
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8}))
     spec = sweep(tmp_path, tiny_base, **{"base.model": {"choice": [str(tiny_base), str(short)]}})
-    assert [base.model for base in bases_of(spec)] == [str(tiny_base), str(short)]
-    lines = inspect_rows(spec).lines
+    assert [base.model for base in spec.bases] == [str(tiny_base), str(short)]
+    lines = inspect_inputs(spec).lines
     assert sum(line.startswith("Rows are read as") for line in lines) == 1
     named = [line for line in lines if line.startswith("With /")]
     assert named
