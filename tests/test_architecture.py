@@ -52,6 +52,7 @@ COVERED_BY = {
     "trainables.hub": "tests/orchestrator/journal/test_pins.py",
     "trainables.formats": "tests/trainables/test_data.py",
     "trainables.kernels": "tests/trainables/test_engine.py",
+    "trainables.layers": "tests/trainables/test_base_summary.py",
     "trainables.lengths": "tests/trainables/test_data.py",
     "trainables.lora": "tests/trainables/test_engine.py",
     "trainables.memory": "tests/trainables/test_worker.py",

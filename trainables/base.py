@@ -31,6 +31,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trainables.errors import BaseModelError
+from trainables.layers import require_text_only
 from trainables.origin import COMPLETE, BaseSource, SourceKind, cache_entry, locate
 from trainables.spec import BaseSpec
 from trainables.stored import StoredForm, read_stored_form, settle_form
@@ -113,9 +114,7 @@ def load_base(spec: BaseSpec, device: torch.device | None = None) -> LoadedBase:
     model.requires_grad_(False)
     model.eval()
     settle_types(model, compute_dtype)
-    quantization = (
-        _quantization_config(spec, compute_dtype) if own is None else _config_of(model)
-    )
+    quantization = _quantization_config(spec, compute_dtype) if own is None else _config_of(model)
     record = BaseRecord(
         model=spec.model,
         revision=source.revision,
@@ -159,25 +158,6 @@ def _own_form(spec: BaseSpec, source: BaseSource) -> StoredForm | None:
     if source.gguf_file is not None:
         return None
     return read_stored_form(source.folder / "config.json", spec.model)
-
-
-def require_text_only(config: Any, model: str) -> None:
-    """Refuse a model of text and pictures or sound: its language model is a part of it.
-
-    Args:
-        config: Of the model that transformers takes for a causal language model.
-        model: What messages call it.
-
-    Raises:
-        BaseModelError: It is one.
-    """
-    has_more = any(getattr(config, f"{kind}_config", None) for kind in ("vision", "audio"))
-    if has_more or config.get_text_config() is not config:
-        raise BaseModelError(
-            f"base.model: {model!r} is a model of text and pictures or sound "
-            f"({config.model_type}), whose language model cannot be trained by itself; allowed: "
-            "a causal language model of text alone. Name the text-only checkpoint of its family."
-        )
 
 
 def load_tokenizer(source: BaseSource) -> Any:

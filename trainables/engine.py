@@ -32,6 +32,7 @@ from trainables.data import (
     Splits,
     cut_train,
     load_splits,
+    require_known_tokens,
     tokenizer_digest,
 )
 from trainables.data_summary import summarize
@@ -342,7 +343,10 @@ class Engine:
     def _read_splits(self, spec: DataSpec) -> Splits:
         if spec.train_max_tokens is None:
             stops = tokens_of(self.base.model.generation_config)
-            return load_splits(spec, self.base.tokenizer, stops)
+            splits = load_splits(spec, self.base.tokenizer, stops)
+            known = self.base.model.get_input_embeddings().weight.shape[0]
+            require_known_tokens(splits, known, self.base.tokenizer)
+            return splits
         # Trials that differ in it share the tokens of what they do not cut otherwise.
         return cut_train(self._splits(replace(spec, train_max_tokens=None)), spec.train_max_tokens)
 

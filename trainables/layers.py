@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainables.base import require_text_only
 from trainables.errors import BaseModelError
 from trainables.lora import linear_layers
 from trainables.spec import BaseSpec
@@ -28,12 +27,17 @@ def describe_layers(base: BaseSpec) -> tuple[tuple[str, ...], int] | None:
     place, options = place_of(base)
     if "gguf_file" in options:
         return None
+    config = None
     try:
         config = AutoConfig.from_pretrained(place, **options)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(_without_quantization(config))
     except (OSError, ValueError, KeyError, AttributeError, ImportError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if config is not None:
+            require_text_only(config, base.model)
+        # transformers goes on to list all that it knows.
+        said = " ".join(str(error).split()).partition(" Model type should be")[0]
+        reason = said[:300] or type(error).__name__
         raise BaseModelError(
             f"base.model: {base.model!r} cannot be built as a causal language model ({reason}); "
             "allowed: an architecture that this transformers knows, without code of its own. "
@@ -41,6 +45,25 @@ def describe_layers(base: BaseSpec) -> tuple[tuple[str, ...], int] | None:
         ) from error
     require_text_only(model.config, base.model)
     return tuple(linear_layers(model)), _experts(model.config)
+
+
+def require_text_only(config: Any, model: str) -> None:
+    """Refuse a model of text and pictures or sound: its language model is a part of it.
+
+    Args:
+        config: Of the model that transformers takes for a causal language model.
+        model: What messages call it.
+
+    Raises:
+        BaseModelError: It is one.
+    """
+    has_more = any(getattr(config, f"{kind}_config", None) for kind in ("vision", "audio"))
+    if has_more or config.get_text_config() is not config:
+        raise BaseModelError(
+            f"base.model: {model!r} is a model of text and pictures or sound "
+            f"({config.model_type}), whose language model cannot be trained by itself; allowed: "
+            "a causal language model of text alone. Name the text-only checkpoint of its family."
+        )
 
 
 def _without_quantization(config: Any) -> Any:

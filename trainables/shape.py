@@ -44,6 +44,16 @@ def context_length(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
     return _described(base, "max_position_embeddings", ".context_length", hub_cache)
 
 
+def vocabulary_size(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
+    """Rows of a base's embeddings; `None` when it cannot be told here, as when offline.
+
+    Args:
+        base: Which base.
+        hub_cache: Where hub models are kept, if not where they usually are.
+    """
+    return _described(base, "vocab_size", ".vocab_size", hub_cache)
+
+
 def _described(base: BaseSpec, name: str, gguf_key: str, hub_cache: Path | None) -> int | None:
     """A number of a base's `config.json`, or of the header of its `.gguf` file."""
     try:

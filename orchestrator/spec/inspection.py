@@ -84,8 +84,7 @@ def _check_targets(spec: SweepSpec, bases: Sequence[BaseSummary]) -> Iterator[st
 def _inspect_rows(spec: SweepSpec) -> DataReport:
     raw = read_raw_splits(spec.data)
     found = {
-        base.model: inspect_data(base, spec.data, raw, spec.eval.max_rows)
-        for base in spec.bases
+        base.model: inspect_data(base, spec.data, raw, spec.eval.max_rows) for base in spec.bases
     }
     said = {model: summary.lines() for model, summary in found.items()}
     shared = [
