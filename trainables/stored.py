@@ -128,8 +128,9 @@ def _read_once(config: Path, changed_ns: int, model: str) -> StoredForm | None:
 
 
 def _quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    for part in (config, config.get("text_config")):
-        for name in _SECTIONS if isinstance(part, Mapping) else ():
+    nested = config.get("text_config")
+    for part in (config, nested if isinstance(nested, Mapping) else {}):
+        for name in _SECTIONS:
             section = part.get(name)
             if isinstance(section, Mapping) and section:
                 return section
