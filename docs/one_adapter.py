@@ -17,14 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from trainables.base.layers import linear_layers
 from trainables.base.loading import load_base
-from trainables.packing.lora import (
-    initial_weights,
-    linear_layers,
-    peft_tensors,
-    resolve_targets,
-    short_targets,
-)
+from trainables.base.targets import resolve_targets, short_targets
+from trainables.packing.lora import initial_weights, peft_tensors
 from trainables.rows.data import IGNORED_TARGET, collate, load_splits
 from trainables.rows.epochs import batch_rows
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec

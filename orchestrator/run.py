@@ -61,7 +61,7 @@ from orchestrator.search.schedule import build_scheduler, replay_history
 from orchestrator.search.searcher import OptunaSearcher
 from orchestrator.search.startpoints import choose_start_points
 from orchestrator.spec.complaint import require
-from orchestrator.spec.data_report import inspect_rows
+from orchestrator.spec.data_report import inspect_inputs, with_fetched_configs
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.supervision import SteeringWithWishes, Supervisor
 from orchestrator.tuning import Stage
@@ -127,7 +127,8 @@ def run_sweep(
     console = console or Console(file=sys.stdout)
     spec = spec.with_saved_rows(folder / DATA_FOLDER)
     spec, pins = settle_pins(spec, read_history(kept.location).pins)
-    data = inspect_rows(spec)
+    spec = with_fetched_configs(spec)
+    data = inspect_inputs(spec)
     for line in data.lines:
         console.print(Text(line), soft_wrap=True)
     load_metrics(spec.finals.metrics)

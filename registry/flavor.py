@@ -66,8 +66,8 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
         """
         folder = Path(context.artifacts["adapter"])
         options = context.model_config
-        _require_form(options["form"])
         manifest = _read_manifest(folder)
+        _require_form(options["form"], manifest["base"])
         with tempfile.TemporaryDirectory() as work:
             self.model, self.tokenizer = _load(
                 folder, manifest["base"], options["form"], options, Path(work)
@@ -151,8 +151,8 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
         from transformers import GenerationConfig
 
         ends = self.ends
-        pad = self.tokenizer.pad_token_id
-        pad = (ends or [0])[0] if pad is None else pad
+        # Nobody attends to it, but the base looks it up: any token that it surely knows does.
+        pad = 0
         length = max(map(len, prompts))
         # Left padding: every prompt ends where its completion begins.
         ids = torch.tensor([[pad] * (length - len(one)) + one for one in prompts])
@@ -342,11 +342,13 @@ def _load(
     return model.eval(), tokenizer
 
 
-def _require_form(form: str) -> None:
-    if form not in _FORMS:
+def _require_form(form: str, record: Mapping[str, Any]) -> None:
+    # A base whose own files are quantized has no plain weights.
+    allowed = _FORMS[:1] if record.get("prequantized") else _FORMS
+    if form not in allowed:
         raise ValueError(
-            f"form: got {form!r}; allowed: {', '.join(_FORMS)}. Choose one: "
-            "load_model(uri, model_config={'form': 'merged'})"
+            f"form: got {form!r}; allowed: {', '.join(allowed)}. Choose one: "
+            "load_model(uri, model_config={'form': 'trained'})"
         )
 
 
@@ -475,7 +477,7 @@ def _unpack_gguf(source: _Source, folder: Path) -> Path:
 
 def _stored_form(plain: Path, record: Mapping[str, Any], device: str, work: Path) -> Path:
     """A folder with the weights in the stored form of the training."""
-    if record["quantization"] == "none":
+    if record["quantization"] == "none" or record.get("prequantized"):
         return plain
     return _cached_base(record) or _quantized(plain, record, device, work / "quantized")
 

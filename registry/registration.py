@@ -74,7 +74,8 @@ def register(  # noqa: PLR0913
     Raises:
         IntegrityError: A file of a bundle is missing, changed or unexpected.
         RefError: MLflow does not allow the name.
-        RegistryError: The bundle is registered already for another form.
+        RegistryError: The bundle is registered already for another form, or its base has no such
+            form.
         TrackingError: The server cannot be used.
     """
     require_name(name)
@@ -84,6 +85,11 @@ def register(  # noqa: PLR0913
             "served."
         )
     manifest = read_bundle(bundle)
+    if manifest["base"].get("prequantized") and form != "trained":
+        raise RegistryError(
+            f"form: got {form!r}; allowed: trained, as the base's own files are quantized and it "
+            "has no unquantized weights. Choose that form."
+        )
     earlier = _read_checkpoints(checkpoints, manifest)
     wanted = {**(tags or {}), **_tags(manifest)}
     with plain_errors(client.tracking_uri):

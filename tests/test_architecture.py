@@ -58,6 +58,8 @@ COVERED_BY = {
     "trainables.packing.lora": "tests/trainables/training/test_engine.py",
     "trainables.training.memory": "tests/trainables/hosts/test_worker.py",
     "trainables.training.optim": "tests/trainables/training/test_engine.py",
+    "trainables.base.layers": "tests/trainables/base/test_base_summary.py",
+    "trainables.base.targets": "tests/trainables/training/test_engine.py",
     "trainables.base.origin": "tests/trainables/base/test_loading.py",
     "trainables.training.state": "tests/trainables/training/test_engine.py",
     "trainables.hosts.orders": "tests/trainables/hosts/test_host.py",

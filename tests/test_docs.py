@@ -18,7 +18,7 @@ import yaml
 
 from orchestrator import SweepSpec, SweepSpecError, cli, run_sweep
 from orchestrator.outcome import Outcome
-from orchestrator.spec.data_report import inspect_rows
+from orchestrator.spec.data_report import inspect_inputs
 from registry import Registry
 from trainables.spec import BaseSpec, LoraSpec, OptimSpec
 
@@ -250,7 +250,7 @@ def test_the_lists_of_settings_algorithms_and_outcomes_are_whole() -> None:
 def test_what_run_says_of_the_demos_rows_is_on_the_page(tiny_base: Path) -> None:
     demo = SweepSpec.from_yaml(ROOT / "sweeps" / "quickstart.yaml")
     base = dataclasses.replace(demo.base, model=str(tiny_base))
-    said = inspect_rows(dataclasses.replace(demo, base=base)).lines
+    said = inspect_inputs(dataclasses.replace(demo, base=base)).lines
     shown, *_ = blocks(ROOT / "docs" / "data.md", "")
     # The other lines count tokens, which each base makes of its own.
     assert shown.splitlines()[:2] == list(said[:2])

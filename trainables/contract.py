@@ -75,6 +75,9 @@ FORM_WORDS: Mapping[str, str] = {
 MERGED_FORMS: tuple[ServingForm, ...] = ("merged", "requantized")
 """Forms without an adapter beside the base."""
 
+TRAINED: ServingForm = "trained"
+"""The form that every base has: the stored base of the training, the adapter beside it."""
+
 SAME_UNQUANTIZED: Mapping[str, ServingForm] = {"unquantized": "trained", "requantized": "merged"}
 """Forms that equal another one on a base without quantization."""
 

@@ -22,7 +22,7 @@ from orchestrator.hosts.evaluators import (
 from orchestrator.spec.complaint import require
 from orchestrator.spec.finals_sections import same_form
 from registry import AdapterVersion, Registry
-from trainables.contract import SERVING_FORMS
+from trainables.contract import SERVING_FORMS, TRAINED
 from trainables.evaluation_spec import EvaluationSpec
 from trainables.files.sources import read_rows
 from trainables.rows.splits import RawSplit
@@ -124,9 +124,7 @@ class Evaluator:
         with tempfile.TemporaryDirectory() as work:
             orders = {}
             for number, version in enumerate(versions):
-                stored = version.tags.get("quantization", "")
-                wanted = self.forms or (version.form,)
-                forms = tuple(dict.fromkeys(same_form(form, stored) for form in wanted))
+                forms = self._forms_of(version)
                 folder = self.adapters.pull(version.ref, Path(work) / str(number))
                 orders[str(version.ref)] = self._order(folder, forms)
         for result in self._evaluate(orders):
@@ -148,6 +146,16 @@ class Evaluator:
             how=self.how,
             base_model=self.base_model,
         )
+
+    def _forms_of(self, version: AdapterVersion) -> tuple[str, ...]:
+        wanted = self.forms or (version.form,)
+        if version.tags.get("base.prequantized") == "True":
+            kept = tuple(form for form in wanted if form == TRAINED)
+            why = f"trained for {version.ref}, whose base has no unquantized weights"
+            require(bool(kept), "--forms", ", ".join(wanted), why, "Evaluate it in that form.")
+            return kept
+        stored = version.tags.get("quantization", "")
+        return tuple(dict.fromkeys(same_form(form, stored) for form in wanted))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from trainables.contract import SERVING_FORMS, ServingForm
-
-TRAINED: ServingForm = "trained"
-"""The stored base that the adapter was trained on, with the adapter beside it."""
+from trainables.contract import SERVING_FORMS, TRAINED
 
 _DIFFERENCE = ".difference"
 

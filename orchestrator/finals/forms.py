@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from orchestrator.finals.form_scores import TRAINED
 from orchestrator.finals.standings import deciding_split, has_test_rows, rank_finalists
 from orchestrator.hosts.evaluators import (
     EvaluationOrder,
@@ -32,7 +31,7 @@ from orchestrator.spec.finals_sections import forms_of
 from orchestrator.spec.sweep import SweepSpec
 from registry.evaluation import Evaluation
 from registry.significance import Interval, interval, obstacle, paired_bootstrap
-from trainables.contract import ServingForm
+from trainables.contract import TRAINED, ServingForm
 from trainables.evaluation.answers import metric_digests
 from trainables.spec import TrialSpec
 
@@ -102,12 +101,22 @@ def _wanted(
         trial = standing.adapter
         forms = tuple(
             form
-            for form in forms_of(spec.finals, trial.spec["base"]["quantization"])
+            for form in _forms_of(spec, trial, history)
             if (known := trial.forms_evaluated.get(form)) is None
             or known.fingerprint != fingerprint
         )
         if trial.bundle is not None and forms:
             yield trial, forms
+
+
+def _forms_of(
+    spec: SweepSpec, trial: TrialRecord, history: SweepHistory
+) -> tuple[ServingForm, ...]:
+    base = trial.spec["base"]
+    facts = history.data_facts.get(base["model"], {})
+    return forms_of(
+        spec.finals, base["quantization"], is_prequantized=bool(facts.get("prequantized"))
+    )
 
 
 def _trained_first(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.finals.form_scores import TRAINED, FormScore, list_form_scores
+from orchestrator.finals.form_scores import FormScore, list_form_scores
 from orchestrator.journal.history import SweepHistory
 from orchestrator.metrics import TRIAL_METRICS
 from orchestrator.report.importance import Importance, plot_importance
@@ -27,6 +27,7 @@ from orchestrator.wording import (
     format_setting,
     one_line,
 )
+from trainables.contract import TRAINED
 
 _DETAIL = re.compile(r"(.+?) \(([^()]*\d[^()]*)\)")
 _PERPLEXITY = "perplexity"  # the exponential of the loss, which says it all

@@ -1,21 +1,29 @@
-"""What is known of a sweep's rows before anything is started, for each base that it names."""
+"""What is known of a sweep's bases and rows before anything is started."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from orchestrator.errors import SweepSpecError
 from orchestrator.spec.distributions import Choice
 from orchestrator.spec.sweep import SweepSpec
+from trainables.base.base_summary import BaseSummary, inspect_base
+from trainables.base.shape import config_path
 from trainables.rows.inspection import inspect_data
 from trainables.rows.splits import read_raw_splits
-from trainables.spec import BaseSpec
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """What a terminal, a log and a report say of the rows.
+    """What a terminal, a log and a report say of the bases and the rows.
 
     Attributes:
         lines: A sentence each; those that hold for one base of several name it.
@@ -26,17 +34,57 @@ class DataReport:
     facts: dict[str, Any]
 
 
-def inspect_rows(spec: SweepSpec) -> DataReport:
-    """Read, check, part and measure the rows of a sweep; no weights are loaded.
+def with_fetched_configs(spec: SweepSpec) -> SweepSpec:
+    """The sweep, checked again with the `config.json` of each hub base on this machine.
 
     Raises:
-        DataError: A source or row cannot be used.
-        BaseModelError: A base has no tokenizer that can be read.
+        SweepSpecError: A base is quantized already, in another form than the one asked for.
     """
+    for base in spec.bases:
+        try:
+            config_path(base)
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            logger.info("the config.json of %s is not known: %s", base.model, error)
+    return dataclasses.replace(spec)
+
+
+def inspect_inputs(spec: SweepSpec) -> DataReport:
+    """Look at the bases of a sweep, then read, check, part and measure its rows.
+
+    No weights are loaded.
+
+    Raises:
+        SweepSpecError: No base has a layer that `lora.targets` names.
+        DataError: A source or row cannot be used.
+        BaseModelError: A base cannot be trained on, or has no tokenizer that can be read.
+    """
+    bases = {base.model: inspect_base(base) for base in spec.bases}
+    said_of_bases = [line for base in bases.values() for line in base.lines()]
+    said_of_targets = list(_check_targets(spec, list(bases.values())))
+    rows = _inspect_rows(spec)
+    return DataReport(
+        lines=(*said_of_bases, *said_of_targets, *rows.lines),
+        facts={model: {**facts, **bases[model].to_dict()} for model, facts in rows.facts.items()},
+    )
+
+
+def _check_targets(spec: SweepSpec, bases: Sequence[BaseSummary]) -> Iterator[str]:
+    """Sentences on layers that some base lacks."""
+    knob = spec.search_space.knobs.get("lora.targets")
+    values = list(knob.values) if isinstance(knob, Choice) else []
+    is_varied = knob is not None and "lora.targets" not in spec.search_space.conditions
+    for targets in values if is_varied else [*values, spec.lora.targets]:
+        refused = {base.model: why for base in bases if (why := base.refusal(targets))}
+        if len(refused) == len(bases):
+            raise SweepSpecError(next(iter(refused.values())))
+        for model, why in refused.items():
+            yield f"With {model}: {why} Trials of this base with those targets will fail."
+
+
+def _inspect_rows(spec: SweepSpec) -> DataReport:
     raw = read_raw_splits(spec.data)
     found = {
-        base.model: inspect_data(base, spec.data, raw, spec.eval.max_rows)
-        for base in bases_of(spec)
+        base.model: inspect_data(base, spec.data, raw, spec.eval.max_rows) for base in spec.bases
     }
     said = {model: summary.lines() for model, summary in found.items()}
     shared = [
@@ -52,10 +100,3 @@ def inspect_rows(spec: SweepSpec) -> DataReport:
         lines=(*shared, *own),
         facts={model: summary.to_dict() for model, summary in found.items()},
     )
-
-
-def bases_of(spec: SweepSpec) -> list[BaseSpec]:
-    """Every base that a trial of the sweep may have, in the order of the choices."""
-    knob = spec.search_space.knobs.get("base.model")
-    models = knob.values if isinstance(knob, Choice) else (spec.base.model,)
-    return [dataclasses.replace(spec.base, model=model) for model in models]

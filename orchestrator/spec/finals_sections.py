@@ -11,7 +11,7 @@ from orchestrator.errors import SweepSpecError
 from orchestrator.metrics import TRIAL_METRICS, Metric
 from orchestrator.spec.complaint import require
 from orchestrator.spec.sections import require_slug
-from trainables.contract import SAME_UNQUANTIZED, SERVING_FORMS, ServingForm
+from trainables.contract import SAME_UNQUANTIZED, SERVING_FORMS, TRAINED, ServingForm
 from trainables.errors import SpecError
 from trainables.evaluation_spec import EvaluationSpec
 
@@ -30,7 +30,8 @@ class FinalsSpec:
             the search's own adapters on test rows, without a confidence interval.
         confidence: Level of the interval of a mean over seeds.
         forms: Serving forms that the adapter of each finalist is scored in, row by row; a base
-            that is not quantized has `trained` and `merged` only.
+            that is not quantized has `trained` and `merged` only, one whose own files are
+            quantized has `trained` only.
         max_new_tokens: Tokens of a greedy completion of each row; 0 generates nothing.
         pattern: Regular expression; what it finds in completion and reference is compared.
         choices: Answers of which the first in a completion is compared with that of the reference.
@@ -130,8 +131,15 @@ def same_form(form: str, quantization: str) -> str:
     return SAME_UNQUANTIZED.get(form, form) if quantization == "none" else form
 
 
-def forms_of(finals: FinalsSpec, quantization: str) -> tuple[ServingForm, ...]:
-    """The forms to score of an adapter on such a base; without quantization some are the same."""
+def forms_of(
+    finals: FinalsSpec, quantization: str, *, is_prequantized: bool = False
+) -> tuple[ServingForm, ...]:
+    """The forms to score of an adapter on such a base.
+
+    Without quantization some are the same; a base whose own files are quantized has one.
+    """
+    if is_prequantized:
+        return tuple(form for form in finals.forms if form == TRAINED)
     if quantization != "none":
         return finals.forms
     return tuple(form for form in finals.forms if form not in SAME_UNQUANTIZED)
@@ -158,6 +166,25 @@ def require_gate(finals: FinalsSpec, register: RegisterSpec) -> None:
         f"{', '.join(known)}, as the finals measure",
         "Choose one of these.",
     )
+
+
+def require_trained_form(finals: FinalsSpec, register: RegisterSpec | None, model: str) -> None:
+    """Refuse forms of unquantized weights for a base whose own files are quantized.
+
+    Raises:
+        SweepSpecError: The finals score it in no form that it has, or it is registered in another.
+    """
+    why = f"trained for {model!r}, whose own files are quantized"
+    remedy = "Name trained, or the original, unquantized weights in base.model."
+    require(
+        not finals.forms or TRAINED in finals.forms,
+        "finals.forms",
+        list(finals.forms),
+        why,
+        remedy,
+    )
+    if register is not None:
+        require(register.form == TRAINED, "register.form", register.form, why, remedy)
 
 
 def _require_level(where: str, level: float) -> None:

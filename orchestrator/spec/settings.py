@@ -10,7 +10,8 @@ from typing import Any, Protocol, get_args, get_type_hints
 
 from orchestrator.errors import SweepSpecError
 from orchestrator.spec.complaint import require, unknown
-from trainables.errors import SpecError
+from trainables.base.stored import StoredForm, settle_form, stored_form
+from trainables.errors import BaseModelError, SpecError
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 ALPHA_PER_RANK = "lora.alpha_per_rank"
@@ -173,12 +174,52 @@ _replace_once = lru_cache(maxsize=4096)(_replace)
 def assemble(sections: Sections, changes: Mapping[str, Any]) -> TrialSpec:
     """The trial of the fixed settings with some changed.
 
+    Of a base whose own files are quantized, `base.double_quant` is what they are.
+
     Raises:
         SweepSpecError: They do not go together.
     """
     changed = changed_sections(sections, changes)
     parts = {name: changed.get(name, getattr(sections, name)) for name in (*_SECTIONS, "seed")}
+    parts["base"] = settled_base(parts["base"], changes.get("base.double_quant"))
     try:
         return TrialSpec(**parts)
     except SpecError as error:
+        raise SweepSpecError(str(error)) from error
+
+
+def settled_base(base: BaseSpec, double_quant: bool | None = None) -> BaseSpec:
+    """The base in the form that its own files have, where those are quantized.
+
+    Args:
+        base: Which base.
+        double_quant: What a search wants; `None` where it is not searched.
+
+    Raises:
+        SweepSpecError: The files are in another form than the one asked for, or in one that
+            cannot be trained on.
+    """
+    try:
+        settled = settle_form(base, form_of_files(base))
+    except SpecError as error:
+        raise SweepSpecError(str(error)) from error
+    require(
+        double_quant is None or double_quant == settled.double_quant,
+        "base.double_quant",
+        double_quant,
+        f"{str(settled.double_quant).lower()} for {base.model!r}, whose own files are quantized",
+        "Take it out of `space`, or name the original, unquantized weights in base.model.",
+    )
+    return settled
+
+
+def form_of_files(base: BaseSpec) -> StoredForm | None:
+    """The form that the files of a base have already; `None` for plain ones and unknown ones.
+
+    Raises:
+        SweepSpecError: They are quantized in a form that cannot be trained on.
+    """
+    try:
+        return stored_form(base)
+    except BaseModelError as error:
         raise SweepSpecError(str(error)) from error

@@ -19,8 +19,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import SweepSpecError
 from orchestrator.spec.complaint import complaint, is_section, require, translate
-from orchestrator.spec.distributions import Range
-from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec, require_gate
+from orchestrator.spec.distributions import Choice, Range
+from orchestrator.spec.finals_sections import (
+    FinalsSpec,
+    RegisterSpec,
+    require_gate,
+    require_trained_form,
+)
 from orchestrator.spec.inputs import (
     SPLITS,
     content_digest,
@@ -43,7 +48,14 @@ from orchestrator.spec.sections import (
     SearchSpec,
     require_slug,
 )
-from orchestrator.spec.settings import MAX_SEED, assemble, changed_sections, without_rows
+from orchestrator.spec.settings import (
+    MAX_SEED,
+    assemble,
+    changed_sections,
+    form_of_files,
+    settled_base,
+    without_rows,
+)
 from orchestrator.spec.soundness import require_sound
 from orchestrator.spec.space import MAX_LISTED, SearchSpace, parse_space, split_constants
 from orchestrator.spec.yaml_file import load_mapping
@@ -112,6 +124,7 @@ class SweepSpec:
         self._fill("data", locate_data(self.data, Path.cwd()))
         self._fill("schedule", self._complete_schedule())
         self._check_register()
+        self._settle_stored_form()
         self._check_space()
         self._check_search()
         if self.schedule.algorithm == "pbt":
@@ -136,6 +149,13 @@ class SweepSpec:
     def horizon(self) -> int:
         """Steps of a trial that is never stopped."""
         return self.optim.steps
+
+    @property
+    def bases(self) -> tuple[BaseSpec, ...]:
+        """Every base that a trial may have, in the order of the choices."""
+        knob = self.search_space.knobs.get("base.model")
+        models = knob.values if isinstance(knob, Choice) else (self.base.model,)
+        return tuple(dataclasses.replace(self.base, model=model) for model in models)
 
     @cached_property
     def search_space(self) -> SearchSpace:
@@ -228,6 +248,17 @@ class SweepSpec:
             f"up to finals.top ({self.finals.top})",
             f"Register fewer, or set finals.top to {top}: only finalists are registered.",
         )
+
+    def _settle_stored_form(self) -> None:
+        """Take the form of a base whose own files are quantized, or refuse it here."""
+        knobs = self.search_space.knobs
+        if "base.model" not in knobs:
+            form_of_files(self.base)  # refused here, not as the fault of some knob
+            if "base.quantization" not in knobs:
+                self._fill("base", settled_base(self.base))
+        for base in self.bases:
+            if form_of_files(base) is not None:
+                require_trained_form(self.finals, self.register, base.model)
 
     def _settle_written(self) -> None:
         """Turn dotted names into nested values, and constants of the space into settings."""

@@ -1,15 +1,20 @@
 """A loaded version computes what was evaluated, on bases of other kinds and stored types."""
 
 import importlib.util
+import shutil
 import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
 import registry
-from tests.support.bases import DENSE, save_base
+from tests.conftest import build_byte_tokenizer
+from tests.support.bases import DENSE, save_base, save_quantized
+from trainables.errors import SpecError
+from trainables.evaluation.generation import Ending, complete, end_tokens
 from trainables.evaluation.serving import forms_of, load_served
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
 from trainables.training.engine import build_engine
@@ -47,6 +52,14 @@ def version_code() -> ModuleType:
     return module
 
 
+def load_version(flavor: ModuleType, bundle: Path, base: Path, form: str = "trained"):
+    """A version in a form."""
+    version = flavor.AdapterModel()
+    options = {"form": form, "base_model": str(base), "device": "auto", "batch_size": 8}
+    version.load_context(SimpleNamespace(artifacts={"adapter": str(bundle)}, model_config=options))
+    return version
+
+
 def logits(model) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=IDS.to(model.device), use_cache=False).logits
@@ -68,14 +81,52 @@ def test_a_version_gives_the_evaluated_logits_in_each_form(
 ):
     base = save_base(tmp_path / "base", DENSE[name], stored, byte_tokenizer)
     bundle = bundle_on(base, tiny_data, tmp_path / "bundle", quantization, compute)
-    evaluated = {form: logits(load_served(bundle, form).model) for form in forms_of(quantization)}
+    forms = forms_of({"quantization": quantization})
+    evaluated = {form: logits(load_served(bundle, form).model) for form in forms}
     monkeypatch.setenv("LORCHESTRA_CACHE", str(tmp_path / "empty"))
     flavor = version_code()
     for form, expected in evaluated.items():
-        version = flavor.AdapterModel()
-        options = {"form": form, "base_model": str(base), "device": "auto", "batch_size": 8}
-        version.load_context(
-            SimpleNamespace(artifacts={"adapter": str(bundle)}, model_config=options)
-        )
+        version = load_version(flavor, bundle, base, form)
         assert (logits(version.model) - expected).abs().max().item() == 0.0, form
         assert expected.dtype == getattr(torch, compute)
+
+
+def test_a_version_on_a_quantized_checkpoint_has_the_trained_form_alone(
+    tmp_path, tiny_base, tiny_data, byte_tokenizer
+):
+    config = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    base = save_quantized(tiny_base, tmp_path / "base", byte_tokenizer, **config)
+    bundle = bundle_on(base, tiny_data, tmp_path / "bundle", "nf4", "float32")
+    served = load_served(bundle, "trained")
+    assert served.manifest["base"]["prequantized"] is True
+    flavor = version_code()
+    version = load_version(flavor, bundle, base)
+    assert torch.equal(logits(version.model), logits(served.model))
+    for form in ("unquantized", "merged", "requantized"):
+        with pytest.raises(SpecError, match=rf"got '{form}'; allowed: trained for .* own files"):
+            load_served(bundle, form)
+        with pytest.raises(ValueError, match=rf"got '{form}'; allowed: trained\. Choose"):
+            load_version(flavor, bundle, base, form)
+
+
+@pytest.mark.parametrize("pad", ["outside the embeddings", "none"])
+def test_a_pad_token_that_the_base_does_not_know_is_never_looked_up(
+    tmp_path, tiny_base, tiny_data, pad
+):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    tokenizer = build_byte_tokenizer()
+    tokenizer.pad_token = None
+    if pad != "none":
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        assert tokenizer.pad_token_id == 261  # of 261 tokens that the base has
+    tokenizer.save_pretrained(base)
+    bundle = bundle_on(base, tiny_data, tmp_path / "bundle", "none", "float32")
+    served = load_served(bundle, "trained")
+    prompts = ["a ->", "bbbbbbbb ->"]
+    ids = [served.tokenizer.encode(prompt) for prompt in prompts]
+    ending = Ending(tokens=end_tokens(served.model, served.tokenizer), max_new_tokens=6)
+    expected = [served.tokenizer.decode(one) for one in complete(served.model, ids, ending, 2)]
+    version = load_version(version_code(), bundle, base)
+    asked = pd.DataFrame({"prompt": prompts})
+    assert version.predict(None, asked, {"max_new_tokens": 6}) == expected

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 VOCABULARY = 261
 
@@ -238,6 +238,23 @@ def save_base(folder: Path, architecture: Architecture, stored: str, tokenizer: 
         tokenizer: Of at most 261 tokens.
     """
     _random_model(architecture).to(getattr(torch, stored)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_quantized(source: Path, folder: Path, tokenizer: Any, **config: Any) -> Path:
+    """Write a base as a bitsandbytes checkpoint, as people publish them.
+
+    Args:
+        source: The base, unquantized.
+        folder: Where to.
+        tokenizer: Of the base.
+        config: Settings of `BitsAndBytesConfig`.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        source, quantization_config=BitsAndBytesConfig(**config), device_map={"": "cpu"}
+    )
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

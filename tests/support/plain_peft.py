@@ -13,9 +13,10 @@ from peft.utils.other import transpose
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from trainables.base.layers import linear_layers
 from trainables.base.loading import LoadedBase, load_base
 from trainables.packing.kernels import dropout_seed, layer_shape
-from trainables.packing.lora import initial_weights, linear_layers
+from trainables.packing.lora import initial_weights
 from trainables.rows.data import collate, load_splits
 from trainables.rows.epochs import batch_rows
 from trainables.spec import OptimSpec, TrialSpec

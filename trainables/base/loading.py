@@ -30,7 +30,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from trainables.base.layers import require_text_only
 from trainables.base.origin import COMPLETE, BaseSource, SourceKind, cache_entry, locate
+from trainables.base.stored import StoredForm, read_stored_form, settle_form
 from trainables.errors import BaseModelError
 from trainables.spec import BaseSpec
 
@@ -39,7 +41,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRecord:
-    """What a bundle's manifest says of the base its adapter was trained on."""
+    """What a bundle's manifest says of the base its adapter was trained on.
+
+    Attributes:
+        prequantized: Whether the base's own files are in the stored form, so that there are no
+            unquantized weights.
+    """
 
     model: str
     revision: str | None
@@ -50,6 +57,7 @@ class BaseRecord:
     quantization_config: dict[str, Any] | None
     compute_dtype: str
     parameters: int
+    prequantized: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -93,16 +101,20 @@ def load_base(spec: BaseSpec, device: torch.device | None = None) -> LoadedBase:
 
     Raises:
         BaseModelError: The base cannot be found, read or quantized.
+        SpecError: The base is quantized already, in another form.
     """
     device = device or default_device()
     compute_dtype = pick_compute_dtype(spec.compute_dtype, device)
     source = locate(spec)
-    folder = stored_form(spec, source)
+    own = _own_form(spec, source)
+    spec = settle_form(spec, own)
+    folder = source.folder if own is not None else stored_form(spec, source)
     model = _load_stored_form(spec, folder, compute_dtype, device)
+    require_text_only(model.config, spec.model)
     model.requires_grad_(False)
     model.eval()
     settle_types(model, compute_dtype)
-    quantization = _quantization_config(spec, compute_dtype)
+    quantization = _quantization_config(spec, compute_dtype) if own is None else _config_of(model)
     record = BaseRecord(
         model=spec.model,
         revision=source.revision,
@@ -113,6 +125,7 @@ def load_base(spec: BaseSpec, device: torch.device | None = None) -> LoadedBase:
         quantization_config=None if quantization is None else _plain_config(quantization),
         compute_dtype=str(compute_dtype).removeprefix("torch."),
         parameters=count_parameters(model),
+        prequantized=own is not None,
     )
     return LoadedBase(
         model=model,
@@ -130,13 +143,21 @@ def _load_stored_form(
         # A stored form carries its own quantization config.
         return _from_pretrained(folder, compute_dtype, device, quantization=None)
     except BaseModelError as error:
-        if spec.quantization == "none":
+        if COMPLETE not in {file.name for file in folder.iterdir()} or spec.quantization == "none":
             raise
+        if not isinstance(error.__cause__, torch.OutOfMemoryError):
+            shutil.rmtree(folder)  # what cannot be read again is of no use
         raise BaseModelError(
             f"base.quantization: got {spec.quantization!r}, but transformers does not read the "
             f"quantized weights of {spec.model!r} again ({error}); allowed: none for this base. "
             "Set it, or choose another base."
         ) from error
+
+
+def _own_form(spec: BaseSpec, source: BaseSource) -> StoredForm | None:
+    if source.gguf_file is not None:
+        return None
+    return read_stored_form(source.folder / "config.json", spec.model)
 
 
 def load_tokenizer(source: BaseSource) -> Any:
@@ -172,7 +193,14 @@ def stored_form(spec: BaseSpec, source: BaseSource) -> Path:
         model = _from_pretrained(
             origin, "auto", default_device(), _quantization_config(spec, torch.float32)
         )
-        model.save_pretrained(folder)
+        try:
+            model.save_pretrained(folder)
+        except NotImplementedError as error:
+            raise BaseModelError(
+                f"base.quantization: got {spec.quantization!r}, but transformers cannot save "
+                f"{spec.model!r} quantized ({_said(error)}); allowed: none for this base. Set it, "
+                "or choose another base."
+            ) from error
 
     return _build_once(entry, build)
 
@@ -206,6 +234,11 @@ def _quantization_config(spec: BaseSpec, compute_dtype: torch.dtype) -> BitsAndB
     )
 
 
+def _config_of(model: Any) -> BitsAndBytesConfig:
+    config: BitsAndBytesConfig = model.config.quantization_config
+    return config
+
+
 def _plain_config(config: BitsAndBytesConfig) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str, sort_keys=True))
     return plain
@@ -228,9 +261,17 @@ def _from_pretrained(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
         raise BaseModelError(
-            f"base.model: {folder} cannot be loaded as a causal language model ({error}); "
+            f"base.model: {folder} cannot be loaded as a causal language model ({_said(error)}); "
             "allowed: an architecture that transformers knows. Check config.json and the weights."
         ) from error
     # transformers fills what a checkpoint lacks with random numbers, and only warns.
@@ -241,6 +282,10 @@ def _from_pretrained(
             "allowed: a whole checkpoint of this architecture. Download or save it again."
         )
     return model
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def settle_types(model: Any, compute_dtype: torch.dtype) -> None:
@@ -341,7 +386,11 @@ def _build_once(entry: Path, build: Any) -> Path:
             shutil.rmtree(leftover)
         building = Path(tempfile.mkdtemp(prefix=f"{entry.name}.building-", dir=entry.parent))
         logger.info("building base cache entry %s", entry)
-        build(building)
+        try:
+            build(building)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
         gc.collect()
         sizes = {file.name: file.stat().st_size for file in building.iterdir()}
         (building / COMPLETE).write_text(json.dumps({"bytes": sizes}, sort_keys=True))

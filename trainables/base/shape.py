@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from trainables.spec import BaseSpec
@@ -44,13 +44,24 @@ def context_length(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
     return _described(base, "max_position_embeddings", ".context_length", hub_cache)
 
 
+def vocabulary_size(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
+    """Rows of a base's embeddings; `None` when it cannot be told here, as when offline.
+
+    Args:
+        base: Which base.
+        hub_cache: Where hub models are kept, if not where they usually are.
+    """
+    return _described(base, "vocab_size", ".vocab_size", hub_cache)
+
+
 def _described(base: BaseSpec, name: str, gguf_key: str, hub_cache: Path | None) -> int | None:
     """A number of a base's `config.json`, or of the header of its `.gguf` file."""
     try:
         if base.model.startswith("package:") or base.model.endswith(".gguf"):
             with gguf_path(base.model).open("rb") as file:
                 return _gguf_number(file, gguf_key)
-        return _config_number(json.loads(_config_path(base, hub_cache).read_text()), name)
+        path = config_path(base, hub_cache)
+        return None if path is None else _config_number(json.loads(path.read_text()), name)
     except (
         OSError,
         ValueError,
@@ -63,10 +74,31 @@ def _described(base: BaseSpec, name: str, gguf_key: str, hub_cache: Path | None)
         return None
 
 
-def _config_path(base: BaseSpec, hub_cache: Path | None) -> Path:
+def config_path(
+    base: BaseSpec, hub_cache: Path | None = None, *, is_fetched: bool = True
+) -> Path | None:
+    """Where a base's `config.json` lies; `None` where it has none here, as a `.gguf` file.
+
+    Args:
+        base: Which base.
+        hub_cache: Where hub models are kept, if not where they usually are.
+        is_fetched: Whether the hub may be asked for one that is not on this machine.
+
+    Raises:
+        HfHubHTTPError: The hub was asked and did not give the file.
+        HFValidationError: The name is no hub id.
+        LocalEntryNotFoundError: The hub was asked and cannot be reached.
+    """
     path = Path(base.model).expanduser()
+    if base.model.startswith("package:") or base.model.endswith(".gguf"):
+        return None
     if path.is_dir() or base.model.startswith((".", "/", "~")):
         return path / "config.json"
+    if not is_fetched:
+        kept = try_to_load_from_cache(
+            base.model, "config.json", cache_dir=hub_cache, revision=base.revision
+        )
+        return Path(kept) if isinstance(kept, str) else None
     fetch = functools.partial(
         hf_hub_download, base.model, "config.json", revision=base.revision, cache_dir=hub_cache
     )

@@ -21,7 +21,7 @@ def load_tokenizer_only(base: BaseSpec) -> Any:
     # Imported here, as below: it takes seconds.
     from transformers import AutoTokenizer
 
-    place, options = _place(base)
+    place, options = place_of(base)
     try:
         return AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError) as error:
@@ -41,7 +41,7 @@ def stop_tokens(base: BaseSpec) -> tuple[int, ...]:
     """
     from transformers import AutoConfig, GenerationConfig
 
-    place, options = _place(base)
+    place, options = place_of(base)
     try:
         if "gguf_file" not in options:
             return tokens_of(GenerationConfig.from_pretrained(place, **options))
@@ -64,8 +64,8 @@ def tokens_of(config: Any) -> tuple[int, ...]:
     return (known,) if isinstance(known, int) else tuple(known or ())
 
 
-def _place(base: BaseSpec) -> tuple[str, Mapping[str, Any]]:
-    """What transformers reads a base from."""
+def place_of(base: BaseSpec) -> tuple[str, Mapping[str, Any]]:
+    """What transformers reads a base from: a folder or hub id, and options for it."""
     if base.model.startswith("package:") or base.model.endswith(".gguf"):
         # Reading a .gguf file's vocabulary takes many seconds; once loaded, a copy is kept.
         plain = cache_entry(locate(base), "plain")

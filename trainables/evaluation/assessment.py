@@ -55,7 +55,7 @@ def assess_bundle(
 
     Args:
         bundle: Folder of the bundle.
-        forms: Serving forms, of `trainables.evaluation.serving.forms_of` the base's quantization.
+        forms: Serving forms, of `trainables.evaluation.serving.forms_of` the manifest's base.
         source: The rows to evaluate on.
         how: Settings of the evaluation.
         base_model: Location of the base, where it differs from the manifest's.

@@ -193,6 +193,10 @@ def _build_model(model_class: Any, served: Served, batch_size: int) -> Any:
     trained = (data.get("end_tokens") or {}).values()
     ends = end_tokens(served.model, served.tokenizer, trained)
     served.model.generation_config.eos_token_id = list(ends)
+    pad, known = served.tokenizer.pad_token_id, served.model.get_input_embeddings().weight.shape[0]
+    if pad is not None and pad >= known:
+        # The harness gives it to the base, which has no row for it. It masks it, so any one does.
+        served.tokenizer.pad_token = served.tokenizer.eos_token
     options: dict[str, Any] = {}
     cut = ""
     if data.get("prompt_style") == "chat":

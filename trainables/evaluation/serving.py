@@ -5,7 +5,8 @@
     merged         the adapter's update added to the unquantized base's weights
     requantized    merged, then quantized like the base it was trained on
 
-A base without quantization has only the forms trained and merged.
+A base without quantization has only the forms trained and merged; a base whose own files are
+quantized has only trained.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trainables.base.loading import default_device, load_base, load_tokenizer
 from trainables.base.origin import BaseSource, locate
-from trainables.contract import SAME_UNQUANTIZED, SERVING_FORMS, ServingForm
+from trainables.contract import SAME_UNQUANTIZED, SERVING_FORMS, TRAINED, ServingForm
 from trainables.errors import BaseModelError, SpecError
 from trainables.spec import BaseSpec
 from trainables.training.bundle import read_manifest
@@ -59,9 +60,11 @@ class Served:
         return device
 
 
-def forms_of(quantization: str) -> tuple[ServingForm, ...]:
-    """Serving forms of adapters whose base has this quantization."""
-    is_other = quantization == "none"
+def forms_of(base: Mapping[str, Any]) -> tuple[ServingForm, ...]:
+    """Serving forms of adapters on a base with this manifest record."""
+    if base.get("prequantized"):
+        return (TRAINED,)
+    is_other = base["quantization"] == "none"
     return tuple(form for form in SERVING_FORMS if not (is_other and form in SAME_UNQUANTIZED))
 
 
@@ -71,13 +74,16 @@ def require_form(manifest: Mapping[str, Any], form: str) -> ServingForm:
     Raises:
         SpecError: The base does not have the form.
     """
-    quantization = manifest["base"]["quantization"]
-    for one in forms_of(quantization):
+    base = manifest["base"]
+    allowed = forms_of(base)
+    for one in allowed:
         if one == form:
             return one
+    kind = f"a base with quantization {base['quantization']}"
+    if base.get("prequantized"):
+        kind = f"{base['model']!r}, whose own files are quantized ({base['quantization']})"
     raise SpecError(
-        f"form: got {form!r}; allowed: {', '.join(forms_of(quantization))} for a base with "
-        f"quantization {quantization}. Choose one of these."
+        f"form: got {form!r}; allowed: {', '.join(allowed)} for {kind}. Choose one of these."
     )
 
 
@@ -93,7 +99,7 @@ def load_served(
 
     Args:
         bundle: Folder of the bundle.
-        form: One of `forms_of` the base's quantization.
+        form: One of `forms_of` the manifest's base.
         base_model: Location of the base, where it differs from the manifest's.
         device: Such as `cuda:0`; `default_device()` when not given.
 
@@ -200,8 +206,11 @@ def _requantized(
     tokenizer.save_pretrained(stored)
     del quantized
     gc.collect()
-    # Load it like any stored form: the folder's config holds the quantization.
-    spec = BaseSpec(model=str(stored), quantization="none", compute_dtype=record["compute_dtype"])
+    spec = BaseSpec(
+        model=str(stored),
+        quantization=record["quantization"],
+        compute_dtype=record["compute_dtype"],
+    )
     return load_base(spec, device).model
 
 

@@ -15,6 +15,10 @@ from torch.nn import functional as F
 from trainables.packing.pack import Block, Dropout
 from trainables.rows.data import IGNORED_TARGET, EncodedRow, collate
 
+_ANY_TOKEN = 0
+"""Fills short rows up: nobody attends to it, but the base looks it up, and a tokenizer's own pad
+token may have no row in the embeddings."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -39,12 +43,11 @@ class Batch:
 def build_batch(
     seat: str | None,
     rows: Sequence[EncodedRow],
-    pad_id: int | None,
     device: torch.device,
     dropout: Dropout | None = None,
 ) -> Batch:
     """A batch of a seat's rows on the device; seat `None` stands for the bare base."""
-    input_ids, labels = (torch.from_numpy(part) for part in collate(rows, pad_id or 0))
+    input_ids, labels = (torch.from_numpy(part) for part in collate(rows, _ANY_TOKEN))
     # The logits at position t - 1 score the token at t.
     is_scored = labels[:, 1:] != IGNORED_TARGET
     scored = F.pad(is_scored, (0, 1)).flatten().nonzero().flatten()
@@ -68,7 +71,6 @@ def build_batch(
 def build_passes(
     seat: str,
     rows: Sequence[EncodedRow],
-    pad_id: int | None,
     device: torch.device,
     *,
     key: tuple[int, int, int],
@@ -79,7 +81,6 @@ def build_passes(
     Args:
         seat: Name of the seat.
         rows: The rows of the micro-batch.
-        pad_id: Token that pads short rows; 0 when there is none.
         device: Device of the tensors.
         key: (seed, step, micro-step), the key of the dropout masks.
         passes: Number of passes; the first passes take the remainder.
@@ -89,7 +90,7 @@ def build_passes(
     for size in part_sizes(len(rows), passes):
         dropout = Dropout(key=key, rows=len(rows), length=length, first=first)
         part = rows[first : first + size]
-        batches.append(build_batch(seat, part, pad_id, device, dropout))
+        batches.append(build_batch(seat, part, device, dropout))
         first += size
     return batches
 

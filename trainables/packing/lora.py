@@ -1,79 +1,21 @@
-"""Adapter weights: target layers, initial values and PEFT's tensor names."""
+"""Adapter weights: initial values and PEFT's tensor names."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from trainables.errors import SpecError
 from trainables.spec import LoraSpec
-
-_ATTENTION = ("attn", "attention")
-_MLP = ("mlp", "ffn", "feed_forward", "feedforward")
-
-_LINEAR = (nn.Linear, Conv1D, Linear4bit, Linear8bitLt)
 
 _PEFT_NAMES = {
     "a": "lora_A.weight",
     "b": "lora_B.weight",
     "magnitude": "lora_magnitude_vector",
 }
-
-
-def linear_layers(model: Any) -> dict[str, nn.Linear | Conv1D]:
-    """Every linear layer that can carry an adapter, by full name, in the model's order.
-
-    The output head is left out, as in PEFT's `all-linear`, and so are layers that do more than
-    multiply, such as the routers of Llama 4.
-    """
-    head = model.get_output_embeddings()
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) in _LINEAR and module is not head
-    }
-
-
-def resolve_targets(layers: Sequence[str], targets: str | Sequence[str]) -> tuple[str, ...]:
-    """Full names of the layers selected by `targets`, in the model's order.
-
-    Args:
-        layers: Full names of all linear layers.
-        targets: `attention`, `mlp`, `all-linear`, or layer names, matched by PEFT's rule: the full
-            name or its end after a dot.
-
-    Raises:
-        SpecError: Nothing matches; the message lists the available layers.
-    """
-    if isinstance(targets, str):
-        return _resolve_group(layers, targets)
-    for target in targets:
-        if not any(_matches(name, target) for name in layers):
-            raise SpecError(
-                f"lora.targets: got {target!r}, which is no linear layer of this base; allowed: "
-                f"{', '.join(leaf_names(layers))}, attention, mlp, all-linear. Correct the name."
-            )
-    return tuple(name for name in layers if any(_matches(name, target) for target in targets))
-
-
-def short_targets(layers: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """Shortest sorted list of target names that PEFT resolves to exactly `chosen`."""
-    leaves = leaf_names(chosen)
-    if resolve_targets(layers, leaves) == tuple(chosen):
-        return leaves
-    return sorted(chosen)
-
-
-def leaf_names(names: Iterable[str]) -> list[str]:
-    """Last parts of dotted names, sorted and without duplicates."""
-    return sorted({name.rsplit(".", 1)[-1] for name in names})
 
 
 def initial_weights(
@@ -128,24 +70,3 @@ def peft_tensors(weights: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str,
         for layer, leaves in weights.items()
         for leaf, tensor in leaves.items()
     }
-
-
-def _resolve_group(layers: Sequence[str], group: str) -> tuple[str, ...]:
-    parts = {"attention": _ATTENTION, "mlp": _MLP, "all-linear": ()}[group]
-    chosen = tuple(
-        name for name in layers if not parts or any(part in _parent(name) for part in parts)
-    )
-    if not chosen:
-        raise SpecError(
-            f"lora.targets: got {group!r}, but this base has no such layers; allowed: a list from "
-            f"{', '.join(leaf_names(layers)) or '(no linear layer at all)'}. Name them one by one."
-        )
-    return chosen
-
-
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0].rpartition(".")[2].lower()
-
-
-def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith("." + target)

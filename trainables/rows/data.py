@@ -159,6 +159,29 @@ def encode_splits(
     return splits if spec.train_max_tokens is None else _cut_train(splits, spec.train_max_tokens)
 
 
+def require_known_tokens(splits: Splits, known: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse rows with a token that was added to the tokenizer, but not to the base.
+
+    Args:
+        splits: All rows.
+        known: Rows of the base's embeddings.
+        tokenizer: Names the token.
+
+    Raises:
+        DataError: A row has one.
+    """
+    for name, split in splits.by_name.items():
+        highest = max((int(row.input_ids.max()) for row in split.rows), default=0)
+        if highest >= known:
+            token = tokenizer.convert_ids_to_tokens([highest])[0]
+            raise DataError(
+                f"data.{name}: a row has the token {token!r} with the id {highest}, but the base "
+                f"has embeddings of {known} tokens alone; allowed: ids up to {known - 1}. The "
+                "token was added to the tokenizer and not to the base: resize the base's "
+                "embeddings and save it, or take the token out of the tokenizer and the rows."
+            )
+
+
 def cut_example(
     ids: Sequence[int], is_answer: Sequence[bool], max_tokens: int
 ) -> EncodedRow | None:

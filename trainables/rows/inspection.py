@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from trainables.base.shape import context_length
+from trainables.base.shape import context_length, vocabulary_size
 from trainables.base.stops import load_tokenizer_only, stop_tokens
 from trainables.data_spec import DataSpec
 from trainables.rows.chat_summary import chats_of
-from trainables.rows.data import encode_splits
+from trainables.rows.data import encode_splits, require_known_tokens
 from trainables.rows.data_summary import DataSummary, summarize
 from trainables.rows.splits import RawSplits
 from trainables.spec import BaseSpec
@@ -25,10 +25,14 @@ def inspect_data(
 
     Raises:
         BaseModelError: The base has no tokenizer that can be read.
-        DataError: No row of a split has an answer within its limit, or a row cannot be rendered.
+        DataError: No row of a split has an answer within its limit, or a row cannot be rendered,
+            or has a token that the base does not know.
     """
     tokenizer = load_tokenizer_only(base)
     splits = encode_splits(raw, data, tokenizer, stop_tokens(base))
+    known = vocabulary_size(base)
+    if known is not None:
+        require_known_tokens(splits, known, tokenizer)
     return summarize(
         raw,
         splits,

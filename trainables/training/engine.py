@@ -20,18 +20,15 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional as F
 
+from trainables.base.layers import linear_layers
 from trainables.base.loading import LoadedBase, load_base
 from trainables.base.stops import tokens_of
+from trainables.base.targets import resolve_targets, short_targets
 from trainables.errors import SpecError
 from trainables.packing.attention import install_packed_attention
 from trainables.packing.batches import Batch, batches_by_length, build_batch, build_passes
 from trainables.packing.kernels import PackedHead, PackedLinear
-from trainables.packing.lora import (
-    linear_layers,
-    peft_tensors,
-    resolve_targets,
-    short_targets,
-)
+from trainables.packing.lora import peft_tensors
 from trainables.packing.pack import Layout
 from trainables.packing.rope import install_packed_rotary, longest_row, rope_switch
 from trainables.rows.chat_summary import chats_of
@@ -41,6 +38,7 @@ from trainables.rows.data import (
     Splits,
     cut_train,
     load_splits,
+    require_known_tokens,
     tokenizer_digest,
 )
 from trainables.rows.data_summary import summarize
@@ -242,7 +240,6 @@ class Engine:
             batches += build_passes(
                 seat,
                 [taken.splits.train.rows[row] for row in rows[start : start + size]],
-                self.base.tokenizer.pad_token_id,
                 self.base.device,
                 key=(taken.spec.seed, taken.step, start // size),
                 passes=taken.passes,
@@ -305,7 +302,7 @@ class Engine:
         return list(output.logits[0].split(self._layout.answer_counts()))
 
     def _batch(self, seat: str | None, rows: Sequence[EncodedRow]) -> Batch:
-        return build_batch(seat, rows, self.base.tokenizer.pad_token_id, self.base.device)
+        return build_batch(seat, rows, self.base.device)
 
     # --------------------------------------------------------------------------- measurement
 
@@ -343,7 +340,10 @@ class Engine:
     def _read_splits(self, spec: DataSpec) -> Splits:
         if spec.train_max_tokens is None:
             stops = tokens_of(self.base.model.generation_config)
-            return load_splits(spec, self.base.tokenizer, stops)
+            splits = load_splits(spec, self.base.tokenizer, stops)
+            known = self.base.model.get_input_embeddings().weight.shape[0]
+            require_known_tokens(splits, known, self.base.tokenizer)
+            return splits
         # Trials that differ only in the training limit share the tokens of all other rows.
         return cut_train(self._splits(replace(spec, train_max_tokens=None)), spec.train_max_tokens)
 

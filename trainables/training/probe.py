@@ -71,8 +71,7 @@ class Probe:
         Raises:
             BaseModelError: The base cannot be packed, or its logits differ in a pack.
         """
-        pad, device = self._base.tokenizer.pad_token_id, self._base.device
-        batches = [build_batch(None, block, pad, device) for block in self._blocks]
+        batches = [build_batch(None, block, self._base.device) for block in self._blocks]
         with self._refusing("it cannot be called with packed rows"), _narrow_windows(self._base):
             packed = forward(batches)
         apart = [

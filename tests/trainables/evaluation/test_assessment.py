@@ -26,7 +26,7 @@ WRITE = EvaluationSpec(max_new_tokens=6, batch_size=8, pattern=r"\S", choices=("
 def documents(train):
     trained = train("nf4")
     source = (trained.spec.data, "test")
-    found = assess_bundle(trained.bundle, forms_of("nf4"), source, WRITE)
+    found = assess_bundle(trained.bundle, forms_of({"quantization": "nf4"}), source, WRITE)
     return {document["form"]: document for document in found}
 
 

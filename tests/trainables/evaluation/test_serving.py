@@ -34,12 +34,17 @@ def layers_of(served, kind) -> int:
 @pytest.fixture(scope="module")
 def forms(train):
     bundle = train("nf4").bundle
-    return {form: load_served(bundle, form) for form in forms_of("nf4")}
+    return {form: load_served(bundle, form) for form in forms_of({"quantization": "nf4"})}
 
 
 def test_a_base_without_quantization_has_two_forms(train):
-    assert forms_of("none") == ("trained", "merged")
-    assert forms_of("int8") == ("trained", "unquantized", "merged", "requantized")
+    assert forms_of({"quantization": "none"}) == ("trained", "merged")
+    assert forms_of({"quantization": "int8"}) == (
+        "trained",
+        "unquantized",
+        "merged",
+        "requantized",
+    )
     with pytest.raises(SpecError, match=r"form: got 'requantized'; allowed: trained, merged for"):
         load_served(train("none").bundle, "requantized")
     assert require_form({"base": {"quantization": "fp4"}}, "merged") == "merged"
@@ -125,7 +130,9 @@ def test_a_merged_weight_is_rounded_once_to_the_compute_type(train, tiny_base):
 
 def test_int8_has_all_forms(train):
     trained = train("int8")
-    served = {form: load_served(trained.bundle, form) for form in forms_of("int8")}
+    served = {
+        form: load_served(trained.bundle, form) for form in forms_of({"quantization": "int8"})
+    }
     assert layers_of(served["trained"], Linear8bitLt) == 14
     assert layers_of(served["requantized"], Linear8bitLt) == 14
     assert layers_of(served["unquantized"], Linear8bitLt) == 0

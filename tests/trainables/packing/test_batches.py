@@ -24,7 +24,7 @@ def test_rows_are_split_over_passes_evenly(rows, passes, sizes):
 
 
 def test_a_batch_scores_the_token_after_each_position():
-    batch = build_batch("seat", [row(3), row(5)], None, CPU)
+    batch = build_batch("seat", [row(3), row(5)], CPU)
     assert (batch.block.rows, batch.block.length, batch.block.answers) == (2, 5, 4)
     assert batch.input_ids.tolist() == [[1, 2, 3, 0, 0, 1, 2, 3, 4, 5]]
     assert batch.scored.tolist() == [0, 1, 7, 8]
@@ -33,7 +33,7 @@ def test_a_batch_scores_the_token_after_each_position():
 
 
 def test_passes_hold_every_row_once_padded_for_themselves():
-    passes = build_passes("seat", [row(3), row(5), row(7)], 0, CPU, key=(0, 1, 2), passes=2)
+    passes = build_passes("seat", [row(3), row(5), row(7)], CPU, key=(0, 1, 2), passes=2)
     assert [(part.block.rows, part.block.length) for part in passes] == [(2, 5), (1, 7)]
     assert [part.block.dropout.first for part in passes] == [0, 2]
     assert sum(part.real_tokens for part in passes) == 15
@@ -44,7 +44,7 @@ def test_masks_of_passes_are_parts_of_one_mask():
         part.block
         for passes in (1, 2)
         for part in build_passes(
-            "seat", [row(3), row(5), row(7)], 0, CPU, key=(0, 1, 2), passes=passes
+            "seat", [row(3), row(5), row(7)], CPU, key=(0, 1, 2), passes=passes
         )
     )
 

@@ -1,0 +1,95 @@
+"""The linear layers of a base, of a loaded model or told from its description alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from trainables.base.stops import place_of
+from trainables.errors import BaseModelError
+from trainables.spec import BaseSpec
+
+_LINEAR = (nn.Linear, Conv1D, Linear4bit, Linear8bitLt)
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+def describe_layers(base: BaseSpec) -> tuple[tuple[str, ...], int] | None:
+    """Full names of a base's linear layers, and how many routed experts each of its blocks has.
+
+    `None` for a `.gguf` file that was never unpacked: its layers have other names there.
+
+    Raises:
+        BaseModelError: transformers does not know the architecture, or it is no causal language
+            model of text.
+    """
+    place, options = place_of(base)
+    if "gguf_file" in options:
+        return None
+    config = None
+    try:
+        config = AutoConfig.from_pretrained(place, **options)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(_without_quantization(config))
+    except (OSError, ValueError, KeyError, AttributeError, ImportError, TypeError) as error:
+        if config is not None:
+            require_text_only(config, base.model)
+        # transformers goes on to list all that it knows.
+        said = " ".join(str(error).split()).partition(" Model type should be")[0]
+        reason = said[:300] or type(error).__name__
+        raise BaseModelError(
+            f"base.model: {base.model!r} cannot be built as a causal language model ({reason}); "
+            "allowed: an architecture that this transformers knows, without code of its own. "
+            "Check config.json, or choose another base."
+        ) from error
+    require_text_only(model.config, base.model)
+    return tuple(linear_layers(model)), _experts(model.config)
+
+
+def linear_layers(model: Any) -> dict[str, nn.Linear | Conv1D]:
+    """Every linear layer that can carry an adapter, by full name, in the model's order.
+
+    The output head is left out, as in PEFT's `all-linear`, and so are layers that do more than
+    multiply, such as the routers of Llama 4.
+    """
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in _LINEAR and module is not head
+    }
+
+
+def require_text_only(config: Any, model: str) -> None:
+    """Refuse a model of text and pictures or sound: its language model is a part of it.
+
+    Args:
+        config: Of the model that transformers takes for a causal language model.
+        model: What messages call it.
+
+    Raises:
+        BaseModelError: It is one.
+    """
+    has_more = any(getattr(config, f"{kind}_config", None) for kind in ("vision", "audio"))
+    if has_more or config.get_text_config() is not config:
+        raise BaseModelError(
+            f"base.model: {model!r} is a model of text and pictures or sound "
+            f"({config.model_type}), whose language model cannot be trained by itself; allowed: "
+            "a causal language model of text alone. Name the text-only checkpoint of its family."
+        )
+
+
+def _without_quantization(config: Any) -> Any:
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def _experts(config: Any) -> int:
+    found = [getattr(config, name, None) for name in _EXPERTS]
+    return next((number for number in found if isinstance(number, int) and number > 1), 0)

@@ -1,0 +1,71 @@
+"""Which layers an adapter sits on, by their names alone."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from trainables.errors import SpecError
+from trainables.spec import TARGET_GROUPS
+
+_ATTENTION = ("attn", "attention")
+_MLP = ("mlp", "ffn", "feed_forward", "feedforward")
+
+
+def resolve_targets(layers: Sequence[str], targets: str | Sequence[str]) -> tuple[str, ...]:
+    """Full names of the layers selected by `targets`, in the model's order.
+
+    Args:
+        layers: Full names of all linear layers.
+        targets: `attention`, `mlp`, `all-linear`, or layer names, matched by PEFT's rule: the full
+            name or its end after a dot.
+
+    Raises:
+        SpecError: Nothing matches; the message lists the available layers.
+    """
+    if isinstance(targets, str):
+        return _resolve_group(layers, targets)
+    for target in targets:
+        if not any(_matches(name, target) for name in layers):
+            known = leaf_names(layers)
+            near = difflib.get_close_matches(target, [*known, *TARGET_GROUPS], n=1)
+            remedy = f"Did you mean {near[0]}?" if near else "Correct the name."
+            raise SpecError(
+                f"lora.targets: got {target!r}, which is no linear layer of this base; allowed: "
+                f"{', '.join(known)}, attention, mlp, all-linear. {remedy}"
+            )
+    return tuple(name for name in layers if any(_matches(name, target) for target in targets))
+
+
+def short_targets(layers: Sequence[str], chosen: Sequence[str]) -> list[str]:
+    """Shortest sorted list of target names that PEFT resolves to exactly `chosen`."""
+    leaves = leaf_names(chosen)
+    if resolve_targets(layers, leaves) == tuple(chosen):
+        return leaves
+    return sorted(chosen)
+
+
+def leaf_names(names: Iterable[str]) -> list[str]:
+    """Last parts of dotted names, sorted and without duplicates."""
+    return sorted({name.rsplit(".", 1)[-1] for name in names})
+
+
+def _resolve_group(layers: Sequence[str], group: str) -> tuple[str, ...]:
+    parts = {"attention": _ATTENTION, "mlp": _MLP, "all-linear": ()}[group]
+    chosen = tuple(
+        name for name in layers if not parts or any(part in _parent(name) for part in parts)
+    )
+    if not chosen:
+        raise SpecError(
+            f"lora.targets: got {group!r}, but this base has no such layers; allowed: a list from "
+            f"{', '.join(leaf_names(layers)) or '(no linear layer at all)'}. Name them one by one."
+        )
+    return chosen
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0].rpartition(".")[2].lower()
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
