@@ -4,6 +4,7 @@ SweepError
 ├── SweepSpecError (ValueError)   a sweep file or SweepSpec cannot work
 ├── SweepStorageError (RuntimeError)  the storage folder holds another sweep or cannot be used
 │   └── SweepInUseError               another driver is running the sweep in it
+├── ClusterError (RuntimeError)       Ray cannot be started or joined
 └── SweepFailedError (RuntimeError)   no trial came to an adapter
 """
 
@@ -22,6 +23,10 @@ class SweepStorageError(SweepError, RuntimeError):
 
 class SweepInUseError(SweepStorageError):
     """Another driver is running the sweep in this folder."""
+
+
+class ClusterError(SweepError, RuntimeError):
+    """Ray cannot be started here, or the named one cannot be joined."""
 
 
 class SweepFailedError(SweepError, RuntimeError):

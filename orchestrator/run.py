@@ -36,6 +36,7 @@ from orchestrator.finals.serving import score_finalists
 from orchestrator.hosts.broker import start_broker
 from orchestrator.hosts.cluster import Placement, ray_cluster, shape_of_workers
 from orchestrator.hosts.pool import HostPool
+from orchestrator.hosts.reachable import check_ray
 from orchestrator.journal.history import WITH_ADAPTER, SweepHistory, exceeded
 from orchestrator.journal.layout import (
     CURSOR_FILE,
@@ -117,6 +118,7 @@ def run_sweep(
         DataError: A row cannot be used.
         SweepStorageError: The folder holds another sweep, is in use, or cannot be written.
         SweepFailedError: No trial came to an adapter.
+        ClusterError: Ray cannot be started, or the one in `$RAY_ADDRESS` cannot be joined.
         TrackingError: MLflow does not let this user in, or not write; one that is away is no
             error.
         KeyboardInterrupt: Interrupted; the same call goes on.
@@ -156,6 +158,8 @@ def run_sweep(
             spec=spec, storage=kept, tracking_uri=tracking_uri, record=record, display=display
         )
         progress = sweep.progress
+        if not (progress.is_over() or ray.is_initialized()):
+            check_ray()
         progress.start_or_resume()
         progress.keep_inputs(pins, data)
         with delivery, _pushing(kept):

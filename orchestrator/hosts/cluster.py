@@ -15,6 +15,7 @@ import ray
 from orchestrator.errors import SweepError
 from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.pool import HostShape
+from orchestrator.hosts.reachable import check_ray, named_address, plain_ray_errors
 from orchestrator.hosts.scoring import WorkerShape
 from orchestrator.spec.sweep import SweepSpec
 
@@ -82,6 +83,10 @@ def ray_cluster(spec: SweepSpec) -> Iterator[Placement]:
     """A running Ray and how to use it; a local one ends with the block.
 
     Joins `$RAY_ADDRESS`, or whatever Ray the process is connected to already.
+
+    Raises:
+        ClusterError: Ray cannot be joined or started.
+        SweepError: The cluster has too few CPUs.
     """
     # Logical: room for a proxy per seat beside a core per host.
     seats = place(spec, _cores(), 0).max_trials
@@ -91,7 +96,11 @@ def ray_cluster(spec: SweepSpec) -> Iterator[Placement]:
 
 @contextmanager
 def ray_for_scoring() -> Iterator[WorkerShape]:
-    """A running Ray, as for a sweep, and the workers that measure adapters on it."""
+    """A running Ray, as for a sweep, and the workers that measure adapters on it.
+
+    Raises:
+        ClusterError: Ray cannot be joined or started.
+    """
     with _session(_cores()):
         yield shape_of_workers()
 
@@ -117,11 +126,13 @@ def _session(cpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        _start_local(cpus)
+    check_ray()
+    address = named_address()
+    with plain_ray_errors():
+        if address is not None:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            _start_local(cpus)
     try:
         yield
     finally:
