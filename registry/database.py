@@ -201,7 +201,7 @@ def _replace(connection: sqlite3.Connection, old: str, new: str) -> None:
         columns = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
         if column in columns:
             connection.execute(
-                f"UPDATE {table} SET {column} = :new || substr({column}, length(:old) + 1) "  # noqa: S608
+                f"UPDATE {table} SET {column} = :new || substr({column}, length(:old) + 1) "
                 f"WHERE {column} = :old OR substr({column}, 1, length(:old) + 1) = :old || '/'",
                 {"old": old, "new": new},
             )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -80,10 +81,16 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """An error as a trial's report tells it."""
+    """An error as a trial's report tells it.
+
+    Attributes:
+        reason: What went wrong, in one line.
+        trace: Traceback of an error that is not one of ours, for the log.
+    """
 
     fault: Fault
     reason: str
+    trace: str = field(default="", compare=False, repr=False)
 
 
 def attempt(work: Callable[[], T]) -> T | Failure:
@@ -106,16 +113,31 @@ def attempt(work: Callable[[], T]) -> T | Failure:
 def failure_of(error: Exception) -> Failure:
     """Sort an error: out of memory is infeasible, everything else failed.
 
-    Our own messages are kept as they are, others get their class in front. Classes are told by
-    name, as this module imports no torch.
+    Our own messages are kept as they are, others get their class in front; one without text names
+    its place. Classes are told by name, as this module imports no torch.
     """
-    text = " ".join(str(error).split())
-    if not isinstance(error, TrialError) or not text:
-        text = f"{type(error).__name__}: {text}"
+    text = describe_error(error)
     is_memory = _names(error) & {"OutOfMemoryError", "MemoryError"}
     if is_memory or "can't allocate memory" in text:  # torch's CPU allocator: a RuntimeError
         return Failure(fault="infeasible", reason=text)
-    return Failure(fault="failed", reason=text)
+    trace = "" if isinstance(error, TrialError) else "".join(traceback.format_exception(error))
+    return Failure(fault="failed", reason=text, trace=trace)
+
+
+def describe_error(error: BaseException) -> str:
+    """One line that says what went wrong: an error without text names the place it comes from."""
+    text = " ".join(str(error).split())
+    if isinstance(error, TrialError) and text:
+        return text
+    name = type(error).__name__
+    if text:
+        return f"{name}: {text}"
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return name
+    place = frames[-1]
+    file = "/".join(Path(place.filename).parts[-2:])
+    return f"{name} in {place.name} ({file}, line {place.lineno})"
 
 
 def _is_fatal(error: Exception) -> bool:

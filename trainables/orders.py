@@ -122,13 +122,18 @@ class Orders:
 
 @dataclass(frozen=True, kw_only=True)
 class SeatReport:
-    """Where a trial is: its metrics at a step, or the fault that ended it."""
+    """Where a trial is: its metrics at a step, or the fault that ended it.
+
+    Attributes:
+        trace: Traceback of an unforeseen error, for the driver's log.
+    """
 
     key: str
     step: int
     metrics: dict[str, float]
     fault: Fault | None = None
     reason: str = ""
+    trace: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

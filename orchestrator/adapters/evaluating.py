@@ -16,6 +16,7 @@ from orchestrator.hosts.scoring import (
     ScoringOrder,
     WorkerShape,
     read_files,
+    require_gpu_of_ray,
     score,
     write_files,
 )
@@ -196,6 +197,7 @@ class HarnessRun:
 def _run_harness(files: Mapping[str, bytes], form: str, order: HarnessRun) -> dict[str, Any]:
     from trainables.harness import run_harness
 
+    require_gpu_of_ray()
     with tempfile.TemporaryDirectory() as folder:
         write_files(files, Path(folder))
         return run_harness(

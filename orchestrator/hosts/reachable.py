@@ -44,7 +44,7 @@ _REFUSED = "Unauthenticated"
 _MAX_SOCKET_BYTES = 107
 _SOCKET = "/ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """The longest path below the folder for temporary files that Ray binds a socket to."""
-_SHORT_FOLDER = Path("/tmp")  # noqa: S108  Ray's own default where TMPDIR is not set
+_SHORT_FOLDER = Path("/tmp")  # Ray's own default where TMPDIR is not set
 
 
 def check_ray() -> None:

@@ -145,6 +145,14 @@ def _take(ready: Any, key: str, form: str) -> Scored:
         return Scored(key, form, None, reason, is_lost=True)
 
 
+def require_gpu_of_ray() -> None:
+    """Raise `BaseModelError` if Ray gave this process a GPU that torch does not see."""
+    from trainables.base import require_gpu
+
+    given = ray.get_runtime_context().get_accelerator_ids().get("GPU", ())
+    require_gpu([str(one) for one in given])
+
+
 class _Assessor:
     """Loads adapters and measures them, in a process of its own."""
 
@@ -152,6 +160,7 @@ class _Assessor:
         """The evaluation document of an adapter in one form."""
         from trainables.assessment import assess_bundle
 
+        require_gpu_of_ray()
         with tempfile.TemporaryDirectory() as folder:
             write_files(order.files, Path(folder))
             (document,) = assess_bundle(

@@ -144,6 +144,8 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         if record is None:
             return  # it never ran
         end = self._describe_end(number, trial.last_result)
+        if trial.last_result.get("trace"):
+            logger.error("trial %d: %s\n%s", number, end.reason, trial.last_result["trace"])
         has_bundle = end.outcome in WITH_ADAPTER and record.reports
         self._record.end_trial(
             number,
@@ -155,6 +157,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's own process failed for good."""
         reason = f"its process failed: {_last_line(trial)}"
+        logger.error("trial %d: %s\n%s", trial.config["trial"], reason, trial.get_error())
         self._record.end_trial(trial.config["trial"], TrialOutcome(Outcome.FAILED, reason))
 
     def _is_recorded(self, trial: int, step: int, metrics: Mapping[str, float]) -> bool:

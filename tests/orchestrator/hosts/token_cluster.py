@@ -1,6 +1,7 @@
 """Start a Ray with a token, ask it with a wrong one and with the right one, end it."""
 
 import os
+import sys
 
 TOKEN = "a" * 64
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}  # Ray reads them on import
@@ -29,4 +30,4 @@ answers = [
     ask(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN),
 ]
 cluster.shutdown()
-print(*answers, sep="\n")
+sys.stdout.write("\n".join(answers) + "\n")
