@@ -8,6 +8,13 @@ SweepError
 └── SweepFailedError (RuntimeError)   no trial came to an adapter
 """
 
+from __future__ import annotations
+
+import errno
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors for no space, no quota, and a file beyond the limit of `ulimit -f`."""
+
 
 class SweepError(Exception):
     """Base of every error this package raises on purpose."""
@@ -31,3 +38,17 @@ class ClusterError(SweepError, RuntimeError):
 
 class SweepFailedError(SweepError, RuntimeError):
     """A sweep ended without one adapter."""
+
+
+def full_disk(place: str) -> SweepStorageError:
+    """What to do where nothing more can be written."""
+    return SweepStorageError(
+        f"{place}: no space is left; allowed: room for the states and adapters of the trials. "
+        "Nothing recorded is lost: free some space (lorchestra prune FOLDER lists what ended "
+        "sweeps do not need) and run the same command again."
+    )
+
+
+def tells_full_disk(reason: str) -> bool:
+    """Whether the reason that a trial gives for its failure is a full disk."""
+    return any(f"[Errno {number}]" in reason for number in DISK_IS_FULL)

@@ -164,12 +164,16 @@ def run_sweep(
         progress.keep_inputs(pins, data)
         with delivery, _pushing(kept):
             is_cancelled = not progress.is_over() and _train(sweep)
+            undelivered = ""
             if not is_cancelled and not progress.is_registered():
-                _register(sweep, delivery)
+                undelivered = _register(sweep, delivery)
             report = _conclude(sweep, is_cancelled)
             with sweep.phase("recording"):
                 if not delivery.flush(_FLUSH_S):
-                    logger.warning("not all was delivered to MLflow: %s", delivery.problem)
+                    problem = delivery.problem or "it is slow"
+                    logger.warning("not all was delivered to MLflow: %s", problem)
+                    undelivered = undelivered or f"Not all is recorded in MLflow: {problem}"
+            report = replace(report, undelivered=undelivered.rstrip("."))
     if report.status == Outcome.FAILED:
         raise SweepFailedError(
             f"{spec.name}: no trial came to an adapter: {report.reason}. See {folder / LOG_FILE}."
@@ -328,8 +332,12 @@ def _repeat(sweep: _Sweep, stage: Stage) -> None:
         sweep.progress.end("finals", reason)
 
 
-def _register(sweep: _Sweep, delivery: Delivery) -> None:
-    """Put the best into the registry; MLflow being away leaves that to a later run."""
+def _register(sweep: _Sweep, delivery: Delivery) -> str:
+    """Put the best into the registry; MLflow being away leaves that to a later run.
+
+    Returns:
+        What was not registered, and why; empty when all was.
+    """
     with sweep.phase("registering"):
         try:
             delivery.flush(_FLUSH_S)
@@ -341,9 +349,11 @@ def _register(sweep: _Sweep, delivery: Delivery) -> None:
                 adapters=Registry(sweep.tracking_uri),
             ).register_finalists()
         except (RegistryError, SweepError, TrialError) as error:
-            said = f"not all was registered, run the sweep again: {error}"
-            logger.error("%s", said)
+            said = f"Not all is registered: {error}"
+            logger.error("%s", said, exc_info=error)
             sweep.display.update(sweep.record.history, said)
+            return said
+    return ""
 
 
 def _conclude(sweep: _Sweep, is_cancelled: bool) -> SweepReport:

@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +15,7 @@ from dataclasses import dataclass, replace
 import ray
 
 from orchestrator.errors import SweepError
+from orchestrator.hosts.cores import available_cores
 from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.pool import HostShape
 from orchestrator.hosts.reachable import check_ray, named_address, plain_ray_errors
@@ -89,8 +92,8 @@ def ray_cluster(spec: SweepSpec) -> Iterator[Placement]:
         SweepError: The cluster has too few CPUs.
     """
     # Logical: room for a proxy per seat beside a core per host.
-    seats = place(spec, _cores(), 0).max_trials
-    with _session(_cores() + math.ceil(PROXY_CPUS * (seats + 1))):
+    seats = place(spec, available_cores(), 0).max_trials
+    with _session(available_cores() + math.ceil(PROXY_CPUS * (seats + 1))):
         yield _placement_on_cluster(spec)
 
 
@@ -101,7 +104,7 @@ def ray_for_scoring() -> Iterator[WorkerShape]:
     Raises:
         ClusterError: Ray cannot be joined or started.
     """
-    with _session(_cores()):
+    with _session(available_cores()):
         yield shape_of_workers()
 
 
@@ -109,7 +112,7 @@ def shape_of_workers() -> WorkerShape:
     """One worker for each GPU of the cluster; without any, one that has this machine's cores."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
-    cpus = max(1, min(int(resources.get("CPU", 0.0)), _cores()))
+    cpus = max(1, min(int(resources.get("CPU", 0.0)), available_cores()))
     return WorkerShape(
         workers=max(1, gpus),
         cpus=PROXY_CPUS if gpus else 1.0,
@@ -128,7 +131,7 @@ def _session(cpus: int) -> Iterator[None]:
         return
     check_ray()
     address = named_address()
-    with plain_ray_errors():
+    with plain_ray_errors(), keeping_signals():
         if address is not None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
@@ -137,6 +140,18 @@ def _session(cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def keeping_signals() -> Iterator[None]:
+    """Put back what SIGTERM did before the block: Ray takes it, and would end without a word."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if is_main:  # Python allows it nowhere else, and Ray does not take it there
+            signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
 
 def _start_local(cpus: int) -> None:
@@ -161,7 +176,9 @@ def _placement_on_cluster(spec: SweepSpec) -> Placement:
     """As many hosts as the cluster has room for beside the trials' proxies."""
     resources = ray.cluster_resources()
     cpus = resources.get("CPU", 0.0)
-    placement = place(spec, max(1, min(int(cpus), _cores())), int(resources.get("GPU", 0)))
+    placement = place(
+        spec, max(1, min(int(cpus), available_cores())), int(resources.get("GPU", 0))
+    )
     room = (cpus - PROXY_CPUS * (placement.max_trials + 1)) / placement.limits.max_hosts
     per_host = min(1.0, math.floor(100 * room) / 100)
     if per_host < PROXY_CPUS:
@@ -171,11 +188,6 @@ def _placement_on_cluster(spec: SweepSpec) -> Placement:
             "hosts.seats, or give Ray more CPUs."
         )
     return replace(placement, shape=replace(placement.shape, cpus=per_host))
-
-
-def _cores() -> int:
-    """Cores this process may use, which a container can limit."""
-    return len(os.sched_getaffinity(0))
 
 
 def _base_forms(spec: SweepSpec) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from orchestrator.errors import SweepInUseError, SweepStorageError
+from orchestrator.errors import DISK_IS_FULL, SweepInUseError, SweepStorageError, full_disk
 from orchestrator.journal.replica import LogReplica
 from trainables.errors import StorageError
 
@@ -138,6 +138,8 @@ class EventLog:
             except StorageError as error:
                 raise SweepStorageError(str(error)) from error
             except OSError as error:
+                if error.errno in DISK_IS_FULL:
+                    raise full_disk(str(self.path)) from error
                 raise SweepStorageError(
                     f"{self.path}: cannot append ({error}); allowed: space on a writable disk. "
                     "Free some space and resume the sweep."

@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import tune
 
+from orchestrator.errors import SweepStorageError, full_disk, tells_full_disk
 from orchestrator.journal.events import EventLog
 from orchestrator.journal.history import WITH_ADAPTER, SweepHistory
 from orchestrator.journal.layout import bundle_folder
@@ -34,6 +35,9 @@ class SweepRecord:
         log: The open log.
         history: What the log held when it was opened.
         on_change: Called with the history after every event.
+
+    Attributes:
+        problem: Why nothing more can be kept: Ray Tune shows only a traceback of it.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class SweepRecord:
         self.log, self.history = log, history
         self._on_change = on_change
         self._guard = threading.RLock()
+        self.problem: SweepStorageError | None = None
 
     def add(self, kind: str, **fields: Any) -> None:
         """Record one event.
@@ -50,7 +55,12 @@ class SweepRecord:
             SweepStorageError: The disk is full or gone.
         """
         with self._guard:
-            self.history.apply(self.log.append(kind, **fields))
+            try:
+                event = self.log.append(kind, **fields)
+            except SweepStorageError as error:
+                self.problem = error
+                raise
+            self.history.apply(event)
             self._on_change(self.history)
 
     def end_trial(
@@ -121,6 +131,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
         """A report: the values that searcher and scheduler see."""
+        self._require_space(trial.config["trial"], result)
         if not result.get("step"):
             return  # ended before it measured anything
         number, step = trial.config["trial"], result["step"]
@@ -159,6 +170,16 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         reason = f"its process failed: {_last_line(trial)}"
         logger.error("trial %d: %s\n%s", trial.config["trial"], reason, trial.get_error())
         self._record.end_trial(trial.config["trial"], TrialOutcome(Outcome.FAILED, reason))
+
+    def _require_space(self, trial: int, result: Mapping[str, Any]) -> None:
+        """End the sweep, not the trial, where a state found no space: it goes on from its last.
+
+        Raises:
+            SweepStorageError: The disk of a host is full.
+        """
+        if result.get("outcome") == Outcome.FAILED and tells_full_disk(result["reason"]):
+            self._record.problem = full_disk(f"trial {trial}: {result['reason']}")
+            raise self._record.problem
 
     def _is_recorded(self, trial: int, step: int, metrics: Mapping[str, float]) -> bool:
         """Whether the same was measured at this step before, however fast."""
