@@ -131,11 +131,11 @@ def _require_entry(address: str) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert asking.stderr is not None
     patience = threading.Timer(_ANSWER_S, asking.kill)
     patience.start()
     said = ""
     try:
-        assert asking.stderr is not None
         for line in asking.stderr:
             said = line.strip() or said
             if _REFUSED in line:

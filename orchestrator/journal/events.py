@@ -10,6 +10,7 @@ that every line is strict JSON.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -175,7 +176,7 @@ class EventLog:
         try:
             written = self._file.write(line)
             if written != len(line):
-                raise OSError(f"only {written} of {len(line)} bytes were written")
+                raise OSError(errno.ENOSPC, f"{written} of {len(line)} bytes fitted")
             os.fsync(self._file.fileno())
         except OSError:
             self._file.truncate(start)  # no torn line in the middle of the log
