@@ -1,6 +1,7 @@
 """The command `lorchestra`.
 
-Exit codes: 0 done, 1 it did not work out, 2 the input cannot work, 130 interrupted.
+Exit codes: 0 done, 1 it did not work out, 2 the input cannot work, 3 trained but not all is in
+MLflow, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ from rich.console import Console
 
 # Only what starts in a moment; a subcommand imports the rest.
 from orchestrator.adapters.commands import add_adapter_commands, add_runs_option, tracking_uri_of
-from orchestrator.errors import SweepError, SweepSpecError
+from orchestrator.errors import DISK_IS_FULL, SweepError, SweepSpecError, full_disk
 from orchestrator.wording import format_size, refusal
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
@@ -49,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has left; nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        return _complain(full_disk(str(error.filename or "the disk")), code=1)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -120,7 +126,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
     console = Console(file=sys.stdout)
-    signal.signal(signal.SIGTERM, _interrupt)
+    _interrupt_on(signal.SIGTERM, signal.SIGHUP)
     try:
         # Importing Ray, MLflow and Optuna takes seconds: after the first line, and interruptible.
         console.print(
@@ -131,13 +137,21 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
 
         report = run_sweep(spec, storage, console=console)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print(f"\ninterrupted; nothing recorded is lost. Go on with: {shlex.join(again)}")
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        with suppress(OSError):  # the terminal may be gone
+            print(
+                f"\ninterrupted; nothing recorded is lost. Go on with: {shlex.join(again)}",
+                flush=True,
+            )
         return 130
     console.print(render_summary(report))
     if report.status == "cancelled":
         print(f"Go on with: {shlex.join(again)}")
         return 1
+    if report.undelivered:
+        print(f"{report.undelivered}. Finish it with: {shlex.join(again)}")
+        return 3
     return 0
 
 
@@ -218,13 +232,20 @@ def _ui(options: argparse.Namespace) -> int:
         print(f"the MLflow UI is at {uri}")
         return 0
     print("starting the MLflow UI, which takes half a minute; Ctrl-C ends it", flush=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    _interrupt_on(signal.SIGTERM)
     try:
         with serve_ui(Path(uri.removeprefix("sqlite:///")), options.port) as server:
             print(f"http://127.0.0.1:{options.port}{_TRIALS_PAGE}", flush=True)
             return server.wait()
     except KeyboardInterrupt:
         return 0
+
+
+def _interrupt_on(*numbers: signal.Signals) -> None:
+    """Have signals do what Ctrl-C does; one that is ignored, as below nohup, stays ignored."""
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -4,8 +4,16 @@ SweepError
 ├── SweepSpecError (ValueError)   a sweep file or SweepSpec cannot work
 ├── SweepStorageError (RuntimeError)  the storage folder holds another sweep or cannot be used
 │   └── SweepInUseError               another driver is running the sweep in it
+├── ClusterError (RuntimeError)       Ray cannot be started or joined
 └── SweepFailedError (RuntimeError)   no trial came to an adapter
 """
+
+from __future__ import annotations
+
+import errno
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors for no space, no quota, and a file beyond the limit of `ulimit -f`."""
 
 
 class SweepError(Exception):
@@ -24,5 +32,23 @@ class SweepInUseError(SweepStorageError):
     """Another driver is running the sweep in this folder."""
 
 
+class ClusterError(SweepError, RuntimeError):
+    """Ray cannot be started here, or the named one cannot be joined."""
+
+
 class SweepFailedError(SweepError, RuntimeError):
     """A sweep ended without one adapter."""
+
+
+def full_disk(place: str) -> SweepStorageError:
+    """What to do where nothing more can be written."""
+    return SweepStorageError(
+        f"{place}: no space is left; allowed: room for the states and adapters of the trials. "
+        "Nothing recorded is lost: free some space (lorchestra prune FOLDER lists what ended "
+        "sweeps do not need) and run the same command again."
+    )
+
+
+def tells_full_disk(reason: str) -> bool:
+    """Whether the reason that a trial gives for its failure is a full disk."""
+    return any(f"[Errno {number}]" in reason for number in DISK_IS_FULL)

@@ -36,6 +36,7 @@ from orchestrator.finals.repeats import RepeatSearcher, are_repeated, unwanted_r
 from orchestrator.hosts.broker import start_broker
 from orchestrator.hosts.cluster import Placement, ray_cluster, shape_of_workers
 from orchestrator.hosts.pool import HostPool
+from orchestrator.hosts.reachable import check_ray
 from orchestrator.journal.events import PhaseEnded, StartPointsChosen, SweepEnded
 from orchestrator.journal.history import SweepHistory, exceeded
 from orchestrator.journal.paths import (
@@ -118,6 +119,7 @@ def run_sweep(
         DataError: A row cannot be used.
         SweepStorageError: The folder holds another sweep, is in use, or cannot be written.
         SweepFailedError: No trial came to an adapter.
+        ClusterError: Ray cannot be started, or the one in `$RAY_ADDRESS` cannot be joined.
         TrackingError: MLflow does not let this user in, or not write; one that is away is no
             error.
         KeyboardInterrupt: Interrupted; the same call goes on.
@@ -158,16 +160,22 @@ def run_sweep(
             spec=spec, storage=kept, tracking_uri=tracking_uri, record=record, display=display
         )
         progress = sweep.progress
+        if not (progress.is_over() or ray.is_initialized()):
+            check_ray()
         progress.start_or_resume()
         progress.keep_inputs(pins, data)
         with delivery, _pushing(kept):
             is_cancelled = not progress.is_over() and _train(sweep)
+            undelivered = ""
             if not is_cancelled and not progress.is_registered():
-                _register(sweep, delivery)
+                undelivered = _register(sweep, delivery)
             report = _conclude(sweep, is_cancelled)
             with sweep.phase("recording"):
                 if not delivery.flush(_FLUSH_S):
-                    logger.warning("not all was delivered to MLflow: %s", delivery.problem)
+                    problem = delivery.problem or "it is slow"
+                    logger.warning("not all was delivered to MLflow: %s", problem)
+                    undelivered = undelivered or f"Not all is recorded in MLflow: {problem}"
+            report = replace(report, undelivered=undelivered.rstrip("."))
     if report.status == Outcome.FAILED:
         raise SweepFailedError(
             f"{spec.name}: no trial came to an adapter: {report.reason}. See {folder / LOG_FILE}."
@@ -327,8 +335,12 @@ def _repeat(sweep: _Sweep, stage: Stage) -> None:
         sweep.progress.end("repeats", reason)
 
 
-def _register(sweep: _Sweep, delivery: Delivery) -> None:
-    """Put the best into the registry; MLflow being away leaves that to a later run."""
+def _register(sweep: _Sweep, delivery: Delivery) -> str:
+    """Put the best into the registry; MLflow being away leaves that to a later run.
+
+    Returns:
+        What was not registered, and why; empty when all was.
+    """
     with sweep.phase("registering"):
         try:
             delivery.flush(_FLUSH_S)
@@ -340,9 +352,11 @@ def _register(sweep: _Sweep, delivery: Delivery) -> None:
                 adapters=Registry(sweep.tracking_uri),
             ).register_finalists()
         except (RegistryError, SweepError, TrialError) as error:
-            said = f"not all was registered, run the sweep again: {error}"
-            logger.error("%s", said)
+            said = f"Not all is registered: {error}"
+            logger.error("%s", said, exc_info=error)
             sweep.display.update(sweep.record.history, said)
+            return said
+    return ""
 
 
 def _conclude(sweep: _Sweep, is_cancelled: bool) -> SweepReport:

@@ -66,6 +66,9 @@ class Stage:
 
         Returns:
             Why trials were cut short; empty when all came to an end of their own.
+
+        Raises:
+            SweepStorageError: The log cannot be written, or a host's disk is full.
         """
         stopper = SweepStopper(self.wishes, self.budget, share)
         recorder = TrialRecorder(self.record, self.horizon, end_of, self.wishes)
@@ -88,7 +91,11 @@ class Stage:
                 verbose=0,
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except tune.TuneError as error:
+            # Ray Tune puts the traceback of what a callback raised into an error of its own.
+            raise self.record.problem or error from error
         return self._cut_short(stopper.reason, is_finals)
 
     def _cut_short(self, reason: str, is_finals: bool) -> str:

@@ -22,9 +22,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from registry.connection import is_server, prepare, without_secrets
+from registry.connection import connect, is_server, plain_errors, prepare, without_secrets
+from registry.database import sqlite_file
 from registry.errors import TrackingError
-from registry.experiments import ADAPTERS_EXPERIMENT
+from registry.experiments import ADAPTERS_EXPERIMENT, deleted_experiment, require_active
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def check_access(tracking_uri: str, experiment: str, model: str | None = None) -
     """Check that the user may write runs of an experiment and versions of a model.
 
     A server that does not answer causes a warning only, as records wait on disk until it does. A
-    database is not opened; the folder of a SQLite file must be writable.
+    SQLite file must be whole, of this version of MLflow and in a writable folder; a missing one is
+    not created. Other databases are not opened.
 
     Args:
         tracking_uri: MLflow server or database.
@@ -47,11 +49,13 @@ def check_access(tracking_uri: str, experiment: str, model: str | None = None) -
         model: Registered model of the versions, if any are registered.
 
     Raises:
-        TrackingError: The address is of neither kind, another software answers, or the user is
-            unknown or lacks a permission.
+        TrackingError: The address is of neither kind, another software answers, the user is
+            unknown or lacks a permission, an experiment was deleted, or the database cannot be
+            used.
     """
     if not is_server(tracking_uri):
         _require_database(tracking_uri)
+        _require_experiments(tracking_uri, experiment, model)
         return
     prepare()
     server = _Server(address=tracking_uri.rstrip("/"), deadline=time.monotonic() + _PATIENCE_S)
@@ -174,10 +178,7 @@ def _require_runs(server: _Server, experiment: str) -> None:
         return
     entity = (found.values or {}).get("experiment", {})
     if entity.get("lifecycle_stage") == "deleted":
-        raise TrackingError(
-            f"experiment {experiment!r}: it was deleted; allowed: a new name or an active "
-            f"experiment. Restore it: mlflow experiments restore -x {entity['experiment_id']}"
-        )
+        raise deleted_experiment(server.address, experiment, str(entity["experiment_id"]))
     what = f"write runs to experiment {experiment!r}"
     number = entity.get("experiment_id")
     server.ask("POST", "runs/create", what, experiment_id=number, start_time="never")
@@ -209,6 +210,18 @@ def _require_database(tracking_uri: str) -> None:
                 f"folder, and {folder} cannot be written. Mend its permissions or choose another "
                 "file."
             )
+
+
+def _require_experiments(tracking_uri: str, experiment: str, model: str | None) -> None:
+    """Raise `TrackingError` if a SQLite file cannot be used, or an experiment in it is deleted."""
+    database = sqlite_file(tracking_uri)
+    if database is None or not database.exists():
+        return
+    client = connect(tracking_uri)
+    with plain_errors(tracking_uri):
+        require_active(client, experiment)
+        if model is not None:
+            require_active(client, ADAPTERS_EXPERIMENT)
 
 
 def _who(address: str) -> str:

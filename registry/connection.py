@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.telemetry import set_telemetry_client
 
+from registry.database import ARTIFACTS_FOLDER, SQLITE, fit_for_use, sqlite_file
 from registry.errors import TrackingError
 
 _SWITCHES = {
@@ -37,11 +38,15 @@ _CHATTY = ("alembic", "mlflow.store.db.utils")
 def connect(tracking_uri: str) -> MlflowClient:
     """A client for tracking and registry; creates the tables of a new database.
 
+    Several processes can do so at once; see `registry.database`.
+
     Raises:
         TrackingError: The database cannot be opened.
     """
     prepare()
-    with plain_errors(tracking_uri), _quiet():
+    database = sqlite_file(tracking_uri)
+    opening = nullcontext() if database is None else fit_for_use(database)
+    with plain_errors(tracking_uri), _quiet(), opening:
         client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         if not is_server(tracking_uri):
             client.search_experiments(max_results=1)
@@ -70,7 +75,7 @@ def tracking_uri_for(runs_dir: Path) -> tuple[str, str | None]:
     if named:
         return named, artifact_location_for(named)
     folder = runs_dir.expanduser().resolve()
-    tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
+    tracking_uri = f"{SQLITE}{folder / 'mlflow.db'}"
     return tracking_uri, artifact_location_for(tracking_uri)
 
 
@@ -79,10 +84,8 @@ def artifact_location_for(tracking_uri: str) -> str | None:
 
     MLflow itself would put the artifacts of a SQLite file below the current folder.
     """
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    database = Path(tracking_uri.removeprefix("sqlite:///")).resolve()
-    return (database.parent / "mlartifacts").as_uri()
+    database = sqlite_file(tracking_uri)
+    return None if database is None else (database.resolve().parent / ARTIFACTS_FOLDER).as_uri()
 
 
 @contextmanager

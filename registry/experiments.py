@@ -5,7 +5,7 @@ from __future__ import annotations
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from registry.connection import artifact_location_for, is_already_there
+from registry.connection import artifact_location_for, is_already_there, without_secrets
 from registry.errors import TrackingError
 
 ADAPTERS_EXPERIMENT = "lorchestra-adapters"
@@ -27,11 +27,24 @@ def find_experiment(client: MlflowClient, name: str, artifact_location: str | No
                 raise
             found = client.get_experiment_by_name(name)  # another process was faster
     if found.lifecycle_stage != "active":
-        raise TrackingError(
-            f"experiment {name!r}: it was deleted; allowed: a new name or an active experiment. "
-            f"Restore it: mlflow experiments restore -x {found.experiment_id}"
-        )
+        raise deleted_experiment(client.tracking_uri, name, str(found.experiment_id))
     return str(found.experiment_id)
+
+
+def deleted_experiment(tracking_uri: str, name: str, number: str) -> TrackingError:
+    """What is wrong with an experiment that was deleted, and the command that restores it."""
+    address = without_secrets(tracking_uri)
+    return TrackingError(
+        f"experiment {name!r}: it was deleted; allowed: an active experiment. Restore it: "
+        f"MLFLOW_TRACKING_URI={address} mlflow experiments restore -x {number}"
+    )
+
+
+def require_active(client: MlflowClient, name: str) -> None:
+    """Raise `TrackingError` if an experiment was deleted; a missing one is no error."""
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage != "active":
+        raise deleted_experiment(client.tracking_uri, name, str(found.experiment_id))
 
 
 def adapters_experiment(client: MlflowClient) -> str:

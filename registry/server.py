@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from registry.database import ARTIFACTS_FOLDER, SQLITE, fit_for_use
 from registry.errors import TrackingError
 
 _SWITCHES = {
@@ -30,13 +31,14 @@ def serve_ui(database: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     The server's output goes to `mlflow-ui.log` beside the database.
 
     Raises:
-        TrackingError: The port is taken, or the server did not come up.
+        TrackingError: The port is taken, the database cannot be used, or the server did not come
+            up.
     """
     log = database.with_name("mlflow-ui.log")
     command = [
         *(sys.executable, "-m", "mlflow", "server"),
-        *("--backend-store-uri", f"sqlite:///{database}"),
-        *("--artifacts-destination", (database.parent / "mlartifacts").as_uri()),
+        *("--backend-store-uri", f"{SQLITE}{database}"),
+        *("--artifacts-destination", (database.parent / ARTIFACTS_FOLDER).as_uri()),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
     ]
     if _answers(port):
@@ -44,6 +46,8 @@ def serve_ui(database: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
             f"--port: got {port}, where something answers already; allowed: a free port. "
             "Choose another one."
         )
+    with fit_for_use(database):
+        pass  # addresses of a folder that was moved
     with log.open("wb") as out:
         server = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | _SWITCHES

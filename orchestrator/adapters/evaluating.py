@@ -17,6 +17,7 @@ from orchestrator.hosts.evaluators import (
     WorkerShape,
     evaluate_adapters,
     read_files,
+    require_gpu_of_ray,
     write_files,
 )
 from orchestrator.spec.complaint import require
@@ -203,6 +204,7 @@ class HarnessRun:
 def _run_harness(files: Mapping[str, bytes], form: str, order: HarnessRun) -> dict[str, Any]:
     from trainables.evaluation.harness import run_harness
 
+    require_gpu_of_ray()
     with tempfile.TemporaryDirectory() as folder:
         write_files(files, Path(folder))
         return run_harness(

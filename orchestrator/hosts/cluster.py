@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,11 +15,12 @@ from dataclasses import dataclass, replace
 import ray
 
 from orchestrator.errors import SweepError
+from orchestrator.hosts.cores import available_cores
 from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.evaluators import WorkerShape
 from orchestrator.hosts.pool import HostShape
+from orchestrator.hosts.reachable import check_ray, named_address, plain_ray_errors
 from orchestrator.spec.sweep import SweepSpec
-from orchestrator.wording import last_line
 
 PROXY_CPUS = 0.1
 
@@ -83,17 +86,25 @@ def ray_cluster(spec: SweepSpec) -> Iterator[Placement]:
     """A running Ray and the sweep's placement on it; a local Ray ends with the block.
 
     Joins `$RAY_ADDRESS`, or whatever Ray the process is connected to already.
+
+    Raises:
+        ClusterError: Ray cannot be joined or started.
+        SweepError: The cluster has too few CPUs.
     """
     # Logical: room for a proxy per seat beside a core per host.
-    seats = place(spec, _cores(), 0).max_trials
-    with _session(_cores() + math.ceil(PROXY_CPUS * (seats + 1))):
+    seats = place(spec, available_cores(), 0).max_trials
+    with _session(available_cores() + math.ceil(PROXY_CPUS * (seats + 1))):
         yield _placement_on_cluster(spec)
 
 
 @contextmanager
 def ray_for_evaluation() -> Iterator[WorkerShape]:
-    """A running Ray and the shape of its evaluation workers."""
-    with _session(_cores()):
+    """A running Ray and the shape of its evaluation workers.
+
+    Raises:
+        ClusterError: Ray cannot be joined or started.
+    """
+    with _session(available_cores()):
         yield shape_of_workers()
 
 
@@ -101,7 +112,7 @@ def shape_of_workers() -> WorkerShape:
     """One evaluation worker per GPU; on CPUs, one worker with this machine's cores."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
-    cpus = max(1, min(int(resources.get("CPU", 0.0)), _cores()))
+    cpus = max(1, min(int(resources.get("CPU", 0.0)), available_cores()))
     return WorkerShape(
         workers=max(1, gpus),
         cpus=PROXY_CPUS if gpus else 1.0,
@@ -118,28 +129,29 @@ def _session(cpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
+    check_ray()
+    address = named_address()
+    with plain_ray_errors(), keeping_signals():
+        if address is not None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             _start_local(cpus)
-    # Ray raises bare exceptions, as when a busy machine lets it start too slowly.
-    except Exception as error:
-        ray.shutdown()
-        reason = last_line(error)
-        raise SweepError(
-            f"Ray at $RAY_ADDRESS={address} cannot be joined: {reason}; allowed: a running Ray of "
-            "the same version. Correct RAY_ADDRESS, or unset it to start a local Ray."
-            if address
-            else f"Ray did not start on this machine: {reason}; allowed: free memory, processor "
-            "time and space in Ray's temporary folder. Run the same command again when the "
-            "machine is less busy, or set RAY_ADDRESS to a Ray that runs."
-        ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def keeping_signals() -> Iterator[None]:
+    """Put back what SIGTERM did before the block: Ray takes it, and would end without a word."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if is_main:  # Python allows it nowhere else, and Ray does not take it there
+            signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
 
 def _start_local(cpus: int) -> None:
@@ -164,7 +176,9 @@ def _placement_on_cluster(spec: SweepSpec) -> Placement:
     """As many hosts as the cluster has room for beside the trials' proxies."""
     resources = ray.cluster_resources()
     cpus = resources.get("CPU", 0.0)
-    placement = place(spec, max(1, min(int(cpus), _cores())), int(resources.get("GPU", 0)))
+    placement = place(
+        spec, max(1, min(int(cpus), available_cores())), int(resources.get("GPU", 0))
+    )
     room = (cpus - PROXY_CPUS * (placement.max_trials + 1)) / placement.limits.max_hosts
     per_host = min(1.0, math.floor(100 * room) / 100)
     if per_host < PROXY_CPUS:
@@ -174,11 +188,6 @@ def _placement_on_cluster(spec: SweepSpec) -> Placement:
             "hosts.seats, or give Ray more CPUs."
         )
     return replace(placement, shape=replace(placement.shape, cpus=per_host))
-
-
-def _cores() -> int:
-    """Number of cores this process may use; a container can limit the cores."""
-    return len(os.sched_getaffinity(0))
 
 
 def _base_forms(spec: SweepSpec) -> int:

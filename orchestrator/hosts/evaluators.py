@@ -148,6 +148,14 @@ def _take(ready: Any, key: str, form: str) -> FormResult:
         return FormResult(key, form, None, reason, is_lost=True)
 
 
+def require_gpu_of_ray() -> None:
+    """Raise `BaseModelError` if Ray gave this process a GPU that torch does not see."""
+    from trainables.base.loading import require_gpu
+
+    given = ray.get_runtime_context().get_accelerator_ids().get("GPU", ())
+    require_gpu([str(one) for one in given])
+
+
 class _Evaluator:
     """Loads and evaluates adapters in a separate process."""
 
@@ -155,6 +163,7 @@ class _Evaluator:
         """The evaluation document of an adapter in one form."""
         from trainables.evaluation.assessment import assess_bundle
 
+        require_gpu_of_ray()
         with tempfile.TemporaryDirectory() as folder:
             write_files(order.files, Path(folder))
             (document,) = assess_bundle(

@@ -15,15 +15,16 @@ from typing import Any, Self
 import ray
 import ray.train
 from ray.actor import ActorHandle
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from orchestrator.hosts.broker import broker_name
 from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.members import HostStart
+from orchestrator.hosts.reservations import release_orphans
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.wording import last_line
-from trainables.hosts.bench import Bench, Failure
+from trainables.hosts.bench import Bench, Failure, describe_error
 from trainables.spec import BaseSpec
 
 logger = logging.getLogger(__name__)
@@ -145,14 +146,14 @@ class HostPool:
         span = self._spans[start.host_id] = [time.monotonic()]
         try:
             self._build_trainer(start).fit()
-        except Exception as error:  # noqa: BLE001  whatever it was, its trials must hear of it
-            failure = Failure(
-                fault="failed",
-                reason=f"its host ended: {last_line(error)}",
-            )
-            logger.warning("host %s: %s", start.host_id, failure.reason)
+        except Exception as error:  # whatever it was, its trials must hear of it
+            said = last_line(error) if str(error).strip() else describe_error(error)
+            failure = Failure(fault="failed", reason=f"its host ended: {said}")
+            logger.warning("host %s: %s", start.host_id, failure.reason, exc_info=error)
         span.append(time.monotonic())
         try:
+            if failure is not None:
+                release_orphans()  # before the broker asks for the next host
             ray.get(self.broker.end_host.remote(start.host_id, failure))
         except ray.exceptions.RayError as error:
             logger.warning("host %s ended after its broker: %s", start.host_id, error)
@@ -171,6 +172,8 @@ class HostPool:
         return TorchTrainer(
             _run_host,
             train_loop_config=config,
+            # A group of one needs no NCCL, which is missing where torch has no CUDA.
+            torch_config=TorchConfig(backend="gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=1, use_gpu=self.shape.gpus > 0, resources_per_worker=resources
             ),

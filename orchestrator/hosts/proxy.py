@@ -162,7 +162,8 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
         metrics = fault_metrics({"step": 0}) if report is None else report.metrics
         result: dict[str, Any] = {**metrics, "trial": self._trial, "done": outcome is not None}
         if outcome is not None:
-            result |= {"outcome": outcome.value, "reason": reason}
+            trace = "" if report is None else report.trace
+            result |= {"outcome": outcome.value, "reason": reason, "trace": trace}
         return result
 
 

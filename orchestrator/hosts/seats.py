@@ -319,6 +319,7 @@ class Seats:
             metrics=fault_metrics({**last, "step": member.known}),
             fault=failure.fault,
             reason=failure.reason,
+            trace=failure.trace,
         )
         member.host, member.is_suspect = None, False
         if member.is_leaving:

@@ -7,6 +7,7 @@ line it was writing, which readers skip and the next writer cuts off.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from orchestrator.errors import SweepInUseError, SweepStorageError
+from orchestrator.errors import DISK_IS_FULL, SweepInUseError, SweepStorageError, full_disk
 from orchestrator.journal.codec import MalformedEventError, decode_entry, encode_entry
 from orchestrator.journal.events import Event, LogEntry
 from orchestrator.journal.replica import LogReplica
@@ -89,6 +90,8 @@ class EventLog:
             except StorageError as error:
                 raise SweepStorageError(str(error)) from error
             except OSError as error:
+                if error.errno in DISK_IS_FULL:
+                    raise full_disk(str(self.path)) from error
                 raise SweepStorageError(
                     f"{self.path}: cannot append ({error}); allowed: space on a writable disk. "
                     "Free some space and resume the sweep."
@@ -124,7 +127,7 @@ class EventLog:
         try:
             written = self._file.write(line)
             if written != len(line):
-                raise OSError(f"only {written} of {len(line)} bytes were written")
+                raise OSError(errno.ENOSPC, f"{written} of {len(line)} bytes fitted")
             os.fsync(self._file.fileno())
         except OSError:
             self._file.truncate(start)  # no torn line in the middle of the log

@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import tune
 
+from orchestrator.errors import SweepStorageError, full_disk, tells_full_disk
 from orchestrator.journal.events import (
     Event,
     TrialEnded,
@@ -20,7 +21,13 @@ from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.log import EventLog
 from orchestrator.journal.paths import bundle_folder
 from orchestrator.journal.requests import STOPPED_BY_USER, Wishes
-from orchestrator.outcome import TrialOutcome, can_leave_adapter, first_end, settle_end
+from orchestrator.outcome import (
+    Outcome,
+    TrialOutcome,
+    can_leave_adapter,
+    first_end,
+    settle_end,
+)
 from orchestrator.wording import last_line
 from trainables.hosts.orders import WORST_METRICS, ZERO_METRICS, is_stand_in
 
@@ -39,6 +46,9 @@ class SweepRecord:
         log: The open log.
         history: What the log held when it was opened.
         on_change: Called with the history after every event.
+
+    Attributes:
+        problem: Why nothing more can be kept: Ray Tune shows only a traceback of it.
     """
 
     def __init__(
@@ -47,6 +57,7 @@ class SweepRecord:
         self.log, self.history = log, history
         self._on_change = on_change
         self._guard = threading.RLock()
+        self.problem: SweepStorageError | None = None
 
     def add(self, event: Event) -> None:
         """Record one event.
@@ -55,7 +66,12 @@ class SweepRecord:
             SweepStorageError: The disk is full or gone.
         """
         with self._guard:
-            self.history.apply(self.log.append(event))
+            try:
+                entry = self.log.append(event)
+            except SweepStorageError as error:
+                self.problem = error
+                raise
+            self.history.apply(entry)
             self._on_change(self.history)
 
     def end_trial(
@@ -129,6 +145,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
         """A report: the values that searcher and scheduler see."""
+        self._require_space(trial.config["trial"], result)
         if not result.get("step"):
             return  # ended before it measured anything
         number, step = trial.config["trial"], result["step"]
@@ -149,6 +166,8 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
             return  # it never ran
         decided = first_end(self._wishes.end_of(number), self._end_of(number))
         end = settle_end(trial.last_result, self._horizon, decided)
+        if trial.last_result.get("trace"):
+            logger.error("trial %d: %s\n%s", number, end.reason, trial.last_result["trace"])
         has_bundle = can_leave_adapter(end.outcome) and record.reports
         self._record.end_trial(
             number,
@@ -161,7 +180,18 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         """A trial's own process failed for good."""
         error = last_line(str(trial.get_error() or "no message"))
         end = settle_end(trial.last_result, self._horizon, error=error)
+        logger.error("trial %d: %s\n%s", trial.config["trial"], end.reason, trial.get_error())
         self._record.end_trial(trial.config["trial"], end)
+
+    def _require_space(self, trial: int, result: Mapping[str, Any]) -> None:
+        """End the sweep, not the trial, where a state found no space: it goes on from its last.
+
+        Raises:
+            SweepStorageError: The disk of a host is full.
+        """
+        if result.get("outcome") == Outcome.FAILED and tells_full_disk(result["reason"]):
+            self._record.problem = full_disk(f"trial {trial}: {result['reason']}")
+            raise self._record.problem
 
     def _is_recorded(self, trial: int, step: int, metrics: Mapping[str, float]) -> bool:
         """Whether the same was measured at this step before, however fast."""

@@ -72,6 +72,7 @@ class SweepReport:
             a limit are left out.
         ended_early: Why the search or the finals left something out.
         forms: Metrics by trial and serving form, of the trials that were measured in any.
+        undelivered: What is not in MLflow although it was asked for, and why; empty when all is.
     """
 
     name: str
@@ -93,6 +94,7 @@ class SweepReport:
     limits: Mapping[str, float] = field(default_factory=dict)
     ended_early: str = ""
     forms: Mapping[int, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    undelivered: str = ""
 
     def comparisons(self) -> list[BaseComparison]:
         """Base and best adapter side by side, on validation and on test rows."""

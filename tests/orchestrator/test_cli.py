@@ -1,6 +1,7 @@
 """The command: exit codes, complaints on stderr, and nothing heavy before it is needed."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,15 @@ def test_mlflow_that_cannot_be_meant_is_refused_before_anything_starts(capsys, m
     assert "MLFLOW_TRACKING_URI: got 'ftp://" in said
     assert "secret" not in said
     assert not Path("runs/tiny/events.jsonl").exists()
+
+
+def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["run", "nowhere.yaml"]) == 2
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_missing_sweep_file_is_named(capsys):

@@ -19,7 +19,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,6 +78,20 @@ class LoadedBase:
 def default_device() -> torch.device:
     """The first CUDA device where there is one, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def require_gpu(given: Sequence[str]) -> None:
+    """Raise `BaseModelError` if GPUs were given to this process and torch sees none.
+
+    Args:
+        given: Ids of the GPUs that Ray gave.
+    """
+    if given and not torch.cuda.is_available():
+        raise BaseModelError(
+            f"torch: Ray gave this process GPU {', '.join(given)}, but torch {torch.__version__} "
+            "sees none; allowed: a build of torch with CUDA, and a driver that it can use. "
+            "Install such a build, or start Ray with --num-gpus 0 to train on the CPU."
+        )
 
 
 def pick_compute_dtype(wanted: str, device: torch.device) -> torch.dtype:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -80,10 +81,16 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Kind and reason of an error, for a trial's report."""
+    """Kind and reason of an error, for a trial's report.
+
+    Attributes:
+        reason: What went wrong, in one line.
+        trace: Traceback of an error of a library or of the code, for the log.
+    """
 
     fault: Fault
     reason: str
+    trace: str = field(default="", compare=False, repr=False)
 
 
 def attempt(work: Callable[[], T]) -> T | Failure:
@@ -106,16 +113,32 @@ def attempt(work: Callable[[], T]) -> T | Failure:
 def failure_of(error: Exception) -> Failure:
     """Classify an error: out of memory is infeasible, any other error is failed.
 
-    Messages of this package are kept; other messages get the class name in front. Classes are
-    compared by name, because this module does not import torch.
+    Messages of this package are kept; other messages get the class name in front, and an error
+    without text names its place. Classes are compared by name, because this module does not import
+    torch.
     """
-    text = " ".join(str(error).split())
-    if not isinstance(error, TrialError) or not text:
-        text = f"{type(error).__name__}: {text}"
+    text = describe_error(error)
     is_memory = _names(error) & {"OutOfMemoryError", "MemoryError"}
     if is_memory or "can't allocate memory" in text:  # torch's CPU allocator: a RuntimeError
         return Failure(fault="infeasible", reason=text)
-    return Failure(fault="failed", reason=text)
+    trace = "" if isinstance(error, TrialError) else "".join(traceback.format_exception(error))
+    return Failure(fault="failed", reason=text, trace=trace)
+
+
+def describe_error(error: BaseException) -> str:
+    """One line that says what went wrong: an error without text names the place it comes from."""
+    text = " ".join(str(error).split())
+    if isinstance(error, TrialError) and text:
+        return text
+    name = type(error).__name__
+    if text:
+        return f"{name}: {text}"
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return name
+    place = frames[-1]
+    file = "/".join(Path(place.filename).parts[-2:])
+    return f"{name} in {place.name} ({file}, line {place.lineno})"
 
 
 def _is_fatal(error: Exception) -> bool:

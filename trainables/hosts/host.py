@@ -187,6 +187,7 @@ class HostLoop:
                 metrics=fault_metrics({**last, "step": step}),
                 fault=failure.fault,
                 reason=failure.reason,
+                trace=failure.trace,
             )
         )
 

@@ -127,13 +127,18 @@ class Orders:
 
 @dataclass(frozen=True, kw_only=True)
 class SeatReport:
-    """Progress of a trial: the metrics of a step, or the final fault."""
+    """Progress of a trial: the metrics of a step, or the final fault.
+
+    Attributes:
+        trace: Traceback of an unforeseen error, for the driver's log.
+    """
 
     key: str
     step: int
     metrics: dict[str, float]
     fault: Fault | None = None
     reason: str = ""
+    trace: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

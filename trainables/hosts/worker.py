@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -13,6 +13,7 @@ import torch
 import transformers
 from ray.actor import ActorHandle
 
+from trainables.base.loading import require_gpu
 from trainables.hosts.bench import Bench, Failure, attempt
 from trainables.hosts.host import HostLoop
 from trainables.hosts.orders import HostReport, Orders
@@ -41,7 +42,7 @@ def run_host(config: dict[str, Any]) -> None:
     broker = ray.get_actor(config["broker"])
     build: Callable[[BaseSpec], Bench] = config.get("build_bench") or build_torch_bench
     host_id, incarnation = config["host_id"], uuid.uuid4().hex
-    bench = _try_build(build, BaseSpec(**config["base"]))
+    bench = _try_build(build, BaseSpec(**config["base"]), _given_gpus())
     if isinstance(bench, Failure):
         ray.get(broker.refuse.remote(host_id, bench))
         return
@@ -64,11 +65,23 @@ def build_torch_bench(base: BaseSpec) -> Bench:
     )
 
 
-def _try_build(build: Callable[[BaseSpec], Bench], base: BaseSpec) -> Bench | Failure:
+def _given_gpus() -> list[str]:
+    """Ids of the GPUs that Ray gave this process."""
+    return [str(one) for one in ray.get_runtime_context().get_accelerator_ids().get("GPU", ())]
+
+
+def _try_build(
+    build: Callable[[BaseSpec], Bench], base: BaseSpec, gpus: Sequence[str] = ()
+) -> Bench | Failure:
     """Bench, or the failure to build one; a restart would fail in the same way."""
-    built = attempt(lambda: build(base))
+
+    def check_and_build() -> Bench:
+        require_gpu(gpus)
+        return build(base)
+
+    built = attempt(check_and_build)
     if isinstance(built, Failure):
-        logger.warning("base %s cannot be loaded: %s", base.model, built.reason)
+        logger.warning("base %s cannot be loaded: %s\n%s", base.model, built.reason, built.trace)
     return built
 
 

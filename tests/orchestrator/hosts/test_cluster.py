@@ -1,6 +1,7 @@
 """How a sweep spreads over what there is."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from orchestrator.hosts.cluster import place, ray_cluster
+from orchestrator.hosts.cluster import keeping_signals, place, ray_cluster
 from orchestrator.spec.sections import HostsSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
@@ -77,6 +78,19 @@ def test_fresh_hosts_serve_one_trial_each(cpus, gpus, hosts):
 
 def test_host_failures_allowed_are_the_sweeps():
     assert place(build_spec(RANK, max_failures=2), 2, 0).shape.max_failures == 2
+
+
+def test_sigterm_does_what_it_did_before_ray_took_it():
+    def handler(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with keeping_signals():
+            signal.signal(signal.SIGTERM, lambda number, frame: None)
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.ray

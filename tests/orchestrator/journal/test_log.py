@@ -143,6 +143,36 @@ def test_killed_writer_loses_nothing_it_acknowledged_and_frees_the_lock(tmp_path
     assert list(read_events(path))[-1].kind == "sweep_resumed"
 
 
+FILL = """
+import resource, sys
+from pathlib import Path
+from orchestrator.errors import SweepStorageError
+from orchestrator.journal.log import EventLog
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+with EventLog(Path(sys.argv[1])) as log:
+    for number in range(100):
+        try:
+            log.append("phase", name=f"{number}", seconds=1.0)
+        except SweepStorageError as error:
+            sys.stdout.write(f"{number} {error}")
+            break
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    log.append("phase", name="later", seconds=1.0)
+"""
+
+
+def test_a_full_disk_is_told_in_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-c", FILL, str(log)], capture_output=True, text=True, check=True
+    )
+    written, said = done.stdout.split(" ", 1)
+    assert said.startswith(f"{log}: no space is left; allowed: ")
+    assert "run the same command again" in said
+    kept = [event.fields["name"] for event in read_events(log)]
+    assert kept == [*map(str, range(int(written))), "later"]
+
+
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SweepStorageError, match="cannot be written"):

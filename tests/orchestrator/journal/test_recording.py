@@ -88,6 +88,17 @@ def test_an_event_that_cannot_be_written_changes_nothing(tmp_path):
     assert heard == []
 
 
+def test_a_state_that_finds_no_space_ends_the_sweep_and_not_its_trial(scene):
+    scene.start()
+    scene.report(10)
+    said = "OSError: [Errno 28] No space left on device"
+    with pytest.raises(SweepStorageError, match=r"trial 0: .*no space is left.*same command"):
+        scene.report(20, done=True, outcome="failed", reason=said)
+    assert scene.record.problem is not None
+    assert scene.kinds() == ["trial_started", "report"]
+    assert scene.record.history.trials[0].outcome is None
+
+
 def test_a_trial_that_starts_again_is_the_same_trial(scene):
     scene.start()
     scene.report(20)

@@ -435,7 +435,7 @@ def test_a_device_that_is_lost_takes_the_host_down():
     [
         (SpecError("lora.rank: got 0"), Failure(fault="failed", reason="lora.rank: got 0")),
         (ValueError("a\nb"), Failure(fault="failed", reason="ValueError: a b")),
-        (MemoryError(), Failure(fault="infeasible", reason="MemoryError: ")),
+        (MemoryError("all"), Failure(fault="infeasible", reason="MemoryError: all")),
     ],
     ids=["ours", "other", "memory"],
 )

@@ -1,0 +1,209 @@
+"""Whether Ray can be used, told in seconds: Ray itself takes minutes, or shows a traceback."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray.exceptions import RayError
+
+from orchestrator.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+_CONNECT_S = 4.0
+"""Patience with the port of a named Ray: to connect, and to hear a first word."""
+_ANSWER_S = 30.0
+"""Patience with a Ray whose port answers: a busy machine takes seconds to import Ray."""
+
+# Start of every gRPC connection: the client's preface and its empty SETTINGS frame (RFC 9113,
+# section 3.4). A server must answer with a SETTINGS frame, whose fourth byte is its type.
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_FRAME_HEADER_BYTES, _SETTINGS_TYPE = 9, 4
+
+# In a process of its own: Ray repeats a refused call for 20 seconds and cannot be interrupted.
+_ASK = """
+import sys
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray._raylet import GcsClient
+try:
+    GcsClient(address=canonicalize_bootstrap_address_or_die(sys.argv[1]))
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
+"""
+_REFUSED = "Unauthenticated"
+
+_MAX_SOCKET_BYTES = 107
+_SOCKET = "/ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""The longest path below the folder for temporary files that Ray binds a socket to."""
+_SHORT_FOLDER = Path("/tmp")  # Ray's own default where TMPDIR is not set
+
+
+def check_ray() -> None:
+    """Check that the Ray of `$RAY_ADDRESS` answers and lets in, or that one can be started here.
+
+    Where `$TMPDIR` is too long for Ray's sockets, `$RAY_TMPDIR` becomes `/tmp`.
+
+    Raises:
+        ClusterError: It does not answer within seconds, or does not know the token; or there is
+            no folder for the sockets of a new one.
+    """
+    address = named_address()
+    if address is None:
+        _choose_temporary_folder()
+        return
+    if address != "auto":
+        _require_greeting(address)
+    if not address.startswith("ray://"):
+        _require_entry(address)
+
+
+def named_address() -> str | None:
+    """The Ray that the user names; `None` if one is to be started here."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") else address
+
+
+@contextmanager
+def plain_ray_errors() -> Iterator[None]:
+    """Turn errors of connecting to Ray, or of starting it, into one sentence.
+
+    Raises:
+        ClusterError: Ray said why not.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        if isinstance(error, ClusterError):
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        address = named_address()
+        if address is not None:
+            raise _no_entry(address, said) from error
+        raise ClusterError(
+            f"Ray cannot be started here ({said}); allowed: a machine with free memory and a "
+            "writable folder for temporary files. Free what is short, or name a running Ray in "
+            "RAY_ADDRESS."
+        ) from error
+
+
+def _require_greeting(address: str) -> None:
+    """Raise `ClusterError` if nothing that speaks gRPC answers at an address."""
+    host, port = _host_and_port(address)
+    try:
+        with socket.create_connection((host, port), timeout=_CONNECT_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return
+            connection.sendall(_GREETING)
+            header = connection.recv(_FRAME_HEADER_BYTES)
+    except TimeoutError as error:
+        raise _no_answer(address, f"nothing is heard within {_CONNECT_S:.0f} s") from error
+    except OSError as error:
+        raise _no_answer(address, (error.strerror or str(error)).lower()) from error
+    if len(header) < _FRAME_HEADER_BYTES or header[3] != _SETTINGS_TYPE:
+        raise _no_answer(address, "what answers there is no Ray, or wants TLS (RAY_USE_TLS=1)")
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.removeprefix("ray://").partition("/")[0].rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(
+            f"RAY_ADDRESS: got {address!r}; allowed: HOST:PORT, ray://HOST:PORT, auto or local. "
+            "Correct it, or unset RAY_ADDRESS to start a Ray here."
+        )
+    return host.strip("[]"), int(port)
+
+
+def _require_entry(address: str) -> None:
+    """Raise `ClusterError` if Ray does not accept the token, or does not answer a call."""
+    asking = subprocess.Popen(
+        [sys.executable, "-c", _ASK, address],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert asking.stderr is not None
+    patience = threading.Timer(_ANSWER_S, asking.kill)
+    patience.start()
+    said = ""
+    try:
+        for line in asking.stderr:
+            said = line.strip() or said
+            if _REFUSED in line:
+                raise ClusterError(
+                    f"RAY_ADDRESS: the Ray at {address} does not accept this user's token; "
+                    "allowed: the token it was started with. Put it into RAY_AUTH_TOKEN, or its "
+                    "file into RAY_AUTH_TOKEN_PATH, and set RAY_AUTH_MODE=token."
+                )
+        code = asking.wait()
+    finally:
+        patience.cancel()
+        asking.kill()
+        asking.wait()
+        asking.stderr.close()
+    if code < 0:
+        raise _no_answer(address, f"no call is answered within {_ANSWER_S:.0f} s")
+    if code:
+        raise _no_entry(address, said)
+
+
+def _no_answer(address: str, why: str) -> ClusterError:
+    return ClusterError(
+        f"RAY_ADDRESS: no Ray answers at {address} ({why}); allowed: the address of a running "
+        "Ray. Correct it, or unset RAY_ADDRESS to start a Ray here."
+    )
+
+
+def _no_entry(address: str, said: str) -> ClusterError:
+    return ClusterError(
+        f"RAY_ADDRESS: the Ray at {address} cannot be joined ({said}); allowed: a running Ray of "
+        "this version, with a node on this machine. Correct what it says, or unset RAY_ADDRESS "
+        "to start a Ray here."
+    )
+
+
+def _choose_temporary_folder() -> None:
+    """Have Ray keep its sockets where their paths are short enough."""
+    named = os.environ.get("RAY_TMPDIR")
+    if named is not None:
+        _require_room(named, "RAY_TMPDIR")
+        return
+    folder = os.environ.get("TMPDIR")
+    if folder and not _is_short(folder):
+        logger.info("TMPDIR is too long for Ray's sockets: they are kept in %s", _SHORT_FOLDER)
+        _require_room(str(_SHORT_FOLDER), "TMPDIR")
+        os.environ["RAY_TMPDIR"] = str(_SHORT_FOLDER)
+    elif folder:
+        _require_room(folder, "TMPDIR")
+
+
+def _require_room(folder: str, name: str) -> None:
+    """Raise `ClusterError` if sockets cannot be made in a folder, which is made if missing."""
+    if not _is_short(folder):
+        limit = _MAX_SOCKET_BYTES - len(_SOCKET)
+        raise ClusterError(
+            f"{name}: got {folder}, which is too long for Ray's sockets; allowed: a path of at "
+            f"most {limit} bytes. Set RAY_TMPDIR=/tmp."
+        )
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ClusterError(
+            f"{name}: got {folder}, where Ray cannot keep its sockets ({error.strerror}); "
+            "allowed: a writable folder with space left. Mend it, or set RAY_TMPDIR to another."
+        ) from error
+
+
+def _is_short(folder: str) -> bool:
+    return len(os.fsencode(folder.rstrip("/"))) + len(_SOCKET) <= _MAX_SOCKET_BYTES

@@ -1,0 +1,59 @@
+"""Reservations of hosts in Ray: given back where Ray Train leaves one behind.
+
+Ray Train creates a placement group for each host. Where the set-up behind it fails, its controller
+ends and the group stays as long as this process is connected (Ray 2.60): the next host would wait
+for the same CPUs and GPU without end.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import ray
+from ray._private.state import state
+from ray.core.generated import gcs_pb2
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE_S = 5.0
+"""For Ray to notice the end of a controller."""
+_PAUSE_S = 0.25
+
+
+def release_orphans(patience_s: float = _PATIENCE_S) -> int:
+    """Remove placement groups of this driver's job whose creating actor is dead.
+
+    Groups of this process itself, of live actors and of other jobs stay.
+
+    Args:
+        patience_s: How long to look for a first one.
+
+    Returns:
+        How many were removed.
+    """
+    deadline = time.monotonic() + patience_s
+    while not (orphans := _find_orphans()) and time.monotonic() < deadline:
+        time.sleep(_PAUSE_S)
+    for group in orphans:
+        remove_placement_group(group)
+    if orphans:
+        logger.info("%d reservations of ended hosts were given back", len(orphans))
+    return len(orphans)
+
+
+def _find_orphans() -> list[PlacementGroup]:
+    job = ray.get_runtime_context().get_job_id()
+    # The public table does not say who created a group.
+    accessor = state._connect_and_get_accessor()
+    records = map(gcs_pb2.PlacementGroupTableData.FromString, accessor.get_placement_group_table())
+    return [
+        PlacementGroup(ray.PlacementGroupID(record.placement_group_id))
+        for record in records
+        if record.creator_job_id.hex() == job
+        and record.creator_actor_dead
+        and record.creator_actor_id.strip(b"\xff")  # else the driver itself
+        and not record.is_detached
+        and record.state != gcs_pb2.PlacementGroupTableData.REMOVED
+    ]
