@@ -127,15 +127,16 @@ def run_sweep(
     kept = SweepStorage(storage or RUNS / spec.name)
     folder = kept.folder
     console = console or Console(file=sys.stdout)
+    # What is told in a moment comes before what reads rows or asks a hub.
+    load_metrics(spec.finals.metrics)
+    tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
+    check_access(tracking_uri, EXPERIMENT, spec.register.name if spec.register else None)
     spec = spec.with_saved_rows(folder / DATA_FOLDER)
     spec, pins = settle_pins(spec, read_history(kept.location).pins)
     spec = with_fetched_configs(spec)
     data = inspect_inputs(spec)
     for line in data.lines:
         console.print(Text(line), soft_wrap=True)
-    load_metrics(spec.finals.metrics)
-    tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
-    check_access(tracking_uri, EXPERIMENT, spec.register.name if spec.register else None)
     with (
         library_chatter_to(folder / LOG_FILE),
         kept.open_log() as log,
