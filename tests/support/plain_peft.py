@@ -15,8 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from trainables.base import LoadedBase, load_base
 from trainables.data import collate, load_splits
-from trainables.engine import Engine
 from trainables.epochs import batch_rows
+from trainables.engine import Engine
 from trainables.kernels import dropout_seed, layer_shape
 from trainables.lora import initial_weights, linear_layers
 from trainables.spec import OptimSpec, TrialSpec
