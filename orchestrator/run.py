@@ -62,7 +62,7 @@ from orchestrator.search.schedule import build_scheduler, replay_history
 from orchestrator.search.searcher import OptunaSearcher
 from orchestrator.search.startpoints import choose_start_points
 from orchestrator.spec.complaint import require
-from orchestrator.spec.data_report import inspect_inputs, with_fetched_configs
+from orchestrator.spec.data_report import inspect_inputs, read_local_rows, with_fetched_configs
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.supervision import SteeringWithWishes, Supervisor
 from orchestrator.tuning import Stage
@@ -132,9 +132,10 @@ def run_sweep(
     tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
     check_access(tracking_uri, EXPERIMENT, spec.register.name if spec.register else None)
     spec = spec.with_saved_rows(folder / DATA_FOLDER)
+    rows = read_local_rows(spec)
     spec, pins = settle_pins(spec, read_history(kept.location).pins)
     spec = with_fetched_configs(spec)
-    data = inspect_inputs(spec)
+    data = inspect_inputs(spec, rows)
     for line in data.lines:
         console.print(Text(line), soft_wrap=True)
     with (

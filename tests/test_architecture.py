@@ -46,7 +46,6 @@ COVERED_BY = {
     "trainables.packing.pack": "tests/trainables/packing/test_batches.py",
     "trainables.training.probe": "tests/trainables/training/test_equality.py",
     "trainables.packing.rope": "tests/trainables/training/test_equality.py",
-    "trainables.hosts.bench": "tests/trainables/hosts/test_host.py",
     "trainables.files.arranging": "tests/trainables/files/test_layouts.py",
     "trainables.files.bad_rows": "tests/trainables/rows/test_splits.py",
     "trainables.claims": "tests/trainables/test_spec.py",

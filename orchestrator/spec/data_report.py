@@ -12,11 +12,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from orchestrator.errors import SweepSpecError
 from orchestrator.spec.distributions import Choice
+from orchestrator.spec.inputs import SPLITS
 from orchestrator.spec.sweep import SweepSpec
 from trainables.base.base_summary import BaseSummary, inspect_base
 from trainables.base.shape import config_path
+from trainables.files.sources import is_local
 from trainables.rows.inspection import inspect_data
-from trainables.rows.splits import read_raw_splits
+from trainables.rows.splits import RawSplits, read_raw_splits
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +50,25 @@ def with_fetched_configs(spec: SweepSpec) -> SweepSpec:
     return dataclasses.replace(spec)
 
 
-def inspect_inputs(spec: SweepSpec) -> DataReport:
-    """Look at the bases of a sweep, then read, check, part and measure its rows.
+def read_local_rows(spec: SweepSpec) -> RawSplits | None:
+    """The rows of a sweep whose data lies on this machine; `None` when a hub holds some.
+
+    Raises:
+        DataError: A source or row cannot be used.
+    """
+    sources = [getattr(spec.data, name) for name in SPLITS]
+    is_here = all(not isinstance(one, str) or is_local(one) for one in sources if one is not None)
+    return read_raw_splits(spec.data) if is_here else None
+
+
+def inspect_inputs(spec: SweepSpec, raw: RawSplits | None = None) -> DataReport:
+    """Look at the bases of a sweep, then check, part and measure its rows.
 
     No weights are loaded.
+
+    Args:
+        spec: The sweep.
+        raw: Its rows; read when not given.
 
     Raises:
         SweepSpecError: No base has a layer that `lora.targets` names.
@@ -61,7 +78,7 @@ def inspect_inputs(spec: SweepSpec) -> DataReport:
     bases = {base.model: inspect_base(base) for base in spec.bases}
     said_of_bases = [line for base in bases.values() for line in base.lines()]
     said_of_targets = list(_check_targets(spec, list(bases.values())))
-    rows = _inspect_rows(spec)
+    rows = _inspect_rows(spec, raw or read_raw_splits(spec.data))
     return DataReport(
         lines=(*said_of_bases, *said_of_targets, *rows.lines),
         facts={model: {**facts, **bases[model].to_dict()} for model, facts in rows.facts.items()},
@@ -81,8 +98,7 @@ def _check_targets(spec: SweepSpec, bases: Sequence[BaseSummary]) -> Iterator[st
             yield f"With {model}: {why} Trials of this base with those targets will fail."
 
 
-def _inspect_rows(spec: SweepSpec) -> DataReport:
-    raw = read_raw_splits(spec.data)
+def _inspect_rows(spec: SweepSpec, raw: RawSplits) -> DataReport:
     found = {
         base.model: inspect_data(base, spec.data, raw, spec.eval.max_rows) for base in spec.bases
     }
