@@ -90,8 +90,8 @@ def plain_ray_errors() -> Iterator[None]:
             raise _no_entry(address, said) from error
         raise ClusterError(
             f"Ray cannot be started here ({said}); allowed: a machine with free memory and a "
-            "writable folder for temporary files. Free what is short, or name a running Ray in "
-            "RAY_ADDRESS."
+            "writable folder for temporary files. Free what is short, run the same command again "
+            "when the machine is less busy, or name a running Ray in RAY_ADDRESS."
         ) from error
 
 

@@ -147,17 +147,18 @@ FILL = """
 import resource, sys
 from pathlib import Path
 from orchestrator.errors import SweepStorageError
+from orchestrator.journal.events import PhaseEnded
 from orchestrator.journal.log import EventLog
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 with EventLog(Path(sys.argv[1])) as log:
     for number in range(100):
         try:
-            log.append("phase", name=f"{number}", seconds=1.0)
+            log.append(PhaseEnded(name=f"{number}", seconds=1.0))
         except SweepStorageError as error:
             sys.stdout.write(f"{number} {error}")
             break
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    log.append("phase", name="later", seconds=1.0)
+    log.append(PhaseEnded(name="later", seconds=1.0))
 """
 
 
@@ -169,7 +170,7 @@ def test_a_full_disk_is_told_in_one_sentence_and_loses_nothing(tmp_path: Path) -
     written, said = done.stdout.split(" ", 1)
     assert said.startswith(f"{log}: no space is left; allowed: ")
     assert "run the same command again" in said
-    kept = [event.fields["name"] for event in read_events(log)]
+    kept = [getattr(entry.event, "name", None) for entry in read_events(log)]
     assert kept == [*map(str, range(int(written))), "later"]
 
 

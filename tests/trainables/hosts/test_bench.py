@@ -17,7 +17,7 @@ def fail(error):
 def test_an_error_without_text_names_its_place():
     failure = fail(AssertionError())
     assert isinstance(failure, Failure)
-    assert failure.reason.startswith("AssertionError in work (trainables/test_bench.py, line ")
+    assert failure.reason.startswith("AssertionError in work (hosts/test_bench.py, line ")
 
 
 def test_an_error_of_a_library_is_told_with_its_class_and_its_traceback():
