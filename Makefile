@@ -46,7 +46,7 @@ test-slow: $(STAMP)
 
 test-gpu:
 	$(PYTHON) -m pytest -m 'not ray and not slow' -p no:cacheprovider \
-	  tests/trainables/training/test_engine.py tests/trainables/base/test_loading.py tests/trainables/training/test_bundle.py
+	  tests/trainables/test_engine.py tests/trainables/base/test_loading.py tests/trainables/training/test_bundle.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -37,7 +37,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from orchestrator.search.schedule import build_scheduler
 from orchestrator.search.searcher import OptunaSearcher
 from orchestrator.spec.sweep import SweepSpec, build_trial, parse_sweep
-from trainables.training.engine import Engine, build_engine
+from trainables.engine import Engine, build_engine
 
 WITHIN = 0.01
 SEATS = 4

@@ -1,4 +1,4 @@
-"""Train one adapter on one base: the flat version of `trainables/training/engine.py`.
+"""Train one adapter on one base: the flat version of `trainables/engine.py`.
 
 The engine trains many adapters at once, and measures, saves and moves each of them. This page
 trains one adapter from the first step to the last with plain calls. For the same spec, both write

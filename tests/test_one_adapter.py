@@ -11,8 +11,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from trainables.engine import build_engine
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
-from trainables.training.engine import build_engine
 
 PAGE = Path(__file__).parents[1] / "docs" / "one_adapter.py"
 FILES = ("adapter_config.json", "adapter_model.safetensors")

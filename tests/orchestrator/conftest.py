@@ -22,8 +22,8 @@ from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from tests.support.events import event
 from trainables.base.loading import load_base
+from trainables.engine import Engine
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
-from trainables.training.engine import Engine
 
 
 @pytest.fixture(scope="session")

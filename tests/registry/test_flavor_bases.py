@@ -13,11 +13,11 @@ import torch
 import registry
 from tests.conftest import build_byte_tokenizer
 from tests.support.bases import DENSE, save_base, save_quantized
+from trainables.engine import build_engine
 from trainables.errors import SpecError
 from trainables.evaluation.generation import Ending, complete, end_tokens
 from trainables.evaluation.serving import forms_of, load_served
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
-from trainables.training.engine import build_engine
 
 IDS = torch.arange(40, 53)[None]
 

@@ -46,10 +46,13 @@ class Architecture:
     Attributes:
         model_type: Its name in transformers.
         config: Settings of its config.
+        has_outliers: A few activations are far larger than the others, as in trained models
+            (arXiv:2208.07339, section 3).
     """
 
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
+    has_outliers: bool = False
 
 
 def _like_llama(model_type: str, **config: Any) -> Architecture:
@@ -77,6 +80,7 @@ def dynamic_rope(positions: int) -> Architecture:
 
 DENSE = {
     "llama": _like_llama("llama", tie_word_embeddings=True),
+    "llama, outliers": Architecture(model_type="llama", config=_COMMON, has_outliers=True),
     "llama, biases, untied head": _like_llama(
         "llama", tie_word_embeddings=False, attention_bias=True, mlp_bias=True
     ),
@@ -269,4 +273,6 @@ def _random_model(architecture: Architecture) -> Any:
             torch.nn.init.normal_(parameter, std=0.2)
         elif "norm" in name or "ln_" in name:
             torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
+            if architecture.has_outliers:
+                parameter.data[::16] *= 20
     return model

@@ -15,12 +15,12 @@ from transformers.pytorch_utils import Conv1D
 
 from trainables.base.layers import linear_layers
 from trainables.base.loading import LoadedBase, load_base
+from trainables.engine import Engine
 from trainables.packing.kernels import dropout_seed, layer_shape
 from trainables.packing.lora import initial_weights
 from trainables.rows.data import collate, load_splits
 from trainables.rows.epochs import batch_rows
 from trainables.spec import OptimSpec, TrialSpec
-from trainables.training.engine import Engine
 
 
 def peft_model(spec: TrialSpec, base: LoadedBase, key: Sequence[int]) -> Any:

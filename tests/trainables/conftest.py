@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from trainables.engine import Engine, build_engine
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
-from trainables.training.engine import Engine, build_engine
 
 
 @dataclass(frozen=True)

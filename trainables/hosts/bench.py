@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Stepped(Protocol):
-    """Result of one optimizer step for a seat; see `trainables.training.engine.StepResult`."""
+    """Result of one optimizer step for a seat; see `trainables.engine.StepResult`."""
 
     @property
     def step(self) -> int:
@@ -36,7 +36,7 @@ class Stepped(Protocol):
 
 
 class SeatEngine(Protocol):
-    """The part of `trainables.training.engine.Engine` that a host drives."""
+    """The part of `trainables.engine.Engine` that a host drives."""
 
     def join(self, seat: str, spec: TrialSpec, state: Any = None, passes: int = 1) -> None:
         """Take a seat, fresh or from a state; each micro-batch is split into `passes`."""

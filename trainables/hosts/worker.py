@@ -14,11 +14,11 @@ import transformers
 from ray.actor import ActorHandle
 
 from trainables.base.loading import require_gpu
+from trainables.engine import build_engine
 from trainables.hosts.bench import Bench, Failure, attempt
 from trainables.hosts.host import HostLoop
 from trainables.hosts.orders import HostReport, Orders
 from trainables.spec import BaseSpec
-from trainables.training.engine import build_engine
 from trainables.training.memory import peak_memory_gib
 from trainables.training.state import load_state, save_state
 

@@ -221,7 +221,7 @@ def test_importing_the_training_core_needs_no_ray_mlflow_or_optuna():
     code = (
         "import sys\n"
         "for name in ('ray', 'mlflow', 'optuna', 'pydantic'): sys.modules[name] = None\n"
-        "import trainables.training.engine, trainables.training.bundle, trainables.rows.data\n"
+        "import trainables.engine, trainables.training.bundle, trainables.rows.data\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from registry.integrity import read_bundle
 from trainables.base.loading import load_base
+from trainables.engine import build_engine
 from trainables.errors import BundleError, SpecError
 from trainables.evaluation.shrink import choose_smallest, energy, shrink_bundle
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
 from trainables.training.bundle import read_manifest, write_files
-from trainables.training.engine import build_engine
 
 KINDS = {
     "plain": {},

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from trainables.base.loading import load_base
+from trainables.engine import Engine
 from trainables.hosts.bench import Bench
 from trainables.hosts.host import HostLoop
 from trainables.hosts.orders import Orders, SeatOrder, SeatRequest
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
-from trainables.training.engine import Engine
 from trainables.training.state import load_state, save_state
 
 STEPS = 6

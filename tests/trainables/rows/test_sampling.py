@@ -3,9 +3,9 @@
 import pytest
 
 from trainables.data_spec import DataSpec
+from trainables.engine import _rows_of
 from trainables.rows.data import load_splits
 from trainables.rows.sampling import sample
-from trainables.training.engine import _rows_of
 
 
 def test_sample_is_spread_over_rows_that_are_sorted():

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from trainables.base.loading import load_base
+from trainables.engine import Engine, build_engine
 from trainables.errors import BundleError
 from trainables.rows.data import load_splits
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
 from trainables.training.bundle import read_manifest
-from trainables.training.engine import Engine, build_engine
 
 
 @pytest.fixture

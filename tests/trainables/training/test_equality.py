@@ -24,17 +24,24 @@ from tests.support.bases import (
 )
 from tests.support.gguf_base import save_gguf_base
 from tests.support.plain_peft import adapter_of, largest_difference, train_with_peft
+from trainables.engine import Engine, build_engine
 from trainables.errors import BaseModelError, SpecError
 from trainables.evaluation.serving import load_served
 from trainables.rows.data import EncodedRow
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
-from trainables.training.engine import Engine, build_engine
 
 STEPS = 3
 
 FORMS = ("none", "nf4", "fp4", "int8")
 
-THOROUGH = ("llama", "phi, LayerNorm", "gpt2, Conv1D", "gemma 3, windows, q/k norm", "opt")
+THOROUGH = (
+    "llama",
+    "llama, outliers",
+    "phi, LayerNorm",
+    "gpt2, Conv1D",
+    "gemma 3, windows, q/k norm",
+    "opt",
+)
 """Kinds of norm, of head and of linear layer: these meet every form and type."""
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from trainables.base.loading import load_base
+from trainables.engine import build_engine
 from trainables.errors import SpecError
 from trainables.rows.data import EncodedRow, load_splits
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
-from trainables.training.engine import build_engine
 from trainables.training.eva import first_rows, input_directions
 
 LAYER = "model.layers.1.mlp.down_proj"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainables.engine import build_engine
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
-from trainables.training.engine import build_engine
 from trainables.training.state import load_state, save_state
 
 

@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.support.plain_peft import adapter_of, largest_difference, train_with_peft
 from trainables.base.loading import load_base
+from trainables.engine import build_engine
 from trainables.errors import SpecError
 from trainables.packing.lora import initial_weights
 from trainables.rows.data import load_splits
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
-from trainables.training.engine import build_engine
 from trainables.training.optim import learning_rate_at
 from trainables.training.state import load_state, save_state
 
