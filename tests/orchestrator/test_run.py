@@ -239,7 +239,16 @@ def test_the_report_is_on_disk(swept):
 def test_the_terminal_has_the_products_own_lines_only(swept):
     lines = swept.said.splitlines()
     assert any("trial 0  completed" in line for line in lines)
-    assert all(line.startswith("[") for line in lines), swept.said
+    # What is known of the rows, then what happens, each line with its time.
+    begun = next(number for number, line in enumerate(lines) if line.startswith("["))
+    assert {line.split()[0] for line in lines[:begun]} <= {
+        "Rows",
+        "Rows:",
+        "Answers",
+        "Answers:",
+        "With",
+    }
+    assert all(line.startswith("[") for line in lines[begun:]), swept.said
 
 
 @pytest.fixture(scope="module")
@@ -363,19 +372,21 @@ def test_a_bad_row_is_found_before_anything_starts(tiny_base, tiny_data, tmp_pat
 
 
 def test_a_base_that_cannot_be_loaded_fails_the_sweep_with_its_reason(
-    local_ray, tiny_data, tmp_path
+    local_ray, tiny_base, tiny_data, tmp_path
 ):
-    broken = tmp_path / "broken.gguf"
-    broken.write_text("no model")
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_base, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
     values = sweep_of(broken, tiny_data, space={}, budget={"trials": 1})
     storage = tmp_path / "runs" / "tiny"
-    with pytest.raises(SweepFailedError, match=r"broken\.gguf") as failure:
+    with pytest.raises(SweepFailedError, match=r"broken cannot be loaded") as failure:
         run_quietly(parse_sweep(values, tmp_path), storage)
     assert str(storage / "lorchestra.log") in str(failure.value)
     (sweep,) = tracked(storage).sweeps
     assert sweep.info.status == "FAILED"
     assert tracked(storage).trials[0].info.status == "FAILED"
-    assert "broken.gguf" in tracked(storage).trials[0].data.tags["lorchestra.reason"]
+    assert "broken cannot be loaded" in tracked(storage).trials[0].data.tags["lorchestra.reason"]
 
 
 # ------------------------------------------------------------------------------ interrupted
