@@ -1,5 +1,7 @@
 """Which runs the finals want, in which order, and what a resume still owes."""
 
+from functools import partial
+
 import pytest
 from ray.tune.search import Searcher
 
@@ -11,24 +13,11 @@ from orchestrator.finals.repeats import (
 )
 from orchestrator.journal.history import SweepHistory
 from orchestrator.spec.finals_sections import FinalsSpec
-from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from tests.support.events import entry
+from tests.support.sweeps import build_finals_sweep
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
-
-def build_spec(**changes):
-    values = {
-        "name": "tiny",
-        "base": BaseSpec(model="owner/name"),
-        "data": DataSpec(train="owner/rows"),
-        "optim": OptimSpec(steps=20),
-        "eval": EvalSpec(every=10),
-        "budget": BudgetSpec(trials=9),
-        "space": {"lora.rank": {"choice": [2, 4, 8, 16]}},
-        "finals": FinalsSpec(top=2, seeds=2),
-        "seed": 7,
-    }
-    return SweepSpec(**(values | changes))
+build_spec = partial(build_finals_sweep, seed=7)
 
 
 def trial_spec(rank, seed=7):

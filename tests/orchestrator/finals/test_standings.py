@@ -9,23 +9,8 @@ from orchestrator.finals.standings import compare_first_two, finalists, rank_fin
 from orchestrator.journal.history import SweepHistory
 from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
 from orchestrator.spec.sections import ObjectiveSpec
-from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from tests.support.events import entry
-from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
-
-
-def build_spec(**changes):
-    values = {
-        "name": "tiny",
-        "base": BaseSpec(model="owner/name"),
-        "data": DataSpec(train="owner/rows"),
-        "optim": OptimSpec(steps=20),
-        "eval": EvalSpec(every=10),
-        "budget": BudgetSpec(trials=9),
-        "space": {"lora.rank": {"choice": [2, 4, 8, 16]}},
-        "finals": FinalsSpec(top=2, seeds=2),
-    }
-    return SweepSpec(**(values | changes))
+from tests.support.sweeps import build_finals_sweep as build_spec
 
 
 class Finals:
@@ -169,12 +154,18 @@ def test_one_finalist_is_compared_with_nobody():
 
 def test_single_runs_are_not_chosen_among_by_test_rows_though_repeats_were_wanted():
     finals = Finals().run(0, 0.1, 0.5).run(1, 0.2, 0.3)
-    assert [one.trial.number for one in rank_finalists(build_spec(), finals.history)] == [0, 1]
+    assert [one.trial.number for one in rank_finalists(build_spec(), finals.history)] == [
+        0,
+        1,
+    ]
 
 
 def test_one_that_was_not_repeated_stands_behind_those_that_were():
     finals = Finals().run(0, 0.1, 0.1).run(1, 0.2, 0.6).run(2, 0.2, 0.7, repeat_of=1)
-    assert [one.trial.number for one in rank_finalists(build_spec(), finals.history)] == [1, 0]
+    assert [one.trial.number for one in rank_finalists(build_spec(), finals.history)] == [
+        1,
+        0,
+    ]
 
 
 def test_a_repeat_beyond_a_constraint_stands_for_nobody():

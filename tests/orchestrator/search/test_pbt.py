@@ -9,20 +9,10 @@ from orchestrator.search.pbt import Heir, Pbt, explore
 from orchestrator.spec.population import changeable_knobs, population
 from orchestrator.spec.sections import ScheduleSpec
 from orchestrator.spec.space import SearchSpace
-from orchestrator.spec.sweep import BudgetSpec, SweepSpec
+from tests.support.sweeps import POPULATION_SPACE
+from tests.support.sweeps import build_population_sweep as build_sweep
 from trainables.contract import Mode
-from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
 
-SPACE = {
-    "base.quantization": {"choice": ["nf4", "fp4"]},
-    "lora.rank": {"choice": [4, 8]},
-    "lora.dropout": {"uniform": [0.0, 0.1]},
-    "optim.learning_rate": {"log_uniform": [1e-4, 1e-2]},
-    "optim.warmup_steps": {"int": [0, 40]},
-    "optim.schedule": {"choice": ["constant", "linear", "cosine"]},
-    "optim.batch_size": {"choice": [4, 8]},
-    "optim.beta1": {"choice": [0.9]},
-}
 KNOBS = {
     "base.quantization": "nf4",
     "lora.rank": 8,
@@ -34,20 +24,6 @@ KNOBS = {
     "optim.beta1": 0.9,
 }
 CHANGEABLE = ["lora.dropout", "optim.learning_rate", "optim.warmup_steps", "optim.schedule"]
-
-
-def build_sweep(space: Any = SPACE, trials: int = 16, **changes: Any) -> SweepSpec:
-    fields = {
-        "name": "tiny",
-        "base": BaseSpec(model="owner/name"),
-        "data": DataSpec(train="owner/rows"),
-        "optim": OptimSpec(steps=80),
-        "eval": EvalSpec(every=10),
-        "budget": BudgetSpec(trials=trials),
-        "schedule": ScheduleSpec(algorithm="pbt"),
-        "space": space,
-    }
-    return SweepSpec(**{**fields, **changes})
 
 
 def space_of(written: Any) -> SearchSpace:
@@ -170,7 +146,7 @@ def test_the_population_is_what_is_written_or_what_the_budget_allows(
 
 
 def test_only_knobs_change_that_a_checkpoint_does_not_depend_on() -> None:
-    space = space_of(SPACE)
+    space = space_of(POPULATION_SPACE)
     assert changeable_knobs(space) == CHANGEABLE
     for seed in range(50):
         changed = explore(space, KNOBS, seed)
@@ -179,7 +155,7 @@ def test_only_knobs_change_that_a_checkpoint_does_not_depend_on() -> None:
 
 
 def test_a_copy_differs_and_is_the_same_for_the_same_seed() -> None:
-    space = space_of(SPACE)
+    space = space_of(POPULATION_SPACE)
     for seed in range(50):
         changed = explore(space, KNOBS, seed)
         assert changed != KNOBS
@@ -241,7 +217,7 @@ def test_a_dropout_of_zero_can_grow_again() -> None:
 
 
 def test_knobs_that_the_parent_does_not_have_stay_out() -> None:
-    space = space_of(SPACE)
+    space = space_of(POPULATION_SPACE)
     parent = {"optim.learning_rate": 1e-3}
     assert explore(space, parent, 0).keys() == parent.keys()
 

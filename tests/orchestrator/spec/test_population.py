@@ -9,33 +9,8 @@ from orchestrator.errors import SweepSpecError
 from orchestrator.spec.population import changeable_knobs
 from orchestrator.spec.sections import ScheduleSpec
 from orchestrator.spec.space import SearchSpace
-from orchestrator.spec.sweep import BudgetSpec, SweepSpec
-from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
-
-SPACE = {
-    "base.quantization": {"choice": ["nf4", "fp4"]},
-    "lora.rank": {"choice": [4, 8]},
-    "lora.dropout": {"uniform": [0.0, 0.1]},
-    "optim.learning_rate": {"log_uniform": [1e-4, 1e-2]},
-    "optim.warmup_steps": {"int": [0, 40]},
-    "optim.schedule": {"choice": ["constant", "linear", "cosine"]},
-    "optim.batch_size": {"choice": [4, 8]},
-    "optim.beta1": {"choice": [0.9]},
-}
-
-
-def build_sweep(space: Any = SPACE, trials: int = 16, **changes: Any) -> SweepSpec:
-    fields = {
-        "name": "tiny",
-        "base": BaseSpec(model="owner/name"),
-        "data": DataSpec(train="owner/rows"),
-        "optim": OptimSpec(steps=80),
-        "eval": EvalSpec(every=10),
-        "budget": BudgetSpec(trials=trials),
-        "schedule": ScheduleSpec(algorithm="pbt"),
-        "space": space,
-    }
-    return SweepSpec(**{**fields, **changes})
+from tests.support.sweeps import build_population_sweep as build_sweep
+from trainables.spec import EvalSpec, OptimSpec
 
 
 def space_of(written: Any) -> SearchSpace:
