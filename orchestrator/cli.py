@@ -126,7 +126,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
     console = Console(file=sys.stdout)
-    _interrupt_on(signal.SIGTERM, signal.SIGHUP)
+    arrived = _interrupt_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
         # Importing Ray, MLflow and Optuna takes seconds: after the first line, and interruptible.
         console.print(
@@ -135,6 +135,8 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
         from orchestrator.report.summary import render_summary
         from orchestrator.run import run_sweep
 
+        if arrived:  # some library's `except` took the interrupt for an import that failed
+            raise KeyboardInterrupt
         report = run_sweep(spec, storage, console=console)
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -241,15 +243,22 @@ def _ui(options: argparse.Namespace) -> int:
         return 0
 
 
-def _interrupt_on(*numbers: signal.Signals) -> None:
-    """Have signals do what Ctrl-C does; one that is ignored, as below nohup, stays ignored."""
+def _interrupt_on(*numbers: signal.Signals) -> list[int]:
+    """Have signals raise `KeyboardInterrupt`; an ignored one, as below nohup, stays ignored.
+
+    Returns:
+        The signals that arrive, as they do.
+    """
+    arrived: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+        raise KeyboardInterrupt
+
     for number in numbers:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+            signal.signal(number, interrupt)
+    return arrived
 
 
 def _complain(error: Exception, code: int) -> int:

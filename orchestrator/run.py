@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.text import Text
 
 from orchestrator.adapters.registering import Registration
+from orchestrator.checkpoints import remove_unneeded
 from orchestrator.errors import SweepError, SweepFailedError
 from orchestrator.finals.forms import evaluate_forms
 from orchestrator.finals.held_out import evaluate_finalists
@@ -131,9 +133,13 @@ def run_sweep(
     load_metrics(spec.finals.metrics)
     tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
     check_access(tracking_uri, EXPERIMENT, spec.register.name if spec.register else None)
+    known = read_history(kept.location)
+    is_ray_checked = known.status != Outcome.COMPLETED and not ray.is_initialized()
+    if is_ray_checked:
+        check_ray()
     spec = spec.with_saved_rows(folder / DATA_FOLDER)
     rows = read_local_rows(spec)
-    spec, pins = settle_pins(spec, read_history(kept.location).pins)
+    spec, pins = settle_pins(spec, known.pins)
     spec = with_fetched_configs(spec)
     data = inspect_inputs(spec, rows)
     for line in data.lines:
@@ -162,7 +168,7 @@ def run_sweep(
             spec=spec, storage=kept, tracking_uri=tracking_uri, record=record, display=display
         )
         progress = sweep.progress
-        if not (progress.is_over() or ray.is_initialized()):
+        if not (is_ray_checked or progress.is_over() or ray.is_initialized()):
             check_ray()
         progress.start_or_resume()
         progress.keep_inputs(pins, data)
@@ -212,7 +218,14 @@ def _train(sweep: _Sweep) -> bool:
             budget = _open_budget(sweep, placement, pool)
             wishes = Wishes()
             stack.enter_context(
-                Supervisor(sweep.record, sweep.storage, wishes, broker, pool.usage)
+                Supervisor(
+                    sweep.record,
+                    sweep.storage,
+                    wishes,
+                    broker,
+                    pool.usage,
+                    partial(remove_unneeded, sweep.spec, sweep.record, sweep.storage),
+                )
             )
         stage = Stage(
             record=sweep.record,

@@ -1,4 +1,4 @@
-"""Beside a running sweep: hears the user's requests, writes down what hosts use."""
+"""Beside a running sweep: hears the user's requests, records what hosts use, frees the disk."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ POLL_S, REMOTE_POLL_S = 0.5, 5.0
 """Between two looks for requests, in a folder and in a bucket."""
 
 USAGE_EVERY_S = 30.0
+"""Between two records of usage, and between two removals of checkpoints."""
 
 LOOK_EVERY_S = 0.25
 """Between two looks at the budget: Ray Tune asks many times a second."""
@@ -47,6 +48,7 @@ class Supervisor:
         wishes: Where requests are put.
         broker: Told to let go of a trial that the user stops.
         usage: What hosts of this session have used so far.
+        free_disk: Removes what the storage can do without; called as often as usage is recorded.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class Supervisor:
         wishes: Wishes,
         broker: ActorHandle,
         usage: Callable[[], Usage],
+        free_disk: Callable[[], object] = lambda: None,
     ) -> None:
+        self._free = free_disk
         self._record, self._storage, self._wishes = record, storage, wishes
         self._broker, self._usage = broker, usage
         self._closing = threading.Event()
@@ -75,6 +79,7 @@ class Supervisor:
         self._closing.set()
         self._thread.join(timeout=5.0)
         self.write_usage()
+        self._free_disk()
 
     def write_usage(self) -> None:
         """Put what hosts have used so far on record."""
@@ -92,6 +97,13 @@ class Supervisor:
                     self.write_usage()
                 except SweepStorageError as error:  # the next one holds it, too
                     logger.warning("usage was not recorded: %s", error)
+                self._free_disk()
+
+    def _free_disk(self) -> None:
+        try:
+            self._free()
+        except SweepStorageError as error:
+            logger.warning("checkpoints were not removed: %s", error)
 
     def _hear(self) -> None:
         try:

@@ -33,15 +33,22 @@ def settle_pins(spec: SweepSpec, known: Mapping[str, str]) -> tuple[SweepSpec, d
         if isinstance(source := getattr(spec.data, split), str)
         and (commit := pins.get(_dataset_key(spec.data, source)))
     }
-    base = pins.get(_base_key(spec.base))
+    # Of several bases, each trial's is pinned when the trial is built.
+    is_varied = "base.model" in spec.search_space.knobs
     return (
         dataclasses.replace(
             spec,
             data=dataclasses.replace(spec.data, **data) if data else spec.data,
-            base=dataclasses.replace(spec.base, revision=base) if base else spec.base,
+            base=spec.base if is_varied else pinned_base(spec.base, pins),
         ),
         pins,
     )
+
+
+def pinned_base(base: BaseSpec, pins: Mapping[str, str]) -> BaseSpec:
+    """The base at its commit in `pins`; as it is if the base has none there."""
+    commit = pins.get(_base_key(base))
+    return base if commit is None else dataclasses.replace(base, revision=commit)
 
 
 def _wanted(spec: SweepSpec, known: Mapping[str, str]) -> dict[str, str | None]:
@@ -53,12 +60,12 @@ def _wanted(spec: SweepSpec, known: Mapping[str, str]) -> dict[str, str | None]:
             key = _dataset_key(spec.data, source)
             if not is_commit(revision):
                 found[key] = known.get(key) or dataset_commit(_name_of(source), revision)
-    base = spec.base
-    # A revision that a search varies is written out by whoever varies it.
-    is_varied = bool({"base.model", "base.revision"} & spec.search_space.knobs.keys())
-    if _is_hub_model(base.model) and not is_commit(base.revision) and not is_varied:
-        key = _base_key(base)
-        found[key] = known.get(key) or model_commit(base.model, base.revision)
+    if "base.revision" in spec.search_space.knobs:  # the user writes each one out
+        return found
+    for base in spec.bases:
+        if _is_hub_model(base.model) and not is_commit(base.revision):
+            key = _base_key(base)
+            found[key] = known.get(key) or model_commit(base.model, base.revision)
     return found
 
 

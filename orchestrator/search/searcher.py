@@ -8,6 +8,7 @@ its event log goes on exactly as it would have.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import logging
@@ -24,6 +25,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.pins import pinned_base
 from orchestrator.outcome import TRAITS, TrialOutcome, settle_end
 from orchestrator.search.pbt import Heir, explore
 from orchestrator.search.samplers import LEARNERS, SamplerRequest
@@ -193,6 +195,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._spec = spec
         self._constants = dict(constants or {})
         self._observations = observe(history, spec.objective)
+        self._pins = history.pins
         self._repeats = history.trials.keys() - self._observations.keys()
         self._unfinished = deque(
             record.number for record in history.unfinished() if record.repeat_of is None
@@ -306,6 +309,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         seen = self._observations[number]
         knobs = dict(seen.knobs)
         trial = build_trial(self._spec, knobs)
+        trial = dataclasses.replace(trial, base=pinned_base(trial.base, self._pins))
         inherited = {} if seen.parent is None else {"parent": dict(seen.parent)}
         return {
             **self._constants,

@@ -298,6 +298,8 @@ class HostsSpec:
             three to tell a trial that kills its host from the neighbours that only die with it.
         max_crashes: Times a host may die while it trains one trial alone before that trial fails;
             until then it goes on from its checkpoint.
+        checkpoints: `needed` removes a trial's checkpoint once neither the finals nor a larger
+            budget can use it, while the sweep runs; `all` keeps every one. Adapters stay.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -306,6 +308,7 @@ class HostsSpec:
     fresh: bool = False
     max_failures: int = 5
     max_crashes: int = 2
+    checkpoints: Literal["needed", "all"] = "needed"
 
     def __post_init__(self) -> None:
         require(

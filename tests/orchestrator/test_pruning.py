@@ -11,7 +11,6 @@ from orchestrator import run_sweep
 from orchestrator.errors import SweepInUseError, SweepSpecError, SweepStorageError
 from orchestrator.finals.standings import finalists
 from orchestrator.journal.history import SweepHistory
-from orchestrator.journal.lease import Lease
 from orchestrator.journal.log import read_events
 from orchestrator.journal.paths import bundle_folder, state_folder
 from orchestrator.journal.recording import SweepRecord
@@ -24,109 +23,23 @@ from orchestrator.spec.sweep import (
     FinalsSpec,
     RegisterSpec,
     ScheduleSpec,
-    SweepSpec,
     parse_sweep,
 )
+from tests.support.ended import BUNDLE, ENDED_SPEC, STATE, EndedSweep
 from tests.support.events import event
-from trainables.hosts.progress import save_progress
-from trainables.hosts.storage import file_sizes, put_folder
-from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
-
-SPEC = SweepSpec(
-    name="tiny",
-    base=BaseSpec(model="owner/name"),
-    data=DataSpec(train="owner/rows", test_fraction=0.0),
-    optim=OptimSpec(steps=20),
-    eval=EvalSpec(every=10),
-    budget=BudgetSpec(trials=8),
-    space={"optim.learning_rate": {"log_uniform": [1e-4, 1e-2]}},
-    finals=FinalsSpec(top=1, seeds=0, forms=()),
-)
-LOSSES = {0: 4.0, 1: 1.0, 2: 3.0, 3: 2.0}
-STATE, BUNDLE = 300, 100
-"""Bytes of what each trial leaves."""
-
-
-class Scene:
-    """A sweep that is over: four trials completed, one of them a finalist."""
-
-    def __init__(self, location, spec=SPEC):
-        self.spec, self.storage = spec, SweepStorage(location)
-        self.log = self.open_log()
-        self.record = SweepRecord(self.log, SweepHistory(), lambda history: None)
-        self.progress = SweepProgress(spec=spec, storage=self.storage, record=self.record)
-        self.progress.start_or_resume()
-        for number, loss in LOSSES.items():
-            self.trial(number, "completed", loss)
-
-    def open_log(self):
-        return self.storage.open_log(Lease(self.storage.location, settle_s=0.0))
-
-    def trial(self, number, outcome, loss, step=20, reason="", **more):
-        spec = TrialSpec(base=SPEC.base, optim=SPEC.optim, data=SPEC.data, eval=SPEC.eval)
-        self.record.add(
-            event("trial_started", trial=number, knobs={}, spec=spec.to_dict(), **more)
-        )
-        self.record.add(event("report", trial=number, step=step, metrics={"eval_loss": loss}))
-        self.leave(number, step)
-        if outcome:
-            end = {"outcome": outcome, "reason": reason, "step": step}
-            bundle = bundle_folder(number) if outcome != "diverged" else None
-            self.record.add(event("trial_ended", trial=number, bundle=bundle, **end))
-
-    def leave(self, number, step=20, part=""):
-        """Put a state and a bundle into the storage."""
-        folder = self.storage.folder / f"made-{number}{part}"
-        folder.mkdir(parents=True)
-        (folder / "manifest.json").write_bytes(b"b" * BUNDLE)
-        put_folder(folder, self.storage.bundle_location(number) + part)
-        report = {"step": float(step)}
-        size = STATE - len('[{"step": 20.0}]')
-        save_progress(
-            self.storage.state_location(number),
-            step,
-            [report],
-            lambda into: (into / "state.json").write_bytes(b"s" * size),
-        )
-
-    def end(self, status="completed"):
-        for stage in ("search", "repeats"):
-            self.progress.end(stage, "")
-        self.record.add(event("sweep_ended", status=status, reason=""))
-        self.log.close()
-        return self
-
-    def plan(self, keep=0, bundles=False, spec=None):
-        history = read_history(self.storage.location)
-        return plan_pruning(self.storage, history, spec or self.spec, keep=keep, bundles=bundles)
-
-    def prune(self, plan):
-        prune(plan, self.storage, self.spec, lease=Lease(self.storage.location, settle_s=0.0))
-
-    def again(self, spec=None):
-        """Open the sweep as a driver does that runs it again; gives its progress."""
-        with self.open_log() as log:
-            record = SweepRecord(log, SweepHistory.read(log.path), lambda history: None)
-            progress = SweepProgress(spec=spec or self.spec, storage=self.storage, record=record)
-            progress.start_or_resume()
-        return progress
-
-    def files(self):
-        """`(trial, what)` of all that lies in the storage."""
-        names = file_sizes(f"{self.storage.location}/trials")
-        return {(int(name[1:5]), name.split("/")[1]) for name in names}
+from trainables.spec import OptimSpec
 
 
 @pytest.fixture
 def scene(location):
-    scene = Scene(location)
+    scene = EndedSweep(location)
     yield scene
     scene.log.close()
 
 
 @pytest.fixture
 def local(tmp_path):
-    scene = Scene(tmp_path / "sweep")
+    scene = EndedSweep(tmp_path / "sweep")
     yield scene
     scene.log.close()
 
@@ -203,8 +116,8 @@ def test_a_trial_that_a_larger_budget_goes_on_with_stays_with_its_parent(local):
 
 def test_a_parent_stays_whose_copy_was_not_started_yet(tmp_path):
     schedule = ScheduleSpec(algorithm="pbt", grace_steps=10, population=4, quantile=0.5)
-    spec = replace(SPEC, optim=OptimSpec(steps=40), schedule=schedule)
-    scene = Scene(tmp_path / "sweep", spec)
+    spec = replace(ENDED_SPEC, optim=OptimSpec(steps=40), schedule=schedule)
+    scene = EndedSweep(tmp_path / "sweep", spec)
     for number, loss in ((4, 5.5), (5, 5.6), (6, 5.7), (7, 9.0)):
         # 7 is the worst at the rung: a copy of one of the two best there is due
         scene.trial(number, "stopped", loss, step=10)
@@ -255,14 +168,14 @@ def test_a_sweep_that_is_not_over_is_refused(local, status):
 
 def test_a_storage_without_a_sweep_is_refused(tmp_path):
     with pytest.raises(SweepStorageError, match="the sweep is not started"):
-        plan_pruning(SweepStorage(tmp_path), SweepHistory(), SPEC, keep=0, bundles=False)
+        plan_pruning(SweepStorage(tmp_path), SweepHistory(), ENDED_SPEC, keep=0, bundles=False)
     with pytest.raises(SweepStorageError, match="got one without a sweep"):
         spec_at_end(SweepHistory())
 
 
 def test_a_sweep_that_ended_under_other_settings_is_refused(local):
     local.end()
-    larger = replace(SPEC, finals=FinalsSpec(top=2, seeds=0, forms=()))
+    larger = replace(ENDED_SPEC, finals=FinalsSpec(top=2, seeds=0, forms=()))
     with pytest.raises(SweepStorageError, match="ended under other settings of finals; allowed"):
         local.plan(spec=larger)
 
@@ -319,7 +232,7 @@ def test_what_a_killed_pruning_left_is_found_again(local):
 
 
 def test_the_mirror_of_a_bucket_forgets_what_was_pruned(s3_location):
-    scene = Scene(s3_location)
+    scene = EndedSweep(s3_location)
     fetched = scene.storage.fetch_bundle(0)
     scene.end().prune(scene.plan(bundles=True))
     assert not fetched.exists()
@@ -351,7 +264,7 @@ def test_a_larger_budget_goes_on_with_what_was_cut_short_alone(scene):
     scene.trial(4, "cancelled", 9.0, step=10, reason="the budget is spent")
     scene.end()
     scene.prune(scene.plan(bundles=True))
-    history = scene.again(replace(SPEC, budget=BudgetSpec(trials=12))).record.history
+    history = scene.again(replace(ENDED_SPEC, budget=BudgetSpec(trials=12))).record.history
     assert [trial.number for trial in history.unfinished()] == [4]
     assert (4, "state") in scene.files()
 
@@ -359,32 +272,32 @@ def test_a_larger_budget_goes_on_with_what_was_cut_short_alone(scene):
 def test_more_finalists_than_were_kept_are_refused(local):
     local.end()
     local.prune(local.plan(keep=2))
-    local.again(replace(SPEC, finals=FinalsSpec(top=2, seeds=3, forms=())))
+    local.again(replace(ENDED_SPEC, finals=FinalsSpec(top=2, seeds=3, forms=())))
     said = (
         r"finals\.top: got 4; allowed: up to 2, as trial 2 comes next and its state.* was pruned"
     )
     with pytest.raises(SweepSpecError, match=said):
-        local.again(replace(SPEC, finals=FinalsSpec(top=4, seeds=0, forms=())))
+        local.again(replace(ENDED_SPEC, finals=FinalsSpec(top=4, seeds=0, forms=())))
 
 
 def test_a_trial_without_a_state_does_not_move_up_into_the_finals(local):
     local.trial(4, "cancelled", 0.5, step=10, reason="the budget is spent")
     local.end()
     local.prune(local.plan())  # trial 4 alone is a finalist
-    larger = replace(SPEC, budget=BudgetSpec(trials=12))
+    larger = replace(ENDED_SPEC, budget=BudgetSpec(trials=12))
     history = local.again(larger).record.history
     with local.open_log() as log:
         end = {"outcome": "diverged", "reason": "", "step": 20, "bundle": None}
         log.append(event("trial_ended", trial=4, **end))
     history = read_history(local.storage.location)
-    assert [trial.number for trial in history.ranking(SPEC.objective)] == [1, 3, 2, 0]
+    assert [trial.number for trial in history.ranking(ENDED_SPEC.objective)] == [1, 3, 2, 0]
     assert finalists(larger, history) == []
 
 
 def test_the_settings_at_the_end_are_those_of_the_last_run(local):
     local.end()
     larger = replace(
-        SPEC, budget=BudgetSpec(trials=12), register=RegisterSpec(top=1, promote=False)
+        ENDED_SPEC, budget=BudgetSpec(trials=12), register=RegisterSpec(top=1, promote=False)
     )
     with local.open_log() as log:
         record = SweepRecord(log, SweepHistory.read(log.path), lambda history: None)

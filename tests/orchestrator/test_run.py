@@ -410,6 +410,8 @@ class Command:
             [sys.executable, "-m", "orchestrator.cli", *(words or ("run", "sweep.yaml"))],
             cwd=self.folder, env=ours | {"OMP_NUM_THREADS": "1"}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            # Ignored, where these tests were started in a shell's background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def events(self):
@@ -523,10 +525,13 @@ def test_a_second_terminal_stops_a_trial_and_cancels_the_sweep(command):
     assert tracked(command.storage).versions == [1]
 
 
-def test_ctrl_c_while_starting_is_an_interrupt(command):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("after_s", [0.0, 1.5])
+def test_a_signal_while_starting_is_an_interrupt(command, number, after_s):
     process = command.start()
     process.stdout.readline()
-    process.send_signal(signal.SIGINT)
+    time.sleep(after_s)
+    process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert (process.returncode, "Traceback" in said) == (130, False)
 

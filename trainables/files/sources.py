@@ -26,6 +26,9 @@ _GLOB = re.compile(r"[*?\[]")
 _SAVED_MARKS = ("state.json", "dataset_dict.json")
 """Files in a folder written by `Dataset.save_to_disk`."""
 
+_NOTES = ("dataset_info.json", "dataset_infos.json", *_SAVED_MARKS)
+"""Files that `datasets` writes beside rows."""
+
 _SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -198,9 +201,7 @@ def _files_of_folder(folder: Path, split: str | None) -> tuple[tuple[Path, ...],
 def _holds_rows(path: Path, root: Path) -> bool:
     """Whether a path below a folder is a file of rows; hidden files and notes are not."""
     is_hidden = any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
-    # Files that `datasets` and editors write beside rows.
-    is_note = path.name in ("dataset_info.json", "dataset_infos.json", "state.json")
-    return path.is_file() and is_readable(path) and not is_hidden and not is_note
+    return path.is_file() and is_readable(path) and not is_hidden and path.name not in _NOTES
 
 
 def _split_of(path: Path) -> str | None:
@@ -237,8 +238,11 @@ def _load_dataset(source: str, field: str, spec: DataSpec | None) -> tuple[RawRo
     config = None if spec is None else spec.config
     try:
         if is_folder and any((Path(name) / mark).exists() for mark in _SAVED_MARKS):
-            saved = datasets.load_from_disk(name)
-            rows = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+            rows = datasets.load_from_disk(name)
+            if isinstance(rows, datasets.DatasetDict):
+                if split not in rows:
+                    raise ValueError(f"it holds the splits {', '.join(rows)}")
+                rows = rows[split]
         else:
             rows = datasets.load_dataset(name, name=config, split=split, revision=revision or None)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:

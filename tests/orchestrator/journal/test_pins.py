@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.journal.pins import settle_pins
+from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.pins import pinned_base, settle_pins
+from orchestrator.search.searcher import OptunaSearcher
 from orchestrator.spec.sweep import SweepSpec, parse_sweep
 
 OLD, NEW, OTHER = "a" * 40, "b" * 40, "c" * 40
@@ -49,6 +51,21 @@ def test_commits_of_an_earlier_start_hold(tmp_path: Path) -> None:
 def test_what_is_pinned_already_stays(tmp_path: Path) -> None:
     pinned, _ = settle_pins(sweep(tmp_path, train="owner/rows", test="owner/rows@v2"), KNOWN)
     assert settle_pins(pinned, {}) == (pinned, {})
+
+
+def test_each_of_several_bases_has_its_commit(tmp_path: Path) -> None:
+    values = sweep(tmp_path, train="owner/rows").to_dict()
+    values["space"] = {"base.model": {"choice": ["owner/base", "owner/large"]}}
+    known = {**KNOWN, "base owner/large@main": NEW}
+    spec, pins = settle_pins(parse_sweep(values, tmp_path), known)
+    assert (spec.base.revision, len(pins)) == (None, 3)
+    assert [pinned_base(base, pins).revision for base in spec.bases] == [OTHER, NEW]
+
+    history = SweepHistory(pins=pins)
+    searcher = OptunaSearcher(spec, history, {"storage": "there"})
+    for number in range(2):
+        base = searcher.suggest(f"ray-{number}")["spec"]["base"]
+        assert base["revision"] == {"owner/base": OTHER, "owner/large": NEW}[base["model"]]
 
 
 def test_files_need_no_commit(tmp_path: Path) -> None:

@@ -89,6 +89,17 @@ def test_folder_that_datasets_saved_is_read(tmp_path):
     assert texts(tmp_path / "saved") == ["a", "b"]
 
 
+def test_saved_dataset_dict_gives_each_split_its_rows(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    splits = {name: Dataset.from_list([{"text": name}]) for name in ("train", "test")}
+    DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    assert texts(tmp_path / "saved") == ["train"]
+    assert texts(tmp_path / "saved", "test") == ["test"]
+    with pytest.raises(DataError, match=r"holds the splits train, test"):
+        texts(tmp_path / "saved", "validation")
+
+
 def test_glob_is_its_files_in_order(folder, monkeypatch):
     pattern = f"{folder}/data/train-*"
     assert texts(pattern) == ["a", "b", "c"]
