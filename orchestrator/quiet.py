@@ -6,20 +6,41 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import TextIO
 
 OWN = ("orchestrator", "trainables", "registry")
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 @contextmanager
-def library_chatter_to(file: Path) -> Iterator[None]:
+def library_chatter_to(file: Path, before: str = "") -> Iterator[None]:
     """Send loggers, warnings and prints of this process to a file while the block runs.
 
     A console that was made before the block, on a stream it was given, still writes to it.
+
+    Args:
+        file: Text is added to it; it and its folder are made if missing.
+        before: What was said earlier; see `library_chatter_held`.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    stream = file.open("a", buffering=1)
+    with file.open("a", buffering=1) as stream:
+        stream.write(before)
+        with _library_chatter_on(stream):
+            yield
+
+
+@contextmanager
+def library_chatter_held() -> Iterator[StringIO]:
+    """Hold what `library_chatter_to` sends to a file, where there may be no file yet."""
+    held = StringIO()
+    with _library_chatter_on(held):
+        yield held
+
+
+@contextmanager
+def _library_chatter_on(stream: TextIO) -> Iterator[None]:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter(_FORMAT))
     root = logging.getLogger()
@@ -41,7 +62,6 @@ def library_chatter_to(file: Path) -> Iterator[None]:
         root.setLevel(level)
         for name, own_level in own_levels.items():
             logging.getLogger(name).setLevel(own_level)
-        stream.close()
 
 
 def hush_noisy_loggers() -> None:

@@ -53,7 +53,7 @@ from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
 from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from orchestrator.outcome import Outcome, TrialOutcome, can_leave_adapter
-from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
+from orchestrator.quiet import hush_noisy_loggers, library_chatter_held, library_chatter_to
 from orchestrator.report.delivery import Delivery
 from orchestrator.report.files import write_report
 from orchestrator.report.live import ProgressDisplay
@@ -137,15 +137,16 @@ def run_sweep(
     is_ray_checked = known.status != Outcome.COMPLETED and not ray.is_initialized()
     if is_ray_checked:
         check_ray()
-    spec = spec.with_saved_rows(folder / DATA_FOLDER)
-    rows = read_local_rows(spec)
-    spec, pins = settle_pins(spec, known.pins)
-    spec = with_fetched_configs(spec)
-    data = inspect_inputs(spec, rows)
+    with library_chatter_held() as said:
+        spec = spec.with_saved_rows(folder / DATA_FOLDER)
+        rows = read_local_rows(spec)
+        spec, pins = settle_pins(spec, known.pins)
+        spec = with_fetched_configs(spec)
+        data = inspect_inputs(spec, rows)
     for line in data.lines:
         console.print(Text(line), soft_wrap=True)
     with (
-        library_chatter_to(folder / LOG_FILE),
+        library_chatter_to(folder / LOG_FILE, said.getvalue()),
         kept.open_log() as log,
         ProgressDisplay(spec, console) as display,
     ):

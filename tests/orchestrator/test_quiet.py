@@ -8,7 +8,12 @@ import warnings
 import pytest
 from rich.console import Console
 
-from orchestrator.quiet import OWN, hush_noisy_loggers, library_chatter_to
+from orchestrator.quiet import (
+    OWN,
+    hush_noisy_loggers,
+    library_chatter_held,
+    library_chatter_to,
+)
 
 
 @pytest.fixture
@@ -53,6 +58,17 @@ def test_a_console_made_before_still_writes_to_its_stream(tmp_path, root_logger)
         console.print("ours")
     assert stream.getvalue() == "ours\n"
     assert (tmp_path / "log").read_text() == ""
+
+
+def test_what_was_said_before_there_was_a_file_comes_first(tmp_path, capsys, root_logger):
+    with library_chatter_held() as said:
+        print("early", file=sys.stderr)  # noqa: T201
+        logging.getLogger("some.library").warning("a warning")
+    with library_chatter_to(tmp_path / "log", said.getvalue()):
+        print("late")  # noqa: T201
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert (lines[0], lines[1][-9:], lines[2]) == ("early", "a warning", "late")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_second_run_adds_to_the_file(tmp_path, root_logger):

@@ -25,6 +25,7 @@ from peft import PeftModel
 from rich.console import Console
 
 from orchestrator import SweepFailedError, SweepSpec, SweepStorageError, run_sweep
+from orchestrator.cli import main
 from orchestrator.journal.log import read_events
 from orchestrator.spec.finals_sections import FinalsSpec
 from orchestrator.spec.sections import BudgetSpec
@@ -553,6 +554,28 @@ def test_a_sweep_killed_before_its_promotion_promotes_when_run_again(swept, tmp_
     assert report.best.is_champion
     assert "starting Ray" not in said
     assert "champion" in Registry(uri).get("tiny-adapter/1").aliases
+
+
+def test_what_mlflow_lacks_is_told_by_exit_code_3_and_delivered_by_the_same_command(
+    swept, tmp_path, capfd
+):
+    """Nothing answers at the server's address when the adapters are to be registered."""
+    shutil.copytree(swept.storage.parent, tmp_path / "runs")
+    storage = tmp_path / "runs" / "tiny"
+    log = storage / "events.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    cut = next(n for n, line in enumerate(lines) if '"event":"registered"' in line)
+    log.write_text("".join(lines[:cut]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        assert main(["resume", str(storage)]) == 3
+        last = capfd.readouterr().out.splitlines()[-1]
+        assert last.startswith("Not all is registered: ")
+        assert last.endswith(f"Finish it with: lorchestra resume {storage}")
+        patch.delenv("MLFLOW_TRACKING_URI")
+        assert main(["resume", str(storage)]) == 0
+    assert "Promoted: " in capfd.readouterr().out
 
 
 @pytest.mark.slow
