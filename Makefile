@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# tests/servers.py, tests/pages.py, sweeps/data/make_wordnet_classes.py
+# tests/support/servers.py, tests/support/pages.py, sweeps/data/make_wordnet_classes.py
 SYSTEM := postgresql chromium wordnet-base
 
 .PHONY: demo test lint test-slow test-gpu setup system clean

@@ -275,7 +275,7 @@ def sweep_values(inputs: Path, model: str) -> dict[str, object]:
 
 def build_inputs(folder: Path) -> Path:
     """A folder with the tests' tiny base and rows that it can learn."""
-    tiny = _load_module(Path(__file__).parents[1] / "tests" / "conftest.py")
+    tiny = _load_module(Path(__file__).parents[1] / "tests" / "support" / "tiny.py")
     tiny.build_tiny_llama().save_pretrained(folder / "base")
     tiny.build_byte_tokenizer().save_pretrained(folder / "base")
     rows = [

@@ -79,7 +79,7 @@ class Reading:
 
 def load_servers() -> ModuleType:
     """The module of the tests that starts servers."""
-    path = Path(__file__).parents[1] / "tests" / "servers.py"
+    path = Path(__file__).parents[1] / "tests" / "support" / "servers.py"
     spec = importlib.util.spec_from_file_location("servers", path)
     assert spec is not None
     assert spec.loader is not None

@@ -9,12 +9,13 @@ import boto3
 import pytest
 
 from registry.connection import connect
+from tests.support import servers
 
 pytestmark = pytest.mark.server
 
 
 @pytest.fixture
-def proxy(servers: Any, shared_server: Any) -> Iterator[Any]:
+def proxy(shared_server: Any) -> Iterator[Any]:
     with servers.proxy(shared_server.port) as proxy:
         yield proxy
 

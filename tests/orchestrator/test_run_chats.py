@@ -13,8 +13,8 @@ from transformers import GenerationConfig, LlamaForCausalLM
 from orchestrator import run_sweep
 from orchestrator.spec.sweep import parse_sweep
 from registry import Registry
-from tests.conftest import build_tiny_llama
-from tests.trainables.chats import MARKS, TOOLS, assistant, byte_tokenizer, call, result, user
+from tests.support.chats import MARKS, TOOLS, assistant, byte_tokenizer, call, result, user
+from tests.support.tiny import build_tiny_llama
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -28,7 +28,9 @@ from orchestrator.search.schedule import EarlyStopping, NoRule
 from orchestrator.spec.sections import BudgetSpec, ExitSpec
 from orchestrator.supervision import Supervisor
 from orchestrator.tuning import Stage
+from tests.support import fake_engine
 from tests.support.events import event
+from tests.support.fake_base import FakeBase
 
 pytestmark = pytest.mark.ray
 
@@ -107,13 +109,11 @@ def without_ray_tunes_own_files():
 
 
 @pytest.fixture
-def build_scene(local_ray, fake_engine, build_fake_base, tmp_path):
+def build_scene(local_ray, tmp_path):
     scenes = []
 
     def build(**options):
-        scenes.append(
-            Scene(tmp_path, build_fake_base(tmp_path), fake_engine.build_bench, **options)
-        )
+        scenes.append(Scene(tmp_path, FakeBase(tmp_path), fake_engine.build_bench, **options))
         return scenes[-1]
 
     yield build

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from orchestrator import run_sweep
 from orchestrator.spec.sweep import parse_sweep
 from registry.connection import connect
 from registry.server import serve_ui
+from tests.support import pages
 
 # One sweep, one server and one browser for all: a minute on an idle machine, ten on a busy one.
 pytestmark = [pytest.mark.ray, pytest.mark.browser, pytest.mark.timeout(900)]
@@ -66,7 +67,7 @@ def swept(local_ray, tiny_base, tiny_data, tmp_path_factory) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def browser(pages: ModuleType) -> Iterator[Any]:
+def browser() -> Iterator[Any]:
     if not pages.CHROMIUM.exists():
         if os.environ.get("CI"):
             pytest.fail(pages.CHROMIUM_MISSING)
@@ -93,7 +94,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def ui(pages: ModuleType, browser: Any, address: str, screenshots: Path, request: Any) -> Any:
+def ui(browser: Any, address: str, screenshots: Path, request: Any) -> Any:
     """MLflow, for a visitor who was never there."""
     with pages.new_page(browser) as page:
         yield pages.Pages(page, address)

@@ -14,6 +14,7 @@ from registry.access import check_access
 from registry.connection import connect
 from registry.errors import TrackingError
 from registry.experiments import ADAPTERS_EXPERIMENT, adapters_experiment
+from tests.support import servers
 
 server = pytest.mark.server
 
@@ -124,7 +125,6 @@ def test_a_credentials_file_is_enough(
 
 @server
 def test_a_token_is_sent_as_such_and_kept_secret(
-    servers: Any,
     shared_server: Any,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -141,7 +141,7 @@ def test_a_token_is_sent_as_such_and_kept_secret(
 
 @server
 def test_a_broken_server_is_a_warning(
-    servers: Any, as_admin: str, shared_server: Any, name: str, caplog: pytest.LogCaptureFixture
+    as_admin: str, shared_server: Any, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with servers.proxy(shared_server.port) as proxy:
         for kind in ("error", "refuse", "drop"):

@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 from registry.card import CardFacts, build_card
 from registry.errors import RegistryError
 from registry.evaluation import Evaluation
+from tests.support.bundles import new_document
 
 NewDocument = Callable[..., dict[str, Any]]
 
@@ -25,7 +26,7 @@ def manifest(new_bundle: Callable[..., Path]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def facts(manifest: dict[str, Any], new_document: NewDocument) -> CardFacts:
+def facts(manifest: dict[str, Any]) -> CardFacts:
     losses = [0.2, 0.4, 0.3, 0.1, 0.5, 0.3]
     evaluations = [
         Evaluation.from_document(new_document(losses)),

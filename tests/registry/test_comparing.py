@@ -12,6 +12,7 @@ from registry import Registry
 from registry.comparison import TRAINING
 from registry.errors import AdapterNotFoundError, RefError
 from registry.versions import AdapterVersion
+from tests.support.bundles import new_document, write_manifest
 
 Build = Callable[..., Path]
 NewDocument = Callable[..., dict[str, Any]]
@@ -33,7 +34,7 @@ def versions(adapters: Registry, new_bundle: Build, name: str) -> list[AdapterVe
 
 
 @pytest.fixture
-def evaluate(adapters: Registry, new_document: NewDocument) -> Callable[..., None]:
+def evaluate(adapters: Registry) -> Callable[..., None]:
     def record(version: AdapterVersion, losses: list[float], **more: Any) -> None:
         document = new_document(losses, adapter=version.digest, **more)
         adapters.record_evaluation(version.ref, document)
@@ -198,7 +199,7 @@ def test_the_same_adapter_under_two_names_is_compared_and_said(
 
 
 def test_an_earlier_step_is_compared_with_the_end_of_its_training(
-    adapters, new_bundle, write_manifest, new_document, tmp_path, name
+    adapters, new_bundle, tmp_path, name
 ):
     bundle = new_bundle()
     earlier = tmp_path / "step-20"

@@ -15,6 +15,7 @@ from registry.connection import artifact_location_for, connect
 from registry.experiments import adapters_experiment
 from registry.tracking import Tracker
 from registry.trial_news import End, Points, TrialNews
+from tests.support.bundles import new_document
 
 
 @pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.server)])
@@ -145,7 +146,6 @@ def add(
     adapters: Registry,
     name: str,
     new_bundle: Callable[..., Path],
-    new_document: Callable[..., dict[str, Any]],
 ) -> Callable[[int, float], str]:
     """Registers a version whose rows have losses around a mean; its reference."""
 
@@ -206,7 +206,6 @@ def test_a_user_with_edit_needs_no_more(
     shared_server: Any,
     name: str,
     new_bundle: Callable[..., Path],
-    new_document: Callable[..., dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -8,11 +8,12 @@ import pytest
 
 from registry.errors import IntegrityError
 from registry.evaluation import Evaluation, read_evaluation
+from tests.support.bundles import new_document
 
 NewDocument = Callable[..., dict[str, Any]]
 
 
-def test_document_is_read_whole(new_document: NewDocument) -> None:
+def test_document_is_read_whole() -> None:
     found = Evaluation.from_document(new_document([1.0, 2.0, 3.0]))
     assert (found.adapter, found.form, found.data.rows) == ("sha256:a1", "trained", 3)
     assert found.measures["loss"].value == pytest.approx(1.0)
@@ -25,9 +26,7 @@ def test_document_is_read_whole(new_document: NewDocument) -> None:
     assert found.columns("exact_match")[1].tolist() == [1.0, 1.0, 1.0]
 
 
-def test_digest_is_over_what_was_measured_and_not_over_what_came_of_it(
-    new_document: NewDocument,
-) -> None:
+def test_digest_is_over_what_was_measured_and_not_over_what_came_of_it() -> None:
     one = Evaluation.from_document(new_document([1.0, 2.0])).digest
     slower = {**new_document([1.5, 2.0]), "seconds": 9.0, "packages": {}}
     renamed = new_document([1.0, 2.0], data={"name": "held-out.jsonl"})
@@ -70,7 +69,7 @@ def test_digest_is_over_what_was_measured_and_not_over_what_came_of_it(
     ],
 )
 def test_document_that_does_not_agree_with_itself_is_refused(
-    new_document: NewDocument, path: tuple[str, ...], value: object, problem: str
+    path: tuple[str, ...], value: object, problem: str
 ) -> None:
     document = new_document([1.0, 2.0, 0.5])
     record = document
@@ -81,7 +80,7 @@ def test_document_that_does_not_agree_with_itself_is_refused(
         Evaluation.from_document(document)
 
 
-def test_name_that_mlflow_cannot_hold_is_refused(new_document: NewDocument) -> None:
+def test_name_that_mlflow_cannot_hold_is_refused() -> None:
     document = new_document()
     document["measures"]["f1 (macro)"] = document["measures"].pop("exact_match")
     with pytest.raises(IntegrityError, match="name for a metric"):
@@ -89,9 +88,7 @@ def test_name_that_mlflow_cannot_hold_is_refused(new_document: NewDocument) -> N
 
 
 @pytest.mark.parametrize("lost", [None, math.nan])
-def test_row_without_a_number_leaves_a_measure_without_value(
-    new_document: NewDocument, lost: float | None
-) -> None:
+def test_row_without_a_number_leaves_a_measure_without_value(lost: float | None) -> None:
     document = new_document([1.0, math.nan])
     document["examples"]["loss_sum"][1] = lost
     document["measures"]["loss"]["value"] = lost
@@ -100,7 +97,7 @@ def test_row_without_a_number_leaves_a_measure_without_value(
     assert math.isfinite(found.measures["exact_match"].value)
 
 
-def test_evaluation_without_examples_says_so(new_document: NewDocument) -> None:
+def test_evaluation_without_examples_says_so() -> None:
     found = read_evaluation({**new_document(), "examples": {}})
     assert found.measures["loss"].value > 0
     with pytest.raises(IntegrityError, match="none were read"):

@@ -13,6 +13,7 @@ from registry import Registry
 from registry.errors import IntegrityError
 from registry.tracking import Tracker
 from registry.versions import AdapterVersion
+from tests.support.bundles import new_document
 
 Build = Callable[..., Path]
 NewDocument = Callable[..., dict[str, Any]]
@@ -24,7 +25,7 @@ def version(adapters: Registry, new_bundle: Build, name: str) -> AdapterVersion:
 
 
 @pytest.fixture
-def measured(new_document: NewDocument, version: AdapterVersion) -> NewDocument:
+def measured(version: AdapterVersion) -> NewDocument:
     """Documents about the version."""
 
     def build(*losses: float, **more: Any) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def test_model_page_has_the_measures_and_the_rows_they_are_of(
 def test_evaluation_lies_below_the_run_that_trained_the_version(
     tracking_uri: str, adapters: Registry, artifact_location: str, client: MlflowClient,
     new_bundle: Build,
-    new_document: NewDocument, name: str,
+    name: str,
 ) -> None:  # fmt: skip
     tracker = Tracker(tracking_uri, name, artifact_location)
     tracker.start_sweep("s", "sweep", {}, {})
@@ -127,7 +128,8 @@ def test_list_is_newest_first_and_of_one_kind_if_wanted(
 
 
 def test_evaluation_of_another_adapter_is_refused(
-    adapters: Registry, version: AdapterVersion, new_document: NewDocument
+    adapters: Registry,
+    version: AdapterVersion,
 ) -> None:
     with pytest.raises(IntegrityError, match=f"allowed: {version.digest}"):
         adapters.record_evaluation(version.ref, new_document())

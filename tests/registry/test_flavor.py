@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM
 import registry
 from registry import Registry
 from registry.packaging import pyfunc
-from tests.trainables import chats
+from tests.support import chats
+from tests.support.bundles import write_manifest
 from tests.trainables.chat import test_turns
 from trainables.base.loading import load_base
 from trainables.chat.asking import settle_asking
@@ -58,7 +59,6 @@ def register_adapter(
     adapter_files: Path,
     tiny_base: Path,
     tmp_path: Path,
-    write_manifest: Callable[..., dict[str, Any]],
     adapters: Registry,
     name: str,
 ) -> Callable[..., tuple[Any, Path]]:
@@ -364,7 +364,6 @@ def test_another_base_is_refused(
 @pytest.mark.slow
 def test_gguf_base_is_rebuilt_exactly(
     tmp_path: Path,
-    write_manifest: Callable[..., dict[str, Any]],
     adapters: Registry,
     name: str,
     monkeypatch: pytest.MonkeyPatch,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import registry
-from tests.conftest import build_byte_tokenizer
 from tests.support.bases import DENSE, save_base, save_quantized
+from tests.support.tiny import build_byte_tokenizer
 from trainables.engine import build_engine
 from trainables.errors import SpecError
 from trainables.evaluation.generation import Ending, complete, end_tokens

@@ -15,6 +15,7 @@ from registry.connection import connect
 from registry.errors import ConflictError
 from registry.ledger import ensure_model
 from registry.moves import move, settle
+from tests.support.bundles import new_document
 
 pytestmark = pytest.mark.server
 
@@ -44,8 +45,7 @@ def at_once(run: Callable[[int], Any], count: int) -> list[Any]:
 
 def test_a_candidate_goes_through_the_gate_and_back(
     adapters: Registry, client: MlflowClient, name: str, new_bundle: Callable[..., Path],
-    new_document: Callable[..., dict[str, Any]],
-) -> None:  # fmt: skip
+    ) -> None:  # fmt: skip
     rule = registry.PromotionRule()
     for seed, losses in ((1, [1.0, 2.0, 3.0] * 9), (2, [0.5, 1.5, 2.5] * 9)):
         version = adapters.register(new_bundle(seed), name, card="# Card")

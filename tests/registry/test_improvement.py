@@ -19,6 +19,7 @@ from registry.improvement import (
 )
 from registry.promotion import PromotionRule, confidence_of
 from registry.significance import paired_bootstrap
+from tests.support.bundles import new_document
 
 NewDocument = Callable[..., dict[str, Any]]
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
@@ -125,7 +126,7 @@ def test_ends_mirror_and_move_with_the_rows(rows: int) -> None:
 
 
 @pytest.fixture
-def evaluation(new_document: NewDocument) -> Callable[..., Evaluation]:
+def evaluation() -> Callable[..., Evaluation]:
     def build(losses: Any, **more: Any) -> Evaluation:
         return Evaluation.from_document(new_document(losses=losses, **more))
 

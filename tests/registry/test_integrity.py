@@ -5,12 +5,12 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from registry.errors import IntegrityError
 from registry.integrity import read_bundle
+from tests.support.bundles import write_manifest
 
 Build = Callable[..., Path]
 
@@ -87,7 +87,7 @@ def test_spoilt_bundle_is_refused(
 
 
 def test_pickle_under_a_good_name_is_refused(
-    new_bundle: Build, write_manifest: Callable[..., object]
+    new_bundle: Build,
 ) -> None:
     folder = new_bundle()
     (folder / "adapter_model.safetensors").write_bytes(pickle.dumps({"w": list(range(50))}))
@@ -96,9 +96,7 @@ def test_pickle_under_a_good_name_is_refused(
         read_bundle(folder)
 
 
-def test_a_file_outside_of_the_folder_is_refused(
-    new_bundle: Build, write_manifest: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
+def test_a_file_outside_of_the_folder_is_refused(new_bundle: Build, tmp_path: Path) -> None:
     """A manifest can be made that is true to itself and names a file elsewhere."""
     bundle, outside = new_bundle(), tmp_path / "secret"
     outside.write_text("secret")

@@ -13,6 +13,7 @@ from registry import Registry
 from registry.errors import RefError, RuleError
 from registry.promotion import PromotionDecision, PromotionRule
 from registry.versions import AdapterVersion
+from tests.support.bundles import new_document
 
 Build = Callable[..., Path]
 NewDocument = Callable[..., dict[str, Any]]
@@ -27,9 +28,7 @@ def rows_of(mean: float, count: int = 30) -> list[float]:
 
 
 @pytest.fixture
-def add(
-    adapters: Registry, new_bundle: Build, new_document: NewDocument, name: str
-) -> Callable[..., AdapterVersion]:
+def add(adapters: Registry, new_bundle: Build, name: str) -> Callable[..., AdapterVersion]:
     """Registers a version and records an evaluation of it."""
 
     def build(seed: int, losses: Losses = None, **more: Any) -> AdapterVersion:
@@ -172,7 +171,7 @@ def test_no_comparison_is_no_challenge(
 
 
 def test_more_is_better_where_the_measure_says_so(
-    add: Add, judge: Judge, new_document: NewDocument, adapters: Registry
+    add: Add, judge: Judge, adapters: Registry
 ) -> None:
     versions = [add(1), add(2)]
     for version, right in zip(versions, ([0] * 20, [1] * 20), strict=True):

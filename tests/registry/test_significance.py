@@ -11,12 +11,13 @@ import pytest
 from registry.errors import NotComparableError
 from registry.evaluation import Evaluation
 from registry.significance import interval, obstacle, paired_bootstrap
+from tests.support.bundles import new_document
 
 NewDocument = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def evaluation(new_document: NewDocument) -> Callable[..., Evaluation]:
+def evaluation() -> Callable[..., Evaluation]:
     def build(losses: Any, **more: Any) -> Evaluation:
         return Evaluation.from_document(new_document(losses=losses, **more))
 
@@ -134,7 +135,7 @@ def test_numbers_that_do_not_count_tokens_compare_between_tokenizers(
     assert obstacle(evaluation([1.0, 2.0]), evaluation([1.0, 2.0], data=other), measure) == ""
 
 
-def test_the_same_rows_in_another_order_are_other_data(new_document: NewDocument) -> None:
+def test_the_same_rows_in_another_order_are_other_data() -> None:
     """The digest is over the rows in order; a shorter file is other data too."""
     one = Evaluation.from_document(new_document(losses=[1.0, 2.0]))
     two = Evaluation.from_document(new_document(losses=[1.0, 2.0, 3.0]))

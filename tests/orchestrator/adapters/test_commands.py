@@ -7,12 +7,13 @@ import pytest
 
 from orchestrator.cli import main
 from registry import Registry
+from tests.support.bundles import new_document, write_bundle
 
 ROWS = [1.0, 2.0, 3.0, 4.0] * 5
 
 
 @pytest.fixture(scope="module")
-def runs(write_bundle, tmp_path_factory):
+def runs(tmp_path_factory):
     """A registry with two measured versions of `letters`, the second much better."""
     folder = tmp_path_factory.mktemp("runs")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
@@ -21,7 +22,7 @@ def runs(write_bundle, tmp_path_factory):
         write_bundle(bundle, seed, {"eval_loss": 1.0, "test_loss": 1.0})
         version = Registry(uri).register(bundle, "letters")
         losses = [row - better_by for row in ROWS]
-        document = write_bundle.document(losses, adapter=version.digest)
+        document = new_document(losses, adapter=version.digest)
         Registry(uri).record_evaluation(version.ref, document)
     return folder
 

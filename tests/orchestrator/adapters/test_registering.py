@@ -19,6 +19,7 @@ from registry import (
     TrackingError,
 )
 from registry.connection import artifact_location_for, connect
+from tests.support.bundles import new_document, write_bundle
 from tests.support.events import event
 from trainables.spec import EvalSpec
 
@@ -46,7 +47,7 @@ def register(scene, database, connect=None):
 
 
 @pytest.fixture
-def evaluated(build_scene, write_bundle, request):
+def evaluated(build_scene, request):
     """A scene with bundles, measured on test rows, that registers under the test's own name."""
     scene = build_scene()
     name = re.sub(r"[^a-z]+", "-", request.node.name)[:60].strip("-")
@@ -85,7 +86,8 @@ def test_while_mlflow_lacks_its_run_an_adapter_is_not_registered(evaluated, data
 
 
 def test_the_version_is_the_run_that_stands_for_the_best_configuration(
-    evaluated, database, write_bundle
+    evaluated,
+    database,
 ):
     evaluated.spec = replace(evaluated.spec, finals=FinalsSpec(top=2, seeds=1))
     for number, of, loss in ((4, 1, 0.9), (5, 2, 0.1)):
@@ -109,10 +111,10 @@ def test_registering_again_makes_nothing_twice(evaluated, database):
     assert Registry(database).get(name).version == 2
 
 
-def score(scene, write_bundle, trial, losses, form="trained"):
+def score(scene, trial, losses, form="trained"):
     """Keep an evaluation of a trial's bundle, as the finals do."""
     manifest = json.loads((scene.storage / bundle_folder(trial) / "manifest.json").read_text())
-    document = write_bundle.document(losses, adapter=manifest["digest"], form=form)
+    document = new_document(losses, adapter=manifest["digest"], form=form)
     content = json.dumps(document).encode()
     SweepStorage(scene.storage).send(evaluation_file(trial, form), content)
     metrics = {"loss": document["measures"]["loss"]["value"]}
@@ -128,9 +130,9 @@ def score(scene, write_bundle, trial, losses, form="trained"):
     )
 
 
-def test_what_the_finals_scored_is_kept_with_the_version(evaluated, database, write_bundle):
+def test_what_the_finals_scored_is_kept_with_the_version(evaluated, database):
     for form in ("trained", "merged"):
-        score(evaluated, write_bundle, 1, [1.0, 2.0, 3.0], form)
+        score(evaluated, 1, [1.0, 2.0, 3.0], form)
     register(evaluated, database)
     register(evaluated, database)
     name = evaluated.spec.register.name
@@ -143,11 +145,9 @@ def test_what_the_finals_scored_is_kept_with_the_version(evaluated, database, wr
 @pytest.mark.parametrize(
     ("better_by", "is_promoted"), [(0.05, False), (0.5, True)], ids=["noise", "more"]
 )
-def test_the_gate_asks_for_more_than_noise(
-    evaluated, database, write_bundle, better_by, is_promoted
-):
+def test_the_gate_asks_for_more_than_noise(evaluated, database, better_by, is_promoted):
     rows = [1.0, 2.0, 3.0, 4.0] * 5
-    score(evaluated, write_bundle, 1, rows)
+    score(evaluated, 1, rows)
     register(evaluated, database)
     # the next one is the best on validation rows; on test rows it depends
     number = 9 + is_promoted
@@ -155,7 +155,7 @@ def test_the_gate_asks_for_more_than_noise(
     evaluated.record.add(event("report", trial=0, step=30, metrics={"eval_loss": 0.5}))
     noise = [0.3, -0.3, 0.2, -0.2, 0.0] * 4
     losses = [row + error - better_by for row, error in zip(rows, noise, strict=True)]
-    score(evaluated, write_bundle, 0, losses)
+    score(evaluated, 0, losses)
     register(evaluated, database)
     verdict = evaluated.record.history.promotions[-1]
     assert verdict.promoted is is_promoted
@@ -164,9 +164,9 @@ def test_the_gate_asks_for_more_than_noise(
     assert champion.tags["lorchestra.trial"] == ("0" if is_promoted else "1")
 
 
-def test_what_was_cut_short_is_completed(evaluated, database, write_bundle):
+def test_what_was_cut_short_is_completed(evaluated, database):
     """Killed between a version and its evaluations: the log does not call it registered yet."""
-    score(evaluated, write_bundle, 1, [1.0, 2.0, 3.0])
+    score(evaluated, 1, [1.0, 2.0, 3.0])
     broken = evaluated.storage / evaluation_file(1, "trained")
     whole = broken.read_bytes()
     broken.write_bytes(whole.replace(b"sha256:", b"sha256:0"))
@@ -180,10 +180,10 @@ def test_what_was_cut_short_is_completed(evaluated, database, write_bundle):
     assert Registry(database).get(name).version == 2
 
 
-def test_a_version_has_a_card(evaluated, database, write_bundle, tmp_path):
+def test_a_version_has_a_card(evaluated, database, tmp_path):
     section = replace(evaluated.spec.register, licenses={"data": "CC-BY-4.0"})
     evaluated.spec = replace(evaluated.spec, register=section)
-    score(evaluated, write_bundle, 1, [1.0, 2.0, 3.0])
+    score(evaluated, 1, [1.0, 2.0, 3.0])
     register(evaluated, database)
     card = connect(database).get_model_version(section.name, "1").description
     for fact in ("tiny", "owner/name", "CC-BY-4.0", section.name, "**trained**"):
@@ -201,7 +201,7 @@ def test_a_version_is_of_the_form_that_the_sweep_says(evaluated, database):
     assert found.tags["serving.form"] == "merged"
 
 
-def test_earlier_steps_that_were_kept_go_with_the_version(evaluated, database, write_bundle):
+def test_earlier_steps_that_were_kept_go_with_the_version(evaluated, database):
     evaluated.spec = replace(evaluated.spec, eval=EvalSpec(every=10, keep_every=10))
     kept = evaluated.storage / f"{bundle_folder(1)}-step-10"
     kept.mkdir()

@@ -13,6 +13,8 @@ from orchestrator.hosts.pool import HostPool, HostShape
 from orchestrator.hosts.proxy import TrialProxy
 from orchestrator.journal.paths import trial_folder
 from orchestrator.journal.sweep_storage import SweepStorage
+from tests.support import fake_engine
+from tests.support.fake_base import FakeBase
 from trainables.hosts.orders import SeatRequest, Task
 
 pytestmark = [
@@ -53,7 +55,7 @@ class Caller:
 
 
 @pytest.fixture
-def pool_of(local_ray, fake_engine, fake_base):
+def pool_of(local_ray, fake_base):
     def build(caller, max_failures=5, **limits):
         shape = HostShape(max_failures=max_failures, build_bench=fake_engine.build_bench)
         return HostPool(
@@ -64,9 +66,10 @@ def pool_of(local_ray, fake_engine, fake_base):
 
 
 def test_one_warm_host_serves_its_group_and_gives_way_to_another(
-    pool_of, fake_base, build_fake_base
+    pool_of,
+    fake_base,
 ):
-    other = build_fake_base(fake_base.storage, "other")
+    other = FakeBase(fake_base.storage, "other")
     (other.folder / "no-base").touch()
     caller = Caller(fake_base, lease_s=8.0)
     spec = fake_base.build_spec(0)

@@ -24,6 +24,8 @@ from orchestrator.search.schedule import EarlyStopping
 from orchestrator.spec.distributions import Range
 from orchestrator.spec.sections import ExitSpec, ScheduleSpec
 from orchestrator.spec.space import SearchSpace
+from tests.support import fake_engine
+from tests.support.fake_base import FakeBase
 
 pytestmark = [
     pytest.mark.ray,
@@ -54,11 +56,11 @@ class MortalProxy(TrialProxy):
 
 
 @pytest.fixture(scope="module")
-def sweep(local_ray, fake_engine, build_fake_base, tmp_path_factory):
+def sweep(local_ray, tmp_path_factory):
     """Eight trials on two seats: one kills its host, one its proxy, one diverges, one breaks."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     storage = tmp_path_factory.mktemp("sweep")
-    base = build_fake_base(storage)
+    base = FakeBase(storage)
 
     def build_spec(trial):
         faults = [FAULTS[trial]] if trial in FAULTS else []
@@ -167,11 +169,11 @@ def test_a_proxy_imports_no_torch(local_ray):
 
 
 @pytest.fixture(scope="module")
-def hosted(local_ray, fake_engine, build_fake_base, tmp_path_factory):
+def hosted(local_ray, tmp_path_factory):
     """Proxies in this process, on a real host with a fake engine."""
     storage = tmp_path_factory.mktemp("hosted")
     broker = start_broker(str(storage))
-    base = build_fake_base(storage)
+    base = FakeBase(storage)
     opened = []
 
     def open_proxy(trial, lr, parent=None):
@@ -194,7 +196,7 @@ def train(proxy, reports):
     return [(result["step"], result["eval_accuracy"]) for result in results]
 
 
-def weights_of(fake_engine, folder, parent, child, switch, steps):
+def weights_of(folder, parent, child, switch, steps):
     """Weights of one seat that trains as the parent first and as the child from `switch` on."""
     engine = fake_engine.FakeEngine(folder)
     engine.join("seat", parent)
@@ -207,9 +209,7 @@ def weights_of(fake_engine, folder, parent, child, switch, steps):
     return [(step, weights[step]) for step in steps]
 
 
-def test_a_child_goes_on_from_its_parents_step_with_its_own_settings(
-    hosted, fake_engine, tmp_path_factory
-):
+def test_a_child_goes_on_from_its_parents_step_with_its_own_settings(hosted, tmp_path_factory):
     parent = hosted.open_proxy(0, lr=1e-3)
     train(parent, 2)
     place = {"trial": 0, "step": 20, "replaces": 5}
@@ -281,11 +281,11 @@ class TogetherProxy(TrialProxy):
 
 
 @pytest.fixture(scope="module")
-def population(local_ray, fake_engine, build_fake_base, tmp_path_factory):
+def population(local_ray, tmp_path_factory):
     """Six trials train at once; up to four copies of the best take the places of the worst."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     storage = tmp_path_factory.mktemp("population")
-    base = build_fake_base(storage)
+    base = FakeBase(storage)
     broker = start_broker(str(storage))
     schedule = ScheduleSpec(algorithm="pbt", grace_steps=10, quantile=0.5)
     rule = Pbt(schedule, "min", seed=0, population=6)

@@ -17,6 +17,7 @@ from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from registry import TrackingError
 from registry.connection import artifact_location_for, connect
 from registry.tracking import INTERRUPTED_TAG, Tracker
+from tests.support import servers
 from tests.support.events import event
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
@@ -442,7 +443,7 @@ def test_a_sweep_that_another_driver_took_over_is_left_to_it(sweep):
 
 
 @pytest.fixture
-def proxy(servers, shared_server, as_admin):
+def proxy(shared_server, as_admin):
     with servers.proxy(shared_server.port) as proxy:
         yield proxy
 

@@ -9,8 +9,8 @@ import pytest
 from orchestrator.errors import SweepSpecError
 from orchestrator.spec.data_report import inspect_inputs
 from orchestrator.spec.sweep import SweepSpec, build_trial, parse_sweep
-from tests.conftest import build_byte_tokenizer
 from tests.support.bases import DENSE, save_base, save_quantized
+from tests.support.tiny import build_byte_tokenizer
 from trainables.errors import BaseModelError, DataError
 
 ROWS = [{"question": f"{n} plus one is", "answer": f" {n + 1}", "id": n} for n in range(60)]

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 import pytest
 
-from tests.trainables.chats import (
+from tests.support.chats import (
     TOOLS,
     assistant,
     byte_tokenizer,

@@ -15,7 +15,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from tests.trainables.chats import assistant, chat, system, user
+from tests.support.chats import assistant, chat, system, user
 from trainables.chat.templates import Asking
 from trainables.chat.tokens import Encoder, encode_behind, encode_text
 from trainables.files.formats import PlainExample

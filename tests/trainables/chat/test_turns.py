@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.trainables.chats import (
+from tests.support.chats import (
     TOOLS,
     assistant,
     byte_tokenizer,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
-from tests.conftest import build_byte_tokenizer, build_tiny_llama
+from tests.support.tiny import build_byte_tokenizer, build_tiny_llama
 from trainables.errors import SpecError
 from trainables.evaluation.generation import Ending, complete, end_tokens
 

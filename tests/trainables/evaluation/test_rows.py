@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from tests.conftest import build_byte_tokenizer
+from tests.support.tiny import build_byte_tokenizer
 from trainables.chat.templates import Asking, template_digest
 from trainables.errors import BaseModelError, DataError
 from trainables.evaluation.rows import FIELD, evaluation_rows

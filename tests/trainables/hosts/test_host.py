@@ -1,6 +1,5 @@
 """The host's loop against the real state machine and a fake engine, in one process."""
 
-import importlib.util
 import json
 import time
 from pathlib import Path
@@ -9,25 +8,13 @@ import pytest
 
 from orchestrator.hosts.members import HostStart
 from orchestrator.hosts.seats import Seats
+from tests.support import fake_engine
 from trainables.errors import SpecError
 from trainables.hosts.bench import Bench, Failure, attempt
 from trainables.hosts.host import HostLoop
 from trainables.hosts.orders import SeatRequest, Task
 from trainables.hosts.storage import fetch_folder, join_location, list_folders
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
-
-
-def load_fake_engine():
-    """The fake as a module; the tests' folders are not packages."""
-    spec = importlib.util.spec_from_file_location(
-        "fake_engine", Path(__file__).with_name("fake_engine.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fake_engine = load_fake_engine()
 
 
 class Sweep:

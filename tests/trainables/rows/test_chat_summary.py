@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from tests.support.chats import MARKS, TOOLS, assistant, byte_tokenizer, call, result, user
 from tests.trainables.chat import test_turns
-from tests.trainables.chats import MARKS, TOOLS, assistant, byte_tokenizer, call, result, user
 from trainables.base.stops import load_tokenizer_only, stop_tokens, tokens_of
 from trainables.data_spec import DataSpec
 from trainables.rows.chat_summary import chats_of

@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -458,3 +459,38 @@ _OF_THE_HOP = ("content-length", "transfer-encoding", "connection")
 def _decoded(authorization: str) -> str:
     scheme, _, value = authorization.partition(" ")
     return f"{scheme} {base64.b64decode(value).decode()}" if scheme == "Basic" else authorization
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[dict[str, str]]:
+    """A real S3 server with one bucket, `bucket`; yields the environment that leads to it.
+
+    Args:
+        folder: Where it keeps its objects and its log.
+    """
+    (folder / "data" / "bucket").mkdir(parents=True)
+    rclone = Path(sysconfig.get_path("scripts")) / "rclone"
+    log = folder / "log.txt"
+    command = [str(rclone), "serve", "s3", "--config", "/dev/null", "--log-file", str(log)]
+    command += ["--auth-key", "key,a-long-secret", "--addr", "127.0.0.1:0", str(folder / "data")]
+    with subprocess.Popen(command) as server:
+        try:
+            yield {
+                "AWS_ENDPOINT_URL": _address_in(log),
+                "AWS_ACCESS_KEY_ID": "key",
+                "AWS_SECRET_ACCESS_KEY": "a-long-secret",
+                "AWS_REGION": "us-east-1",
+                "AWS_EC2_METADATA_DISABLED": "true",
+            }
+        finally:
+            server.terminate()
+
+
+def _address_in(log: Path) -> str:
+    """Where the S3 server says that it listens."""
+    for _ in range(300):
+        said = re.search(r"http://127\.0\.0\.1:\d+", log.read_text() if log.exists() else "")
+        if said is not None:
+            return said[0]
+        time.sleep(0.1)
+    raise RuntimeError(f"no S3 server came up: {log}")
