@@ -50,5 +50,11 @@ def full_disk(place: str) -> SweepStorageError:
 
 
 def tells_full_disk(reason: str) -> bool:
-    """Whether the reason that a trial gives for its failure is a full disk."""
-    return any(f"[Errno {number}]" in reason for number in DISK_IS_FULL)
+    """Whether the reason that a trial gives for its failure is a full disk.
+
+    Python writes `[Errno 28]`, safetensors and other libraries in Rust `(os error 28)`.
+    """
+    return any(
+        f"[Errno {number}]" in reason or f"(os error {number})" in reason
+        for number in DISK_IS_FULL
+    )

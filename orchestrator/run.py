@@ -187,7 +187,8 @@ def run_sweep(
             report = replace(report, undelivered=undelivered.rstrip("."))
     if report.status == Outcome.FAILED:
         raise SweepFailedError(
-            f"{spec.name}: no trial came to an adapter: {report.reason}. See {folder / LOG_FILE}."
+            f"{spec.name}: no trial came to an adapter: {report.reason.rstrip('.')}. "
+            f"See {folder / LOG_FILE}."
         )
     return report
 

@@ -88,10 +88,18 @@ def test_an_event_that_cannot_be_written_changes_nothing(tmp_path):
     assert heard == []
 
 
-def test_a_state_that_finds_no_space_ends_the_sweep_and_not_its_trial(scene):
+@pytest.mark.parametrize(
+    "said",
+    [
+        "OSError: [Errno 28] No space left on device",
+        "SafetensorError: Error while serializing: I/O error: No space left on device "
+        "(os error 28)",
+        "OSError: [Errno 122] Disk quota exceeded",
+    ],
+)
+def test_a_state_that_finds_no_space_ends_the_sweep_and_not_its_trial(scene, said):
     scene.start()
     scene.report(10)
-    said = "OSError: [Errno 28] No space left on device"
     with pytest.raises(SweepStorageError, match=r"trial 0: .*no space is left.*same command"):
         scene.report(20, done=True, outcome="failed", reason=said)
     assert scene.record.problem is not None
