@@ -14,8 +14,9 @@ from registry.comparison import TRAINING, Comparison, Cost, Difference, Score
 from registry.errors import RefError
 from registry.evaluation import Evaluation
 from registry.evaluation_runs import list_evaluations
+from registry.improvement import difference_interval, least_rows
 from registry.refs import AdapterRef
-from registry.significance import interval, obstacle, paired_bootstrap
+from registry.significance import interval, obstacle
 from registry.versions import AdapterVersion, get_version
 from trainables.contract import COSTS, SERVING_FORMS, Mode
 
@@ -203,9 +204,12 @@ def _differences(first: _Side, second: _Side, confidence: float) -> Iterator[Dif
         one, other = ours[key], theirs[key]
         reason = obstacle(other, one, measure)
         reason = reason.replace("the candidate", second.name).replace("the champion", first.name)
-        found = None if reason else paired_bootstrap(other, one, measure, confidence=confidence)
+        found = None if reason else difference_interval(other, one, measure, confidence=confidence)
         if found is not None and not math.isfinite(found.estimate):
             found, reason = None, "a row has no number"
+        if found is not None and math.isinf(found.low):
+            least = least_rows(confidence)
+            found, reason = None, f"{one.data.rows} rows are too few: {least} are needed"
         yield Difference(
             first=first.name,
             second=second.name,

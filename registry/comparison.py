@@ -58,7 +58,7 @@ class Difference:
         digest: Digest of the rows.
         measure: Name of the measure; empty if the versions have nothing in common.
         mode: Whether less or more is better.
-        interval: Interval of the difference, by the paired bootstrap over rows; `None` if the
+        interval: Interval of the difference over rows; `None` if the
             versions cannot be compared.
         reason: Why the versions cannot be compared; empty if they can.
     """

@@ -1,4 +1,6 @@
-"""The interval of an improvement that the promotion gate decides by; right for a few rows, too.
+"""Intervals of differences between two evaluations, right for a few rows, too.
+
+The promotion gate decides by them, and comparisons and reports show them.
 
 Two intervals are computed, and the wider end of both is taken on either side:
 
@@ -63,33 +65,55 @@ def improvement_interval(
 ) -> Interval:
     """The candidate's improvement over the champion; above zero is better.
 
-    The unit is the measure's. For a perplexity, the champion's value is taken as known, so that
-    perplexity and loss agree on what is better. The same evaluations give the same interval. Its
-    `method` names the computation that the lower end comes from.
+    Otherwise as `difference_interval`. Its `method` names the computation of the lower end.
+    """
+    require_comparable(candidate, champion, measure)
+    sign = 1.0 if champion.measures[measure].formula.mode == "max" else -1.0
+    return _oriented_interval(candidate, champion, measure, confidence, sign)
+
+
+def difference_interval(
+    new: Evaluation, old: Evaluation, measure: str, *, confidence: float = 0.95
+) -> Interval:
+    """The difference new - old of a measure, in the measure's unit.
+
+    An end is infinite if the rows are too few for the confidence; see `least_rows`. For a
+    perplexity, the old value is taken as known, so that perplexity and loss agree on what is
+    better. The same evaluations give the same interval; estimate and ends are NaN if a row has no
+    number.
 
     Raises:
         NotComparableError: The evaluations were not made on the same rows in the same way.
         IntegrityError: An evaluation was read without its examples.
     """
-    require_comparable(candidate, champion, measure)
-    formula = champion.measures[measure].formula
-    sign = 1.0 if formula.mode == "max" else -1.0
-    of, per = _differences(candidate.columns(measure), champion.columns(measure))
+    require_comparable(new, old, measure)
+    return _oriented_interval(new, old, measure, confidence, 1.0)
+
+
+def _oriented_interval(
+    new: Evaluation, old: Evaluation, measure: str, confidence: float, sign: float
+) -> Interval:
+    """The interval of `sign` times the difference."""
+    formula = old.measures[measure].formula
+    columns = new.columns(measure), old.columns(measure)
+    if not all(np.isfinite(column).all() for pair in columns for column in pair):
+        return Interval(estimate=math.nan, low=math.nan, high=math.nan, confidence=confidence)
+    of, per = _differences(*columns)
+    if not len(per):  # no row has an answer token
+        return Interval(estimate=math.nan, low=math.nan, high=math.nan, confidence=confidence)
     of, level = sign * of[:, None], (1 - confidence) / 2
     flips, student = sign_flip_ends(of, per, level), student_ends(of, per, level)
-    is_student = student.low[0] < flips.low[0]
-    old = champion.columns(measure)
-    base = float(old[0].sum() / old[1].sum())
+    base = float(columns[1][0].sum() / columns[1][1].sum())
 
-    def improvement(ratio: float) -> float:
+    def change(ratio: float) -> float:
         return sign * _change(formula, base, sign * ratio)
 
     return Interval(
-        estimate=improvement(float(of.sum() / per.sum())),
-        low=improvement(min(float(student.low[0]), float(flips.low[0]))),
-        high=improvement(max(float(student.high[0]), float(flips.high[0]))),
+        estimate=change(float(of.sum() / per.sum())),
+        low=change(min(float(student.low[0]), float(flips.low[0]))),
+        high=change(max(float(student.high[0]), float(flips.high[0]))),
         confidence=confidence,
-        method=STUDENT if is_student else SIGN_FLIPS,
+        method=STUDENT if student.low[0] < flips.low[0] else SIGN_FLIPS,
     )
 
 

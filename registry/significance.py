@@ -1,12 +1,9 @@
-"""Intervals for measures and their differences, by the paired bootstrap over rows.
+"""Intervals of measures by the bootstrap over rows, and which evaluations can be compared.
 
-Rows are drawn with replacement, and both adapters are evaluated on the same draw, so that the
-difficulty of a row cancels out (Koehn 2004, "Statistical significance tests for machine
-translation evaluation", EMNLP). The interval is cut from the draws' percentiles (Efron &
-Tibshirani 1993, "An introduction to the bootstrap", chapter 13).
-
-These intervals describe; for fewer than 40 rows they are somewhat narrow. The promotion gate
-decides by `registry.improvement`.
+Rows are drawn with replacement; the interval is cut from the draws' percentiles (Efron &
+Tibshirani 1993, "An introduction to the bootstrap", chapter 13). For fewer than 40 rows it is
+somewhat narrow. Differences of two evaluations have intervals of their own, in
+`registry.improvement`: the rows are paired, so that the difficulty of a row cancels out.
 """
 
 from __future__ import annotations
@@ -46,34 +43,6 @@ class Interval:
     high: float
     confidence: float
     method: str = "percentile bootstrap"
-
-
-def paired_bootstrap(
-    candidate: Evaluation,
-    champion: Evaluation,
-    measure: str,
-    *,
-    confidence: float = 0.95,
-    draws: int = _DRAWS,
-    seed: int = 0,
-) -> Interval:
-    """The difference candidate − champion of a measure, in the measure's own unit.
-
-    The same evaluations and seed give the same interval. 100,000 rows take some 20 seconds.
-
-    Raises:
-        NotComparableError: The evaluations were not made on the same rows in the same way.
-        IntegrityError: An evaluation was read without its examples.
-    """
-    require_comparable(candidate, champion, measure)
-    columns = np.stack([*candidate.columns(measure), *champion.columns(measure)], axis=1)
-
-    def difference(sums: Numbers) -> Numbers:
-        new = _value(candidate.measures[measure].formula, sums[:, 0], sums[:, 1])
-        return new - _value(champion.measures[measure].formula, sums[:, 2], sums[:, 3])
-
-    sums = _resampled_sums(columns, draws, seed)
-    return _interval(difference(columns.sum(axis=0, keepdims=True)), difference(sums), confidence)
 
 
 def interval(

@@ -30,7 +30,8 @@ from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.spec.finals_sections import forms_of
 from orchestrator.spec.sweep import SweepSpec
 from registry.evaluation import Evaluation
-from registry.significance import Interval, interval, obstacle, paired_bootstrap
+from registry.improvement import difference_interval
+from registry.significance import Interval, interval, obstacle
 from trainables.contract import TRAINED, ServingForm
 from trainables.evaluation.answers import metric_digests
 from trainables.spec import TrialSpec
@@ -175,7 +176,7 @@ def _metrics(
         metrics |= _interval(name, interval(found, name, level))
         for other in trained:
             if not obstacle(found, other, name):
-                difference = paired_bootstrap(found, other, name, confidence=level)
+                difference = difference_interval(found, other, name, confidence=level)
                 metrics |= _interval(f"{name}.difference", difference)
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 

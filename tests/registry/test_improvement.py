@@ -12,13 +12,13 @@ from registry.errors import NotComparableError
 from registry.evaluation import Evaluation
 from registry.improvement import (
     Ends,
+    difference_interval,
     improvement_interval,
     least_rows,
     sign_flip_ends,
     student_ends,
 )
 from registry.promotion import PromotionRule, confidence_of
-from registry.significance import paired_bootstrap
 from tests.support.bundles import new_document
 
 NewDocument = Callable[..., dict[str, Any]]
@@ -194,10 +194,34 @@ def test_many_even_rows_give_what_the_bootstrap_gives(
         evaluation(old + rng.normal(-0.1, 0.5, 2000), tokens=tokens),
         evaluation(old, tokens=tokens),
     )
-    found, drawn = improvement_interval(*both, "loss"), paired_bootstrap(*both, "loss")
-    assert found.low == pytest.approx(-drawn.high, rel=0.1)
-    assert found.high == pytest.approx(-drawn.low, rel=0.1)
-    assert found.estimate == pytest.approx(-drawn.estimate)
+    found = difference_interval(*both, "loss")
+    new, old_columns = (np.stack(one.columns("loss")) for one in both)
+    draws = rng.integers(2000, size=(1000, 2000))
+    drawn = [
+        new[0, rows].sum() / new[1, rows].sum() - old_columns[0, rows].sum() / new[1, rows].sum()
+        for rows in draws
+    ]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert (found.low, found.high) == (pytest.approx(low, rel=0.1), pytest.approx(high, rel=0.1))
+
+
+def test_improvement_is_the_difference_towards_the_better(
+    evaluation: Callable[..., Evaluation],
+) -> None:
+    rng = np.random.default_rng(15)
+    new, old = (evaluation(rng.gamma(2.0, 1.0, 50)) for _ in range(2))
+    for measure, sign in (("loss", -1), ("perplexity", -1), ("token_accuracy", 1)):
+        found = difference_interval(new, old, measure)
+        better = improvement_interval(new, old, measure)
+        ends = sorted((sign * better.low, sign * better.high))
+        assert ends == pytest.approx([found.low, found.high])
+        assert found.estimate == pytest.approx(sign * better.estimate)
+
+
+def test_rows_without_a_number_have_no_difference(evaluation: Callable[..., Evaluation]) -> None:
+    found = difference_interval(evaluation([1.0, math.nan]), evaluation([1.0, 2.0]), "loss")
+    assert math.isnan(found.estimate)
+    assert math.isnan(found.low)
 
 
 def test_thousands_of_rows_take_well_under_a_second(evaluation: Callable[..., Evaluation]) -> None:
