@@ -33,7 +33,7 @@ class SplitSummary:
     """Counts and lengths of the rows of one split.
 
     Attributes:
-        rows: Number of rows in the split.
+        rows: Number of rows in the split that can be used.
         skipped: Rows of the source that cannot be used and were left out.
         dropped: Rows that were removed because another split holds them, too.
         unread: Files of the source's folder that belong to other splits.
@@ -117,7 +117,7 @@ class DataSummary:
             if one.skipped:
                 listed = "; ".join(list_bad(one.skipped))
                 yield (
-                    f"data.{name}: {len(one.skipped)} rows cannot be used and are left out "
+                    f"data.{name}: skipped {_counted(len(one.skipped))} that cannot be used "
                     f"(data.on_bad_row: skip): {listed}."
                 )
             if one.unread:
@@ -128,7 +128,8 @@ class DataSummary:
             yield overlap.describe()
         dropped = {name: one.dropped for name, one in self.splits.items() if one.dropped}
         for name, count in dropped.items():
-            yield f"{count} of the {_NAMES[name]} rows are taken out."
+            verb = "is" if count == 1 else "are"
+            yield f"{count} of the {_NAMES[name]} rows {verb} taken out."
         if self.overlaps and not dropped:
             yield (
                 "Scores on rows that are trained on are those of memory; data.on_overlap: drop "
@@ -178,9 +179,8 @@ class DataSummary:
                 left = min(left, self.compared_on)
             if left < FEW_ROWS:
                 low, high = wilson_interval(0.5, left)
-                word = "row" if left == 1 else "rows"
                 yield (
-                    f"With {left} {_NAMES[name]} {word}, an accuracy of 50% means one between "
+                    f"With {_counted(left, _NAMES[name])}, an accuracy of 50% means one between "
                     f"{low:.0%} and {high:.0%} (95% interval): only large differences can be "
                     "told apart. More rows tell more."
                 )
@@ -204,16 +204,14 @@ def summarize(
         chats: Summary of the chats, if the splits were tokenized.
     """
     encoded = {} if splits is None else splits.by_name
+    refused = {name: split.refused for name, split in encoded.items()}
     return DataSummary(
         layout=raw.layout,
         prompt_style=raw.prompt_style,
         splits={
             name: SplitSummary(
-                rows=len(split.rows),
-                skipped=(
-                    *raw.skipped.get(name, ()),
-                    *(encoded[name].refused if name in encoded else ()),
-                ),
+                rows=len(split.rows) - len(refused.get(name, ())),
+                skipped=(*raw.skipped.get(name, ()), *refused.get(name, ())),
                 dropped=raw.dropped.get(name, 0),
                 unread=raw.unread.get(name, ()),
                 lengths=encoded[name].lengths if name in encoded else None,
@@ -225,6 +223,10 @@ def summarize(
         compared_on=compared_on,
         chats=chats,
     )
+
+
+def _counted(count: int, kind: str = "") -> str:
+    return f"{count} {kind}{' ' if kind else ''}{'row' if count == 1 else 'rows'}"
 
 
 def wilson_interval(share: float, rows: int) -> tuple[float, float]:

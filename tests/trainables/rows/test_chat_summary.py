@@ -9,6 +9,8 @@ from trainables.base.stops import load_tokenizer_only, stop_tokens, tokens_of
 from trainables.data_spec import DataSpec
 from trainables.rows.chat_summary import chats_of
 from trainables.rows.data import load_splits
+from trainables.rows.data_summary import summarize
+from trainables.rows.splits import read_raw_splits
 from trainables.spec import BaseSpec
 
 CHATML = byte_tokenizer(test_turns.CHATML, "<|endoftext|>")
@@ -54,6 +56,19 @@ def test_answers_that_became_context_are_counted_by_their_reason():
         "what the template renders. Write the thought as text into content, or remove it.": 1
     }
     assert any("data.train: 1 earlier answers are context only" in one for one in found.lines())
+
+
+def test_rows_that_the_template_refuses_are_not_counted_as_rows():
+    lost = row(user("one?"), assistant("two", reasoning_content="look"))
+    spec = DataSpec(
+        train=[row(*test_turns.TWO), lost], test_fraction=0, on_bad_row="skip",
+        validation=[row(*test_turns.TWO)],
+    )  # fmt: skip
+    raw = read_raw_splits(spec)
+    found = summarize(raw, load_splits(spec, CHATML))
+    assert "Rows: 1 training, 1 validation." in found.lines()
+    assert found.to_dict()["rows"]["train"]["skipped"] == 1
+    assert any(line.startswith("data.train: skipped 1 row that cannot") for line in found.lines())
 
 
 def test_settings_of_the_template_are_told_and_recorded():

@@ -155,8 +155,8 @@ def test_bad_rows_are_left_out_and_told_where_that_is_asked_for(tmp_path):
     path = write(tmp_path / "rows.jsonl", [*PAIRS[:50], "{", chat, *PAIRS[50:98]])
     raw = read_raw_splits(DataSpec(train=path, on_bad_row="skip"))
     assert sum(sizes(raw).values()) == 98
-    (line,) = (one for one in summarize(raw).lines() if "left out" in one)
-    assert line.startswith("data.train: 2 rows cannot be used and are left out")
+    (line,) = (one for one in summarize(raw).lines() if "skipped" in one)
+    assert line.startswith("data.train: skipped 2 rows that cannot be used")
     assert f"{path} line 51 is not JSON" in line
     assert f"{path} line 52 " in line
 
