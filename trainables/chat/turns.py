@@ -24,8 +24,8 @@ from trainables.chat.templates import (
 from trainables.files.formats import ChatExample
 
 _OPEN, _CLOSE = "<think>", "</think>"
-_LONGEST_LEAD = 64
-"""Most characters of the template between the end of a prompt and an answer's words."""
+_LONGEST_LEAD = 128
+"""Most characters of a template between a prompt's end and an answer's words, besides thoughts."""
 
 
 class CannotLearnError(Exception):
@@ -81,7 +81,7 @@ def find_answer(
             "it, so the answer's tokens cannot be told apart; allowed: an answer that the "
             "template renders. Use text in prompt and completion, or another base."
         )
-    _require_one_end(answer, endings, template, where)
+    _require_one_end(answer, chat.turns[position], endings, template, where)
     return answer
 
 
@@ -130,15 +130,16 @@ def _moved(
         lead = head[head.rfind(prompt[-size:]) + size :]
     elif not turn.get("tool_calls"):
         # Without an opening in the generation prompt, the answer follows the prompt unchanged.
-        lead = _usual_lead(template, prompt[-opening:]) if opening else ""
-    return None if lead is None or len(lead) > _LONGEST_LEAD else lead + text[len(head) :]
+        lead = _usual_lead(template, prompt[-opening:], chat.tools) if opening else ""
+    longest = _LONGEST_LEAD + len(thought_of(turn))
+    return None if lead is None or len(lead) > longest else lead + text[len(head) :]
 
 
-def _usual_lead(template: ChatTemplate, opening: str) -> str | None:
+def _usual_lead(template: ChatTemplate, opening: str, tools: Turns) -> str | None:
     """Text of the template between generation prompt and answer in the simplest chat."""
     user = {"role": "user", "content": "x"}
-    prompt = template.render([user], is_prompt=True)
-    text = template.render([user, {"role": "assistant", "content": PROBE}])
+    prompt = template.render([user], tools, is_prompt=True)
+    text = template.render([user, {"role": "assistant", "content": PROBE}], tools)
     lead, found, _ = text[len(prompt) :].partition(PROBE)
     is_same = prompt.endswith(opening) and text.startswith(prompt)
     return lead if is_same and found else None
@@ -237,17 +238,26 @@ def _require_system(before: Turns, prompt: str) -> None:
             )
 
 
-def _require_one_end(answer: Answer, endings: Endings, template: ChatTemplate, where: str) -> None:
+def _require_one_end(
+    answer: Answer, turn: Mapping[str, Any], endings: Endings, template: ChatTemplate, where: str
+) -> None:
     """Refuse an answer with an end token inside: serving would stop there."""
     inner = [token for *_, token in template.find_control(answer.text)]
     if answer.token is not None:
         inner.pop()
     early = next((token for token in inner if token in {answer.token, *endings.stops}), None)
-    if early is not None:
+    if early is None:
+        return
+    if early in json.dumps(turn, ensure_ascii=False):
         raise CannotLearnError(
             f"{where}: holds {early!r}, which ends an answer, within its text; allowed: such a "
             "token at its end alone. Remove it from the content."
         )
+    raise CannotLearnError(
+        f"{where}: the chat template writes {early!r}, which ends an answer, within this answer, "
+        "so that a server would stop there; allowed: such a token at an answer's end alone. "
+        "Write a call as text into content, or choose a base with another template."
+    )
 
 
 def split_off_cut(prompt: str, whole: str, history: str, template: ChatTemplate) -> str:

@@ -71,6 +71,30 @@ AS_MAPPING = CALLS.replace("ARGUMENTS", "{{ c['function']['arguments'] | tojson 
 AS_TEXT = CALLS.replace("' }}ARGUMENTS", "' + c['function']['arguments'] }}")
 PRINTED = CALLS.replace("ARGUMENTS", "{{ c['function']['arguments'] }}")
 
+NEEDS_TOOLS = (  # cannot be rendered without tools; a last result ends otherwise
+    "{% for t in tools %}{{ t | tojson }}{% endfor %}{% for m in messages %}<|{{ m['role'] }}|>"
+    "{{ m['content'] }}{% for c in m['tool_calls'] or [] %}<call>{{ c['function']['name'] }}"
+    "</call>{% endfor %}{{ '\n' if m['role'] == 'tool' and not loop.last }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CHANNELS = (  # thoughts before a call are dropped once a final answer follows
+    "{% for m in messages %}{% set later = messages[loop.index:] | selectattr('role', 'eq', "
+    "'assistant') | list %}{% if m['role'] != 'assistant' %}<|start|>{{ m['role'] }}<|message|>"
+    "{{ m['content'] }}<|end|>{% else %}{% if m['reasoning_content'] and not later %}<|start|>"
+    "assistant<|channel|>analysis of what was asked<|message|>{{ m['reasoning_content'] }}<|end|>"
+    "{% endif %}{% if m['tool_calls'] %}{% for c in m['tool_calls'] %}<|start|>assistant to="
+    "{{ c['function']['name'] }}<|message|>{{ c['function']['arguments'] | tojson }}<|call|>"
+    "{% endfor %}{% else %}<|start|>assistant<|channel|>final<|message|>{{ m['content'] }}"
+    "{{ '<|return|>' if loop.last else '<|end|>' }}{% endif %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+ENDS_EARLY = (  # an empty turn before the turn of a call
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>"
+    "{% for c in m['tool_calls'] or [] %}<|tool|>{{ c['function']['name'] }} "
+    "{{ c['function']['arguments'] | tojson }}<|end|>{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
 TWO = (user("one?"), assistant("two"), user("three?"), assistant("four"))
 
 
@@ -179,6 +203,35 @@ def test_calls_are_learned_with_their_arguments_as_json(template, arguments):
     _, (pieces,) = learn(tokenizer, chat(*turns, tools=TOOLS))
     assert pieces[1::2] == ['<call>get_weather {"city": "Paris"}</call><|end|>', "It is.<|end|>"]
     assert '"description": "Weather of a city"' in pieces[0]
+
+
+def test_an_answer_to_a_result_is_learned_where_the_template_needs_tools():
+    tokenizer = byte_tokenizer(NEEDS_TOOLS, "<|end|>", ("<|user|>", "<|assistant|>", "<|tool|>"))
+    turns = (user("warm?"), call({}), result("yes"), assistant("It is."))
+    _, (pieces,) = learn(tokenizer, chat(*turns, tools=TOOLS))
+    assert pieces[1::2] == ["<call>get_weather</call><|end|>", "It is.<|end|>"]
+    assert pieces[2] == "<|tool|>yes<|end|><|assistant|>"
+
+
+def test_a_thought_after_a_call_is_learned_where_the_template_drops_the_one_before():
+    tokenizer = byte_tokenizer(CHANNELS, "<|return|>", ("<|call|>",))
+    turns = (
+        user("warm?"), call({}, reasoning_content="look it up"), result("yes"),
+        assistant("It is.", reasoning_content="the result says so"),
+    )  # fmt: skip
+    _, (pieces,) = learn(tokenizer, chat(*turns), stops=("<|call|>",))
+    assert pieces[1::2] == [
+        "<|channel|>analysis of what was asked<|message|>look it up<|end|>"
+        "<|start|>assistant to=get_weather<|message|>{}<|call|>",
+        "<|channel|>analysis of what was asked<|message|>the result says so<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>It is.<|return|>",
+    ]
+
+
+def test_an_end_token_that_the_template_writes_within_an_answer_is_its_own_reason():
+    tokenizer = byte_tokenizer(ENDS_EARLY, "<|end|>", ("<|user|>", "<|assistant|>", "<|tool|>"))
+    with pytest.raises(DataError, match=r"message 2: the chat template writes '<\|end\|>', which"):
+        learn(tokenizer, chat(user("warm?"), call({})))
 
 
 def test_a_call_that_the_template_leaves_out_is_refused_with_the_reason():
