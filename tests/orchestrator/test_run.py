@@ -393,6 +393,12 @@ def test_a_base_that_cannot_be_loaded_fails_the_sweep_with_its_reason(
 # ------------------------------------------------------------------------------ interrupted
 
 
+def hear_signals():
+    """In a child: signals that are ignored in a shell's background, or below nohup, are not."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Command:
     """`lorchestra run` on a sweep that takes a while, in a folder of its own."""
 
@@ -411,8 +417,7 @@ class Command:
             [sys.executable, "-m", "orchestrator.cli", *(words or ("run", "sweep.yaml"))],
             cwd=self.folder, env=ours | {"OMP_NUM_THREADS": "1"}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            # Ignored, where these tests were started in a shell's background.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=hear_signals,
         )  # fmt: skip
 
     def events(self):

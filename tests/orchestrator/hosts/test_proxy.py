@@ -216,7 +216,7 @@ def test_a_child_goes_on_from_its_parents_step_with_its_own_settings(hosted, tmp
     child = hosted.open_proxy(1, lr=3e-3, parent=place)
     solo = tmp_path_factory.mktemp("solo")
     specs = [hosted.base.build_spec(0, lr=1e-3), hosted.base.build_spec(1, lr=3e-3)]
-    expected = weights_of(fake_engine, solo, *specs, switch=20, steps=(30, 40))
+    expected = weights_of(solo, *specs, switch=20, steps=(30, 40))
     assert train(child, 1) == expected[:1]
 
     train(parent, 1)
