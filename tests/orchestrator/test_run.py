@@ -402,12 +402,12 @@ def hear_signals():
 class Command:
     """`lorchestra run` on a sweep that takes a while, in a folder of its own."""
 
-    def __init__(self, folder, base, data):
-        self.folder = folder
+    def __init__(self, folder, base, data, steps=240, trials=3):
+        self.folder, self.steps, self.trials = folder, steps, trials
         self.storage = folder / "runs" / "tiny"
         values = sweep_of(
-            base, data, optim={"steps": 240, "batch_size": 4}, eval={"every": 20},
-            space={"lora.rank": {"choice": [2, 4, 8]}}, budget={"trials": 3},
+            base, data, optim={"steps": steps, "batch_size": 4}, eval={"every": 20},
+            space={"lora.rank": {"choice": [2, 4, 8]}}, budget={"trials": trials},
         )  # fmt: skip
         (folder / "sweep.yaml").write_text(yaml.safe_dump(values))
 
@@ -458,23 +458,25 @@ def assert_finished_once(command):
     counts = Counter(e.kind for e in events)
     assert (counts["sweep_started"], counts["sweep_resumed"], counts["sweep_ended"]) == (1, 1, 1)
     assert counts["trial_resumed"] >= 1
-    steps = {trial: [] for trial in range(3)}
+    steps = {trial: [] for trial in range(command.trials)}
     for each in events:
         if each.kind == "report":
             steps[each.event.trial].append(each.event.step)
-    assert steps == {trial: list(range(20, 241, 20)) for trial in range(3)}
-    assert Counter(e.event.trial for e in events if e.kind == "trial_started") == {
-        0: 1, 1: 1, 2: 1,
-    }  # fmt: skip
+    wanted = list(range(20, command.steps + 1, 20))
+    assert steps == dict.fromkeys(range(command.trials), wanted)
+    begun = Counter(e.event.trial for e in events if e.kind == "trial_started")
+    assert begun == dict.fromkeys(range(command.trials), 1)
     found = tracked(command.storage)
-    assert (len(found.sweeps), found.run_count, found.versions) == (1, 4, [1])
+    assert (len(found.sweeps), found.run_count) == (1, command.trials + 1)
+    assert found.versions == [1]
     for run in found.trials.values():
-        assert steps_of(found.client, run) == list(range(20, 241, 20))
+        assert steps_of(found.client, run) == wanted
         assert run.info.status == "FINISHED"
 
 
 @pytest.mark.timeout(900)
-def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(command):
+def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(tmp_path, tiny_base, tiny_data):
+    command = Command(tmp_path, tiny_base, tiny_data, steps=160, trials=2)
     process = command.start()
     command.wait_for_reports(process, 3)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -487,7 +489,7 @@ def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(command):
     _, alive = psutil.wait_procs(family, timeout=15)
     assert not alive
 
-    assert "completed: 3 trials" in command.finish()
+    assert "completed: 2 trials" in command.finish()
     assert_finished_once(command)
 
 

@@ -9,7 +9,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.hosts.broker import start_broker
 from orchestrator.hosts.demand import HostLimits
-from orchestrator.hosts.pool import HostPool, HostShape
+from orchestrator.hosts.pool import HostShape
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.log import read_events
 from orchestrator.journal.meter import Usage
@@ -31,6 +31,7 @@ from orchestrator.tuning import Stage
 from tests.support import fake_engine
 from tests.support.events import event
 from tests.support.fake_base import FakeBase
+from tests.support.threaded_pool import ThreadedPool
 
 pytestmark = pytest.mark.ray
 
@@ -58,7 +59,7 @@ class Scene:
         self.record = SweepRecord(self.log, SweepHistory(), self.on_change)
         self.record.add(event("sweep_started", sweep_id="s", spec={}, digest="d"))
         self.broker = start_broker(self.storage.location)
-        self.pool = HostPool(
+        self.pool = ThreadedPool(
             self.broker,
             self.storage,
             HostLimits(max_hosts=1, seats=2),

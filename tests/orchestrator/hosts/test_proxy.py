@@ -26,6 +26,7 @@ from orchestrator.spec.sections import ExitSpec, ScheduleSpec
 from orchestrator.spec.space import SearchSpace
 from tests.support import fake_engine
 from tests.support.fake_base import FakeBase
+from tests.support.threaded_pool import ThreadedPool
 
 pytestmark = [
     pytest.mark.ray,
@@ -184,7 +185,7 @@ def hosted(local_ray, tmp_path_factory):
 
     limits = HostLimits(max_hosts=1, seats=3)
     shape = HostShape(build_bench=fake_engine.build_bench)
-    with HostPool(broker, SweepStorage(storage), limits, shape):
+    with ThreadedPool(broker, SweepStorage(storage), limits, shape):
         yield SimpleNamespace(base=base, open_proxy=open_proxy)
         for proxy in opened:
             proxy.stop()
@@ -306,7 +307,7 @@ def population(local_ray, tmp_path_factory):
     )
     limits = HostLimits(max_hosts=1, seats=6)
     shape = HostShape(build_bench=fake_engine.build_bench)
-    with HostPool(broker, SweepStorage(storage), limits, shape) as pool:
+    with ThreadedPool(broker, SweepStorage(storage), limits, shape) as pool:
         results = tune.Tuner(
             tune.with_resources(TogetherProxy, {"cpu": 0.1}),
             tune_config=tune.TuneConfig(
