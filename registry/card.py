@@ -72,7 +72,9 @@ def build_card(facts: CardFacts) -> str:
         "Scores": _scores(facts),
         "Memory and speed": _costs(facts),
         "Data": _data(facts),
-        "Licences": _licenses(facts),
+        "Licences": "\n".join(
+            f"- {kind}: {plain(facts.licenses.get(kind) or 'not stated')}" for kind in _LICENSES
+        ),
         "Loading": _loading(facts),
     }
     titled = (f"## {title}\n\n{content}" for title, content in sections.items() if content)
@@ -279,12 +281,6 @@ def _overlaps(data: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _licenses(facts: CardFacts) -> str:
-    return "\n".join(
-        f"- {kind}: {plain(facts.licenses.get(kind) or 'not stated')}" for kind in _LICENSES
-    )
-
-
 # --------------------------------------------------------------------------------------- loading
 
 
@@ -321,12 +317,9 @@ def _asking(data: Mapping[str, Any]) -> list[str]:
     if data.get("prompt_style") != "chat":
         return ['model.predict({"prompt": ["…"]})']
     turns = '[{"role": "user", "content": "…"}]'
-    tools = ', "tools": [{…}]' if _has_tools(data) else ""
+    has_tools = any(split.get("tools") for split in (data.get("learned") or {}).values())
+    tools = ', "tools": [{…}]' if has_tools else ""
     return [f'model.predict([{{"messages": {turns}{tools}}}])']
-
-
-def _has_tools(data: Mapping[str, Any]) -> bool:
-    return any(split.get("tools") for split in (data.get("learned") or {}).values())
 
 
 def _chat_settings(data: Mapping[str, Any]) -> str:

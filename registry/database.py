@@ -165,7 +165,11 @@ def _follow_move(database: Path) -> None:
         return
     here = database.resolve().parent / ARTIFACTS_FOLDER
     with closing(_open(database, "ro")) as connection:
-        earlier = [place for place in _places(connection) if _is_left(place, here)]
+        earlier = [
+            place
+            for place in _places(connection)
+            if place != here and (here.exists() or not place.exists())
+        ]
     if not earlier:
         return
     try:
@@ -189,11 +193,6 @@ def _places(connection: sqlite3.Connection) -> list[Path]:
     paths = [Path(unquote(one.path)) for one in parts if one.scheme == "file" and not one.netloc]
     # MLflow's own choice ends with the number of the experiment.
     return [path for path in paths if path.name == ARTIFACTS_FOLDER]
-
-
-def _is_left(place: Path, here: Path) -> bool:
-    """Whether artifacts of an earlier place are to be looked for here."""
-    return place != here and (here.exists() or not place.exists())
 
 
 def _replace(connection: sqlite3.Connection, old: str, new: str) -> None:

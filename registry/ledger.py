@@ -347,12 +347,13 @@ def _read(slot: str, text: str, outcome: str | None) -> AliasMove | None:
 
 def _challenges(run: Run) -> list[Challenge]:
     keys = sorted(key for key in run.data.params if key.startswith(_CHALLENGE))
-    return [_read_challenge(json.loads(run.data.params[key])) for key in keys]
-
-
-def _read_challenge(record: Mapping[str, Any]) -> Challenge:
-    known = {one.name: record[one.name] for one in fields(Challenge)}
-    return Challenge(**known | {"at": datetime.fromisoformat(record["at"])})
+    names = {one.name for one in fields(Challenge)}
+    found = []
+    for key in keys:
+        record = json.loads(run.data.params[key])
+        known = {name: value for name, value in record.items() if name in names}
+        found.append(Challenge(**known | {"at": datetime.fromisoformat(record["at"])}))
+    return found
 
 
 def _record(challenge: Challenge) -> str:

@@ -123,7 +123,8 @@ def promote(
     exact = get_whole(client, ref).ref
     for _ in range(_TRIES):
         candidate = get_version(client, exact)
-        ledger = _settled(client, candidate.name)
+        with plain_errors(client.tracking_uri):
+            ledger = settle(client, candidate.name)
         champion, moves = _find_champion(client, ledger, candidate.name)
         if force and not candidate.retired:
             decision = PromotionDecision(promoted=True, reason=f"{exact} was promoted by force")
@@ -239,11 +240,6 @@ def _percent(confidence: float) -> str:
     return f"{100 * confidence:.6g} %"
 
 
-def _settled(client: MlflowClient, name: str) -> Ledger:
-    with plain_errors(client.tracking_uri):
-        return settle(client, name)
-
-
 def _number_of(
     client: MlflowClient,
     ledger: Ledger,
@@ -253,9 +249,12 @@ def _number_of(
 ) -> int:
     """Number of this challenge in the ledger; 1, and nothing is written, if none takes place."""
     candidate, champion = versions
-    if champion is None or candidate.retired or not pairs or not _is_informative(pairs[0], metric):
+    if champion is None or candidate.retired or not pairs:
         return 1
-    new, _ = pairs[0]
+    new, old = pairs[0]
+    are_finite = all(math.isfinite(one.measures[metric].value) for one in (new, old))
+    if new.data.rows < _LEAST_ROWS or not are_finite:
+        return 1  # chance has no part in the decision
     challenge = Challenge(
         champion=champion.version,
         candidate=candidate.version,
@@ -268,12 +267,6 @@ def _number_of(
     )
     with plain_errors(client.tracking_uri):
         return count_challenge(client, ledger.run_id, challenge).number
-
-
-def _is_informative(pair: tuple[Evaluation, Evaluation], metric: str) -> bool:
-    """Whether chance decides: there are enough rows, and both values are finite."""
-    values = [one.measures[metric].value for one in pair]
-    return pair[0].data.rows >= _LEAST_ROWS and all(map(math.isfinite, values))
 
 
 def _find_champion(

@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 _ELSEWHERE = ("quantization", "quantization_config")
 """Fields of the base with a tag of another name, or without a tag."""
 
+_NESTED = (dict, list)
+"""Types of values that are too complex for a tag; the manifest holds them."""
+
 
 def register(  # noqa: PLR0913
     client: MlflowClient,
@@ -271,7 +274,7 @@ def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
         **{f"base.{key}": value for key, value in base.items() if key not in _ELSEWHERE},
         **{f"lora.{key}": value for key, value in lora.items() if key != "scaling"},  # follows
         **{f"optim.{key}": value for key, value in manifest["optim"].items()},
-        **{f"data.{key}": value for key, value in data.items() if not _is_nested(value)},
+        **{f"data.{key}": value for key, value in data.items() if not isinstance(value, _NESTED)},
         **{f"package.{key}": value for key, value in manifest["packages"].items()},
         **{METRIC_PREFIX + key: float(value) for key, value in manifest["metrics"].items()},
         DIGEST_TAG: manifest["digest"],
@@ -283,8 +286,3 @@ def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
         "tokens": manifest["tokens"],
     }
     return {key: str(value) for key, value in values.items() if value is not None}
-
-
-def _is_nested(value: object) -> bool:
-    """Whether a value is too complex for a tag; the manifest holds the value."""
-    return isinstance(value, dict | list)
