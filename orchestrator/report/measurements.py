@@ -51,3 +51,30 @@ def compare_with_base(
 def _find(metrics: Mapping[str, float], split: str, measure: str) -> float | None:
     names = (prefix + measure for prefix in _PREFIXES[split])
     return next((metrics[name] for name in names if name in metrics), None)
+
+
+class Generated(NamedTuple):
+    """Two measures of the trained form on the same rows.
+
+    Attributes:
+        accuracy: Share of rows whose every answer token is the likeliest one after the given ones.
+        exact_match: Share of rows whose greedy completion equals the answer.
+    """
+
+    accuracy: float
+    exact_match: float
+
+    @property
+    def warning(self) -> str:
+        """What is wrong if completions are worse than the accuracy says; empty if they are not."""
+        if self.exact_match > self.accuracy - _WORSE:
+            return ""
+        return (
+            f"{self.accuracy:.1%} of the rows have the right answer token by token, "
+            f"{self.exact_match:.1%} of the completions equal it: completions that run on behind "
+            "the answer, or are cut by finals.max_new_tokens. Read some in scores/trained.json."
+        )
+
+
+_WORSE = 0.01
+"""Share of rows by which completions may fall behind: rounding differs between the two."""

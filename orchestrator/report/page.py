@@ -54,7 +54,7 @@ def _sections(
     yield "Base and best adapter on held-out data", _comparison(report)
     yield "Data", _data(history)
     yield "Finals", _finals(report)
-    yield "Serving forms", _forms(report, history)
+    yield "Serving forms", _forms(report)
     if curves.data:
         yield f"{report.metric} by step", embed(curves, "learning-curves")
     else:
@@ -106,7 +106,14 @@ def _comparison(report: SweepReport) -> str:
         + [number("-" if each.difference is None else format_difference(each.difference))]
         for each in compared
     ]
-    return table(["rows", "measure", "base", "adapter", "difference"], rows)
+    generated = report.generated()
+    if generated is not None:
+        exact = number(format_metric(generated.exact_match))
+        name = cell("exact match of completions")
+        rows.append([cell(compared[-1].split), name, number("-"), exact, number("-")])
+    warning = "" if generated is None else generated.warning
+    heads = ["rows", "measure", "base", "adapter", "difference"]
+    return table(heads, rows) + (note(f"Warning: {warning}") if warning else "")
 
 
 def _data(history: SweepHistory) -> str:
@@ -116,14 +123,13 @@ def _data(history: SweepHistory) -> str:
     return "".join(f"<p>{cell(line)}</p>" for line in history.data_lines)
 
 
-def _forms(report: SweepReport, history: SweepHistory) -> str:
+def _forms(report: SweepReport) -> str:
     """Tables of the serving forms; empty when only the trained form was evaluated."""
     scores = list_form_scores(report.forms)
     failed = [
-        note(f"Trial {number} could not be served {form}: {one_line(found.error)}")
-        for number, trial in sorted(history.trials.items())
-        for form, found in trial.forms_evaluated.items()
-        if found.error
+        note(f"Trial {number} could not be served {form}: {one_line(error)}")
+        for number, errors in sorted(report.form_errors.items())
+        for form, error in errors.items()
     ]
     if not any(score.form != TRAINED for score in scores):
         return "".join(failed)

@@ -16,9 +16,9 @@ from orchestrator.journal.events import PromotionDecided
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.metrics import Metric
 from orchestrator.report.leaderboard import build_leaderboard, describe_trial, find_pareto
-from orchestrator.report.measurements import BaseComparison, compare_with_base
+from orchestrator.report.measurements import BaseComparison, Generated, compare_with_base
 from orchestrator.spec.sweep import SweepSpec
-from trainables.contract import Mode
+from trainables.contract import TRAINED, Mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,7 @@ class SweepReport:
             a limit are left out.
         ended_early: Why the search or the finals left something out.
         forms: Metrics by trial and serving form, of the trials that were measured in any.
+        form_errors: Why a trial's adapter could not be evaluated in a serving form.
         undelivered: What is not in MLflow although it was asked for, and why; empty when all is.
     """
 
@@ -94,6 +95,7 @@ class SweepReport:
     limits: Mapping[str, float] = field(default_factory=dict)
     ended_early: str = ""
     forms: Mapping[int, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    form_errors: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     undelivered: str = ""
 
     def comparisons(self) -> list[BaseComparison]:
@@ -102,6 +104,14 @@ class SweepReport:
         if self.best is not None:
             adapter = {"validation": self.best.metrics, "test": self.best.test_metrics}
         return compare_with_base(self.base_metrics, adapter)
+
+    def generated(self) -> Generated | None:
+        """The best adapter's generated answers beside its given ones; `None` without any."""
+        measured = {} if self.best is None else self.forms.get(self.best.trial, {})
+        found = measured.get(TRAINED, {})
+        if "exact_match" not in found or "accuracy" not in found:
+            return None
+        return Generated(found["accuracy"], found["exact_match"])
 
 
 def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> SweepReport:
@@ -138,6 +148,11 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
         ended_early="; ".join(stage.reason for stage in history.stages.values() if stage.reason),
         limits=_limits(spec),
         forms={number: one.forms for number, one in history.trials.items() if one.forms},
+        form_errors={
+            number: errors
+            for number, one in history.trials.items()
+            if (errors := {f: each.error for f, each in one.forms_evaluated.items() if each.error})
+        },
     )
 
 

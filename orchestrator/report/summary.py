@@ -41,9 +41,17 @@ def render_summary(report: SweepReport) -> RenderableType:
     compared = report.comparisons()
     if compared:
         parts += [Text(), _render_comparison(report, compared)]
+    generated = report.generated()
+    if generated is not None and generated.warning:
+        parts += [Text(f"Warning: {generated.warning}", style="bold")]
     served = _best_in_forms(report)
     if len(served) > 1:
         parts += [Text(), _render_forms(served)]
+    failed = {} if report.best is None else report.form_errors.get(report.best.trial, {})
+    parts += [
+        Text(f"Serving form {form} could not be evaluated: {one_line(error)}")
+        for form, error in failed.items()
+    ]
     parts += [Text(), *_render_outcome(report)]
     if report.phases:
         spent = (f"{one_line(name)} {format_duration(s)}" for name, s in report.phases.items())
@@ -143,6 +151,10 @@ def _render_comparison(report: SweepReport, compared: list[BaseComparison]) -> T
             format_metric(each.adapter),
             "-" if change is None else format_difference(change),
         )
+    generated = report.generated()
+    if generated is not None:
+        split = compared[-1].split
+        table.add_row(f"{split} exact match", "-", format_metric(generated.exact_match), "-")
     return table
 
 

@@ -577,6 +577,37 @@ def test_the_summary_shows_the_best_adapter_in_its_serving_forms(spec: SweepSpec
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_completions_that_fall_behind_the_accuracy_are_told(
+    spec: SweepSpec, tmp_path: Path
+) -> None:
+    """An adapter that never stops has every token right and no completion."""
+    story = Story(spec)
+    story.trial(0, [0.5], "completed")
+    for exact_match, is_told in ((0.995, False), (0.25, True)):
+        metrics = {"accuracy": 1.0, "exact_match": exact_match}
+        story.tell(
+            "form_evaluated", trial=0, form="trained", metrics=metrics, error="", fingerprint="w"
+        )
+        report = tell_report(spec, story.history)
+        text = " ".join(show(report, 80).split())
+        assert f"validation exact match - {exact_match:.4f} -" in text
+        assert ("Warning: 100.0% of the rows" in text) == is_told
+        write_report(report, spec, story.history, tmp_path)
+        page = (tmp_path / "report.html").read_text()
+        assert "exact match of completions" in page
+        assert ("25.0% of the completions equal it" in page) == is_told
+
+
+def test_a_form_that_could_not_be_evaluated_is_told_with_its_reason(spec: SweepSpec) -> None:
+    story = Story(spec)
+    story.trial(0, [0.5], "completed")
+    story.tell(
+        "form_evaluated", trial=0, form="merged", metrics={}, error="no memory", fingerprint="w"
+    )
+    text = show(tell_report(spec, story.history), 80)
+    assert "Serving form merged could not be evaluated: no memory" in text
+
+
 def test_the_summary_says_what_was_allowed(spec: SweepSpec) -> None:
     budget = BudgetSpec(trials=4, cpu_seconds=7400.0, money=6.0, price_per_gpu_hour=3.0)
     spec = replace(spec, budget=budget)
