@@ -70,6 +70,8 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
         if status.phase is SeatPhase.CLOSED:
             return self._result(report, Outcome.CANCELLED, "the sweep ended")
         if report is None or report.step < until:
+            # Its host may have gone on meanwhile: the bundle's step is the one to tell.
+            report = self._await_left().report
             return self._result(report, Outcome.STOPPED, "stopped from outside")
         self._step = report.step
         if self._step < self._horizon:
@@ -143,14 +145,18 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
     def _leave(self) -> None:
         ray.get(self._broker.leave.remote(self._trial, self._attempt, keep=True))
 
-    def _finish(self, report: SeatReport) -> dict[str, Any]:
-        """Leave at the horizon, with the bundle written before Tune hears of the end."""
-        phase = SeatPhase.LEAVING
-        while phase is SeatPhase.LEAVING:
+    def _await_left(self) -> SeatStatus:
+        """Leave, and wait until the bundle is written."""
+        while True:
             status: SeatStatus = ray.get(
                 self._broker.leave.remote(self._trial, self._attempt, True, MAX_WAIT_S)
             )
-            phase = status.phase
+            if status.phase is not SeatPhase.LEAVING:
+                return status
+
+    def _finish(self, report: SeatReport) -> dict[str, Any]:
+        """Leave at the horizon, with the bundle written before Tune hears of the end."""
+        status = self._await_left()
         if status.reason:
             return self._result(report, Outcome.FAILED, f"no bundle: {status.reason}")
         return self._result(report, Outcome.COMPLETED, f"trained {report.step} steps")
