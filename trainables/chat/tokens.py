@@ -7,7 +7,7 @@ of an answer are those that follow the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,7 +84,7 @@ class Encoder:
         return EncodedExample(
             sequences=_joined(pairs),
             answers=len(answers),
-            unlearned=tuple(refusals),
+            unlearned=(*refusals, *_unwanted(example)),
             ends=frozenset(answer[-1] for _, answer in pairs),
         )
 
@@ -132,6 +132,12 @@ class Encoder:
                 "a tokenizer with eos_token. Set it in the base's tokenizer_config.json."
             )
         return int(end)
+
+
+def _unwanted(chat: ChatExample) -> Iterator[str]:
+    for position, said in chat.unwanted.items():
+        if position < len(chat.turns):
+            yield f"message {position + 1}: the row says not to learn it ({said})."
 
 
 def mark_answers(pieces: Sequence[Sequence[int]]) -> tuple[list[int], list[bool]]:

@@ -150,13 +150,11 @@ def _message(row: RawRow, where: str, turn: Any, field: str) -> Any:
     if role is None:
         wrong = f"has the role {name!r} in {where!r}"
         refuse_row(row, field, wrong, ", ".join(ROLE_NAMES), "Rename the role.")
+    others = {key: entry for key, entry in turn.items() if key not in ("from", "value")}
     if name.strip().lower() in _CALLS:
-        return {
-            "role": role,
-            "content": "",
-            "tool_calls": _calls(row, where, turn["value"], field),
-        }
-    return {"role": role, "content": turn["value"]}
+        calls = _calls(row, where, turn["value"], field)
+        return {**others, "role": role, "content": "", "tool_calls": calls}
+    return {**others, "role": role, "content": turn["value"]}
 
 
 def _calls(row: RawRow, where: str, value: Any, field: str) -> list[dict[str, Any]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainables.files.arranging import arrange
 from trainables.files.arranging import refuse_row as _refuse
 from trainables.files.layouts import RowLayout
-from trainables.files.messages import read_text, read_tools, read_turn
+from trainables.files.messages import read_text, read_tools, read_turn, says_not_to_learn
 from trainables.files.readers import RawRow
 
 
@@ -28,11 +28,13 @@ class ChatExample:
     Attributes:
         turns: Messages as `trainables.files.messages` makes them.
         context: Number of leading turns that are not answers, even from the assistant.
+        unwanted: Positions of assistant turns that the row says not to learn, with its words.
         tools: JSON schemas of the tools on offer, from the column `tools`.
     """
 
     turns: tuple[Mapping[str, Any], ...]
     context: int = 0
+    unwanted: Mapping[int, str] = field(default_factory=dict)
     tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -41,7 +43,9 @@ class ChatExample:
         return tuple(
             position
             for position, turn in enumerate(self.turns)
-            if position >= self.context and turn["role"] == "assistant"
+            if position >= self.context
+            and turn["role"] == "assistant"
+            and position not in self.unwanted
         )
 
 
@@ -96,7 +100,18 @@ def _parse_chat(
     row: RawRow, column: str, field: str, before: Sequence[Mapping[str, Any]] = ()
 ) -> ChatExample:
     turns = (*before, *_turns(row, column, field))
-    chat = ChatExample(turns=turns, context=len(before), tools=read_tools(row, field))
+    unwanted = {
+        position: said
+        for position, value in enumerate(row.values[column], len(before))
+        if (said := says_not_to_learn(row, f"{column}[{position}]", value, field))
+        and turns[position]["role"] == "assistant"
+    }
+    tools = read_tools(row, field)
+    chat = ChatExample(turns=turns, context=len(before), unwanted=unwanted, tools=tools)
+    if unwanted and not chat.answers:
+        said = ", ".join(sorted(set(unwanted.values())))
+        wrong = f"says of each answer in {column!r} not to learn it ({said})"
+        _refuse(row, field, wrong, "at least one to learn", "Change a mark, or remove the row.")
     if not chat.answers:
         wrong = f"has no assistant turn in {column!r}"
         _refuse(row, field, wrong, "at least one", "Add the answer or remove the row.")

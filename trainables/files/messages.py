@@ -12,6 +12,9 @@ from trainables.files.readers import RawRow
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
+LEARNING_MARKS = ("weight", "train", "training", "trainable", "loss")
+"""Keys of a message that say whether it is learned: OpenAI's, Axolotl's, ms-swift's."""
+
 
 def read_text(row: RawRow, where: str, value: object, field: str) -> str:
     """Text of a cell.
@@ -44,12 +47,34 @@ def read_turn(row: RawRow, where: str, value: object, field: str) -> Mapping[str
         wrong = f"has the role {value['role']!r} in {where!r}"
         _refuse(row, field, wrong, ", ".join(ROLES), "Rename the role.")
     # Parquet gives every struct every key; templates test for the presence of a key.
-    turn = {key: entry for key, entry in value.items() if entry is not None}
+    turn = {
+        key: entry
+        for key, entry in value.items()
+        if entry is not None and key not in LEARNING_MARKS
+    }
     calls = _calls(row, f"{where}.tool_calls", turn.pop("tool_calls", None) or [], field)
     if calls:
         turn["tool_calls"] = calls
     turn["content"] = _content(row, f"{where}.content", turn.get("content"), field, bool(calls))
     return turn
+
+
+def says_not_to_learn(row: RawRow, where: str, value: object, field: str) -> str:
+    """How a message says that it is not learned, such as `weight: 0`; empty if it is learned.
+
+    Raises:
+        DataError: The mark is neither on nor off: an answer is learned whole or not at all.
+    """
+    for key in LEARNING_MARKS:
+        mark = value.get(key) if isinstance(value, dict) else None
+        if mark is None or (key == "loss" and not isinstance(mark, bool)):
+            continue  # a number would be a measured loss
+        if mark not in (0, 1):
+            wrong = f"has {mark!r} in '{where}.{key}'"
+            _refuse(row, field, wrong, "0 or 1, false or true", "Choose one of them.")
+        if not mark:
+            return f"{key}: {json.dumps(mark)}"
+    return ""
 
 
 def _content(row: RawRow, where: str, value: object, field: str, has_calls: bool) -> str:

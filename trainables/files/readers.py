@@ -137,12 +137,38 @@ def read_file(path: Path, field: str) -> tuple[Found, ...]:
         )
     try:
         content = _OPENERS[packing](path) if packing else path.read_bytes()
+        _require_kind(content, kind, path, field)
         return tuple(_READERS[kind](content, path, field))
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(
             f"{field}: cannot read {str(path)!r}: {error}; allowed: a readable {kind}{packing} "
             "file. Mend or convert the file."
         ) from error
+
+
+def _require_kind(content: bytes, kind: str, path: Path, field: str) -> None:
+    """Refuse content of another kind than the file's name says, with the way to mend that."""
+    for start, (what, ending, remedy) in _KINDS.items():
+        if content.startswith(start) and ending != kind:
+            raise DataError(
+                f"{field}: {str(path)!r} holds {what}; allowed: what its name says. {remedy}"
+            )
+
+
+_KINDS = {
+    b"\x1f\x8b": ("a gzip archive", ".gz", "Put .gz behind its name."),
+    b"\x28\xb5\x2f\xfd": ("a zstd archive", ".zst", "Put .zst behind its name."),
+    b"BZh": ("a bzip2 archive", ".bz2", "Put .bz2 behind its name."),
+    b"\xfd7zXZ": ("an xz archive", ".xz", "Put .xz behind its name."),
+    b"PAR1": ("a Parquet table", ".parquet", "Let its name end with .parquet."),
+    b"PK\x03\x04": ("a ZIP archive or an Excel sheet", ".zip", "Unpack it, or save it as CSV."),
+    b"version https://git-lfs": (
+        "a pointer of Git LFS and no rows", ".lfs", "Fetch the file itself: git lfs pull.",
+    ),
+    b"<!DOCTYPE": ("a web page", ".html", "Download the file itself."),
+    b"<html": ("a web page", ".html", "Download the file itself."),
+}  # fmt: skip
+"""First bytes of files, with what they are, the ending of such files, and a remedy."""
 
 
 def _suffixes(path: Path) -> tuple[str, str]:
@@ -208,8 +234,17 @@ def _mapping(value: Any, place: str) -> Found:
 
 
 def _read_jsonl(content: bytes, path: Path, field: str) -> Iterator[Found]:
+    text = _decode(content, path, field)
+    if text.lstrip()[:1] == "[" and (values := _list_of_objects(text)):
+        yield from _rows_of(values, path)
+        return
+    if _is_spread(text):
+        raise DataError(
+            f"{field}: {path} holds objects that are spread over several lines; allowed: one JSON "
+            "object on each line. Write each on a line of its own, such as with: jq -c . FILE."
+        )
     # Not splitlines(): JSON strings may hold U+2028 and similar characters unescaped.
-    for number, line in enumerate(_decode(content, path, field).split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         place = f"{path} line {number}"
@@ -222,6 +257,30 @@ def _read_jsonl(content: bytes, path: Path, field: str) -> Iterator[Found]:
                 allowed="one JSON object on each line",
                 remedy="Mend the line.",
             )
+
+
+def _list_of_objects(text: str) -> list[Any]:
+    """The rows of a JSON list, as a file of lines may hold one; empty if it holds none."""
+    try:
+        value = parse_json(text)
+    except JsonError:
+        return []
+    is_right = isinstance(value, list) and all(isinstance(one, dict) for one in value)
+    return value if is_right else []
+
+
+def _rows_of(values: list[Any], path: Path) -> Iterator[Found]:
+    return (_mapping(value, f"{path} row {number}") for number, value in enumerate(values, 1))
+
+
+def _is_spread(text: str) -> bool:
+    """Whether a text begins with an object that ends on a later line."""
+    start = text.lstrip()
+    try:
+        value, end = json.JSONDecoder().raw_decode(start)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and "\n" in start[:end]
 
 
 def _read_json(content: bytes, path: Path, field: str) -> Iterator[Found]:
@@ -238,10 +297,14 @@ def _read_json(content: bytes, path: Path, field: str) -> Iterator[Found]:
             "objects, or one object on each line. Mend the file."
         ) from error
     if isinstance(values, list):
-        return (_mapping(value, f"{path} row {number}") for number, value in enumerate(values, 1))
+        return _rows_of(values, path)
+    entries = values.items() if isinstance(values, dict) else ()
+    lists = [name for name, value in entries if isinstance(value, list)]
+    inner = f", with lists under {', '.join(map(repr, lists))}" if lists else ""
+    remedy = f"Write the list under {lists[0]!r} to a file of its own." if lists else ""
     raise DataError(
-        f"{field}: {path} holds a {type(values).__name__}; allowed: one list of objects. "
-        "Put the rows in a list."
+        f"{field}: {path} holds a {type(values).__name__}{inner}; allowed: one list of objects. "
+        f"{remedy or 'Put the rows in a list.'}"
     )
 
 

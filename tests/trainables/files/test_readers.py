@@ -51,6 +51,30 @@ def test_rows_are_read_whatever_the_file_is_packed_in(tmp_path, ending, pack):
     assert values_of(path) == ROWS
 
 
+def test_a_list_under_the_name_of_lines_is_read(tmp_path):
+    assert values_of(write(tmp_path / "rows.jsonl", json.dumps(ROWS, indent=1).encode())) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("r.jsonl", gzip.compress(JSONL.encode(), mtime=0), r"a gzip archive; .*Put \.gz behind"),
+        ("r.csv", zst(JSONL.encode()), r"a zstd archive; .* Put \.zst behind its name"),
+        ("r.csv", b"PK\x03\x04...", r"an Excel sheet; .* save it as CSV"),
+        ("r.jsonl", b"PAR1....PAR1", r"a Parquet table; .* end with \.parquet"),
+        ("r.parquet", b"version https://git-lfs.github.com/spec/v1\n", r"Git LFS .* git lfs pull"),
+        ("r.jsonl", b"<!DOCTYPE html><html>", r"a web page; .* Download the file itself"),
+        ("r.jsonl", json.dumps(ROWS[0], indent=1).encode(), r"over several lines; .* jq -c"),
+        ("r.json", json.dumps({"v": 1, "data": ROWS}).encode(), r"under 'data'; .*'data' to"),
+    ],
+)  # fmt: skip
+def test_content_of_another_kind_than_the_name_says_is_refused_with_a_remedy(
+    tmp_path, name, content, said
+):
+    with pytest.raises(DataError, match=said):
+        read_file(write(tmp_path / name, content), "data.train")
+
+
 def test_members_of_a_gzip_file_are_one_file(tmp_path):
     half = len(JSONL.splitlines(keepends=True)[0])
     packed = gzip.compress(JSONL[:half].encode()) + gzip.compress(JSONL[half:].encode())

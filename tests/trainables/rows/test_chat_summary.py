@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.support.chats import MARKS, TOOLS, assistant, byte_tokenizer, call, result, user
 from tests.trainables.chat import test_turns
 from trainables.base.stops import load_tokenizer_only, stop_tokens, tokens_of
 from trainables.data_spec import DataSpec
+from trainables.errors import DataError
 from trainables.rows.chat_summary import chats_of
 from trainables.rows.data import load_splits
 from trainables.rows.data_summary import summarize
@@ -56,6 +59,43 @@ def test_answers_that_became_context_are_counted_by_their_reason():
         "what the template renders. Write the thought as text into content, or remove it.": 1
     }
     assert any("data.train: 1 earlier answers are context only" in one for one in found.lines())
+
+
+@pytest.mark.parametrize(
+    "mark", [{"weight": 0}, {"train": False}, {"training": False}, {"loss": False}]
+)
+def test_answers_that_a_row_says_not_to_learn_are_context(mark):
+    bad = {**test_turns.TWO[1], **mark}
+    found = summary_of(CHATML, row(test_turns.TWO[0], bad, *test_turns.TWO[2:]))
+    (said,) = mark.items()
+    text = f"the row says not to learn it ({said[0]}: {json.dumps(said[1])})."
+    assert found.learned["train"].unlearned == {text: 1}
+    assert found.learned["train"].answers == 1
+    assert f"data.train: 1 earlier answers are context only: {text}" in found.lines()
+
+
+def test_a_last_answer_that_is_not_to_be_learned_ends_the_row_before():
+    turns = (*test_turns.TWO[:3], {**test_turns.TWO[3], "weight": 0})
+    found = summary_of(CHATML, row(*turns))
+    assert (found.learned["train"].answers, found.learned["train"].unlearned) == (1, {})
+
+
+@pytest.mark.parametrize(
+    ("mark", "problem"),
+    [
+        ({"weight": 0}, r"says of each answer in 'messages' not to learn it \(weight: 0\)"),
+        ({"weight": 0.5}, r"has 0.5 in 'messages\[1\].weight'; allowed: 0 or 1, false or true"),
+    ],
+)
+def test_marks_that_leave_nothing_to_learn_or_are_neither_are_refused(mark, problem):
+    turns = (test_turns.TWO[0], {**test_turns.TWO[1], **mark})
+    with pytest.raises(DataError, match=problem):
+        summary_of(CHATML, row(*turns))
+
+
+def test_a_measured_loss_is_no_mark():
+    turns = (test_turns.TWO[0], {**test_turns.TWO[1], "loss": 0.25, "weight": 1})
+    assert summary_of(CHATML, row(*turns)).learned["train"].answers == 1
 
 
 def test_rows_that_the_template_refuses_are_not_counted_as_rows():
