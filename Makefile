@@ -35,11 +35,12 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# Two workers where tests are apart; then, one by one, those that share a Ray or a server.
+# Two workers, each with its own Ray and its own servers; tests of one file stay together.
 test: $(STAMP) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
 	  -m 'not (gpu or slow or ray or server or browser)'
-	$(BIN)/python -m pytest -m '(ray or server or browser) and not (gpu or slow)'
+	$(BIN)/python -m pytest -n 2 --dist loadfile \
+	  -m '(ray or server or browser) and not (gpu or slow)'
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
