@@ -205,6 +205,23 @@ REFUSED = {
         ),
         "cannot be trained here",
     ),
+    "bert, encoder": (
+        Architecture(
+            model_type="bert",
+            config={
+                "vocab_size": VOCABULARY,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+            },
+        ),
+        "see the tokens behind them",
+    ),
+    "gemma 3, both directions": (
+        _like_llama("gemma3_text", head_dim=16, use_bidirectional_attention=True),
+        "see the tokens behind them",
+    ),
     "lfm2, convolutions": (_like_llama("lfm2", full_attn_idxs=[1]), "see each other in a pack"),
     "gpt-oss, sinks": (
         _like_llama(

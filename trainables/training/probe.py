@@ -1,10 +1,11 @@
-"""Test a base before training: its rows must not influence each other in a pack.
+"""Test a base before training: no row may influence another in a pack, no token an earlier one.
 
 transformers does not report a model whose attention cannot be replaced, whose layers mix tokens
 outside attention, or whose numbers depend on a token's place in the pass. Packed rows would then
 see each other, and every number would be wrong. The probe passes a few short rows through the base
 twice, alone and in a pack, and compares the logits. Windows are narrowed during the probe, so that
-short rows reach beyond a window.
+short rows reach beyond a window. An encoder, whose tokens see later ones, would learn to copy the
+answers: the logits of the first half of a row must be those of the half alone.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Probe:
     """
 
     def __init__(self, base: LoadedBase) -> None:
-        """Raises `BaseModelError` if the base cannot be called with tokens alone."""
+        """Raises `BaseModelError` if the base cannot be called with tokens, or looks ahead."""
         self._base = base
         config = base.model.config
         limits = [one for one in (longest_row(base.model), rope_switch(config)) if one is not None]
@@ -48,6 +49,12 @@ class Probe:
         self._batches = [build_batch(None, rows, base.device) for rows in blocks]
         with self._refusing("it cannot be called with token ids alone"), _narrow_windows(base):
             self._alone = [_plain_logits(base, batch) for batch in self._batches]
+            differs = self._looks_ahead(blocks[-1][0])
+        if differs:
+            raise BaseModelError(
+                f"base.model: tokens of {self._architecture} see the tokens behind them, as in "
+                f"an encoder, and would learn to copy the answers; allowed: {_ALLOWED}"
+            )
 
     def require_installed(self, install: Callable[[], None]) -> None:
         """Replace the layers of the base.
@@ -74,18 +81,34 @@ class Probe:
         """
         with self._refusing("it cannot be called with packed rows"), _narrow_windows(self._base):
             packed = forward(self._batches)
-        # Kernels for other shapes round differently: about 1 % of the range in bfloat16. An
-        # 8-bit base also rounds its inputs.
-        is_fine = self._base.compute_dtype == torch.float32
-        share = 1e-4 if is_fine and self._base.record.quantization != "int8" else 0.05
         for alone, other in zip(self._alone, packed, strict=True):
-            bound = share * float(alone.max() - alone.min())
-            if not float((alone - other).abs().max()) <= bound:
+            if self._differ(alone, other):
                 raise BaseModelError(
                     f"base.model: rows of {self._architecture} see each other in a pack: it mixes "
                     "tokens by more than exchangeable attention, or counts positions over the "
                     f"whole pack; allowed: {_ALLOWED}"
                 )
+
+    @torch.no_grad()
+    def _looks_ahead(self, row: EncodedRow) -> bool:
+        """Whether the tokens behind the first half of a row change the logits of that half."""
+        ids = torch.as_tensor(row.input_ids, device=self._base.device).view(1, -1)
+        half = ids.shape[1] // 2
+        whole, part = (
+            self._base.model(input_ids=one, use_cache=False).logits[0, :half]
+            for one in (ids, ids[:, :half])
+        )
+        return self._differ(part, whole)
+
+    def _differ(self, one: torch.Tensor, other: torch.Tensor) -> bool:
+        """Whether logits differ by more than kernels for other shapes round.
+
+        That is about 1 % of the range in bfloat16; an 8-bit base also rounds its inputs.
+        """
+        is_fine = self._base.compute_dtype == torch.float32
+        share = 1e-4 if is_fine and self._base.record.quantization != "int8" else 0.05
+        bound = share * float(one.max() - one.min())
+        return not float((one - other).abs().max()) <= bound
 
     @property
     def _architecture(self) -> str:
