@@ -51,7 +51,7 @@ from orchestrator.journal.paths import (
 from orchestrator.journal.pins import settle_pins
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
-from orchestrator.journal.sweep_storage import SweepStorage, read_history
+from orchestrator.journal.sweep_storage import SweepStorage, read_history, require_cache
 from orchestrator.outcome import Outcome, TrialOutcome, can_leave_adapter
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_held, library_chatter_to
 from orchestrator.report.delivery import Delivery
@@ -132,6 +132,7 @@ def run_sweep(
     # What is told in a moment comes before what reads rows or asks a hub.
     load_metrics(spec.finals.metrics)
     tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
+    require_cache()
     check_access(tracking_uri, EXPERIMENT, spec.register.name if spec.register else None)
     known = read_history(kept.location)
     is_ray_checked = known.status != Outcome.COMPLETED and not ray.is_initialized()

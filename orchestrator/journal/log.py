@@ -140,12 +140,17 @@ def read_events(path: Path) -> Iterator[LogEntry]:
     Safe beside a writer: a last line that is torn or still being written is skipped.
 
     Raises:
-        SweepStorageError: A line before the last one is no event.
+        SweepStorageError: A line before the last one is no event, or the log cannot be read.
     """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise SweepStorageError(
+            f"{path}: cannot be read ({error.strerror}); allowed: a folder that a sweep may write "
+            "to. Choose another folder, or mend its permissions."
+        ) from error
     yield from decode_events(content, str(path))
 
 

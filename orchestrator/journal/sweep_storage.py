@@ -269,6 +269,24 @@ def locate_storage(location: str | Path) -> str:
     return str(Path(location).absolute())
 
 
+def require_cache() -> None:
+    """Refuse a folder for quantized bases that cannot be written: each host would fail.
+
+    Raises:
+        SweepStorageError: It cannot be made or written.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SweepStorageError(
+            f"LORCHESTRA_CACHE: {folder} cannot be written ({error.strerror}); allowed: a "
+            "writable folder for quantized bases. Name another one, or mend its permissions."
+        ) from error
+
+
 def read_history(location: str | Path) -> SweepHistory:
     """The history of a sweep's log, read from any machine while a driver may write.
 

@@ -70,6 +70,9 @@ def nearest(word: str, known: Sequence[str]) -> str | None:
     return by_leaf[close[0]] if close else None
 
 
+_UNKNOWN = ("unexpected_keyword_argument",)
+
+
 def translate(error: ValidationError, root: type, prefix: str = "") -> SweepSpecError:
     """A pydantic error as a sentence on the first mistake, with the number of the others.
 
@@ -78,7 +81,8 @@ def translate(error: ValidationError, root: type, prefix: str = "") -> SweepSpec
         root: The dataclass that was parsed, or the plain type of one field.
         prefix: Dotted name of the value parsed, when it was not a whole sweep.
     """
-    found = error.errors()
+    # A misspelled section is unknown and, under its right name, missing: the former says why.
+    found = sorted(error.errors(), key=lambda detail: detail["type"] not in _UNKNOWN)
     place = _dotted(found[0]["loc"], root)
     here = [detail for detail in found if _dotted(detail["loc"], root) == place]
     first = _sentence(here, root, prefix)

@@ -78,6 +78,34 @@ def test_mlflow_that_cannot_be_meant_is_refused_before_anything_starts(capsys, m
     assert not Path("runs/tiny/events.jsonl").exists()
 
 
+def test_a_misspelled_section_is_named_before_the_one_that_is_missing_for_it(capsys, workplace):
+    values = {"optmi" if name == "optim" else name: value for name, value in SWEEP.items()}
+    Path("sweep.yaml").write_text(yaml.safe_dump(values))
+    assert main(["run", "sweep.yaml"]) == 2
+    assert "optmi: unknown key" in (said := complaint(capsys))
+    assert "Did you mean optim?" in said
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_anything_starts(
+    capsys, workplace, monkeypatch
+):
+    Path("file").write_text("")
+    monkeypatch.setenv("LORCHESTRA_CACHE", str(Path("file").absolute() / "cache"))
+    write_sweep()
+    assert main(["run", "sweep.yaml"]) == 1
+    said = complaint(capsys)
+    assert said.startswith("lorchestra: LORCHESTRA_CACHE: ")
+    assert "cannot be written (Not a directory); allowed: a writable folder" in said
+    assert not Path("runs/tiny").exists()
+
+
+def test_a_storage_that_is_a_file_is_told_in_one_sentence(capsys, workplace):
+    Path("file").write_text("")
+    write_sweep()
+    assert main(["run", "sweep.yaml", "--storage", "file"]) == 1
+    assert "events.jsonl: cannot be read (Not a directory); allowed: a f" in complaint(capsys)
+
+
 def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
