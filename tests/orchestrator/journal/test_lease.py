@@ -63,7 +63,7 @@ def test_a_lease_of_another_machine_is_taken_over_when_it_was_not_renewed(open_l
     first, second = open_lease(), open_lease()
     first.take()
     pretend(first, machine="another", at=time.time() - 50)
-    with pytest.raises(SweepInUseError, match="heard of 50 s ago"):
+    with pytest.raises(SweepInUseError, match="last seen 50 s ago"):
         second.take()
     pretend(first, at=time.time() - 61)
     second.take()
