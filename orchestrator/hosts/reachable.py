@@ -202,7 +202,7 @@ def _require_room(folder: str, name: str) -> None:
     except OSError as error:
         raise ClusterError(
             f"{name}: got {folder}, where Ray cannot keep its sockets ({error.strerror}); "
-            "allowed: a writable folder with space left. Mend it, or set RAY_TMPDIR to another."
+            "allowed: a writable folder with space left. Correct it, or set RAY_TMPDIR to another."
         ) from error
 
 

@@ -206,7 +206,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
             self.take(trial.config["trial"], result, is_through="outcome" in result)
 
     def end_of(self, number: int) -> TrialOutcome | None:
-        """Outcome of a trial that this scheduler stopped; `None` for other trials."""
+        """Outcome of a trial stopped by this scheduler; `None` for other trials."""
         return self._ends.get(number)
 
     def next_heir(self) -> Heir | None:

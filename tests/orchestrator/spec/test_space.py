@@ -416,7 +416,7 @@ def test_knob_of_another_space_is_not_encoded() -> None:
         (
             {"seed": {"int": [0, 9], "when": {"lora.dropout": 0.05}}},
             "space.seed.when.lora.dropout",
-            ["give it choices instead"],
+            ["use choices instead"],
         ),
         (
             {
@@ -499,7 +499,7 @@ def test_rule_may_name_tied_and_fixed_settings_and_fallbacks() -> None:
         ("base.quantization", {"choice": ["nf5"]}, ["'nf5'", "'nf4'", "Choose one"]),
         ("optim.steps", {"choice": [10]}, ["one horizon", "outside of `space`"]),
         ("data.max_tokens", {"choice": [10]}, ["same data", "outside of `space`"]),
-        ("eval.every", {"choice": [10]}, ["measured the same way", "outside of `space`"]),
+        ("eval.every", {"choice": [10]}, ["with the same evaluation", "outside of `space`"]),
         ("seed", {"int": [-1, 2]}, ["got -1", "0 to 4294967295"]),
         ("seed", -1, ["got -1", "0 to 4294967295"]),
         ("lora.rank", 0, ["got 0", "1 to 1024"]),
