@@ -1,4 +1,4 @@
-"""How a sweep spreads over what there is."""
+"""Placement of a sweep on the available CPUs and GPUs."""
 
 import os
 import signal

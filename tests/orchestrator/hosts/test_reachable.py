@@ -1,4 +1,4 @@
-"""A Ray that cannot be used is told in a sentence, in seconds: gone, mute, or of another token."""
+"""An unusable Ray (gone, silent, another token) gives a message within seconds."""
 
 import http.server
 import os
@@ -23,7 +23,7 @@ def no_ray_named(monkeypatch):
 
 @pytest.fixture
 def mute_port():
-    """A port that accepts connections and never says a word."""
+    """A port that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 

@@ -52,7 +52,7 @@ def freed(state, trial, host="h0", incarnation="one", attempt="a", error=""):
 
 
 def credit(state, host="h0", incarnation="one"):
-    """Steps each seat of a host may still take, by trial."""
+    """Remaining credit of each seat of a host, by trial."""
     return {
         int(order.key[1:5]): order.until - order.known
         for order in state.orders(host, incarnation).seats

@@ -1,4 +1,4 @@
-"""One driver holds a sweep in a bucket: a live one keeps it, a dead one loses it."""
+"""A sweep in a bucket has one driver: a live driver keeps the lease, a dead driver loses it."""
 
 import json
 import os
@@ -25,7 +25,7 @@ time.sleep(60)
 
 @pytest.fixture
 def open_lease(s3_location):
-    """Makes leases at one location; those still open are closed at the end."""
+    """Makes leases at one location; open leases are closed at the end."""
     opened = []
 
     def make(**kwargs):
@@ -38,7 +38,7 @@ def open_lease(s3_location):
 
 
 def pretend(lease, **changes):
-    """Write the lock as this lease would from elsewhere or long ago."""
+    """Write the lock of this lease as from another machine or an earlier time."""
     holder = replace(lease._read(), **changes)
     encoded = json.dumps(asdict(holder)).encode()
     write_object(f"{lease._location}/{LOCK_FILE}", encoded)

@@ -1,4 +1,4 @@
-"""Conditions hold for the values they name, and cannot wait for a value that never comes."""
+"""Conditions hold for the named values; conditions on impossible values are refused."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A value that can never work is refused before anything starts; one that can somewhere is not."""
+"""Values that work in no configuration are refused before the start; other values stay."""
 
 from typing import Any
 

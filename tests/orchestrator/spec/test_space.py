@@ -1,4 +1,4 @@
-"""Which knobs a space may hold, and how they become trials."""
+"""Knobs of a space, and trials from knobs."""
 
 import itertools
 import json
@@ -174,7 +174,7 @@ def test_trials_have_tied_settings_and_the_fixed_ones_of_inactive_knobs() -> Non
 
 
 def brute_force(spec: SweepSpec) -> set[str]:
-    """Every product of values, made a configuration by the rules above in other words."""
+    """All configurations, from an independent implementation of the rules above."""
     found = set()
     space = spec.search_space
     for values in itertools.product(*(knob.listed() for knob in space.knobs.values())):

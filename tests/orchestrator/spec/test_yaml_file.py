@@ -1,4 +1,4 @@
-"""Mistakes in a YAML file are placed by line."""
+"""Errors in a YAML file name the line."""
 
 from pathlib import Path
 
