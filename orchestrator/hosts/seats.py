@@ -46,8 +46,8 @@ class Seats:
 
     Args:
         lease_s: A trial whose proxy is silent for longer loses its seat without an export.
-        max_crashes: A trial or task fails after this number of host crashes while nothing else
-            was training: it is taken to be the cause.
+        max_crashes: Number of host crashes after which a trial that was training alone, or a task
+            in work, is taken to be the cause and fails.
     """
 
     def __init__(self, lease_s: float, max_crashes: int = MAX_LONE_CRASHES) -> None:
