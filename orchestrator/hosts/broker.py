@@ -1,8 +1,9 @@
-"""The actor between proxies and hosts: `Seats` with a clock and with callers that can wait."""
+"""The actor between proxies and hosts: `Seats` with a clock and with calls that wait."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from trainables.hosts.bench import Failure
 from trainables.hosts.orders import HostReport, Orders, SeatRequest, Task, TaskReport
 
 MAX_WAIT_S = 5.0
-"""No call waits longer: each one renews the lease of the trial it is for."""
+"""Longest wait of a call: each call of a proxy renews the lease of its trial."""
 
 IDLE_WAIT_S = 1.0
 """How long a host without work is kept waiting."""
@@ -37,28 +38,21 @@ def start_broker(
 ) -> ActorHandle:
     """The broker actor of a sweep, beside its driver.
 
-    It ends with the last handle to it. One that an earlier run of the sweep in this process left
-    is ended here: the folder's lock says that nobody else uses it.
+    The actor ends with its last handle. A broker left by an earlier run in this process is ended
+    first: as this driver holds the storage's lock, no other driver uses that broker.
     """
-    _end(broker_name(location))
-    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    actor = ray.remote(num_cpus=0, max_concurrency=10_000)(Broker)
-    return actor.options(name=broker_name(location), scheduling_strategy=node).remote(
-        lease_s, max_crashes
-    )
-
-
-def _end(name: str) -> None:
-    try:
+    name = broker_name(location)
+    with contextlib.suppress(ValueError):  # raised as soon as no actor has the name
         while True:
             ray.kill(ray.get_actor(name))
-            time.sleep(0.05)  # the name is free a moment later
-    except ValueError:
-        return  # there is none
+            time.sleep(0.05)
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(num_cpus=0, max_concurrency=10_000)(Broker)
+    return actor.options(name=name, scheduling_strategy=node).remote(lease_s, max_crashes)
 
 
 class Broker:
-    """Body of the actor; every method can be called again with the same arguments."""
+    """Body of the actor; repeating a call with the same arguments does no harm."""
 
     def __init__(self, lease_s: float, max_crashes: int = MAX_LONE_CRASHES) -> None:
         self._seats = Seats(lease_s, max_crashes)
@@ -73,7 +67,7 @@ class Broker:
         return status
 
     async def advance(self, trial: int, attempt: str, until: int, wait_s: float) -> SeatStatus:
-        """Grant credit up to step `until`; wait for the report, not longer than `wait_s`."""
+        """Grant credit up to step `until`; wait at most `wait_s` for the report."""
 
         def look() -> SeatStatus:
             return self._seats.advance(trial, attempt, until, time.monotonic())
@@ -85,7 +79,7 @@ class Broker:
     async def leave(
         self, trial: int, attempt: str | None, keep: bool, wait_s: float = 0.0
     ) -> SeatStatus:
-        """Give up the seat; wait for it to be free, not longer than `wait_s`."""
+        """Give up the seat; wait at most `wait_s` until the seat is free."""
 
         def look() -> SeatStatus:
             return self._seats.leave(trial, attempt, keep, time.monotonic())
@@ -107,7 +101,7 @@ class Broker:
         self._wake()
 
     async def exchange(self, host_id: str, incarnation: str, report: HostReport) -> Orders:
-        """Take a host's report and return its orders as soon as there is work."""
+        """Take in a host's report; return the host's orders as soon as there is work."""
         self._seats.take(host_id, incarnation, report)
         self._wake()
 
@@ -140,7 +134,7 @@ class Broker:
         self._wake()
 
     async def task_report(self, task_id: str, wait_s: float) -> TaskReport | None:
-        """The report of a task; `None` for a task not done within `wait_s`."""
+        """The report of a task; `None` if the task is not done within `wait_s`."""
         return await self._wait(
             lambda: self._seats.errands[task_id].report, lambda r: r is not None, wait_s
         )
@@ -161,7 +155,7 @@ class Broker:
     # -------------------------------------------------------------------------------- waiting
 
     def _wake(self) -> None:
-        """Wake all waiting calls, so that they look again."""
+        """Make all waiting calls check their conditions again."""
         self._changed.set()
         self._changed = asyncio.Event()
 

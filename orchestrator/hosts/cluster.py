@@ -1,4 +1,4 @@
-"""The Ray cluster a sweep runs on: the caller's, a named one, or a local one of its own."""
+"""The Ray cluster of a sweep: the caller's connection, a named cluster, or a new local one."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from orchestrator.spec.sweep import SweepSpec
 PROXY_CPUS = 0.1
 
 _SWITCHES = {
-    # Ctrl-C is the sweep's to handle: every step is in the event log.
+    # The sweep handles Ctrl-C itself: the event log has every step.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # The event log and MLflow hold what Ray Tune's own result files would.
+    # Ray Tune's result files would repeat the event log and MLflow.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # The old output engine can be silent; the new one prints a table at any verbosity.
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -39,11 +39,11 @@ _SWITCHES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """How a sweep spreads over a cluster.
+    """Hosts and seats of a sweep on a cluster.
 
     Attributes:
-        limits: How many hosts, and seats on each.
-        shape: What one host is made of.
+        limits: Number of hosts, and of seats on each host.
+        shape: Resources of a host.
     """
 
     limits: HostLimits
@@ -51,17 +51,22 @@ class Placement:
 
     @property
     def max_trials(self) -> int:
-        """Trials that can have a seat at once."""
+        """Maximum number of trials with a seat at the same time."""
         return self.limits.max_hosts * (1 if self.limits.is_fresh else self.limits.seats)
 
 
 def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
-    """One host per GPU; on CPUs, one host per stored form in the space.
+    """Placement of a sweep: a host per GPU, or on CPUs a host per stored form in the space.
 
-    Hosts on a CPU share its cores evenly: two that contended for them were measured six times
-    slower than one thread each.
+    Hosts on CPUs share the cores evenly: two hosts that competed for all cores were six times
+    slower than two hosts with one thread each.
     """
-    forms = _base_forms(spec)
+    # Upper bound of the number of different bases in the space.
+    forms = math.prod(
+        len(distribution.get("choice", ())) or 1
+        for knob, distribution in spec.space.items()
+        if knob.startswith("base.")
+    )
     max_hosts = gpus if gpus else max(1, min(forms, cpus))
     if spec.hosts.fresh and not gpus:
         max_hosts = max(1, min(spec.hosts.seats, cpus))
@@ -69,7 +74,7 @@ def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
         limits=HostLimits(
             max_hosts=max_hosts,
             seats=spec.hosts.seats,
-            # A second copy of a base on the same cores would only take memory.
+            # A second copy of a base on the same cores needs memory and saves no time.
             hosts_per_group=None if gpus or spec.hosts.fresh else 1,
             is_fresh=spec.hosts.fresh,
         ),
@@ -83,15 +88,15 @@ def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
 
 @contextmanager
 def ray_cluster(spec: SweepSpec) -> Iterator[Placement]:
-    """A running Ray and the sweep's placement on it; a local Ray ends with the block.
+    """A running Ray and the sweep's placement there; a local Ray ends with the block.
 
-    Joins `$RAY_ADDRESS`, or whatever Ray the process is connected to already.
+    The Ray is the one that the process is connected to, the one at `$RAY_ADDRESS`, or a local one.
 
     Raises:
         ClusterError: Ray cannot be joined or started.
         SweepError: The cluster has too few CPUs.
     """
-    # Logical: room for a proxy per seat beside a core per host.
+    # Logical CPUs: a core per host, and a tenth of a core for each proxy.
     seats = place(spec, available_cores(), 0).max_trials
     with _session(available_cores() + math.ceil(PROXY_CPUS * (seats + 1))):
         yield _placement_on_cluster(spec)
@@ -109,7 +114,7 @@ def ray_for_evaluation() -> Iterator[WorkerShape]:
 
 
 def shape_of_workers() -> WorkerShape:
-    """One evaluation worker per GPU; on CPUs, one worker with this machine's cores."""
+    """Shape of evaluation workers: a worker per GPU, or a single worker with all local cores."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     cpus = max(1, min(int(resources.get("CPU", 0.0)), available_cores()))
@@ -144,36 +149,37 @@ def _session(cpus: int) -> Iterator[None]:
 
 @contextmanager
 def keeping_signals() -> Iterator[None]:
-    """Put back what SIGTERM did before the block: Ray takes it, and would end without a word."""
+    """Restore the SIGTERM handler after the block: Ray's handler exits without a message."""
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        if is_main:  # Python allows it nowhere else, and Ray does not take it there
+        if is_main:  # in other threads, Python sets no handlers, and so Ray has set none
             signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
 
 def _start_local(cpus: int) -> None:
-    # Other users of this machine must not be able to run code as this one. Where the mode is not
-    # set, ray.init() itself turns token authentication on for a new cluster (set by us it would
-    # come too late: Ray reads it on import). The token is our own, so that no file holds it.
+    # Other users of this machine must not be able to run code as this user. If RAY_AUTH_MODE is
+    # not set, ray.init() turns token authentication on for a new cluster. (Setting the mode here
+    # would be too late: Ray reads it on import.) With a token in the environment, Ray writes no
+    # token file.
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",
         num_cpus=cpus,
-        # Saves a port, a process and seconds. Train's cleaner of groups whose controller died asks
-        # its API in vain, but a group does not outlive this cluster.
+        # No dashboard saves a port, a process and seconds. Train's cleaner of orphaned placement
+        # groups needs the dashboard's API, but placement groups end with this cluster anyway.
         include_dashboard=False,
-        object_store_memory=200 * 2**20,  # nothing large passes through it
+        object_store_memory=200 * 2**20,  # no large objects are stored
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
 
 
 def _placement_on_cluster(spec: SweepSpec) -> Placement:
-    """As many hosts as the cluster has room for beside the trials' proxies."""
+    """Placement on the running cluster; hosts share the CPUs that proxies leave."""
     resources = ray.cluster_resources()
     cpus = resources.get("CPU", 0.0)
     placement = place(
@@ -188,12 +194,3 @@ def _placement_on_cluster(spec: SweepSpec) -> Placement:
             "hosts.seats, or give Ray more CPUs."
         )
     return replace(placement, shape=replace(placement.shape, cpus=per_host))
-
-
-def _base_forms(spec: SweepSpec) -> int:
-    """How many different bases the space can ask for, at most."""
-    forms = 1
-    for knob, distribution in spec.space.items():
-        if knob.startswith("base."):
-            forms *= len(distribution.get("choice", ())) or 1
-    return forms

@@ -1,4 +1,4 @@
-"""Which hosts to start, and which to end so that another group gets one."""
+"""Decisions to start hosts, and to end hosts in favour of groups that have none."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class HostLimits:
     """Limits on the number of hosts and on the seats of each.
 
     Attributes:
-        max_hosts: Hosts at once, those that are ending included.
+        max_hosts: Hosts at the same time, including hosts that are ending.
         seats: Seats per host.
-        hosts_per_group: Hosts that one base may have at once; `None` is as many as there may be.
+        hosts_per_group: Hosts of a group at the same time; `None` means no limit per group.
         is_fresh: A host serves one trial and ends.
-        patience_s: How long a group without a host waits before a busy host of another group takes
-            no new trials; an idle one gives way at once. Also how long a host may take to come up
-            before an idle one of another group gives way to it.
+        patience_s: Time that a group without a host waits until a busy host of another group takes
+            no new trials; an idle host ends at once. Also the time that a host may take to start
+            until an idle host of another group ends in its favour.
     """
 
     max_hosts: int
@@ -31,10 +31,10 @@ class HostLimits:
 
 
 def start_hosts(seats: Seats, limits: HostLimits, now: float) -> list[HostStart]:
-    """Open the hosts needed and allowed; the caller starts the processes.
+    """Open the hosts that are needed and allowed; the caller starts the processes.
 
-    Groups without a host come first, the one that waits longest at the head; then second hosts.
-    With no host to spare, one of another group is drained, at most one for each group without.
+    Groups without a host come first, in the order of waiting time; then further hosts of a group.
+    If no more hosts are allowed, a host of another group is drained for each group without one.
     """
     if seats.is_closed:
         return []
@@ -58,7 +58,7 @@ def start_hosts(seats: Seats, limits: HostLimits, now: float) -> list[HostStart]
 
 
 def _lines(seats: Seats) -> dict[str, list[Member | Errand]]:
-    """Who waits, by group, longest first."""
+    """Waiting trials and tasks by group, longest waiting time first."""
     everyone: list[Member | Errand] = [*seats.members.values(), *seats.errands.values()]
     waiting = [who for who in everyone if who.is_waiting]
     lines: dict[str, list[Member | Errand]] = {}
@@ -72,7 +72,7 @@ def _open_hosts(seats: Seats, group: str) -> list[Host]:
 
 
 def _is_blocked(seats: Seats, group: str, limits: HostLimits, now: float) -> bool:
-    """Whether no host of a group comes up, as hosts of other groups may hold the devices."""
+    """Whether hosts of a group do not come up: other groups may hold the devices."""
     hosts = _open_hosts(seats, group)
     is_any_up = any(host.incarnation is not None for host in hosts)
     return not is_any_up and any(now - host.since > limits.patience_s for host in hosts)
@@ -100,13 +100,21 @@ def _make_room(
     limits: HostLimits,
     now: float,
 ) -> None:
-    """Drain the least busy host for each group, unless enough are ending already."""
+    """Drain the least busy host for each group, unless enough hosts are ending already.
+
+    A host whose own group has an older trial in line stays: that trial is first.
+    """
     ending = sum(host.is_draining for host in seats.hosts.values())
     for group in groups[ending:]:
         since = lines[group][0].since
         blocked = _open_hosts(seats, group)
-        victims = [host for host in seats.hosts.values() if _may_end(host, lines, since)]
-        if blocked:  # none has come up: only an idle host that is up can help
+        older = {name for name, line in lines.items() if line[0].since <= since}
+        victims = [
+            host
+            for host in seats.hosts.values()
+            if not host.is_draining and host.group not in older
+        ]
+        if blocked:  # only the end of an idle host that is up can free a device
             victims = [host for host in victims if host.incarnation is not None]
         if blocked or now - since <= limits.patience_s:
             victims = [host for host in victims if seats.load(host.host_id) == 0]
@@ -114,9 +122,3 @@ def _make_room(
             min(victims, key=lambda host: seats.load(host.host_id)).is_draining = True
             for host in blocked:
                 host.since = now
-
-
-def _may_end(host: Host, lines: Mapping[str, list[Member | Errand]], since: float) -> bool:
-    """A host whose own group has an older trial in line stays: that trial is first."""
-    is_first = host.group in lines and lines[host.group][0].since <= since
-    return not host.is_draining and not is_first

@@ -1,8 +1,8 @@
-"""Adapters measured in their serving forms, row by row, by workers of their own.
+"""Evaluation of adapters in their serving forms, row by row, by separate worker processes.
 
-A worker is a Ray actor that loads base and adapter as a server would, through PEFT. One that dies
-(an unquantized base can be too large for the device) costs the form that it was loading, and the
-next form has a new worker.
+A worker is a Ray actor that loads base and adapter as a server would, through PEFT. If a worker
+dies (an unquantized base can be too large for the device), only the form in work is lost: the next
+form gets a new worker.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOrder:
-    """One adapter to measure.
+    """An adapter to evaluate.
 
     Attributes:
-        files: Names and contents of its bundle's files: a worker can be on another machine.
-        forms: Serving forms to measure it in.
-        source: A split of the data it was trained with, or rows.
-        how: What to measure.
-        base_model: Where the base lies, if not where the bundle says.
+        files: Names and contents of the bundle's files: a worker can be on another machine.
+        forms: Serving forms to evaluate.
+        source: A split of the training data, or rows.
+        how: Settings of the evaluation.
+        base_model: Location of the base, if the bundle's is not valid here.
     """
 
     files: Mapping[str, bytes]
@@ -47,7 +47,7 @@ class FormResult(NamedTuple):
     """Result for an adapter in a serving form: an evaluation document or an error.
 
     Attributes:
-        is_lost: The error is the worker's death, which need not be the adapter's fault.
+        is_lost: The worker died, perhaps for a reason other than the adapter.
     """
 
     key: str
@@ -78,7 +78,7 @@ class WorkerShape:
 
     def options(self) -> dict[str, Any]:
         """Ray's options for a task or an actor of this shape."""
-        # Ray itself would give torch as many threads as the CPUs that are asked for.
+        # By default, Ray sets torch's threads to the number of CPUs requested.
         threads = {"OMP_NUM_THREADS": str(self.torch_threads)}
         return {
             "num_cpus": self.cpus,
@@ -93,7 +93,7 @@ def read_files(bundle: Path) -> dict[str, bytes]:
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:
-    """Put a bundle's files into a folder that is there."""
+    """Write a bundle's files into an existing folder."""
     for name, content in files.items():
         (folder / name).write_bytes(content)
 
@@ -101,14 +101,14 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
 def evaluate_adapters(
     orders: Mapping[str, EvaluationOrder], shape: WorkerShape
 ) -> Generator[FormResult, None, None]:
-    """Evaluate every adapter in each of its forms; yields results as workers finish.
+    """Evaluate every adapter in each serving form; yields results as workers finish.
 
-    A form whose worker dies has a second chance after the others. Closing the generator ends the
-    workers.
+    If a worker dies, its form is tried once more after the other forms. Closing the generator
+    ends the workers.
 
     Args:
-        orders: By a key that names them in the results.
-        shape: Of the workers.
+        orders: Adapters to evaluate, by the keys of the results.
+        shape: Number and resources of the workers.
     """
     evaluator = ray.remote(_Evaluator).options(**shape.options())
     waiting = deque((key, form) for key, order in orders.items() for form in order.forms)
@@ -121,13 +121,13 @@ def evaluate_adapters(
             while waiting and len(running) < shape.workers:
                 worker = idle.pop() if idle else evaluator.remote()
                 key, form = waiting.popleft()
-                running[worker.assess.remote(shared[key], form)] = (worker, key, form)
+                running[worker.evaluate.remote(shared[key], form)] = (worker, key, form)
             (ready,), _ = ray.wait(list(running), num_returns=1)
             worker, key, form = running.pop(ready)
             result = _take(ready, key, form)
             if not result.is_lost:
                 idle.append(worker)
-            elif (key, form) not in lost:  # its node was taken away, perhaps
+            elif (key, form) not in lost:  # perhaps the cluster lost the node
                 lost.add((key, form))
                 waiting.append((key, form))
                 continue
@@ -138,7 +138,7 @@ def evaluate_adapters(
 
 
 def _take(ready: Any, key: str, form: str) -> FormResult:
-    """The worker's result, or the error of a lost worker."""
+    """The document of a worker, or the error of a failed or lost worker."""
     try:
         return FormResult(key, form, ray.get(ready), "")
     except ray.exceptions.RayTaskError as error:
@@ -149,7 +149,7 @@ def _take(ready: Any, key: str, form: str) -> FormResult:
 
 
 def require_gpu_of_ray() -> None:
-    """Raise `BaseModelError` if Ray gave this process a GPU that torch does not see."""
+    """Raise `BaseModelError` if Ray assigned a GPU to this process and torch sees none."""
     from trainables.base.loading import require_gpu
 
     given = ray.get_runtime_context().get_accelerator_ids().get("GPU", ())
@@ -159,7 +159,7 @@ def require_gpu_of_ray() -> None:
 class _Evaluator:
     """Loads and evaluates adapters in a separate process."""
 
-    def assess(self, order: EvaluationOrder, form: str) -> dict[str, Any]:
+    def evaluate(self, order: EvaluationOrder, form: str) -> dict[str, Any]:
         """The evaluation document of an adapter in one form."""
         from trainables.evaluation.assessment import assess_bundle
 

@@ -1,4 +1,4 @@
-"""Values of the seating: an attempt of a trial, a task, a host, and what a proxy is told."""
+"""Values of the seating: an attempt of a trial, a task, a host, and a seat's status."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from trainables.spec import TrialSpec
 
 
 class SeatPhase(StrEnum):
-    """Where an attempt of a trial is."""
+    """State of an attempt of a trial."""
 
     WAITING = "waiting"
     SEATED = "seated"
     LEAVING = "leaving"
     LEFT = "left"
     LOST = "lost"
-    """Forgotten, as its proxy was silent for too long: join again."""
+    """The lease ended, as the proxy was silent for too long: join again."""
     SUPERSEDED = "superseded"
-    """Another attempt of the same trial has joined since: give up."""
+    """A newer attempt of the same trial has joined: give up."""
     CLOSED = "closed"
     """The sweep is ending."""
 
@@ -34,7 +34,7 @@ class SeatStatus:
     reason: str = ""
 
     def answers(self, until: int) -> bool:
-        """A proxy that asked for step `until` need not wait any longer."""
+        """Whether a proxy that waits for step `until` can stop waiting."""
         if self.phase not in (SeatPhase.WAITING, SeatPhase.SEATED):
             return True
         return self.report is not None and (
@@ -56,9 +56,9 @@ class Member:
     """An attempt of a trial that has joined and not left.
 
     Attributes:
-        is_suspect: Its host died while it was training, and it has not reported since.
-        lone_crashes: Times in a row that its host died while it was training alone.
-        is_moved: It was leaving when its host ended; the next host is the last to export it.
+        is_suspect: A host died while training this trial, and the trial has not reported since.
+        lone_crashes: Number of successive hosts that died while training this trial alone.
+        is_moved: The host ended while the trial was leaving; only one more host may export it.
     """
 
     key: str
@@ -82,23 +82,23 @@ class Member:
 
     @property
     def has_fault(self) -> bool:
-        """The trial cannot go on; it holds no seat any more."""
+        """The trial cannot continue and holds no seat."""
         return self.report is not None and self.report.fault is not None
 
     @property
     def is_waiting(self) -> bool:
-        """It stands in the line for a seat."""
+        """The trial waits for a seat."""
         return self.host is None and not self.has_fault
 
     @property
     def base(self) -> dict[str, Any]:
-        """Fields of the `BaseSpec` its host must load."""
+        """Fields of the `BaseSpec` that a host must load for the trial."""
         return dict(self.request.spec["base"])
 
 
 @dataclass(kw_only=True)
 class Errand:
-    """A task on its way."""
+    """A submitted task."""
 
     task: Task
     group: str
@@ -109,12 +109,12 @@ class Errand:
 
     @property
     def is_waiting(self) -> bool:
-        """It stands in the line for a host."""
+        """The task waits for a host."""
         return self.host is None and self.report is None
 
     @property
     def base(self) -> dict[str, Any]:
-        """Fields of the `BaseSpec` its host must load."""
+        """Fields of the `BaseSpec` that a host must load for the task."""
         return dict(self.task.spec["base"])
 
 
@@ -123,10 +123,10 @@ class Host:
     """A host that was started and has not ended.
 
     Attributes:
-        serves: Trials it may still take; `None` is any number.
-        since: When it was opened, or when another host was last told to make room for it.
-        holding: Seats it said it holds.
-        offered: Seats and tasks with work in the orders it was last given.
+        serves: Number of trials that the host may still take; `None` means no limit.
+        since: Time of opening the host, or of last draining another host in favour of this one.
+        holding: Seats that the host last reported to hold.
+        offered: Seats and tasks with work in the host's last orders.
     """
 
     host_id: str
@@ -142,7 +142,7 @@ class Host:
 
 
 def group_key(spec: TrialSpec) -> str:
-    """Names the base a trial needs; trials with equal keys can share a host."""
+    """Name of the base that a trial needs; trials with equal keys can share a host."""
     return base_key(spec.to_dict()["base"])
 
 

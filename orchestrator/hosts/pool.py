@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 0.3
 MAX_CONTROLLER_FAILURES = 10
-"""Times Train may try again to place a worker, a minute each by default."""
+"""Number of times that Train may retry to place a worker; a try takes a minute by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +39,12 @@ class HostShape:
     """Resources of a host.
 
     Attributes:
-        cpus: Logical CPUs of its worker.
-        gpus: GPUs of its worker; 0 trains on the CPU.
-        max_failures: Worker restarts over the life of a host; with the next crash it is given up
-            and another one takes its trials.
-        torch_threads: Threads of a torch operation; 0 leaves torch its default.
-        build_bench: Makes the engine; `None` is the one that trains.
+        cpus: Logical CPUs of the worker.
+        gpus: GPUs of the worker; 0 trains on the CPU.
+        max_failures: Maximum number of worker restarts; after the next crash, another host takes
+            over the trials.
+        torch_threads: Threads of a torch operation; 0 keeps torch's default.
+        build_bench: Makes the engine; `None` makes the training engine.
     """
 
     cpus: float = 1.0
@@ -58,14 +58,14 @@ class HostShape:
 class HostPool:
     """Starts hosts for waiting trials and ends finished hosts.
 
-    A context manager: leaving it drains the hosts. The broker decides which hosts there should be;
-    each host's `TorchTrainer.fit()` blocks a thread of this process.
+    The end of its `with` block drains the hosts. The broker decides which hosts are needed; each
+    host's `TorchTrainer.fit()` blocks a thread of this process.
 
     Args:
         broker: The actor of `orchestrator.hosts.broker`.
-        storage: Where the sweep keeps things; Train's own files go to `hosts/` in its folder.
-        limits: How many hosts there may be.
-        shape: What one host is.
+        storage: Storage of the sweep; Train's own files go to `hosts/` in the folder.
+        limits: Limits on the number of hosts.
+        shape: Resources of a host.
     """
 
     broker: ActorHandle
@@ -75,9 +75,9 @@ class HostPool:
 
     def __post_init__(self) -> None:
         self._closing = threading.Event()
-        self._session = uuid.uuid4().hex[:8]  # Train resumes a run of the same name: never share
+        self._session = uuid.uuid4().hex[:8]  # unique, as Train resumes a run of the same name
         self._runs: list[threading.Thread] = []
-        self._spans: dict[str, list[float]] = {}  # when each host began and, once it has, ended
+        self._spans: dict[str, list[float]] = {}  # start of each host and, if ended, its end
         self._watch = threading.Thread(target=self._watch_demand, name="host-pool", daemon=True)
 
     def __enter__(self) -> Self:
@@ -91,14 +91,14 @@ class HostPool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # After an error or an interrupt nobody is waited for: what counts is saved already.
+        # After an error or an interrupt, do not wait for hosts: checkpoints are saved already.
         self.close(timeout_s=60.0 if error is None else 2.0)
 
     def close(self, timeout_s: float = 60.0) -> bool:
         """Wait for leaving trials, then end all hosts; a second call does nothing.
 
         Returns:
-            Whether every host ended within `timeout_s`. One that did not ends with this process.
+            Whether every host ended within `timeout_s`. Other hosts end with this process.
         """
         if self._closing.is_set():
             return True
@@ -116,7 +116,7 @@ class HostPool:
         return not late
 
     def usage(self) -> Usage:
-        """Device-seconds of all hosts so far, from the order to start each of them."""
+        """Device-seconds of all hosts so far, counted from the order to start a host."""
         now = time.monotonic()
         seconds = sum(
             (span[1] if len(span) > 1 else now) - span[0] for span in list(self._spans.values())
@@ -146,7 +146,7 @@ class HostPool:
         span = self._spans[start.host_id] = [time.monotonic()]
         try:
             self._build_trainer(start).fit()
-        except Exception as error:  # whatever it was, its trials must hear of it
+        except Exception as error:  # any error must reach the host's trials
             said = last_line(error) if str(error).strip() else describe_error(error)
             failure = Failure(fault="failed", reason=f"its host ended: {said}")
             logger.warning("host %s: %s", start.host_id, failure.reason, exc_info=error)
@@ -172,7 +172,7 @@ class HostPool:
         return TorchTrainer(
             _run_host,
             train_loop_config=config,
-            # A group of one needs no NCCL, which is missing where torch has no CUDA.
+            # One worker needs no NCCL, and builds of torch without CUDA have none.
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=1, use_gpu=self.shape.gpus > 0, resources_per_worker=resources
@@ -189,7 +189,7 @@ class HostPool:
 
 
 def _run_host(config: dict[str, Any]) -> None:
-    """The body of a worker, imported there: the driver has no use for transformers."""
+    """Body of a worker; imports transformers in the worker only, not in the driver."""
     from trainables.hosts.worker import run_host
 
     run_host(config)

@@ -1,6 +1,6 @@
-"""What Ray Tune sees of a trial: a small process that seats it, spends its credit, relays metrics.
+"""Ray Tune's side of a trial: a small process that takes a seat, grants credit and relays metrics.
 
-It imports no torch. Tune reuses the process for the next trial.
+The process imports no torch. Tune reuses it for the next trial.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
     """A trial as Tune's unit.
 
     Its config holds `trial` (number), `spec` (`TrialSpec.to_dict()`) and `storage` (the sweep's
-    location); one that goes on from another's checkpoint has that trial's number in
-    `parent`. Other keys, such as `knobs`, are the searcher's. Results carry `trial`, `step` and
-    the metrics of that step; the last one also `outcome` and `reason`.
+    location). For a trial that continues from the checkpoint of another, `parent` has the number
+    of the other trial. Other keys, such as `knobs`, are for the searcher only. Results hold
+    `trial`, `step` and the metrics of the step; the last result also `outcome`, `reason` and
+    `trace`.
     """
 
     _trial: int
@@ -50,11 +51,11 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
     _broker: ActorHandle
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Stand in line for a seat."""
+        """Join the line for a seat."""
         self._enter(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Leave the last trial's seat, as Tune tells a stopped trial nothing; then join anew."""
+        """Leave the last trial's seat, as Tune does not notify a stopped trial; then join."""
         self._leave()
         self._enter(new_config)
         return True
@@ -70,21 +71,24 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
         if status.phase is SeatPhase.CLOSED:
             return self._result(report, Outcome.CANCELLED, "the sweep ended")
         if report is None or report.step < until:
-            # Its host may have gone on meanwhile: the bundle's step is the one to tell.
+            # The host may have trained on meanwhile: report the step of the bundle.
             report = self._await_left().report
             return self._result(report, Outcome.STOPPED, "stopped from outside")
         self._step = report.step
         if self._step < self._horizon:
             return self._result(report)
-        return self._finish(report)
+        status = self._await_left()  # the bundle is written before Tune learns of the end
+        if status.reason:
+            return self._result(report, Outcome.FAILED, f"no bundle: {status.reason}")
+        return self._result(report, Outcome.COMPLETED, f"trained {report.step} steps")
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Point to the state: the host keeps it in the sweep's storage."""
+        """Write a pointer to the state, which the host saves in the sweep's storage."""
         pointer = {"trial": self._trial, "step": self._step, "state_dir": self._request.state_dir}
         (Path(checkpoint_dir) / POINTER_FILE).write_text(json.dumps(pointer))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Go on after the last step that Tune has heard of."""
+        """Continue after the last step that Tune knows."""
         self._step = json.loads((Path(checkpoint_dir) / POINTER_FILE).read_text())["step"]
 
     def cleanup(self) -> None:
@@ -107,14 +111,14 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
             state_dir=join_location(storage, state_folder(config["trial"])),
             bundle_dir=join_location(storage, bundle_folder(config["trial"])),
         )
-        self._step = self._origin(storage, config.get("parent"))
+        self._step = self._copy_state_of_parent(storage, config.get("parent"))
         self._broker = ray.get_actor(broker_name(storage))
         self._join()
 
-    def _origin(self, storage: str, parent: Mapping[str, int] | None) -> int:
-        """The step this trial starts from: 0, or the step of the state copied from the parent.
+    def _copy_state_of_parent(self, storage: str, parent: Mapping[str, int] | None) -> int:
+        """Copy the parent's state, if there is one; returns the step to start from.
 
-        A parent that has no state, or is through by now, leaves nothing to go on from.
+        A parent without a state below the horizon gives step 0.
         """
         if parent is None:
             return 0
@@ -128,14 +132,14 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
         ray.get(self._broker.join.remote(self._trial, self._attempt, self._group, self._request))
 
     def _advance(self, until: int) -> SeatStatus:
-        """Wait for the report of step `until`, in line again if the lease was lost meanwhile."""
+        """Wait for the report of step `until`; join again if the lease is lost."""
         while True:
             status: SeatStatus = ray.get(
                 self._broker.advance.remote(self._trial, self._attempt, until, MAX_WAIT_S)
             )
             if status.phase is SeatPhase.SUPERSEDED:
                 raise SweepError(
-                    f"trial {self._trial}: another process trains it by now; this one gives up."
+                    f"trial {self._trial}: another process trains it now; this process gives up."
                 )
             if status.phase is SeatPhase.LOST:
                 self._join()
@@ -146,7 +150,7 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
         ray.get(self._broker.leave.remote(self._trial, self._attempt, keep=True))
 
     def _await_left(self) -> SeatStatus:
-        """Leave, and wait until the bundle is written."""
+        """Leave the seat and wait until the bundle is written."""
         while True:
             status: SeatStatus = ray.get(
                 self._broker.leave.remote(self._trial, self._attempt, True, MAX_WAIT_S)
@@ -154,17 +158,10 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
             if status.phase is not SeatPhase.LEAVING:
                 return status
 
-    def _finish(self, report: SeatReport) -> dict[str, Any]:
-        """Leave at the horizon, with the bundle written before Tune hears of the end."""
-        status = self._await_left()
-        if status.reason:
-            return self._result(report, Outcome.FAILED, f"no bundle: {status.reason}")
-        return self._result(report, Outcome.COMPLETED, f"trained {report.step} steps")
-
     def _result(
         self, report: SeatReport | None, outcome: Outcome | None = None, reason: str = ""
     ) -> dict[str, Any]:
-        # Without a report there is nothing to tell: step 0 is no report.
+        # Without a report, all metrics are stand-ins: there is no report of step 0.
         metrics = fault_metrics({"step": 0}) if report is None else report.metrics
         result: dict[str, Any] = {**metrics, "trial": self._trial, "done": outcome is not None}
         if outcome is not None:
@@ -174,7 +171,7 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
 
 
 class SeatReleaser(tune.Callback):  # type: ignore[misc]
-    """Frees the seat of a trial as soon as Tune stops it, for the next in line.
+    """Frees the seat of a trial for the next in line as soon as Tune stops the trial.
 
     Args:
         broker: The actor of `orchestrator.hosts.broker`.
@@ -186,7 +183,7 @@ class SeatReleaser(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(
         self, iteration: int, trials: list[Any], trial: Any, **info: Any
     ) -> None:
-        """Leave with the bundle of the last report; nothing where the trial has left itself."""
+        """Leave with the bundle of the last report; does nothing if the trial has left."""
         self._broker.leave.remote(trial.config["trial"], None, keep=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -1,4 +1,4 @@
-"""Whether Ray can be used, told in seconds: Ray itself takes minutes, or shows a traceback."""
+"""Checks within seconds that Ray can be used; Ray itself takes minutes or prints a traceback."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from orchestrator.errors import ClusterError
 logger = logging.getLogger(__name__)
 
 _CONNECT_S = 4.0
-"""Patience with the port of a named Ray: to connect, and to hear a first word."""
+"""Time limit for connecting to the port of a named Ray, and for its first bytes."""
 _ANSWER_S = 30.0
-"""Patience with a Ray whose port answers: a busy machine takes seconds to import Ray."""
+"""Time limit for a call of a named Ray: a busy machine takes seconds to import Ray."""
 
 # Start of every gRPC connection: the client's preface and its empty SETTINGS frame (RFC 9113,
 # section 3.4). A server must answer with a SETTINGS frame, whose fourth byte is its type.
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _FRAME_HEADER_BYTES, _SETTINGS_TYPE = 9, 4
 
-# In a process of its own: Ray repeats a refused call for 20 seconds and cannot be interrupted.
+# Runs in a separate process: Ray repeats a refused call for 20 seconds without interruption.
 _ASK = """
 import sys
 from ray._private.services import canonicalize_bootstrap_address_or_die
@@ -48,13 +48,13 @@ _SHORT_FOLDER = Path("/tmp")  # Ray's own default where TMPDIR is not set
 
 
 def check_ray() -> None:
-    """Check that the Ray of `$RAY_ADDRESS` answers and lets in, or that one can be started here.
+    """Check Ray: the server at `$RAY_ADDRESS` accepts calls, or a local Ray can be started.
 
-    Where `$TMPDIR` is too long for Ray's sockets, `$RAY_TMPDIR` becomes `/tmp`.
+    If `$TMPDIR` is too long for Ray's sockets, `$RAY_TMPDIR` is set to `/tmp`.
 
     Raises:
-        ClusterError: It does not answer within seconds, or does not know the token; or there is
-            no folder for the sockets of a new one.
+        ClusterError: The named Ray does not answer within seconds, or does not accept the token;
+            or a local Ray has no folder for its sockets.
     """
     address = named_address()
     if address is None:
@@ -67,17 +67,17 @@ def check_ray() -> None:
 
 
 def named_address() -> str | None:
-    """The Ray that the user names; `None` if one is to be started here."""
+    """The address in `$RAY_ADDRESS`; `None` to start a local Ray."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return None if address in ("", "local") else address
 
 
 @contextmanager
 def plain_ray_errors() -> Iterator[None]:
-    """Turn errors of connecting to Ray, or of starting it, into one sentence.
+    """Turn errors of connecting to Ray or starting Ray into one sentence.
 
     Raises:
-        ClusterError: Ray said why not.
+        ClusterError: Ray cannot be joined or started; the message has Ray's reason.
     """
     try:
         yield
@@ -90,13 +90,13 @@ def plain_ray_errors() -> Iterator[None]:
             raise _no_entry(address, said) from error
         raise ClusterError(
             f"Ray cannot be started here ({said}); allowed: a machine with free memory and a "
-            "writable folder for temporary files. Free what is short, run the same command again "
-            "when the machine is less busy, or name a running Ray in RAY_ADDRESS."
+            "writable folder for temporary files. Free memory or disk space, run the same command "
+            "again when the machine is less busy, or name a running Ray in RAY_ADDRESS."
         ) from error
 
 
 def _require_greeting(address: str) -> None:
-    """Raise `ClusterError` if nothing that speaks gRPC answers at an address."""
+    """Raise `ClusterError` unless a gRPC server answers at an address."""
     host, port = _host_and_port(address)
     try:
         with socket.create_connection((host, port), timeout=_CONNECT_S) as connection:
@@ -105,11 +105,11 @@ def _require_greeting(address: str) -> None:
             connection.sendall(_GREETING)
             header = connection.recv(_FRAME_HEADER_BYTES)
     except TimeoutError as error:
-        raise _no_answer(address, f"nothing is heard within {_CONNECT_S:.0f} s") from error
+        raise _no_answer(address, f"no response within {_CONNECT_S:.0f} s") from error
     except OSError as error:
         raise _no_answer(address, (error.strerror or str(error)).lower()) from error
     if len(header) < _FRAME_HEADER_BYTES or header[3] != _SETTINGS_TYPE:
-        raise _no_answer(address, "what answers there is no Ray, or wants TLS (RAY_USE_TLS=1)")
+        raise _no_answer(address, "the server there is not Ray, or needs TLS (RAY_USE_TLS=1)")
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -141,8 +141,9 @@ def _require_entry(address: str) -> None:
             if _REFUSED in line:
                 raise ClusterError(
                     f"RAY_ADDRESS: the Ray at {address} does not accept this user's token; "
-                    "allowed: the token it was started with. Put it into RAY_AUTH_TOKEN, or its "
-                    "file into RAY_AUTH_TOKEN_PATH, and set RAY_AUTH_MODE=token."
+                    "allowed: the token that Ray was started with. Put the token into "
+                    "RAY_AUTH_TOKEN, or the path of its file into RAY_AUTH_TOKEN_PATH, and set "
+                    "RAY_AUTH_MODE=token."
                 )
         code = asking.wait()
     finally:
@@ -151,7 +152,7 @@ def _require_entry(address: str) -> None:
         asking.wait()
         asking.stderr.close()
     if code < 0:
-        raise _no_answer(address, f"no call is answered within {_ANSWER_S:.0f} s")
+        raise _no_answer(address, f"no answer to a call within {_ANSWER_S:.0f} s")
     if code:
         raise _no_entry(address, said)
 
@@ -166,13 +167,13 @@ def _no_answer(address: str, why: str) -> ClusterError:
 def _no_entry(address: str, said: str) -> ClusterError:
     return ClusterError(
         f"RAY_ADDRESS: the Ray at {address} cannot be joined ({said}); allowed: a running Ray of "
-        "this version, with a node on this machine. Correct what it says, or unset RAY_ADDRESS "
-        "to start a Ray here."
+        "this version, with a node on this machine. Correct the cause, or unset RAY_ADDRESS to "
+        "start a Ray here."
     )
 
 
 def _choose_temporary_folder() -> None:
-    """Have Ray keep its sockets where their paths are short enough."""
+    """Set `$RAY_TMPDIR` if the default folder is too long for Ray's sockets."""
     named = os.environ.get("RAY_TMPDIR")
     if named is not None:
         _require_room(named, "RAY_TMPDIR")
@@ -187,7 +188,7 @@ def _choose_temporary_folder() -> None:
 
 
 def _require_room(folder: str, name: str) -> None:
-    """Raise `ClusterError` if sockets cannot be made in a folder, which is made if missing."""
+    """Make a folder if missing; raise `ClusterError` if it cannot hold Ray's sockets."""
     if not _is_short(folder):
         limit = _MAX_SOCKET_BYTES - len(_SOCKET)
         raise ClusterError(
@@ -201,7 +202,7 @@ def _require_room(folder: str, name: str) -> None:
     except OSError as error:
         raise ClusterError(
             f"{name}: got {folder}, where Ray cannot keep its sockets ({error.strerror}); "
-            "allowed: a writable folder with space left. Mend it, or set RAY_TMPDIR to another."
+            "allowed: a writable folder with space left. Correct it, or set RAY_TMPDIR to another."
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""Reservations of hosts in Ray: given back where Ray Train leaves one behind.
+"""Release of the resources that Ray Train leaves reserved after a failed start of a host.
 
-Ray Train creates a placement group for each host. Where the set-up behind it fails, its controller
-ends and the group stays as long as this process is connected (Ray 2.60): the next host would wait
-for the same CPUs and GPU without end.
+Ray Train creates a placement group for each host. If the set-up of a worker fails, Train's
+controller ends, but the group stays while this process is connected (Ray 2.60): the next host
+would wait for the same CPUs and GPU without end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 logger = logging.getLogger(__name__)
 
 _PATIENCE_S = 5.0
-"""For Ray to notice the end of a controller."""
+"""Time for Ray to notice the end of a controller."""
 _PAUSE_S = 0.25
 
 
@@ -28,10 +28,10 @@ def release_orphans(patience_s: float = _PATIENCE_S) -> int:
     Groups of this process itself, of live actors and of other jobs stay.
 
     Args:
-        patience_s: How long to look for a first one.
+        patience_s: Time to wait for the first such group.
 
     Returns:
-        How many were removed.
+        Number of removed groups.
     """
     deadline = time.monotonic() + patience_s
     while not (orphans := _find_orphans()) and time.monotonic() < deadline:
@@ -45,7 +45,7 @@ def release_orphans(patience_s: float = _PATIENCE_S) -> int:
 
 def _find_orphans() -> list[PlacementGroup]:
     job = ray.get_runtime_context().get_job_id()
-    # The public table does not say who created a group.
+    # The public table does not have the creator of a group.
     accessor = state._connect_and_get_accessor()
     records = map(gcs_pb2.PlacementGroupTableData.FromString, accessor.get_placement_group_table())
     return [

@@ -1,15 +1,15 @@
-"""Who sits where: trials, their seats on hosts, and how far each may go.
+"""Seating: trials, their seats on hosts, and the step that each trial may train to.
 
-A state machine without clocks, threads or Ray: `now` is passed in, and calls can be repeated at no
-harm, since their callers retry. Trials of one group (same base in the same form) share hosts.
+A state machine without clocks, threads or Ray: callers pass `now`. Repeating a call does no harm,
+as callers retry. Trials of one group (same base in the same form) share hosts.
 
     join ─► waiting ─► seated ─► leaving ─► left
                           ├─► report with a fault
                           └─► waiting, when its host is given up
     a silent proxy ─► lost          a newer attempt of the same trial ─► superseded
 
-A trial's credit is the step it may go to (`until`), not a number of steps: asking twice grants
-nothing twice, and a host that restarts from a saved state finds the same credit again.
+A trial's credit is the step that it may train to (`until`), not a number of steps. So a repeated
+request grants no more, and a host that restarts from a saved state has the same credit.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from trainables.hosts.orders import (
 )
 
 MAX_LONE_CRASHES = 2
-"""Deaths of its host, while nobody else was training, that convict a trial by default."""
+"""Default number of host crashes during training of a trial alone, after which the trial fails."""
 
 MAX_DEAD_HOSTS = 3
-"""Hosts of a group that may be given up in a row, with no news of any trial in between."""
+"""Number of a group's hosts lost in a row, without a new report, after which the group fails."""
 
 NO_BUNDLE = "its host ended before the bundle was written"
 
@@ -45,9 +45,9 @@ class Seats:
     """All trials, hosts and tasks of a sweep.
 
     Args:
-        lease_s: A trial whose proxy is silent for longer loses its seat, unexported.
-        max_crashes: A trial or task whose host dies so often while nobody else was training is
-            taken to be the cause, and fails.
+        lease_s: A trial whose proxy is silent for longer loses its seat without an export.
+        max_crashes: Number of host crashes after which a trial that was training alone, or a task
+            in work, is taken to be the cause and fails.
     """
 
     def __init__(self, lease_s: float, max_crashes: int = MAX_LONE_CRASHES) -> None:
@@ -57,7 +57,7 @@ class Seats:
         self.errands: dict[str, Errand] = {}
         self.is_closed = False
         self._current: dict[int, str] = {}
-        self._dead: dict[str, set[str]] = {}  # hosts lost since the last news, by group
+        self._dead: dict[str, set[str]] = {}  # hosts lost since the last new report, by group
         self._past: dict[str, tuple[int, SeatStatus]] = {}
         self._numbers = itertools.count()
 
@@ -66,7 +66,7 @@ class Seats:
     def join(
         self, trial: int, attempt: str, group: str, request: SeatRequest, now: float
     ) -> SeatStatus:
-        """Stand in line for a seat, in place of any earlier attempt of the trial."""
+        """Join the line for a seat, in place of any earlier attempt of the trial."""
         key = _key(trial, attempt)
         if key not in self.members and key not in self._past:
             self._supersede(trial)
@@ -77,7 +77,7 @@ class Seats:
         return self._hear(key, now)
 
     def advance(self, trial: int, attempt: str, until: int, now: float) -> SeatStatus:
-        """Let a trial go to step `until`, and say where it is."""
+        """Let a trial train to step `until`; returns its status."""
         key = _key(trial, attempt)
         member = self.members.get(key)
         if member is not None and not member.is_leaving:
@@ -89,24 +89,22 @@ class Seats:
 
         Args:
             trial: Number of the trial.
-            attempt: Which attempt; `None` is the newest.
+            attempt: Attempt that leaves; `None` is the newest.
             keep: Export the bundle of the last report first: the phase is `leaving` until then.
-            now: Seconds.
+            now: Present time in seconds.
         """
         key = self._current.get(trial, "") if attempt is None else _key(trial, attempt)
         member = self.members.get(key)
         if member is None:
             _, status = self._past.get(key, (trial, SeatStatus(phase=SeatPhase.LEFT)))
             return status
-        if member.is_leaving or (keep and self._can_export(member)):
+        # The present host can write the bundle, or after a loss the next host.
+        is_between_hosts = member.is_waiting and member.known > 0 and not self.is_closed
+        can_export = member.host is not None or is_between_hosts
+        if member.is_leaving or (keep and can_export):
             member.is_leaving = True
             return self._hear(key, now)
         return self._retire(member, SeatPhase.LEFT)
-
-    def _can_export(self, member: Member) -> bool:
-        """Whether a host can write the bundle: the present host, or the next one after a loss."""
-        is_between_hosts = member.is_waiting and member.known > 0
-        return member.host is not None or (is_between_hosts and not self.is_closed)
 
     def _hear(self, key: str, now: float) -> SeatStatus:
         member = self.members.get(key)
@@ -115,14 +113,13 @@ class Seats:
             return status
         member.seen = now
         self._seat_waiting()
-        return SeatStatus(phase=self._phase(member), report=member.report)
-
-    def _phase(self, member: Member) -> SeatPhase:
         if member.is_leaving:
-            return SeatPhase.LEAVING
-        if self.is_closed:
-            return SeatPhase.CLOSED
-        return SeatPhase.WAITING if member.host is None else SeatPhase.SEATED
+            phase = SeatPhase.LEAVING
+        elif self.is_closed:
+            phase = SeatPhase.CLOSED
+        else:
+            phase = SeatPhase.WAITING if member.host is None else SeatPhase.SEATED
+        return SeatStatus(phase=phase, report=member.report)
 
     def _retire(self, member: Member, phase: SeatPhase, reason: str = "") -> SeatStatus:
         status = SeatStatus(phase=phase, report=member.report, reason=reason)
@@ -132,7 +129,7 @@ class Seats:
         return status
 
     def _supersede(self, trial: int) -> None:
-        """An older attempt must not come back: not from its seat, nor after a lost lease."""
+        """Retire older attempts of a trial, those with a lost lease included."""
         for member in [m for m in self.members.values() if m.trial == trial]:
             self._retire(member, SeatPhase.SUPERSEDED)
         for key, (owner, status) in self._past.items():
@@ -141,7 +138,7 @@ class Seats:
                 self._past[key] = (owner, gone)
 
     def expire(self, now: float) -> None:
-        """Take the seats of trials whose proxies have gone silent."""
+        """Retire trials with an ended lease; leaving trials keep their seats."""
         for member in list(self.members.values()):
             if not member.is_leaving and now - member.seen > self.lease_s:
                 self._retire(member, SeatPhase.LOST)
@@ -151,17 +148,17 @@ class Seats:
     def open_host(
         self, start: HostStart, seats: int, serves: int | None, now: float = 0.0
     ) -> None:
-        """Count on a host that is being started."""
+        """Add a host that is being started."""
         self.hosts[start.host_id] = Host(
             host_id=start.host_id, group=start.group, seats=seats, serves=serves, since=now
         )
 
     def next_host_id(self) -> str:
-        """A name no host of this sweep's driver had."""
+        """A new name for a host, unique in this driver."""
         return f"h{next(self._numbers):03d}"
 
     def hello(self, host_id: str, incarnation: str) -> None:
-        """A host is up, for the first time or after a crash."""
+        """Note that a host is up, for the first time or after a crash."""
         host = self.hosts.get(host_id)
         if host is None or incarnation in {host.incarnation, *host.past}:
             return
@@ -172,7 +169,7 @@ class Seats:
         self._seat_waiting()
 
     def take(self, host_id: str, incarnation: str, report: HostReport) -> None:
-        """Take a host's report; a report of a past incarnation is ignored."""
+        """Take in a host's report; a report of a past incarnation is ignored."""
         host = self.hosts.get(host_id)
         if host is None or host.incarnation != incarnation:
             return
@@ -199,10 +196,10 @@ class Seats:
             member.host = None
 
     def orders(self, host_id: str, incarnation: str) -> Orders:
-        """All that a host should be doing.
+        """The present work of a host.
 
-        After a crash those who were training are suspects: they train one at a time, alone, each
-        to its next report, so that one that kills its host does not take its neighbours along.
+        After a crash, the trials that were training are suspects. Each suspect trains alone up to
+        its next report, so that a trial that kills its host does not disturb other trials.
         """
         host = self.hosts.get(host_id)
         if host is None or host.incarnation != incarnation:
@@ -223,6 +220,7 @@ class Seats:
     def _quarantine(
         self, host: Host, members: Iterable[Member], suspect: str
     ) -> Iterator[SeatOrder]:
+        """Orders to train the suspect and to pause the other seats on the host."""
         for member in members:
             if member.key == suspect:
                 yield _order(member)
@@ -230,6 +228,7 @@ class Seats:
                 yield dataclasses.replace(_order(member), until=member.known, is_leaving=False)
 
     def _blame_crash(self, host: Host) -> None:
+        """Mark trials in work as suspects; fail a trial or task that crashed too often."""
         active = [m for m in self._seated(host.host_id) if m.key in host.offered]
         for member in active:
             member.is_suspect = True
@@ -238,7 +237,7 @@ class Seats:
             if errand.crashes >= self.max_crashes:
                 self._dead.pop(errand.group, None)
                 errand.report = TaskReport(
-                    task_id=name, error=f"its host died at it {self.max_crashes} times"
+                    task_id=name, error=f"its host died {self.max_crashes} times during this task"
                 )
         if len(active) == 1 and host.offered == {active[0].key}:
             active[0].lone_crashes += 1
@@ -248,25 +247,29 @@ class Seats:
                 self._fail(active[0], Failure(fault="failed", reason=reason))
 
     def refuse(self, host_id: str, failure: Failure) -> None:
-        """A host cannot load its base.
+        """Note the failure of a host to load the base.
 
-        Where it is the first and only one of its group, those who wait for it get the failure. One
-        that was up before shows that the base is sound: it is given up as in `end_host`.
+        If the host never came up and is the only one of its group, the group's waiting trials and
+        tasks fail. A host that was up before has loaded the base once: its loss counts as a crash,
+        and the group fails after `MAX_DEAD_HOSTS` such losses without a new report in between.
         """
         host = self.hosts.get(host_id)
         if host is None:
             return
         host.is_draining = True
         if host.incarnation is not None:
-            self._give_up(host, failure)
+            self._dead.setdefault(host.group, set()).add(host.host_id)
+            self._blame_crash(host)
+            self._put_back(host)
+            if len(self._dead.get(host.group, ())) >= MAX_DEAD_HOSTS:
+                self._fail_line(host.group, failure)
         elif all(other is host or other.group != host.group for other in self.hosts.values()):
             self._fail_line(host.group, failure)
 
     def end_host(self, host_id: str, failure: Failure | None) -> None:
-        """Remove a host; its trials go on elsewhere from saved states.
+        """Remove a host; its trials continue elsewhere from saved states.
 
-        With a failure its end counts as a crash; a row of `MAX_DEAD_HOSTS` such ends without news
-        fails those who wait. A host with a failure that was never up is one that `refuse`s.
+        A host that ends with a failure has the same effects as one that `refuse`s.
         """
         host = self.hosts.get(host_id)
         if host is None:
@@ -278,32 +281,20 @@ class Seats:
         del self.hosts[host_id]
         self._seat_waiting()
 
-    def _give_up(self, host: Host, failure: Failure) -> None:
-        self._dead.setdefault(host.group, set()).add(host.host_id)
-        self._blame_crash(host)
-        self._put_back(host)
-        if len(self._dead.get(host.group, ())) >= MAX_DEAD_HOSTS:
-            self._fail_line(host.group, failure)
-
     def _put_back(self, host: Host) -> None:
-        """Put a host's members back in line; a member that only exports gets one more host."""
+        """Put a host's trials and tasks back in line; a leaving trial gets one more host."""
         host.holding, host.offered = frozenset(), frozenset()
         for member in list(self._seated(host.host_id)):
             member.host = None
-            if member.is_leaving:
-                self._await_next_host(member)
+            if member.is_leaving and (member.is_moved or member.has_fault or self.is_closed):
+                self._retire(member, SeatPhase.LEFT, NO_BUNDLE)
+            elif member.is_leaving:
+                member.is_moved = True
         for _, errand in self._busy(host.host_id):
             errand.host = None
 
-    def _await_next_host(self, member: Member) -> None:
-        """Leave the export to the next host, if there may be one."""
-        if member.is_moved or member.has_fault or self.is_closed:
-            self._retire(member, SeatPhase.LEFT, NO_BUNDLE)
-        else:
-            member.is_moved = True
-
     def _fail_line(self, group: str, failure: Failure) -> None:
-        """Fail all members and tasks waiting for a host of a group."""
+        """Fail all trials and tasks that wait for a host of a group."""
         for member in list(self.members.values()):
             if member.is_waiting and member.group == group:
                 self._fail(member, failure)
@@ -328,12 +319,12 @@ class Seats:
     # ---------------------------------------------------------------------------------- tasks
 
     def submit_task(self, task_id: str, group: str, task: Task, now: float) -> None:
-        """Ask for a measurement on a group's base."""
+        """Add a task for a host of a group."""
         self.errands.setdefault(task_id, Errand(task=task, group=group, since=now))
         self._seat_waiting()
 
     def close(self) -> None:
-        """Grant no more steps; hosts end after leaving trials have left."""
+        """Grant no more steps; hosts end as soon as no trial is leaving."""
         self.is_closed = True
         for member in list(self.members.values()):
             if member.is_leaving and member.host is None:
@@ -345,7 +336,7 @@ class Seats:
     # -------------------------------------------------------------------------------- seating
 
     def load(self, host_id: str) -> int:
-        """Seats of a host that are taken, by trials and by tasks."""
+        """Number of a host's seats that trials and tasks take."""
         return len(list(self._seated(host_id))) + len(self._busy(host_id))
 
     def _seated(self, host_id: str) -> Iterator[Member]:
@@ -355,7 +346,7 @@ class Seats:
         return [(n, e) for n, e in self.errands.items() if e.host == host_id and e.report is None]
 
     def _seat_waiting(self) -> None:
-        """Give free seats to waiting members, first come first served."""
+        """Give free seats to waiting trials and tasks, first come first served."""
         if self.is_closed:
             return
         for member in self.members.values():
@@ -366,7 +357,7 @@ class Seats:
                 errand.host = self._find_seat(errand.group)
 
     def _is_held_elsewhere(self, member: Member) -> bool:
-        """A host still holds another attempt of the trial, and may be writing its state."""
+        """Whether a host still holds another attempt of the trial, and may write its state."""
         prefix = _key(member.trial, "")
         return any(
             key.startswith(prefix) and key != member.key
@@ -375,7 +366,7 @@ class Seats:
         )
 
     def _find_seat(self, group: str) -> str | None:
-        """The emptiest host of the group with a free seat."""
+        """Take a seat on the group's host with the fewest seats taken; `None` if all are full."""
         free = [
             host
             for host in self.hosts.values()

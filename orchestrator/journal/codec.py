@@ -1,9 +1,8 @@
-"""The one place that writes events as lines of JSON and reads them again.
+"""Encoding of events as lines of JSON, and their decoding.
 
-Every line carries the format of the log. A format is raised only when an older version would
-misread the lines of a newer one; then the older version refuses the log in words. A newer version
-may also write kinds of events, or fields, under the same format: an older one passes them over
-and says so.
+Every line has the number of the log's format. The number is raised only if an older version would
+misread a newer log; the older version then refuses the log with a message. A newer version may add
+kinds of events, or fields, without a new number: an older version ignores them with a warning.
 
 Numbers in `metrics` may be non-finite. They are written as the strings "nan", "inf" and "-inf", so
 that every line is strict JSON.
@@ -31,10 +30,10 @@ LOG_FORMAT = 2
 """Format of the lines that this version writes. Lines without one are of format 1."""
 
 _RENAMED_KINDS = {"form_scored": "form_evaluated"}
-"""Kinds of format 1 with their names of today."""
+"""Kinds of format 1 with their present names."""
 
 _RENAMED_FIELDS = {"form_evaluated": {"way": "fingerprint"}}
-"""Fields of format 1 with their names of today, by today's kind."""
+"""Fields of format 1 with their present names, by the present name of the kind."""
 
 
 class MalformedEventError(ValueError):
@@ -42,7 +41,7 @@ class MalformedEventError(ValueError):
 
 
 def encode_entry(entry: LogEntry) -> bytes:
-    """The line of an entry, with its line break; fields with their default are left out.
+    """The line of an entry, with a line break; fields with default values are left out.
 
     Raises:
         ValueError: A value outside of `metrics` is not strict JSON.
@@ -62,15 +61,15 @@ def encode_entry(entry: LogEntry) -> bytes:
 
 
 def decode_entry(line: bytes, source: str) -> LogEntry:
-    """The event of a line, whichever format of the log the line is of.
+    """The event of a line in any known format.
 
     Args:
-        line: One line of the log.
-        source: The name of the line, for errors: its file and number.
+        line: A line of the log.
+        source: File and number of the line, for errors.
 
     Raises:
-        MalformedEventError: The line is torn or damaged.
-        SweepStorageError: The line is whole, and this version cannot read it.
+        MalformedEventError: The line is incomplete or damaged.
+        SweepStorageError: The line is complete, but this version cannot read it.
     """
     try:
         values = json.loads(line)
@@ -87,15 +86,15 @@ def decode_entry(line: bytes, source: str) -> LogEntry:
 
 
 def parse_event(kind: str, values: Mapping[str, Any], source: str) -> Event | UnknownEvent:
-    """The event of plain values, as JSON has them.
+    """The event from plain values.
 
     Args:
-        kind: Its name in the log.
-        values: Its fields; those that this version does not know are passed over.
-        source: The name of the line, for errors.
+        kind: Name of the event's kind in the log.
+        values: Fields of the event; unknown fields are ignored.
+        source: File and number of the line, for errors.
 
     Raises:
-        SweepStorageError: A field lacks or has another type.
+        SweepStorageError: A field is missing or has another type.
     """
     kind = _RENAMED_KINDS.get(kind, kind)
     if kind not in EVENT_TYPES:
@@ -136,8 +135,8 @@ def _adapter(kind: str) -> TypeAdapter[Event]:
 @functools.cache
 def _warn_once(what: str) -> None:
     logger.warning(
-        "the event log has %s, which this version of lorchestra does not know and passes over; "
-        "a newer version wrote them",
+        "the event log has %s, which this version of lorchestra does not know and ignores; a "
+        "newer version wrote them",
         what,
     )
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from orchestrator.outcome import Outcome
 
 Folder = Literal["state", "bundle"]
-"""Saved states of a trial; the adapters that the trial left, those of earlier steps included."""
+"""Saved states of a trial, or the exported adapters of a trial, with those of earlier steps."""
 
 StageName = Literal["search", "repeats"]
 """Stages that train: the search, and the finalists' runs with new seeds."""
@@ -48,7 +48,7 @@ class InputsPinned:
 
 @dataclass(frozen=True, kw_only=True)
 class DataInspected:
-    """The rows were read before anything was trained.
+    """The bases and rows were inspected before the training.
 
     Attributes:
         lines: Sentences for the user.
@@ -61,12 +61,12 @@ class DataInspected:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResumed:
-    """A driver takes the sweep up again."""
+    """A driver resumes the sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionLost:
-    """The driver's session before this event was killed; the event before was its last."""
+    """The driver was killed after the previous event."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class StageEnded:
     Attributes:
         stage: The stage.
         reason: What ended the stage early; empty when nothing was left to train.
-        under: The sections of the sweep file that decide how far the stage goes.
+        under: The sections of the sweep file that limit the stage.
     """
 
     stage: StageName
@@ -141,7 +141,7 @@ class StartPointsChosen:
     """The search knows its first configurations.
 
     Attributes:
-        points: Settings of each one.
+        points: Knobs of each configuration.
     """
 
     points: Sequence[Mapping[str, Any]]
@@ -155,8 +155,8 @@ class TrialStarted:
         trial: The trial's number.
         knobs: Values that the searcher chose.
         spec: `TrialSpec.to_dict` of the trial.
-        parent: The trial whose checkpoint this one goes on from (`trial`), that checkpoint's
-            `step`, and the stopped trial in whose place this one comes (`replaces`).
+        parent: For a trial that continues from a checkpoint: the `trial` and `step` of the
+            checkpoint, and the stopped trial that the new trial `replaces`.
         repeat_of: The finalist that this trial repeats with another seed.
     """
 
@@ -169,11 +169,11 @@ class TrialStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResumed:
-    """A trial goes on after a lost process, or after an end that was revoked.
+    """A trial continues after a lost process, or after an end that was revoked.
 
     Attributes:
         trial: The trial's number.
-        step: Steps that were reported before.
+        step: Last reported step.
     """
 
     trial: int
@@ -187,8 +187,8 @@ class TrialReported:
     Attributes:
         trial: The trial's number.
         step: Optimizer steps so far.
-        metrics: Values that searcher and scheduler saw.
-        is_fault: The trial broke, and its metrics are stand-ins for the searcher.
+        metrics: Values for the searcher and the scheduler.
+        is_fault: The trial broke; the metrics are stand-ins for the searcher.
     """
 
     trial: int
@@ -205,9 +205,9 @@ class TrialEnded:
         trial: The trial's number.
         outcome: How the trial ended.
         reason: One sentence.
-        step: Steps that were reported.
+        step: Last reported step.
         bundle: Folder of the adapter in the sweep's storage; `None` without an adapter.
-        by: `user` or `budget` for a trial that was cancelled.
+        by: `user` or `budget` for a cancelled trial.
     """
 
     trial: int
@@ -255,8 +255,8 @@ class FormEvaluated:
         form: The serving form.
         metrics: As `orchestrator.finals.form_scores` reads them; empty after an error.
         error: Why the adapter cannot be evaluated in this form; empty when it was.
-        fingerprint: Of the settings, metrics and rows of the evaluation; empty for a lost one,
-            which is to be done again.
+        fingerprint: Digest of the evaluation's settings, metrics and rows; empty for a lost
+            evaluation, which must be repeated.
     """
 
     trial: int
@@ -268,12 +268,12 @@ class FormEvaluated:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterRegistered:
-    """A trial's adapter is a version in the registry.
+    """A trial's adapter was registered.
 
     Attributes:
         trial: The trial's number.
         ref: The version, as `name/number`.
-        digest: The bundle's.
+        digest: Digest of the bundle.
     """
 
     trial: int
@@ -283,7 +283,7 @@ class AdapterRegistered:
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionDecided:
-    """The best version was before the promotion gate.
+    """The promotion gate decided on the best version.
 
     Attributes:
         ref: The version, as `name/number`.
@@ -311,7 +311,7 @@ class FoldersPruned:
 
 @dataclass(frozen=True, kw_only=True)
 class UnknownEvent:
-    """An event of a newer version of lorchestra; readers pass it over.
+    """An event of a newer version of lorchestra; readers ignore it.
 
     Attributes:
         kind: The event's name in the log.
@@ -367,7 +367,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
     "promoted": PromotionDecided,
     "pruned": FoldersPruned,
 }
-"""Events by the names they have in the log."""
+"""Events by their names in the log."""
 
 _NAMES = {kind: name for name, kind in EVENT_TYPES.items()}
 
@@ -386,7 +386,7 @@ class LogEntry:
 
     @property
     def kind(self) -> str:
-        """The name that the event's kind has in the log."""
+        """Name of the event's kind in the log."""
         if isinstance(self.event, UnknownEvent):
             return self.event.kind
         return _NAMES[type(self.event)]

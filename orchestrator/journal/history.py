@@ -1,6 +1,6 @@
-"""What a sweep's events add up to: its trials, their reports and ends.
+"""The state of a sweep, folded from its events: trials, their reports and ends.
 
-Reading the log is all there is to resuming, showing progress and reporting.
+Resuming, showing progress and reporting need nothing but the log.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from orchestrator.spec.sections import ObjectiveSpec
 
 
 class TrialReport(NamedTuple):
-    """What a trial reported at a step.
+    """Report of a trial at a step.
 
     Attributes:
         step: Optimizer steps so far.
-        metrics: Values that searcher and scheduler saw.
+        metrics: Values for the searcher and the scheduler.
         at: Seconds since the epoch.
-        is_fault: The trial broke, and its metrics are stand-ins for the searcher.
+        is_fault: The trial broke; the metrics are stand-ins for the searcher.
     """
 
     step: int
@@ -66,23 +66,23 @@ class TrialRecord:
     """All facts of a trial in the log.
 
     Attributes:
-        number: Its number in the sweep, from 0.
-        knobs: What the searcher chose.
-        spec: The trial whole, as `TrialSpec.to_dict` gives it.
-        reports: In order of steps; a step that was done twice is there once.
-        outcome: `None` while it is unfinished.
-        reason: One sentence on its end.
-        bundle: Folder of its adapter, when it left one.
+        number: Number of the trial in the sweep, from 0.
+        knobs: Values that the searcher chose.
+        spec: All settings of the trial, from `TrialSpec.to_dict`.
+        reports: Reports in order of steps; a repeated step is there once.
+        outcome: `None` while the trial is unfinished.
+        reason: Why the trial ended, in one sentence.
+        bundle: Folder of the adapter; `None` without an adapter.
         started_at: Seconds since the epoch.
         ended_at: Seconds since the epoch.
         final_metrics: Metrics on test rows, for finalists.
-        forms_evaluated: Of a finalist, the last evaluation in each serving form.
-        ref: The adapter version it became.
-        parent: The trial whose checkpoint it went on from (`trial`), the step of that (`step`)
-            and the trial in whose place it came (`replaces`); `None` for one that started fresh.
-        repeat_of: The trial it repeats with another seed, in the finals.
-        ended_by: `user` or `budget` for one that was cancelled.
-        pruned: What of it was removed from the storage since: its `state`, its `bundle`.
+        forms_evaluated: Last evaluation of a finalist in each serving form.
+        ref: The adapter version made from the trial.
+        parent: For a trial that continued from a checkpoint: the `trial` and `step` of the
+            checkpoint, and the stopped trial that the new trial `replaces`; `None` for others.
+        repeat_of: The finalist that the trial repeats with another seed.
+        ended_by: `user` or `budget` for a cancelled trial.
+        pruned: Folders that were removed from the storage: `state`, `bundle`.
     """
 
     number: int
@@ -104,7 +104,7 @@ class TrialRecord:
 
     @property
     def step(self) -> int:
-        """Steps trained, as last reported."""
+        """Last reported step."""
         return self.reports[-1].step if self.reports else 0
 
     @property
@@ -118,33 +118,33 @@ class TrialRecord:
         return {form: each.metrics for form, each in self.forms_evaluated.items() if each.metrics}
 
     def last(self, metric: str) -> float | None:
-        """The metric as last reported, when it is there and finite."""
+        """Last value of a metric; `None` if missing or not finite."""
         value = self.reports[-1].metrics.get(metric) if self.reports else None
         return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass(kw_only=True)
 class SweepHistory:
-    """The fold of a log's events; `apply` the next one to go on.
+    """State of a sweep, folded from the log's events; `apply` adds the next event.
 
     Attributes:
-        sweep_id: Set by the first start.
-        spec: The sweep as it was started, for `parse_sweep`.
-        digest: `SweepSpec.digest` of that.
-        status: `running`, or what the last `sweep_ended` said; `None` before a start.
-        reason: Why it ended.
-        resumes: How often it was resumed.
-        trials: By number.
-        reports: (trial number, report) in the order they came, which is what a scheduler saw.
-        base_metrics: Of the base without an adapter, by `members.group_key` and then split.
-        phases: Seconds by name, added up over resumes.
-        promotions: Decisions of the promotion gate, in their order.
-        meter: What was spent.
-        start_points: Configurations to begin with; `None` before they were chosen.
-        stages: How the search and the repeats of finalists ended, and under which settings; a
-            stage goes on when those have changed since.
+        sweep_id: Identifies the sweep in MLflow.
+        spec: The sweep at its start, for `parse_sweep`.
+        digest: `SweepSpec.digest` at the start.
+        status: `running`, or the status of the last `sweep_ended`; `None` before the start.
+        reason: Why the sweep ended.
+        resumes: Number of times that the sweep was resumed.
+        trials: Trials by number.
+        reports: (trial number, report) in the order of the log; a scheduler saw the same order.
+        base_metrics: Metrics of the base without an adapter, by `members.group_key` and split.
+        phases: Seconds by name, summed over sessions.
+        promotions: Decisions of the promotion gate, in order.
+        meter: Time and devices spent.
+        start_points: First configurations; `None` before they are chosen.
+        stages: End of the search and of the finalists' repeats, with the settings that limited the
+            stage; a stage continues if these settings have changed.
         pins: Commits of hub repositories that the sweep reads; see `orchestrator.journal.pins`.
-        data_lines: What was said of the rows at the last start.
+        data_lines: Sentences on the bases and rows, from the last start.
         data_facts: The same as plain values, by base.
     """
 
@@ -168,7 +168,7 @@ class SweepHistory:
 
     @classmethod
     def read(cls, path: Path) -> SweepHistory:
-        """Fold a log; an empty history when there is none.
+        """Fold a log; a missing log gives an empty history.
 
         Raises:
             SweepStorageError: The log is damaged.
@@ -192,7 +192,7 @@ class SweepHistory:
         return [self.trials[n] for n in sorted(self.trials) if self.trials[n].repeat_of == number]
 
     def unfinished(self) -> list[TrialRecord]:
-        """Trials without an end, by number: what a resumed sweep goes on with."""
+        """Trials without an end, by number; a resumed sweep continues them."""
         return [self.trials[n] for n in sorted(self.trials) if self.trials[n].outcome is None]
 
     def ended(self) -> list[TrialRecord]:
@@ -204,13 +204,13 @@ class SweepHistory:
     ) -> list[TrialRecord]:
         """Trials of the search that left an adapter with a finite last value, best first.
 
-        A trial that was stopped, or cancelled when the budget was spent, is an adapter like any
-        other and ranks by what it measured; of equal values the one trained further comes first,
-        then the completed one, then the lower number. One beyond a constraint is not ranked.
+        Trials that were stopped, or cancelled when the budget was spent, also rank by their last
+        value. Equal values rank by more steps, then completed before others, then by lower number.
+        A trial beyond a constraint is not ranked.
 
         Args:
             objective: Metric, direction and constraints.
-            with_running: Rank trials without an end, too, by what they measured so far.
+            with_running: Also rank trials without an end, by their last value so far.
         """
         sign = 1.0 if objective.mode == "min" else -1.0
         ranked = [
@@ -229,7 +229,7 @@ class SweepHistory:
 
 
 def exceeded(record: TrialRecord, objective: ObjectiveSpec) -> str:
-    """The first constraint that a trial's last report breaks; empty without one."""
+    """The first constraint that a trial's last report violates; empty if there is none."""
     for bound, written in zip(objective.bounds, objective.constraints, strict=True):
         value = record.last(bound.metric)
         if value is None or bound.excess(value) > 0:
@@ -296,7 +296,7 @@ def _add_phase(event: PhaseEnded, history: SweepHistory, at: float) -> None:
 @_apply.register
 def _end_stage(event: StageEnded, history: SweepHistory, at: float) -> None:
     if event.stage == "search":
-        history.stages.pop("repeats", None)  # of the finalists of an earlier search
+        history.stages.pop("repeats", None)  # belongs to finalists of the earlier search
     history.stages[event.stage] = event
 
 
@@ -317,7 +317,7 @@ def _decide_promotion(event: PromotionDecided, history: SweepHistory, at: float)
 
 @_apply.register
 def _start_trial(event: TrialStarted, history: SweepHistory, at: float) -> None:
-    # A trial that a host lost is started again: it is still the same one.
+    # A later start of a known trial does not replace its record.
     history.trials.setdefault(
         event.trial,
         TrialRecord(
@@ -335,8 +335,8 @@ def _start_trial(event: TrialStarted, history: SweepHistory, at: float) -> None:
 def _resume_trial(event: TrialResumed, history: SweepHistory, at: float) -> None:
     record = history.trials.get(event.trial)
     if record is not None:
-        # A trial that the budget cut short, or that failed with its whole sweep, goes on: what
-        # was made of it and measured is of an adapter that will be another one.
+        # After an end (by the budget, or with a failed sweep) the adapter will change: results
+        # of the earlier adapter are dropped.
         record.outcome, record.reason, record.ended_at, record.ended_by = None, "", None, ""
         record.bundle, record.final_metrics, record.ref = None, None, None
         record.forms_evaluated = {}
@@ -349,7 +349,7 @@ def _report_trial(event: TrialReported, history: SweepHistory, at: float) -> Non
     history.reports.append((event.trial, report))
     record = history.trials.get(event.trial)
     if record is not None:
-        # Steps done again after a lost host replace those the host did not save.
+        # Steps repeated after a lost host replace the steps that the host did not save.
         kept = [each for each in record.reports if each.step < report.step]
         record.reports = [*kept, report]
 
@@ -389,4 +389,4 @@ def _prune_folders(event: FoldersPruned, history: SweepHistory, at: float) -> No
         record = history.trials[number]
         record.pruned |= {event.what}
         if event.what == "bundle":
-            record.bundle = None  # nobody is to export it again
+            record.bundle = None  # so that it is not exported again

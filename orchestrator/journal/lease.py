@@ -1,7 +1,7 @@
-"""One driver at a time for a sweep in a bucket, where no operating system frees a dead one's lock.
+"""Lock that keeps a sweep in a bucket to one driver; after a crash, the lock expires.
 
-The lock is an object, `lock.json`, that its owner renews. It is another's to take once it was not
-renewed for a minute, or at once when the process that held it on this machine is gone.
+The lock is an object, `lock.json`, that its owner renews. Another driver may take the lock if it
+was not renewed for a minute, or at once if its owner was a process of this machine and is gone.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ LOCK_FILE = "lock.json"
 _JOIN_S = 5.0
 
 _HELD: set[str] = set()
-"""Owners in this process: a lock with its process id and another owner is a dead one's."""
+"""Owners in this process: a lock with this process id and another owner is of a dead process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Holder:
-    """What a lock says.
+    """Content of a lock.
 
     Attributes:
         owner: Identity of one opening of the log.
-        machine: Where `pid` means a process: host name, boot and process namespace.
-        at: Seconds since the epoch of the last renewal.
+        machine: Host name, boot and process namespace in which `pid` is valid.
+        at: Time of the last renewal, in seconds since the epoch.
     """
 
     owner: str
@@ -52,10 +52,10 @@ class Lease:
     Args:
         location: Address of the sweep, `s3://bucket/prefix`.
         renew_s: Seconds between renewals.
-        expire_s: Age of the last renewal after which others may take it. Clocks of the machines
-            that share a sweep may differ by less than this.
-        settle_s: How long to wait before looking whether another took it at the same moment: not
-            every server knows conditional writes.
+        expire_s: Age of the last renewal after which another driver may take the lease. The
+            clocks of machines that share a sweep must differ by less.
+        settle_s: Time to wait before checking that no other driver took the lease at the same
+            moment: not every server has conditional writes.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Lease:
         """Become the owner.
 
         Raises:
-            SweepInUseError: Another driver is.
+            SweepInUseError: Another driver is the owner.
             StorageError: The bucket cannot be used.
         """
         _HELD.add(self.owner)
@@ -94,7 +94,7 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Make sure of being the owner still.
+        """Check that the lease is still owned.
 
         Raises:
             SweepStorageError: Another driver has taken over.
@@ -105,12 +105,12 @@ class Lease:
             whose = "nobody" if holder is None else f"process {holder.pid} on {holder.host}"
             raise SweepStorageError(
                 f"{self._location}: was taken over, now held by {whose}; allowed: one driver per "
-                f"sweep, heard of every {self._expire_s:.0f} s. Leave the sweep to the other "
-                "driver, or end that one and run this again."
+                f"sweep, with a renewal every {self._expire_s:.0f} s. Leave the sweep to the "
+                "other driver, or end that driver and run the same command again."
             )
 
     def renew(self) -> None:
-        """Say that the owner lives.
+        """Renew the lease.
 
         Raises:
             SweepStorageError: Another driver has taken over.
@@ -166,14 +166,15 @@ class Lease:
     def _in_use(self, holder: _Holder) -> SweepInUseError:
         age = max(0.0, time.time() - holder.at)
         return SweepInUseError(
-            f"{self._location}: in use by process {holder.pid} on {holder.host}, heard of "
-            f"{age:.0f} s ago; allowed: one driver per storage location. Wait for it, end it (a "
-            f"lost one is forgotten after {self._expire_s:.0f} s), or choose another location."
+            f"{self._location}: in use by process {holder.pid} on {holder.host}, last seen "
+            f"{age:.0f} s ago; allowed: one driver per storage location. Wait for its end, end it "
+            f"(the lock of a lost driver expires after {self._expire_s:.0f} s), or choose another "
+            "location."
         )
 
 
 def _machine() -> str:
-    """Name of the space of process ids: containers of one machine have separate ids."""
+    """Name of the namespace of process ids: containers of one machine have separate ids."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
 

@@ -1,8 +1,8 @@
-"""The append-only log of a sweep: `events.jsonl` in its storage folder, the truth about it.
+"""The append-only log of a sweep, `events.jsonl` in its storage folder.
 
-Whatever happened is one JSON line; whatever is not in the log did not happen. A line counts once
-`EventLog.append` has returned: it is on disk then. Killed at any moment, a sweep loses at most the
-line it was writing, which readers skip and the next writer cuts off.
+The log is the only record of a sweep: each event is a JSON line, on disk when `EventLog.append`
+returns. A killed driver loses at most the line in writing; readers skip this incomplete line, and
+the next writer cuts it off.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from trainables.errors import StorageError
 
 
 class EventLog:
-    """The one writer of a sweep's log, from opening to closing.
+    """The only writer of a sweep's log, from opening to closing.
 
-    Thread-safe. A lock file beside the log keeps other drivers out; the operating system frees it
-    however the driver ends.
+    Thread-safe. A lock file beside the log keeps other drivers out; the operating system releases
+    the lock when the driver ends in any way.
     """
 
     def __init__(self, path: Path, replica: LogReplica | None = None) -> None:
-        """Take the lock and cut off a torn last line.
+        """Take the lock and cut off an incomplete last line.
 
         Args:
             path: The file.
-            replica: The log in a bucket, which is then the truth: the file becomes a copy of it.
+            replica: The log in a bucket, if any; the file then becomes a copy of the replica.
 
         Raises:
             SweepInUseError: Another driver writes this log.
-            SweepStorageError: It cannot be written.
+            SweepStorageError: The log cannot be written.
         """
         self.path = path
         self._replica = replica
@@ -67,19 +67,19 @@ class EventLog:
         except OSError as error:
             raise SweepStorageError(
                 f"{path}: cannot be written ({error}); allowed: a writable storage folder. "
-                "Choose another folder or mend its permissions."
+                "Choose another folder or correct its permissions."
             ) from error
 
     def append(self, event: Event) -> LogEntry:
         """Write an event durably to the bucket, if any, and to disk.
 
         Returns:
-            The event as a reader of the log will have it.
+            The event as readers of the log decode it.
 
         Raises:
             ValueError: A value outside of `metrics` is not strict JSON.
-            SweepStorageError: The disk is full or gone, or the bucket is, or another driver has
-                taken the log over.
+            SweepStorageError: The disk or the bucket is full or gone, or another driver has taken
+                over the log.
         """
         with self._guard:
             line = encode_entry(LogEntry(at=time.time(), event=event))
@@ -99,7 +99,7 @@ class EventLog:
         return decode_entry(line, str(self.path))
 
     def close(self) -> None:
-        """Free the lock; the log stays."""
+        """Release the lock; the log stays."""
         with self._guard:
             if not self._file.closed:
                 self._file.close()
@@ -130,17 +130,17 @@ class EventLog:
                 raise OSError(errno.ENOSPC, f"{written} of {len(line)} bytes fitted")
             os.fsync(self._file.fileno())
         except OSError:
-            self._file.truncate(start)  # no torn line in the middle of the log
+            self._file.truncate(start)  # no incomplete line in the middle of the log
             raise
 
 
 def read_events(path: Path) -> Iterator[LogEntry]:
-    """Events in the order they happened; none for a missing log.
+    """Events in the order of the log; none for a missing log.
 
-    Safe beside a writer: a last line that is torn or still being written is skipped.
+    Safe beside a writer: an incomplete last line is skipped.
 
     Raises:
-        SweepStorageError: A line before the last one is no event, or the log cannot be read.
+        SweepStorageError: A line before the last one is not an event, or the log cannot be read.
     """
     try:
         content = path.read_bytes()
@@ -155,17 +155,17 @@ def read_events(path: Path) -> Iterator[LogEntry]:
 
 
 def decode_events(content: bytes, source: str) -> Iterator[LogEntry]:
-    """Events in the order they happened; a torn last line is skipped.
+    """Events in the order of the log; an incomplete last line is skipped.
 
     Args:
-        content: What the log holds.
-        source: Its name, for errors.
+        content: Content of the log.
+        source: Name of the log, for errors.
 
     Raises:
-        SweepStorageError: A line before the last one is no event.
+        SweepStorageError: A line before the last one is not an event.
     """
     lines = content.split(b"\n")
-    # The last part is empty after a complete line and torn otherwise.
+    # The last part is empty after a complete line and incomplete otherwise.
     for number, line in enumerate(lines[:-1], 1):
         try:
             yield decode_entry(line, f"{source}, line {number}")
@@ -179,14 +179,14 @@ def decode_events(content: bytes, source: str) -> Iterator[LogEntry]:
 
 
 def _whole_length(path: Path) -> int:
-    """Bytes up to the end of the last line that is an event."""
+    """Number of bytes up to the end of the last complete event."""
     content = path.read_bytes()
     length = content.rfind(b"\n") + 1
     if length:
         start = content.rfind(b"\n", 0, length - 1) + 1
         try:
             decode_entry(content[start:length], str(path))
-        except MalformedEventError:  # power loss can leave zeros where the last line was to be
+        except MalformedEventError:  # power loss can leave zeros in place of the last line
             return start
     return length
 
@@ -200,7 +200,7 @@ def _take_lock(path: Path) -> int:
         os.close(descriptor)
         raise SweepInUseError(
             f"{path.parent}: in use by {holder}; allowed: one driver per storage folder. "
-            "Wait for it, end it, or choose another folder."
+            "Wait for its end, end it, or choose another folder."
         ) from error
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -208,7 +208,7 @@ def _take_lock(path: Path) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a new file's name itself survive a power loss."""
+    """Make the name of a new file survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What a sweep has spent, folded from its events."""
+"""Time and devices that a sweep has spent, folded from its events."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Usage(NamedTuple):
-    """Device-seconds of this session's hosts: seconds up times number of devices."""
+    """Device-seconds of hosts: running time multiplied by the number of devices."""
 
     cpu_s: float = 0.0
     gpu_s: float = 0.0
@@ -17,14 +17,14 @@ class Usage(NamedTuple):
 class Meter:
     """Time and devices that a sweep has spent over all sessions.
 
-    A session that was killed counts up to its last event.
+    A killed session counts up to its last event.
 
     Attributes:
-        began: When the session under way began, in seconds since the epoch; `None` between two.
-        begins: When each session began.
-        seconds: Of the sessions before it.
-        cpu_s: CPU-seconds of hosts, those of the session under way included.
-        gpu_s: GPU-seconds of hosts.
+        began: Start of the present session in seconds since the epoch; `None` between sessions.
+        begins: Start of each session.
+        seconds: Duration of all ended sessions.
+        cpu_s: CPU-seconds of hosts and evaluation workers, with those of the present session.
+        gpu_s: GPU-seconds of hosts and evaluation workers, with those of the present session.
     """
 
     began: float | None = None
@@ -36,43 +36,43 @@ class Meter:
     _session: tuple[float, float] = (0.0, 0.0)
 
     def begin(self, at: float) -> None:
-        """Begin a session; a session without an end ended with its last event."""
+        """Begin a session; an earlier session without an end counts up to its last event."""
         self.lose()
         self.began = self._last = at
         self.begins.append(at)
 
     def lose(self) -> None:
-        """The session under way, if any, was killed after its last event."""
+        """End the present session, if any, at its last event: the driver was killed."""
         self.end(self._last)
 
     def are_together(self, start: float, end: float) -> bool:
-        """Whether no session began between two moments."""
+        """Whether no session began between `start` and `end`."""
         return not any(start < began <= end for began in self.begins)
 
     def end(self, at: float) -> None:
-        """The session is over."""
+        """End the present session, if any."""
         if self.began is not None:
             self.seconds += max(0.0, at - self.began)
         self.began, self._session = None, (0.0, 0.0)
 
     def see(self, at: float) -> None:
-        """Something happened."""
+        """Note the time of an event."""
         if self.began is not None:
             self._last = max(self._last, at)
 
     def use(self, cpu_s: float, gpu_s: float) -> None:
-        """Hosts have been up for so long in this session, in all."""
+        """Set the total use of devices by hosts in this session."""
         self.cpu_s += cpu_s - self._session[0]
         self.gpu_s += gpu_s - self._session[1]
         self._session = (cpu_s, gpu_s)
 
     def add(self, cpu_s: float, gpu_s: float) -> None:
-        """Count devices that workers beside the hosts have used."""
+        """Add use of devices by evaluation workers."""
         self.cpu_s += cpu_s
         self.gpu_s += gpu_s
 
     def wall_clock_s(self, now: float | None = None) -> float:
-        """Seconds that the sweep was run; without a time, up to the last event."""
+        """Duration of all sessions up to `now`; without `now`, up to the last event."""
         if self.began is None:
             return self.seconds
         return self.seconds + max(0.0, (self._last if now is None else now) - self.began)

@@ -1,4 +1,4 @@
-"""Names of what lies in a sweep's storage, whether that is a folder or a place in a bucket."""
+"""Names of files and folders in a sweep's storage, a local folder or a bucket prefix."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def trial_folder(trial: int) -> str:
 
 
 def state_folder(trial: int) -> str:
-    """Where a trial's states are saved, to go on from."""
+    """Folder of a trial's saved states."""
     return f"{trial_folder(trial)}/state"
 
 
 def bundle_folder(trial: int) -> str:
-    """Where a trial's adapter is exported to, as the log records it."""
+    """Folder of a trial's exported adapter; the log records this name."""
     return f"{trial_folder(trial)}/bundle"
 
 
 def evaluation_file(trial: int, form: str) -> str:
-    """Where the scores of a trial's adapter in a serving form are kept."""
+    """File with the evaluation of a trial's adapter in a serving form."""
     return f"{trial_folder(trial)}/scores/{form}.json"

@@ -1,7 +1,7 @@
-"""Commits of the hub's repositories that a sweep reads, settled at its first start.
+"""Commits of the hub's repositories that a sweep reads, pinned at the first start.
 
-A branch moves while a sweep is interrupted. Trials before and after would be compared on other
-rows, or on another base.
+A branch can move while a sweep is interrupted. Without pins, trials before and after would have
+different rows or bases, and could not be compared.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def settle_pins(spec: SweepSpec, known: Mapping[str, str]) -> tuple[SweepSpec, d
     """The sweep with commits in place of branches and tags, and these commits.
 
     Args:
-        spec: As the user wrote it; rows in memory are saved.
-        known: Commits of an earlier start, by the kind and name of the repository and the
-            revision: `dataset owner/name@main`. They hold, wherever a branch is now.
+        spec: The sweep as the user wrote it; rows in memory have been saved.
+        known: Commits of an earlier start, by kind, name and revision of the repository:
+            `dataset owner/name@main`. Known commits hold, even if the branch has moved.
     """
     pins = {name: commit for name, commit in _wanted(spec, known).items() if commit is not None}
     data: dict[str, Any] = {
@@ -33,7 +33,7 @@ def settle_pins(spec: SweepSpec, known: Mapping[str, str]) -> tuple[SweepSpec, d
         if isinstance(source := getattr(spec.data, split), str)
         and (commit := pins.get(_dataset_key(spec.data, source)))
     }
-    # Of several bases, each trial's is pinned when the trial is built.
+    # If the sweep searches the base, the base is pinned when a trial is built.
     is_varied = "base.model" in spec.search_space.knobs
     return (
         dataclasses.replace(
@@ -46,7 +46,7 @@ def settle_pins(spec: SweepSpec, known: Mapping[str, str]) -> tuple[SweepSpec, d
 
 
 def pinned_base(base: BaseSpec, pins: Mapping[str, str]) -> BaseSpec:
-    """The base at its commit in `pins`; as it is if the base has none there."""
+    """The base at its commit in `pins`; unchanged if `pins` has no commit of the base."""
     commit = pins.get(_base_key(base))
     return base if commit is None else dataclasses.replace(base, revision=commit)
 
@@ -60,7 +60,7 @@ def _wanted(spec: SweepSpec, known: Mapping[str, str]) -> dict[str, str | None]:
             key = _dataset_key(spec.data, source)
             if not is_commit(revision):
                 found[key] = known.get(key) or dataset_commit(_name_of(source), revision)
-    if "base.revision" in spec.search_space.knobs:  # the user writes each one out
+    if "base.revision" in spec.search_space.knobs:  # revisions are chosen by the user
         return found
     for base in spec.bases:
         if _is_hub_model(base.model) and not is_commit(base.revision):

@@ -1,4 +1,4 @@
-"""What happens in a sweep becomes events: on disk first, then in memory, then on the screen."""
+"""Recording of events: first on disk, then in memory, then on the screen."""
 
 from __future__ import annotations
 
@@ -34,21 +34,22 @@ from trainables.hosts.orders import WORST_METRICS, ZERO_METRICS, is_stand_in
 logger = logging.getLogger(__name__)
 
 REPORTED = (*WORST_METRICS, *ZERO_METRICS)
-"""Metrics every report of a trial holds."""
+"""Metrics that every report of a trial has."""
 
 
 class SweepRecord:
     """The log of a sweep with the history folded from the log.
 
-    Thread-safe: trials, hosts' tasks and registration write from threads of their own.
+    Thread-safe: trials, tasks of hosts and registration write from different threads.
 
     Args:
         log: The open log.
-        history: What the log held when it was opened.
+        history: History of the log at its opening.
         on_change: Called with the history after every event.
 
     Attributes:
-        problem: Why nothing more can be kept: Ray Tune shows only a traceback of it.
+        problem: Error that prevents further events, for the driver: Ray Tune shows only a
+            traceback.
     """
 
     def __init__(
@@ -80,10 +81,10 @@ class SweepRecord:
         """Record a trial's end once; a trial without a start gets no end.
 
         Args:
-            trial: Its number.
-            end: How it ended and why.
-            bundle: Folder of its adapter within the sweep's.
-            by: `user` or `budget` for one that was cancelled.
+            trial: Number of the trial.
+            end: Outcome and reason.
+            bundle: Folder of the adapter in the sweep's storage; `None` without an adapter.
+            by: `user` or `budget` for a cancelled trial.
         """
         with self._guard:
             record = self.history.trials.get(trial)
@@ -101,13 +102,13 @@ class SweepRecord:
 
 
 class TrialRecorder(tune.Callback):  # type: ignore[misc]
-    """Turns what Ray Tune sees of trials into events.
+    """Turns Ray Tune's callbacks on trials into events.
 
     Args:
-        record: Where they go.
+        record: Record for the events.
         horizon: Steps of a trial that is never stopped.
-        end_of: Why the scheduler stopped a trial, if it did.
-        wishes: Which trials the user asked to stop.
+        end_of: Returns the outcome of a trial that the scheduler stopped; `None` for others.
+        wishes: Requests of the user to stop trials.
     """
 
     def __init__(
@@ -144,14 +145,14 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
-        """A report: the values that searcher and scheduler see."""
+        """Record a report, with the values for the searcher and the scheduler."""
         self._require_space(trial.config["trial"], result)
         if not result.get("step"):
-            return  # ended before it measured anything
+            return  # ended before the first report
         number, step = trial.config["trial"], result["step"]
         metrics = {name: result[name] for name in REPORTED if name in result}
         if self._is_recorded(number, step, metrics):
-            return  # a trial that goes on says again what was measured before
+            return  # a continued trial repeats its earlier reports
         self._record.add(
             TrialReported(trial=number, step=step, metrics=metrics, is_fault=is_stand_in(result))
         )
@@ -159,11 +160,11 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(
         self, iteration: int, trials: list[Any], trial: Any, **info: Any
     ) -> None:
-        """A trial ended by itself, by the scheduler or by the user."""
+        """Record the end of a trial, by itself, by the scheduler or by the user."""
         number = trial.config["trial"]
         record = self._record.history.trials.get(number)
         if record is None:
-            return  # it never ran
+            return  # the trial never ran
         decided = first_end(self._wishes.end_of(number), self._end_of(number))
         end = settle_end(trial.last_result, self._horizon, decided)
         if trial.last_result.get("trace"):
@@ -177,14 +178,14 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's own process failed for good."""
+        """Record the failure of a trial's process."""
         error = last_line(str(trial.get_error() or "no message"))
         end = settle_end(trial.last_result, self._horizon, error=error)
         logger.error("trial %d: %s\n%s", trial.config["trial"], end.reason, trial.get_error())
         self._record.end_trial(trial.config["trial"], end)
 
     def _require_space(self, trial: int, result: Mapping[str, Any]) -> None:
-        """End the sweep, not the trial, where a state found no space: it goes on from its last.
+        """End the sweep if a trial failed on a full disk: a resumed sweep continues the trial.
 
         Raises:
             SweepStorageError: The disk of a host is full.
@@ -194,11 +195,11 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
             raise self._record.problem
 
     def _is_recorded(self, trial: int, step: int, metrics: Mapping[str, float]) -> bool:
-        """Whether the same was measured at this step before, however fast."""
+        """Whether the log has a report of this step with the same measurements."""
         record = self._record.history.trials[trial]
         return any(
             report.step == step
-            # By text, as NaN does not equal itself.
+            # Compare as text: NaN does not equal NaN.
             and all(str(report.metrics.get(m)) == str(metrics.get(m)) for m in WORST_METRICS)
             for report in record.reports
         )

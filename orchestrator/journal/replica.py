@@ -1,10 +1,10 @@
-"""The event log of a sweep in a bucket, where nothing can be appended to: segments, as objects.
+"""The event log of a sweep in a bucket: segments, as objects cannot be appended to.
 
     <location>/events/00000000.jsonl   the first 256 events
-    <location>/events/00000001.jsonl   the next, written anew with every event until it is full
+    <location>/events/00000001.jsonl   the next events; rewritten with every event until full
 
-An object is replaced whole or not at all, so a segment has no torn line, and one that has a
-successor never changes again.
+An object is replaced whole or not at all, so a segment has no incomplete line. A segment with a
+successor does not change any more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LogReplica:
 
     Args:
         location: Address of the sweep, `s3://bucket/prefix`.
-        lease: The right to write there; taken and given back here.
+        lease: Lease of the sweep; `open` takes it and `close` releases it.
     """
 
     def __init__(self, location: str, lease: Lease) -> None:
@@ -34,7 +34,7 @@ class LogReplica:
         self._lines: list[bytes] = []
 
     def open(self, path: Path) -> None:
-        """Take the lease and make the local log exactly what the bucket holds.
+        """Take the lease and copy the log from the bucket to the local file.
 
         Raises:
             SweepInUseError: Another driver writes this log.
@@ -65,7 +65,7 @@ class LogReplica:
         self._number, self._lines = number, lines
 
     def close(self) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         self._lease.close()
 
 
@@ -87,8 +87,8 @@ def _read_segments(location: str) -> list[bytes]:
         if content is None:
             raise StorageError(
                 f"{_segment(location, number)}: is missing among {len(names)} objects; allowed: "
-                "the segments that lorchestra wrote. Restore it from a copy, or start the sweep "
-                "at another location."
+                "the segments that lorchestra wrote. Restore the object from a copy, or start the "
+                "sweep at another location."
             )
         segments.append(content)
     return segments

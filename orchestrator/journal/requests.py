@@ -1,7 +1,7 @@
-"""What a user asks of a sweep from a second terminal: stop a trial, or cancel all of it.
+"""Requests of a user from a second terminal: stop a trial, or cancel the sweep.
 
-A request is a small file in the sweep's folder, so that it reaches a driver that runs and one that
-is started later. Without a driver the log itself is written, under its lock.
+A request is a small file in the sweep's folder for a running driver. Without a driver, the command
+writes the log itself, under the log's lock.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CANCELLED_BY_USER = "the sweep was cancelled by the user"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One wish of the user.
+    """A request of the user.
 
     Attributes:
         kind: `stop` ends one trial, `cancel` the sweep.
@@ -43,7 +43,7 @@ class Request:
 
 
 class Wishes:
-    """What was asked of the sweep so far; thread-safe."""
+    """All requests to a sweep so far; thread-safe."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -51,7 +51,7 @@ class Wishes:
         self._is_cancelled = False
 
     def add(self, request: Request) -> None:
-        """Take a request in."""
+        """Take in a request."""
         with self._guard:
             if request.kind == "cancel":
                 self._is_cancelled = True
@@ -59,44 +59,44 @@ class Wishes:
                 self._stopped.add(request.trial)
 
     def is_stopped(self, trial: int) -> bool:
-        """The user asked for an end of this trial."""
+        """Whether the user asked to stop a trial."""
         with self._guard:
             return trial in self._stopped
 
     def end_of(self, trial: int) -> TrialOutcome | None:
-        """How a trial ends that the user stopped; `None` for another."""
+        """Outcome of a trial that the user stopped; `None` for other trials."""
         return STOPPED_BY_USER if self.is_stopped(trial) else None
 
     @property
     def is_cancelled(self) -> bool:
-        """The user asked for an end of the sweep."""
+        """Whether the user asked to cancel the sweep."""
         with self._guard:
             return self._is_cancelled
 
 
 def post_request(storage: SweepStorage, request: Request) -> None:
-    """Leave a request for the driver of a sweep, wherever it runs."""
+    """Leave a request for the driver of a sweep on any machine."""
     name = f"{REQUESTS_FOLDER}/{uuid.uuid4().hex}.json"
     storage.send(name, json.dumps(asdict(request)).encode())
 
 
 def take_requests(folder: Path) -> list[Request]:
-    """The requests that were left in the driver's folder, each once; others are dropped."""
+    """Take the requests from the driver's folder; files that are no requests are dropped."""
     taken = []
     for path in sorted((folder / REQUESTS_FOLDER).glob("*.json")):
         try:
             taken.append(Request(**json.loads(path.read_text())))
         except (ValueError, TypeError) as error:
-            logger.warning("%s is no request: %s", path, error)
+            logger.warning("%s is not a request: %s", path, error)
         path.unlink()
     return taken
 
 
 def stop_trial(storage: SweepStorage, trial: int) -> str:
-    """End a trial, with or without a running driver; returns a sentence for the user.
+    """Stop a trial, with or without a running driver; returns a sentence for the user.
 
     Raises:
-        SweepSpecError: There is no such trial, or it has ended.
+        SweepSpecError: The trial does not exist or has ended.
     """
     history = read_history(storage.location)
     record = history.trials.get(trial)
@@ -116,10 +116,10 @@ def stop_trial(storage: SweepStorage, trial: int) -> str:
 
 
 def cancel_sweep(storage: SweepStorage) -> str:
-    """End a sweep, with or without a running driver; returns a sentence for the user.
+    """Cancel a sweep, with or without a running driver; returns a sentence for the user.
 
     Raises:
-        SweepSpecError: It has ended.
+        SweepSpecError: The sweep has ended.
     """
     history = read_history(storage.location)
     if history.status != "running":
@@ -145,7 +145,7 @@ def cancel_sweep(storage: SweepStorage) -> str:
 
 
 def end_cancelled(events: EventLog, record: TrialRecord, reason: str) -> None:
-    """Record that the user ended a trial; a later run exports the adapter from the saved state."""
+    """Record the cancellation of a trial; a later run exports the adapter from the saved state."""
     events.append(
         TrialEnded(
             trial=record.number,

@@ -1,8 +1,8 @@
-"""Where a sweep keeps what it has: a local folder, or a place in a bucket, `s3://bucket/prefix`.
+"""The storage of a sweep: a local folder, or a bucket prefix, `s3://bucket/prefix`.
 
-The driver reads and writes files. For a sweep in a bucket it does so in a mirror, a folder of the
-cache; the bucket is the truth, and the mirror can be lost. Hosts and proxies are given locations
-and use the bucket themselves.
+The driver reads and writes local files. For a sweep in a bucket, these files are a mirror in the
+cache folder: the bucket is authoritative, and the mirror can be lost. Hosts and proxies access the
+bucket directly.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class SweepStorage:
         location: A local folder, or `s3://bucket/prefix`.
 
     Attributes:
-        location: The same as text, a local path made absolute: what hosts and proxies are given.
-        folder: Where the driver keeps its files: the folder itself, or the mirror of a remote one.
-        is_remote: It is in a bucket.
+        location: Absolute path or bucket address as text, for hosts and proxies.
+        folder: Folder of the driver's files: the storage itself, or the mirror of a bucket.
+        is_remote: The storage is in a bucket.
 
     Raises:
-        SweepStorageError: It is neither.
+        SweepStorageError: The location is neither.
     """
 
     def __init__(self, location: str | Path) -> None:
@@ -78,7 +78,7 @@ class SweepStorage:
         """The log with this process as the only writer; a remote log is copied into the mirror.
 
         Args:
-            lease: How a remote log is kept to one driver; the usual way when not given.
+            lease: Lease of a remote log; `None` makes one with the default times.
 
         Raises:
             SweepInUseError: Another driver is running the sweep.
@@ -91,7 +91,7 @@ class SweepStorage:
         replica = LogReplica(self.location, lease or Lease(self.location))
         try:
             log = EventLog(path, replica)
-        except SweepInUseError as error:  # by the mirror's lock: nobody knows the mirror by name
+        except SweepInUseError as error:  # from the mirror's lock; users know only the location
             message = str(error).replace(str(self.folder), self.location)
             raise SweepInUseError(message) from error
         if not path.read_bytes().startswith(known):
@@ -99,7 +99,7 @@ class SweepStorage:
         return log
 
     def state_location(self, trial: int) -> str:
-        """Where a trial's states are saved, to go on from."""
+        """Location of a trial's saved states."""
         return join_location(self.location, state_folder(trial))
 
     def bundle_location(self, trial: int) -> str:
@@ -107,7 +107,7 @@ class SweepStorage:
         return join_location(self.location, bundle_folder(trial))
 
     def has_bundle(self, trial: int) -> bool:
-        """Whether a trial has left its adapter.
+        """Whether a trial has exported its adapter.
 
         Raises:
             SweepStorageError: The bucket cannot be read.
@@ -118,7 +118,7 @@ class SweepStorage:
             return has_folder(self.bundle_location(trial))
 
     def remove_bundle(self, trial: int) -> None:
-        """Forget the adapter of a trial that goes on.
+        """Remove the adapter of a trial that continues.
 
         Raises:
             SweepStorageError: The storage cannot be written.
@@ -130,7 +130,7 @@ class SweepStorage:
         """The local folder of a trial's adapter; copied into the mirror for a remote sweep.
 
         Raises:
-            SweepStorageError: There is none, or the bucket cannot be read.
+            SweepStorageError: The adapter is missing, or the bucket cannot be read.
         """
         return self._fetch(self.bundle_location(trial))
 
@@ -149,8 +149,8 @@ class SweepStorage:
         found = self._download(location) if self.is_remote else Path(location)
         if found is None or not found.is_dir():
             raise SweepStorageError(
-                f"{location}: no such bundle; allowed: one that its trial has left. Run the sweep "
-                "again: finalists export theirs anew."
+                f"{location}: no such bundle; allowed: the bundle of a trial that exported one. "
+                "Run the sweep again: finalists then export their bundles again."
             )
         return found
 
@@ -170,7 +170,7 @@ class SweepStorage:
                     upload_file(file, self._address(file.relative_to(self.folder).as_posix()))
 
     def pull(self, name: str) -> None:
-        """Copy a file or folder from the bucket into the mirror, as far as it is there.
+        """Copy a file or folder, if it exists, from the bucket into the mirror.
 
         Raises:
             SweepStorageError: The bucket cannot be read.
@@ -185,7 +185,7 @@ class SweepStorage:
                 self._download_file(f"{name}/{below}")
 
     def send(self, name: str, content: bytes) -> None:
-        """Write a small file for the driver to `collect`, on whichever machine.
+        """Write a small file for the driver to `collect`, on any machine.
 
         Raises:
             SweepStorageError: The storage cannot be written.
@@ -197,7 +197,7 @@ class SweepStorage:
             write_object(self._address(name), content)
 
     def collect(self, name: str) -> None:
-        """Move what others sent below a name from the bucket into the driver's folder.
+        """Move sent files below a name from the bucket into the driver's folder.
 
         Raises:
             SweepStorageError: The bucket cannot be read.
@@ -211,7 +211,7 @@ class SweepStorage:
             delete_objects(self._address(name), names)
 
     def _download(self, location: str) -> Path | None:
-        """A fresh copy in the mirror, put where the local storage would have it."""
+        """Copy a folder into the mirror, in place of an earlier copy; `None` if missing."""
         target = self.folder / location.removeprefix(f"{self.location}/")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetching-", dir=target.parent) as temporary:
@@ -237,14 +237,14 @@ class SweepStorage:
         except OSError as error:
             raise SweepStorageError(
                 f"{target}: cannot be written ({error}); allowed: a writable storage folder. "
-                "Choose another folder or mend its permissions."
+                "Choose another folder or correct its permissions."
             ) from error
 
     def _address(self, name: str) -> str:
         return f"{self.location}/{name}"
 
     def _forget(self) -> None:
-        """Clear the mirror after the bucket got another sweep."""
+        """Clear the mirror if the bucket has another sweep now."""
         for name in _MADE_FROM_LOG:
             path = self.folder / name
             if path.is_dir():
@@ -254,10 +254,10 @@ class SweepStorage:
 
 
 def locate_storage(location: str | Path) -> str:
-    """A storage location as everyone is given it: an absolute path, or an address without `/`.
+    """The storage location as text: an absolute path, or an address without a final `/`.
 
     Raises:
-        SweepStorageError: It is neither a path nor an `s3://` address.
+        SweepStorageError: The location is neither a path nor an `s3://` address.
     """
     text = str(location)
     if isinstance(location, str) and "://" in text:
@@ -288,7 +288,7 @@ def require_cache() -> None:
 
 
 def read_history(location: str | Path) -> SweepHistory:
-    """The history of a sweep's log, read from any machine while a driver may write.
+    """The history from a sweep's log, read on any machine; a driver may write meanwhile.
 
     Raises:
         SweepStorageError: The log is damaged, or the bucket cannot be read.

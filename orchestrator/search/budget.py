@@ -1,7 +1,7 @@
-"""What a sweep may spend, what it has spent, and whether another trial fits into the rest.
+"""Limits of a sweep, the amounts spent, and whether another trial fits into the rest.
 
-The limits hold for all sessions of a sweep together: the log says what earlier ones spent. The
-search leaves `budget.finals_fraction` of every limit but `trials` to the finals.
+The limits hold for all sessions of a sweep together: the event log records what earlier sessions
+spent. The search leaves `budget.finals_fraction` of every limit except `trials` to the finals.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.journal.history import SweepHistory, TrialRecord
-from orchestrator.journal.meter import Meter, Usage
+from orchestrator.journal.meter import Usage
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.wording import format_duration
 
 _HOUR_S = 3600.0
 
 _PACE_OF = 100
-"""Trials whose pace counts, the newest: more say no more of the next, and take longer to ask."""
+"""The pace of the newest trials predicts the next trial; older trials only cost time to read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +29,10 @@ class Limit:
 
     Attributes:
         name: Field of `BudgetSpec`.
-        limit: What may be spent.
-        spent: What was.
-        rate: What one second of a host costs, in the limit's unit; 0 for the wall clock, which
-            passes whether hosts work or not.
+        limit: Amount that may be spent.
+        spent: Amount spent so far.
+        rate: Cost of one host second in the limit's unit; 0 for the wall clock, which does not
+            depend on hosts.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Limit:
     rate: float
 
     def left(self, share: float) -> float:
-        """What is left of a part of the limit."""
+        """Amount left of a share of the limit."""
         return self.limit * share - self.spent
 
     def show(self, amount: float) -> str:
@@ -57,10 +57,10 @@ class Budget:
 
     Args:
         spec: The limits.
-        history: What earlier sessions spent and what trials took; another thread adds to it.
+        history: Spending of earlier sessions and pace of trials; another thread adds events.
         cpus: CPU cores of one host.
         gpus: GPUs of one host.
-        usage: What hosts of this session have used so far.
+        usage: Returns the device-seconds that hosts of this session have used so far.
         clock: Seconds since the epoch.
     """
 
@@ -90,7 +90,7 @@ class Budget:
         return Usage(self._before.cpu_s + now.cpu_s, self._before.gpu_s + now.gpu_s)
 
     def limits(self) -> list[Limit]:
-        """The limits there are, with what was spent of each."""
+        """The limits that the sweep sets, each with the amount spent."""
         spec, used = self._spec, self.used()
         price = (spec.price_per_gpu_hour or 0.0) / _HOUR_S
         rows = (
@@ -106,10 +106,10 @@ class Budget:
         ]
 
     def exhausted(self, share: float = 1.0) -> str:
-        """Which limit is spent, in words; empty while none is.
+        """The first limit that is spent, as a sentence; empty while all have some left.
 
         Args:
-            share: Part of the limits that counts.
+            share: Part of the limits that may be spent.
         """
         for limit in self.limits():
             if limit.left(share) <= 0:
@@ -125,16 +125,16 @@ class Budget:
         *,
         is_finals: bool = False,
     ) -> str:
-        """Why another trial of so many steps does not fit any more; empty when it does.
+        """Reason why another trial does not fit into the budget; empty if the trial fits.
 
-        What trials that run already will still take is set aside. Before anything was measured
-        every trial fits.
+        The remaining steps of running trials are set aside. Every trial fits before the first
+        trial has reported.
 
         Args:
-            steps: Steps the trial must come to.
-            share: Part of the limits that counts.
-            horizon: Steps that running trials will come to; `None` sets nothing aside for them.
-            is_finals: It is a repeat, which competes with repeats; else with trials of the search.
+            steps: Steps of the trial.
+            share: Part of the limits that may be spent.
+            horizon: Last step of running trials; `None` sets nothing aside.
+            is_finals: Set aside for running repeats of the finals, not for trials of the search.
         """
         spent = self.exhausted(share)
         if spent:
@@ -159,7 +159,7 @@ class Budget:
         return ""
 
     def describe(self) -> str:
-        """`2:05 of 10:00, 1:12 of 5:00 of GPU`: what was spent of each limit."""
+        """`2:05 of 10:00, 1:12 of 5:00 of GPU`: the amount spent of each limit."""
         return ", ".join(
             f"{limit.show(limit.spent)} of {limit.show(limit.limit)}" for limit in self.limits()
         )
@@ -176,28 +176,26 @@ def _host_s_per_step(history: SweepHistory) -> float:
 
 
 def _wall_s_per_step(history: SweepHistory) -> float:
-    """Median wall-clock seconds per step of a trial, time of its neighbours included."""
-    paces = (_pace(trial, history.meter) for trial in _newest(history))
-    taken = [pace for pace in paces if pace is not None]
+    """Median wall-clock seconds per step of a trial, time of its neighbours included.
+
+    The pace of a trial is measured between its reports, or from its start if it has one report.
+    Time between two sessions does not count.
+    """
+    taken = []
+    for trial in _newest(history):
+        points = [(report.step, report.at) for report in list(trial.reports)]
+        if len(points) == 1:
+            points = [(0, trial.started_at), *points]
+        gaps = [
+            (end - start, later - step)
+            for (step, start), (later, end) in itertools.pairwise(points)
+            if history.meter.are_together(start, end)
+        ]
+        steps = sum(gap for _, gap in gaps)
+        if steps:
+            taken.append(sum(seconds for seconds, _ in gaps) / steps)
     return statistics.median(taken) if taken else 0.0
 
 
 def _newest(history: SweepHistory) -> list[TrialRecord]:
     return list(history.trials.values())[-_PACE_OF:]
-
-
-def _pace(trial: TrialRecord, meter: Meter) -> float | None:
-    """Seconds per step between reports; from the start on while there is only one.
-
-    What passed between two sessions is nobody's pace.
-    """
-    points = [(report.step, report.at) for report in list(trial.reports)]
-    if len(points) == 1:
-        points = [(0, trial.started_at), *points]
-    gaps = [
-        (end - start, later - step)
-        for (step, start), (later, end) in itertools.pairwise(points)
-        if meter.are_together(start, end)
-    ]
-    steps = sum(gap for _, gap in gaps)
-    return sum(seconds for seconds, _ in gaps) / steps if steps else None

@@ -1,4 +1,4 @@
-"""When a trial ends because of itself, whatever others do."""
+"""Reasons to end a trial that depend on its own reports only: divergence and overfitting."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ StepMetrics = Mapping[str, float]
 
 
 def find_exit(exits: ExitSpec, reports: Sequence[StepMetrics]) -> TrialOutcome | None:
-    """Reason to end a trial at its last report; `None` to go on.
+    """Reason to end a trial at its last report; `None` to continue.
 
     Args:
-        exits: What ends a trial.
-        reports: The trial's own, in order of steps.
+        exits: Conditions that end a trial.
+        reports: Reports of the trial, in order of steps.
     """
     return _find_divergence(exits.divergence, reports) or _find_overfitting(
         exits.overfitting, reports
@@ -43,7 +43,7 @@ def _find_overfitting(patience: int, reports: Sequence[StepMetrics]) -> TrialOut
     """Early stopping with patience (Prechelt 1998, "Early Stopping - But When?")."""
     if not patience or not all("eval_loss" in one and "train_loss" in one for one in reports):
         return None
-    # Of equal ones the last: an evaluation at the lowest is not above it.
+    # The last of several equal minima: later evaluations must be above the lowest value.
     at, lowest = min(enumerate(reports), key=lambda pair: (pair[1]["eval_loss"], -pair[0]))
     after = len(reports) - 1 - at
     if after < patience or reports[-1]["train_loss"] >= lowest["train_loss"]:

@@ -1,8 +1,8 @@
 """Population-based training (arXiv:1711.09846), without pausing a trial.
 
-A trial that is among the worst at a rung ends there, and a new one goes on from a copy of one of
-the best, with changed knobs. So every trial keeps the knobs it began with, and a copy is a trial
-like any other, with a number and a budget. Every decision is a function of the reports so far.
+A trial among the worst at a rung ends there. A new trial continues from a copy of one of the
+best, with changed knobs. So no trial changes its knobs while training, and a copy is a normal
+trial with a number and a budget. Every decision is a function of the reports so far.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,12 @@ _MAX_DRAWS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Heir:
-    """A trial to start from a copy of another.
+    """A trial to start from a copy of another trial.
 
     Attributes:
-        replaces: The trial in whose place it comes.
-        parent: The trial that is copied.
-        step: The rung at which that was decided; the parent may be further by the time it starts.
+        replaces: The stopped trial that the copy replaces.
+        parent: The trial to copy.
+        step: The rung of the decision; the parent may have trained further when the copy starts.
     """
 
     replaces: int
@@ -43,13 +43,13 @@ class Heir:
 
 
 class Pbt:
-    """Who is replaced, by a copy of whom.
+    """Stopping rule that replaces weak trials by changed copies of strong trials.
 
     Args:
         schedule: Distance of rungs, population and quantile.
-        mode: Direction of better.
-        seed: The sweep's; it decides which of the best is copied.
-        population: Trials that start from nothing; see `population`.
+        mode: Whether lower or higher values are better.
+        seed: Seed of the sweep; decides which of the best trials is copied.
+        population: Number of trials that start from nothing; see `population`.
     """
 
     def __init__(self, schedule: ScheduleSpec, mode: Mode, seed: int, population: int) -> None:
@@ -57,11 +57,11 @@ class Pbt:
         self._population = population
         self._rungs: dict[int, dict[int, float]] = {}
         self._out: set[int] = set()
-        """Trials that are no parents: broken, ended, or through."""
+        """Trials that cannot be copied: broken, ended, or finished."""
         self._heirs: deque[Heir] = deque()
 
     def judge(self, number: int, step: int, value: float) -> str:
-        """Reason to replace a trial at this step; empty to let the trial go on."""
+        """Reason to replace a trial at this step; empty to let the trial continue."""
         self._out.discard(number)
         if step % self._schedule.grace_steps:
             return ""
@@ -80,11 +80,15 @@ class Pbt:
         self._out.add(number)
 
     def next_heir(self) -> Heir | None:
-        """The next copy to start, once; those decided first come first."""
+        """Take the next copy to start, in the order of the decisions; `None` without one."""
         return self._heirs.popleft() if self._heirs else None
 
     def forget_heirs(self, replaced: Collection[int]) -> None:
-        """The places of these trials were taken already."""
+        """Drop copies that were started already.
+
+        Args:
+            replaced: Trials that have been replaced.
+        """
         self._heirs = deque(heir for heir in self._heirs if heir.replaces not in replaced)
 
     def may_start_fresh(self, fresh_started: int) -> bool:
@@ -92,7 +96,7 @@ class Pbt:
         return fresh_started < self._population
 
     def _choose_parent(self, number: int, rung: Mapping[int, float]) -> int | None:
-        """A running trial among the best at a rung, to copy in place of one of the worst."""
+        """A running trial among the best at a rung, if the given trial is among the worst."""
         if len(rung) < max(MIN_JUDGED, math.ceil(self._schedule.population / 2)):
             return None
         sign = 1.0 if self._mode == "min" else -1.0
@@ -110,11 +114,11 @@ class Pbt:
 
 
 def explore(space: SearchSpace, parent_knobs: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Changed knobs for a copy (arXiv:1711.09846, appendix A): perturbed, or drawn anew.
+    """Changed knobs for a copy (arXiv:1711.09846, appendix A): perturbed or resampled.
 
-    A number becomes 0.8 or 1.2 times itself within its bounds, a choice one of its neighbours in
-    the list; with a probability of a quarter either is drawn anew. What a checkpoint depends on
-    stays. Something differs from the parent, where anything can.
+    A number is multiplied by 0.8 or 1.2 within its bounds; a choice moves to a neighbour in the
+    list. With a probability of a quarter, a knob is resampled instead. Only `changeable_knobs`
+    change. At least one knob differs from the parent, if the space allows.
     """
     draw = random.Random(seed)
     names = [name for name in changeable_knobs(space) if name in parent_knobs]
@@ -127,7 +131,7 @@ def explore(space: SearchSpace, parent_knobs: Mapping[str, Any], seed: int) -> d
 
 
 def said_better(better: float, worse: float, mode: Mode) -> str:
-    """Two values with the sign between: `0.4121 < 0.9312`."""
+    """Two values with the sign of comparison: `0.4121 < 0.9312`."""
     sign = "<" if mode == "min" else ">"
     return f"{format_metric(better)} {sign} {format_metric(worse)}"
 
@@ -135,14 +139,12 @@ def said_better(better: float, worse: float, mode: Mode) -> str:
 def _change(knob: Distribution, value: Any, draw: random.Random) -> Any:
     is_resampled = draw.random() < _RESAMPLED
     if isinstance(knob, Choice):
-        return draw.choice(knob.values if is_resampled else _neighbours(knob.values, value))
+        if is_resampled:
+            return draw.choice(knob.values)
+        at = knob.values.index(value)
+        return draw.choice([*knob.values[max(0, at - 1) : at], *knob.values[at + 1 : at + 2]])
     number = _resample(knob, draw) if is_resampled else _perturb(knob, value, draw)
     return knob.decode(min(knob.high, max(knob.low, number)))
-
-
-def _neighbours(values: Sequence[Any], value: Any) -> Sequence[Any]:
-    at = values.index(value)
-    return [*values[max(0, at - 1) : at], *values[at + 1 : at + 2]]
 
 
 def _resample(knob: Range, draw: random.Random) -> float:

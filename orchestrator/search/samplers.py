@@ -1,4 +1,4 @@
-"""Samplers by the name they have in a sweep file, each built for one suggestion."""
+"""Samplers by their names in a sweep file; a sampler is built anew for each suggestion."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _CMA_SIGMA = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerRequest:
-    """What a sampler is built from.
+    """Arguments for building a sampler.
 
     Attributes:
-        seed: Of this one suggestion.
-        startup: Trials that are drawn at random before a sampler learns.
-        has_conditions: Trials differ in which knobs they have.
+        seed: Seed of this suggestion.
+        startup: Number of random trials before the sampler learns.
+        has_conditions: The set of knobs differs between trials.
     """
 
     seed: int
@@ -50,10 +50,10 @@ class Learner:
     """How to build a sampler, and the number of trials to show to the sampler.
 
     Attributes:
-        build: Makes one.
-        most: Trials it is shown at most, to bound the time of a suggestion.
-        ranks_pruned: It learns from pruned trials.
-        generation_attr: System attribute in which it looks for a trial's generation.
+        build: Makes the sampler.
+        most: Maximum number of trials to show, to bound the time of a suggestion.
+        ranks_pruned: The sampler learns from pruned trials.
+        generation_attr: System attribute from which the sampler reads a trial's generation.
     """
 
     build: Callable[[SamplerRequest], BaseSampler]
@@ -62,14 +62,14 @@ class Learner:
     generation_attr: str | None = None
 
     def generations(self, request: SamplerRequest) -> tuple[str, int] | None:
-        """The attribute of a trial's generation with the size of one, for a genetic algorithm."""
+        """For a genetic algorithm: the attribute of a trial's generation, and the size of one."""
         name = self.generation_attr
         return None if name is None else (name, _population(request))
 
 
 def _build_tpe(request: SamplerRequest) -> BaseSampler:
     with warnings.catch_warnings():
-        # Of `group`, which has been experimental since Optuna 2.8.
+        # The parameter `group` has been experimental since Optuna 2.8.
         warnings.simplefilter("ignore", ExperimentalWarning)
         return TPESampler(
             n_startup_trials=request.startup,
@@ -80,47 +80,42 @@ def _build_tpe(request: SamplerRequest) -> BaseSampler:
         )
 
 
-def _build_gp(request: SamplerRequest) -> BaseSampler:
-    return GPSampler(
-        n_startup_trials=request.startup, seed=request.seed, warn_independent_sampling=False
-    )
-
-
-def _build_cmaes(request: SamplerRequest) -> BaseSampler:
-    return CmaSampler(startup=request.startup, seed=request.seed)
-
-
-def _build_nsga2(request: SamplerRequest) -> BaseSampler:
-    return NSGAIISampler(population_size=_population(request), seed=request.seed)
-
-
-def _build_random(request: SamplerRequest) -> BaseSampler:
-    return RandomSampler(seed=request.seed)
-
-
 def _population(request: SamplerRequest) -> int:
-    """The first generation is the random trials at the start."""
+    """Size of a generation: the random trials at the start are the first generation."""
     return max(request.startup, _MIN_POPULATION)
 
 
 LEARNERS: Mapping[Algorithm, Learner] = {
-    # Beyond 250 the number of trials that TPE takes for good ones, 25, does not grow any more.
+    # TPE takes a tenth of the trials for good ones, but at most 25: more than 250 do not help.
     "tpe": Learner(build=_build_tpe, most=250, ranks_pruned=True),
-    "gp": Learner(build=_build_gp, most=150),
-    "cmaes": Learner(build=_build_cmaes, most=1000),
-    "nsga2": Learner(build=_build_nsga2, most=500, generation_attr="NSGAIISampler:generation"),
-    "random": Learner(build=_build_random, most=0),
+    "gp": Learner(
+        build=lambda request: GPSampler(
+            n_startup_trials=request.startup, seed=request.seed, warn_independent_sampling=False
+        ),
+        most=150,
+    ),
+    "cmaes": Learner(
+        build=lambda request: CmaSampler(startup=request.startup, seed=request.seed), most=1000
+    ),
+    "nsga2": Learner(
+        build=lambda request: NSGAIISampler(
+            population_size=_population(request), seed=request.seed
+        ),
+        most=500,
+        generation_attr="NSGAIISampler:generation",
+    ),
+    "random": Learner(build=lambda request: RandomSampler(seed=request.seed), most=0),
 }
 """Samplers by name; `grid` needs none."""
 
 
 class CmaSampler(BaseSampler):  # type: ignore[misc]
-    """CMA-ES (arXiv:1604.00772) over the numbers that every trial has; the rest is random.
+    """CMA-ES (arXiv:1604.00772) over the numeric knobs of all trials; other knobs are random.
 
-    Optuna's own keeps its state in attributes of trials. This one has none: it replays the
-    complete trials of the study, in the order of their numbers and in groups of a population's
-    size, and asks once. Trials rank by constraint violation first (Deb 2000), then by value:
-    CMA-ES looks at ranks only.
+    Optuna's `CmaEsSampler` keeps its state in attributes of trials. `CmaSampler` has no state: it
+    replays the complete trials of the study by number, in groups of the population size, and asks
+    once. Trials rank by constraint violation first (Deb 2000), then by value: CMA-ES uses ranks
+    only.
     """
 
     def __init__(self, *, startup: int, seed: int) -> None:
@@ -131,7 +126,7 @@ class CmaSampler(BaseSampler):  # type: ignore[misc]
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """The ranges that every complete trial has a value in."""
+        """The ranges for which every complete trial has a value."""
         common = IntersectionSearchSpace().calculate(study)
         return {
             name: distribution
@@ -151,6 +146,12 @@ class CmaSampler(BaseSampler):  # type: ignore[misc]
         if len(seen) < self._startup or not search_space:
             return {}
         is_max = study.direction == optuna.study.StudyDirection.MAXIMIZE
+
+        def badness(trial: FrozenTrial) -> tuple[float, float]:
+            violation = sum(excess for excess in trial.constraints.values() if excess > 0)
+            value: float = trial.values[0]
+            return violation, -value if is_max else value
+
         axes = {name: _Axis.of(distribution) for name, distribution in search_space.items()}
         cma = CMA(
             mean=np.full(len(axes), 0.5),
@@ -160,7 +161,7 @@ class CmaSampler(BaseSampler):  # type: ignore[misc]
         )
         size = cma.population_size
         for start in range(0, len(seen) - size + 1, size):
-            group = sorted(seen[start : start + size], key=lambda one: _badness(one, is_max))
+            group = sorted(seen[start : start + size], key=badness)
             points = [np.array([axis.to_unit(one.params[name]) for name, axis in axes.items()])
                       for one in group]  # fmt: skip
             cma.tell([(point, float(rank)) for rank, point in enumerate(points)])
@@ -212,9 +213,3 @@ class _Axis:
 
     def _scaled(self, value: float) -> float:
         return math.log(value) if self.is_log else value
-
-
-def _badness(trial: FrozenTrial, is_max: bool) -> tuple[float, float]:
-    violation = sum(excess for excess in trial.constraints.values() if excess > 0)
-    value: float = trial.values[0]
-    return violation, -value if is_max else value

@@ -1,8 +1,8 @@
-"""When trials are stopped early, by their own `step`, and why.
+"""Early stopping: rules that compare trials at the same step, and the scheduler for Ray Tune.
 
-A rule compares a trial with the others. It knows trials by their numbers, which they keep over
-resumes, and decides by nothing but the reports so far and their order: a resumed sweep starts with
-a new scheduler, replays the reports of the event log into it, and goes on as if never interrupted.
+A rule identifies trials by their numbers, which stay the same when a sweep is resumed, and decides
+from the reports so far and their order only. So a resumed sweep replays the reports of the event
+log into a new scheduler and continues as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -36,41 +36,41 @@ logger = logging.getLogger(__name__)
 
 
 class StoppingRule(Protocol):
-    """Compares trials; told each step of a trial once, in the order they were reported."""
+    """Compares trials; called once for each report, in the order of the reports."""
 
     def judge(self, number: int, step: int, value: float) -> str:
-        """Reason to stop a trial at this step; empty to let the trial go on."""
+        """Reason to stop a trial at this step; empty to let the trial continue."""
 
     def drop(self, number: int) -> None:
-        """The trial broke, was ended by another rule or is through."""
+        """Note that a trial broke, was ended by another rule, or finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NumberedTrial:
-    """Ray's view of a trial: a number that stays the same over resumes.
+    """Stand-in for Ray's trial, with an id made from the trial's number.
 
-    Ray Tune gives a resumed trial a new id, under which it would take a second place on its rungs.
+    Ray Tune gives a resumed trial a new id: with that id, the trial would count twice on a rung.
     """
 
     trial_id: str
 
     @classmethod
     def build(cls, number: int) -> NumberedTrial:
-        """The stand-in for a trial of our numbering."""
+        """The stand-in for the trial with this number."""
         return cls(trial_id=f"trial-{number}")
 
 
 class Ladders:
     """Asynchronous successive halving (arXiv:1810.05934), on one ladder of rungs or on several.
 
-    Several, with later and later first rungs, are Hyperband (arXiv:1603.06560). Which one a trial
-    climbs follows from its number; Ray's own brackets draw lots, which no replay could repeat.
+    Several ladders with increasing first rungs are Hyperband (arXiv:1603.06560). A trial's number
+    decides its ladder. Ray's own brackets are assigned at random, so a replay would differ.
 
     Args:
-        objective: Metric and direction of better.
+        objective: Metric, and whether lower or higher is better.
         schedule: First rung and reduction factor.
         horizon: Steps of a trial that is never stopped.
-        brackets: How many ladders, at most: one that would begin beyond the horizon is left out.
+        brackets: Maximum number of ladders; a ladder with no rung up to the horizon is left out.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Ladders:
         self._seen: set[int] = set()
 
     def judge(self, number: int, step: int, value: float) -> str:
-        """Stop a trial worse than the cutoff at its rung."""
+        """Reason to stop a trial worse than the cutoff at its rung; empty otherwise."""
         ladder = self._ladders[self._turns[number % len(self._turns)]]
         trial = NumberedTrial.build(number)
         if number not in self._seen:
@@ -107,13 +107,13 @@ class Ladders:
         return reason if decision == TrialScheduler.STOP else ""
 
     def drop(self, number: int) -> None:
-        """Leave the marks of the trial on its rungs."""
+        """Keep the trial's values on its rungs."""
 
     def _explain(
         self, ladder: AsyncHyperBandScheduler, trial: NumberedTrial, step: int, value: float
     ) -> str:
-        """The rung that a trial reaches and the cutoff there; read before the trial enters."""
-        bracket = ladder._brackets[0]  # Ray shows rungs nowhere else; the highest is the first
+        """The rung and cutoff that a trial meets, as a reason; call before the trial enters."""
+        bracket = ladder._brackets[0]  # no public access to rungs; the highest rung is the first
         for above, (milestone, values) in enumerate(bracket._rungs):
             if step >= milestone and trial.trial_id not in values:
                 rung = f"rung {len(bracket._rungs) - above}"
@@ -127,12 +127,12 @@ class Ladders:
 class MedianStop:
     """The median stopping rule (Golovin et al. 2017, Google Vizier, section 3.2.2).
 
-    Ray's rule counts the last report of an ended trial twice and pauses trials while it has seen
-    too few; neither is wanted here.
+    Ray's own rule is not used: it counts the last report of an ended trial twice, and pauses
+    trials until enough have reported.
 
     Args:
-        schedule: Steps before which nothing is judged or counted, and trials to compare with.
-        mode: Direction of better.
+        schedule: Steps before the first decision, and the minimum number of trials to compare.
+        mode: Whether lower or higher values are better.
     """
 
     def __init__(self, schedule: ScheduleSpec, mode: Mode) -> None:
@@ -141,7 +141,7 @@ class MedianStop:
         self._values: dict[int, dict[int, float]] = {}
 
     def judge(self, number: int, step: int, value: float) -> str:
-        """Stop a trial whose best value is worse than the median of the others' running means."""
+        """Reason to stop a trial with a best value worse than the median of running means."""
         own = self._values.setdefault(number, {})
         own[step] = value
         others = [
@@ -151,41 +151,41 @@ class MedianStop:
         ]
         if step < self._grace or len(others) < self._least:
             return ""
-        means = [self._running_mean(other, step) for other in others]
-        median = statistics.median(means)
+        running_means = [
+            statistics.fmean(
+                value for at, value in self._values[other].items() if self._grace <= at <= step
+            )
+            for other in others
+        ]
+        median = statistics.median(running_means)
         best = min(own.values()) if self._mode == "min" else max(own.values())
         if best == median or (best < median) == (self._mode == "min"):
             return ""
         shown = said_better(median, best, self._mode)
-        return f"the median of {len(means)} others is better at step {step} ({shown})"
+        return f"the median of {len(others)} others is better at step {step} ({shown})"
 
     def drop(self, number: int) -> None:
-        """Leave the trial's values for others to be compared with."""
-
-    def _running_mean(self, number: int, step: int) -> float:
-        return statistics.fmean(
-            value for at, value in self._values[number].items() if self._grace <= at <= step
-        )
+        """Keep the trial's values, to compare other trials with."""
 
 
 class NoRule:
-    """Compares nobody."""
+    """Never stops a trial."""
 
     def judge(self, number: int, step: int, value: float) -> str:
-        """Let it go on."""
+        """Let the trial continue."""
         return ""
 
     def drop(self, number: int) -> None:
-        """Do nothing: this rule keeps no state."""
+        """Do nothing: there is no state to update."""
 
 
 class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
-    """What Ray Tune asks: `exits` first, then the rule; each report is judged once.
+    """Ray Tune's scheduler: applies `exits`, then the rule; each report is considered once.
 
     Args:
-        metric: What the rule compares by.
-        exits: When a trial ends because of itself.
-        rule: When it ends because of others.
+        metric: Metric that the rule compares.
+        exits: Reasons to end a trial that depend on its own reports only.
+        rule: Comparison with other trials.
     """
 
     def __init__(self, metric: Metric, exits: ExitSpec, rule: StoppingRule) -> None:
@@ -201,16 +201,16 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.STOP if is_stopped else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Take the last result of a trial that ended by itself, as Ray Tune gives it here."""
+        """Take in the last result of a trial that ended by itself."""
         if "step" in result:
             self.take(trial.config["trial"], result, is_through="outcome" in result)
 
     def end_of(self, number: int) -> TrialOutcome | None:
-        """The end of a trial stopped by this scheduler; `None` for other trials."""
+        """Outcome of a trial stopped by this scheduler; `None` for other trials."""
         return self._ends.get(number)
 
     def next_heir(self) -> Heir | None:
-        """The next copy to start in place of a stopped trial, once; only `pbt` has any."""
+        """Take the next copy to start in place of a stopped trial; `None` except with `pbt`."""
         return self._rule.next_heir() if isinstance(self._rule, Pbt) else None
 
     def may_start_fresh(self, fresh_started: int) -> bool:
@@ -218,7 +218,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         return not isinstance(self._rule, Pbt) or self._rule.may_start_fresh(fresh_started)
 
     def forget_heirs(self, history: SweepHistory) -> None:
-        """Do not start again what a history says was started."""
+        """Drop the copies that were started already, according to a history."""
         if isinstance(self._rule, Pbt):
             parents = [record.parent for record in history.trials.values() if record.parent]
             self._rule.forget_heirs({parent["replaces"] for parent in parents})
@@ -227,25 +227,22 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         """Take in a report; a report of a known step or of a stopped trial is ignored.
 
         Args:
-            number: Of the trial.
+            number: Number of the trial.
             report: `step` and metrics.
-            is_through: The trial ended with it by itself.
+            is_through: The trial ended by itself with this report.
         """
         if number in self._ends:
             return
         reports = self._reports.setdefault(number, [])
         if is_through or is_stand_in(report):
             self._rule.drop(number)
-            self._judge_last(number, [*reports, report])
+            # The trial has ended: only divergence can still change its outcome.
+            end = None if is_stand_in(report) else find_exit(self._exits, [*reports, report])
+            if end is not None and end.outcome is Outcome.DIVERGED:
+                self._ends[number] = end
         elif not reports or report["step"] > reports[-1]["step"]:
             reports.append(report)
             self._judge(number, report)
-
-    def _judge_last(self, number: int, reports: list[Mapping[str, float]]) -> None:
-        """End a trial whose last report diverged; at the horizon, no other rule applies."""
-        end = None if is_stand_in(reports[-1]) else find_exit(self._exits, reports)
-        if end is not None and end.outcome is Outcome.DIVERGED:
-            self._ends[number] = end
 
     def _judge(self, number: int, report: Mapping[str, Any]) -> None:
         step, value = report["step"], report.get(self._metric, math.nan)
@@ -261,43 +258,25 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
             self._ends[number] = end
 
 
-def _build_asha(spec: SweepSpec) -> StoppingRule:
-    return Ladders(spec.objective, spec.schedule, spec.horizon, brackets=1)
-
-
-def _build_hyperband(spec: SweepSpec) -> StoppingRule:
-    return Ladders(spec.objective, spec.schedule, spec.horizon, spec.schedule.brackets)
-
-
-def _build_median(spec: SweepSpec) -> StoppingRule:
-    return MedianStop(spec.schedule, spec.objective.mode)
-
-
-def _build_pbt(spec: SweepSpec) -> StoppingRule:
-    fresh = population(spec.schedule, spec.budget.trials)
-    return Pbt(spec.schedule, spec.objective.mode, spec.seed, fresh)
-
-
-def _build_none(spec: SweepSpec) -> StoppingRule:
-    return NoRule()
-
-
 SCHEDULERS: dict[EarlyStop, Callable[[SweepSpec], StoppingRule]] = {
-    "asha": _build_asha,
-    "hyperband": _build_hyperband,
-    "median": _build_median,
-    "pbt": _build_pbt,
-    "none": _build_none,
+    "asha": lambda spec: Ladders(spec.objective, spec.schedule, spec.horizon, brackets=1),
+    "hyperband": lambda spec: Ladders(
+        spec.objective, spec.schedule, spec.horizon, spec.schedule.brackets
+    ),
+    "median": lambda spec: MedianStop(spec.schedule, spec.objective.mode),
+    "pbt": lambda spec: Pbt(
+        spec.schedule,
+        spec.objective.mode,
+        spec.seed,
+        population(spec.schedule, spec.budget.trials),
+    ),
+    "none": lambda spec: NoRule(),
 }
-"""Rules by the name they have in a sweep file."""
+"""Rules by their names in a sweep file."""
 
 
 def build_scheduler(spec: SweepSpec) -> EarlyStopping:
-    """The scheduler a sweep names; it carries the metric, so Ray Tune is given neither.
-
-    Raises:
-        SweepSpecError: The schedule cannot work with this space or horizon.
-    """
+    """The scheduler of a sweep; give Ray Tune neither metric nor mode: the scheduler has both."""
     rule = SCHEDULERS[spec.schedule.algorithm](spec)
     return EarlyStopping(spec.objective.metric, spec.exits, rule)
 
@@ -305,14 +284,14 @@ def build_scheduler(spec: SweepSpec) -> EarlyStopping:
 def replay_history(
     scheduler: EarlyStopping, history: SweepHistory, horizon: int
 ) -> dict[int, TrialOutcome]:
-    """Bring a new scheduler to where an earlier one was, from the reports in their order.
+    """Bring a new scheduler to the state of an earlier one, from the reports in their order.
 
-    The metrics of `report` events must be the values that the earlier scheduler saw. Trials that
-    repeat another in the finals are not compared.
+    The metrics of `report` events must be the values that the earlier scheduler saw. Repeats in
+    the finals are left out: the scheduler does not compare them.
 
     Returns:
-        Unfinished trials that are stopped already, with their ends: the driver was lost between
-        the decision and its record. Nothing would stop them at that step again.
+        Outcomes of trials that were stopped, but have no end in the history: the driver was lost
+        between decision and record. The scheduler would not stop these trials at that step again.
     """
     for number, report in history.reports:
         record = history.trials.get(number)
@@ -326,10 +305,10 @@ def replay_history(
 
 
 def ladder_turns(ladders: int, factor: float) -> tuple[int, ...]:
-    """Which ladder each trial of a round climbs, evenly spread; ladder 0 has the first rung first.
+    """The ladder of each trial in a round, evenly spread; ladder 0 has the lowest first rung.
 
-    Their shares are those of the brackets of Hyperband (arXiv:1603.06560, algorithm 1): with B
-    ladders, the one with s rungs more than the last gets B / (s + 1) * factor^s trials.
+    The shares are those of Hyperband's brackets (arXiv:1603.06560, algorithm 1): with B ladders,
+    a ladder with s rungs more than the last ladder gets B / (s + 1) * factor^s trials.
     """
     shares = [math.ceil(ladders / (more + 1) * factor**more) for more in reversed(range(ladders))]
     turns: list[int] = []

@@ -1,9 +1,9 @@
-"""Which configuration a sweep tries next.
+"""Choice of the next configuration of a sweep.
 
-The next configuration is a pure function of the seed, the trial's number and what is known of the
-other trials: for every suggestion an Optuna study is built from these observations, with a sampler
-seeded for that number, and asked. So there is no sampler state to save, and a sweep resumed from
-its event log goes on exactly as it would have.
+The next configuration is a pure function of the seed, the trial's number and the observations of
+other trials. For every suggestion, an Optuna study is built from these observations, with a
+sampler seeded for the number. So there is no sampler state to save, and a sweep resumed from its
+event log gets the same suggestions as without the interruption.
 """
 
 from __future__ import annotations
@@ -35,37 +35,37 @@ from orchestrator.spec.sweep import SweepSpec, build_trial
 logger = logging.getLogger(__name__)
 
 _MAX_ASKS = 16
-"""Asks of a sampler for one suggestion before it is clear that it will not come up with one."""
+"""Maximum number of samples from the algorithm for one suggestion."""
 
 _MAX_DRAWS = 256
-"""Random draws after that."""
+"""Maximum number of random draws, if none of the algorithm's samples can be tried."""
 
 _MAX_FIRST_FAILURES = 3
-"""Trials that may fail alike before any has measured anything; then the sweep is at fault. Twice
-as many when each has reasons of its own."""
+"""The search ends if this many first trials fail for the same reason before any trial has
+reported, or twice as many for different reasons: the cause is the sweep, not the knobs."""
 
 Draw = Callable[[str, BaseDistribution], Any]
 
 
 class Steering(Protocol):
-    """The part of the scheduler that a search asks; see `orchestrator.search.schedule`."""
+    """The part of the scheduler that a search uses; see `orchestrator.search.schedule`."""
 
     def next_heir(self) -> Heir | None:
-        """The copy of a trial that is to come next, once."""
+        """Take the next copy of a trial to start; `None` without one."""
 
     def may_start_fresh(self, fresh_started: int) -> bool:
         """Whether one more fresh trial may start."""
 
     def end_of(self, trial: int) -> TrialOutcome | None:
-        """Why the scheduler stopped a trial, if it did."""
+        """Outcome of a trial that the scheduler stopped; `None` for other trials."""
 
 
 class Suggester:
-    """Chooses configurations, without state besides the sweep.
+    """Chooses configurations; keeps no state except the sweep.
 
     Args:
         spec: The sweep.
-        start_points: What the first trials are, by their numbers; knobs that one lacks are drawn.
+        start_points: Knobs of the first trials, by number; missing knobs are drawn.
     """
 
     def __init__(self, spec: SweepSpec, start_points: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -100,7 +100,9 @@ class Suggester:
         """Configurations to try, the most wanted first; bounded and computed lazily."""
         seed = _seed_of(self._spec.seed, number)
         if number < len(self._start_points):
-            yield from self._near(self._start_points[number], seed)
+            wanted = self._space.encode(self._start_points[number])
+            for draw in _draws(self._study({}, seed, "random"), _MAX_ASKS):
+                yield self._space.suggest(_preferring(wanted, draw))
         if self._spec.search.algorithm == "grid":
             yield from self._shuffled(self._spec.seed)
             return
@@ -110,12 +112,6 @@ class Suggester:
         yield from map(self._space.suggest, _draws(drawn, _MAX_DRAWS))
         if self._space.is_short:
             yield from self._shuffled(seed)
-
-    def _near(self, point: Mapping[str, Any], seed: int) -> Iterator[dict[str, Any]]:
-        """Configurations with the active knobs of a start point."""
-        wanted = self._space.encode(point)
-        for draw in _draws(self._study({}, seed, "random"), _MAX_ASKS):
-            yield self._space.suggest(_preferring(wanted, draw))
 
     def _study(
         self, observations: Mapping[int, Observation], seed: int, algorithm: Any
@@ -141,7 +137,7 @@ class Suggester:
 
     @cached_property
     def _listed(self) -> list[dict[str, Any]]:
-        """Every configuration of a finite space that may be tried."""
+        """All allowed configurations of a finite space."""
         return list(self._space.configurations())
 
 
@@ -156,15 +152,16 @@ def suggest_knobs(
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]
-    """Ray Tune's view of the search: trials of an earlier run first, then new ones.
+    """Ray Tune's searcher: suggests unfinished trials of an earlier run first, then new trials.
 
     A suggestion is `{"trial": number, "knobs": ..., "spec": TrialSpec.to_dict()}`, with
     `"resume": True` for a trial that an earlier run left unfinished, and `"parent": {"trial",
-    "step", "replaces"}` for one that goes on from another's checkpoint. It counts trials itself
-    (`budget.trials`), so give Ray Tune `num_samples=-1`, and neither metric nor mode.
+    "step", "replaces"}` for a trial that continues from the checkpoint of another. The searcher
+    counts trials itself (`budget.trials`): give Ray Tune `num_samples=-1`, and neither metric nor
+    mode.
 
     Attributes:
-        finish_reason: Why there are no more suggestions; empty before that.
+        finish_reason: Why the search has ended; empty before.
     """
 
     def __init__(
@@ -177,17 +174,17 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         may_start: Callable[[int], str] | None = None,
         scheduler: Steering | None = None,
     ) -> None:
-        """Go on from what a history knows.
+        """Continue from a recorded history.
 
         Args:
             spec: The sweep.
-            history: What was recorded of it.
-            constants: Put into every suggestion.
-            start_points: What `choose_start_points` gave when the sweep was started.
-            may_start: Told the number of trials before each new one; gives a reason not to start
-                it, or nothing.
-            scheduler: Where population based training takes its heirs from. Where no trial may
-                start from nothing, a new one waits for an heir to be due.
+            history: Recorded history of the sweep; `None` for a new sweep.
+            constants: Entries added to every suggestion.
+            start_points: Result of `choose_start_points` at the start of the sweep.
+            may_start: Called with the number of trials before each new trial; returns a reason
+                not to start one, or an empty text.
+            scheduler: Source of copies for population-based training. While no fresh trial may
+                start, the search waits for a copy.
         """
         super().__init__(metric=spec.objective.metric, mode=spec.objective.mode)
         history = history or SweepHistory()
@@ -204,14 +201,14 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._may_start = may_start or (lambda trials: "")
         self._scheduler = scheduler
         self._configs: dict[str, dict[str, Any]] = {}
-        """What was suggested, by Ray Tune's trial ids."""
+        """Suggestions by Ray Tune's trial id."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray Tune pickles its searchers; a copy suggests nothing.
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """A configuration for this trial, `Searcher.FINISHED`, or `None` to be asked later."""
+        """A configuration for this trial, `Searcher.FINISHED`, or `None` to ask again later."""
         if trial_id in self._configs:
             return self._configs[trial_id]
         if self._unfinished:
@@ -226,17 +223,20 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         heir = self._scheduler.next_heir() if self._scheduler else None
         if heir is None and not self._may_start_fresh():
             is_any_running = any(seen.outcome is None for seen in self._observations.values())
-            return None if is_any_running else self._finish("nobody is left to go on from")
-        seen = self._search(number) if heir is None else self._inherit(number, heir)
-        if seen is None:
-            tried = len(self._observations)
-            return self._finish(f"nothing new to try: {tried} configurations were tried")
-        self._observations[number] = seen
+            return None if is_any_running else self._finish("no trial is left to copy")
+        if heir is None:
+            knobs = self._suggester.suggest(number, self._observations)
+            if knobs is None:
+                tried = len(self._observations)
+                return self._finish(f"nothing new to try: {tried} configurations were tried")
+            self._observations[number] = Observation(knobs=knobs)
+        else:
+            self._observations[number] = self._inherit(number, heir)
         self._configs[trial_id] = self._config(number)
         return self._configs[trial_id]
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Take in one report; a step reported twice counts once, a non-finite value not at all."""
+        """Take in a report; a repeated step counts once, a non-finite value does not count."""
         seen = self._seen(trial_id)
         if seen.outcome is None and "step" in result:
             seen.report(int(result["step"]), result, self._spec.objective)
@@ -244,22 +244,22 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Take in a trial's end; a second end changes nothing."""
+        """Take in the end of a trial; a second end has no effect."""
         if trial_id not in self._configs:
             return
         if result:
-            # Ray Tune shows the last result of a stopped trial here only.
+            # Ray Tune passes the last result of a stopped trial only here.
             self.on_trial_result(trial_id, result)
         seen = self._seen(trial_id)
         if seen.outcome is None:
             number = self._configs[trial_id]["trial"]
             decided = self._scheduler.end_of(number) if self._scheduler else None
-            failure = "no message" if error else None  # Ray Tune tells a searcher nothing more
+            failure = "no message" if error else None  # Ray Tune does not pass the error itself
             end = settle_end(result, self._spec.horizon, decided, failure)
             seen.outcome, seen.reason = end.outcome, end.reason
 
     def save(self, checkpoint_path: str) -> None:
-        """Write nothing: the event log holds all there is to know."""
+        """Write nothing: the event log is the record of the search."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Refuse: a sweep is resumed from its event log.
@@ -273,34 +273,27 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         )
 
     def _why_finish(self) -> str:
-        """Why no new trial is started; empty when one is."""
+        """Reason to start no new trial; empty to start one."""
         trials, budget = len(self._observations), self._spec.budget.trials
         if trials >= budget:
             return f"the budget of {budget} trials is spent"
         return _why_hopeless(list(self._observations.values())) or self._may_start(trials)
-
-    def _search(self, number: int) -> Observation | None:
-        knobs = self._suggester.suggest(number, self._observations)
-        return None if knobs is None else Observation(knobs=knobs)
 
     def _may_start_fresh(self) -> bool:
         fresh = sum(1 for seen in self._observations.values() if seen.parent is None)
         return self._scheduler is None or self._scheduler.may_start_fresh(fresh)
 
     def _inherit(self, number: int, heir: Heir) -> Observation:
-        """A changed copy of a better trial, as population based training wants one."""
-        parent = {"trial": heir.parent, "step": heir.step, "replaces": heir.replaces}
-        knobs = self._explored(self._observations[heir.parent].knobs, number)
-        return Observation(knobs=knobs, parent=parent)
-
-    def _explored(self, knobs: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Knobs a step away from the given knobs; the given ones if all neighbours are refused."""
+        """A copy of a better trial with changed knobs; unchanged if all changes are refused."""
         space = self._spec.search_space
-        for attempt in range(_MAX_ASKS):
-            changed = explore(space, knobs, _seed_of(self._spec.seed, f"{number}/{attempt}"))
-            if not space.refuse(changed):
-                return changed
-        return dict(knobs)
+        parent_knobs = dict(self._observations[heir.parent].knobs)
+        tries = (
+            explore(space, parent_knobs, _seed_of(self._spec.seed, f"{number}/{attempt}"))
+            for attempt in range(_MAX_ASKS)
+        )
+        knobs = next((changed for changed in tries if not space.refuse(changed)), parent_knobs)
+        parent = {"trial": heir.parent, "step": heir.step, "replaces": heir.replaces}
+        return Observation(knobs=knobs, parent=parent)
 
     def _seen(self, trial_id: str) -> Observation:
         return self._observations[self._configs[trial_id]["trial"]]
@@ -335,18 +328,18 @@ def _why_hopeless(seen: Sequence[Observation]) -> str:
         or any(not TRAITS[end].may_be_mended for one in ended if (end := one.outcome))
     ):
         return ""
-    # Digits tell apart what is the same: bytes, process ids, trial numbers.
+    # Equal reasons differ in digits only: bytes, process ids, trial numbers.
     kinds = {re.sub(r"\d+", "", one.reason) for one in ended}
     count, reason = len(ended), ended[0].reason or "no reason given"
     if len(kinds) == 1:
-        return f"the first {count} trials all failed the same way: {reason}; more would too"
+        return f"the first {count} trials all failed the same way: {reason}; more would fail, too"
     if count >= 2 * _MAX_FIRST_FAILURES:
-        return f"the first {count} trials all failed, the first one so: {reason}"
+        return f"the first {count} trials all failed; the first reason: {reason}"
     return ""
 
 
 def _draws(study: optuna.Study, times: int) -> Iterator[Draw]:
-    """New trials of a study as what `SearchSpace.suggest` draws from."""
+    """New trials of a study, each as the function that `SearchSpace.suggest` draws from."""
     for _ in range(times):
         yield _drawing(study.ask())
 
@@ -364,10 +357,10 @@ def _drawing(trial: optuna.Trial) -> Draw:
 
 
 def _preferring(wanted: Mapping[str, Any], draw: Draw) -> Draw:
-    """The wanted values, and drawn ones where there is none."""
+    """A draw that gives the wanted values, and draws the others."""
     return lambda name, distribution: wanted[name] if name in wanted else draw(name, distribution)
 
 
 def _seed_of(seed: int, name: object) -> int:
-    """An own random stream for every name, such as a trial's number, of every seed."""
+    """A seed for each name, such as a trial's number, derived from the sweep's seed."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big")

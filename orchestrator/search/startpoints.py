@@ -1,8 +1,8 @@
-"""What a sweep tries first: the user's wishes, what bases of this width want, past winners.
+"""First configurations of a sweep: points of the user, a prior for the base's width, past winners.
 
-A start point is knobs of the space, not necessarily all of them; what it leaves out is drawn. The
-list is made once, when a sweep starts: the first trials have these points by their numbers, so
-that a resumed sweep goes on with the next one, whatever a registry says by then.
+A start point sets some or all knobs of the space; the other knobs are drawn. The list is made
+once, when a sweep starts. Trial 0 gets the first point, trial 1 the second, and so on: a resumed
+sweep continues with the next point, even if the registry has changed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from trainables.spec import BaseSpec
 
 _RATE = "optim.learning_rate"
 _FULL_RATE, _LORA_FACTOR, _WIDTH, _POWER = 5e-5, 10.0, 2000, 0.43
-"""The learning rate for LoRA is 5e-5 * 10 * (2000 / hidden size) ^ p; p is 0.78 for Llama and 0.08
-for Qwen in the published fit, and of a base of either kind or none it is taken in the middle."""
+"""The learning rate for LoRA is 5e-5 * 10 * (2000 / hidden size) ^ p. In the published fit, p is
+0.78 for Llama and 0.08 for Qwen; the mean, 0.43, is used for all bases."""
 
 _WARM_POINTS = 3
 
@@ -37,15 +37,15 @@ def choose_start_points(
     read_versions: ReadVersions | None = None,
     read_width: Callable[[BaseSpec], int | None] = hidden_size,
 ) -> list[dict[str, Any]]:
-    """All start points of a sweep: the user's, that of the learning-rate prior, past versions'.
+    """All start points of a sweep: from the user, the learning-rate prior, and past versions.
 
     Args:
         spec: The sweep.
-        read_versions: For `search.warm_start`; may be left out where that is not used.
-        read_width: Hidden size of a base, if it can be known.
+        read_versions: Reads the versions of `search.warm_start`; needed only with that setting.
+        read_width: Hidden size of a base; `None` if unknown.
 
     Raises:
-        SweepSpecError: A start point of the user's is not of the space.
+        SweepSpecError: A start point of the user is outside of the space.
     """
     space = spec.search_space
     points = [
@@ -62,9 +62,9 @@ def choose_start_points(
 def prior_points(
     spec: SweepSpec, read_width: Callable[[BaseSpec], int | None]
 ) -> list[dict[str, Any]]:
-    """The middle of every range, with the usual learning rate for the base's width.
+    """A point with the middle of every range and the usual learning rate for the base's width.
 
-    None where the learning rate is not searched in a range, or the width is not known.
+    Empty if the learning rate is not searched in a range, or the width is unknown.
     """
     knobs = spec.search_space.knobs
     rate = knobs.get(_RATE)
@@ -78,24 +78,24 @@ def prior_points(
 
 
 def usual_rate(width: int) -> float:
-    """Learning rate of LoRA on a base of this hidden size, to begin a search with.
+    """First guess of LoRA's learning rate for a base of this hidden size.
 
-    Bases want rates a magnitude apart, and at their own best one the variants of LoRA are alike
-    (arXiv:2602.04998): no other knob deserves its first guess as much.
+    Best learning rates of bases differ by a factor of ten, while the variants of LoRA perform
+    alike at their best rate (arXiv:2602.04998): a first guess matters most for this knob.
     """
     scale: float = (_WIDTH / width) ** _POWER
     return _FULL_RATE * _LORA_FACTOR * scale
 
 
 def warm_points(space: SearchSpace, versions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The knobs of past versions, each as far as its settings are in the space."""
+    """The knobs of past versions, without settings outside of the space."""
     points: dict[str, dict[str, Any]] = {}
     for version in versions:
         point: dict[str, Any] = {}
         for name in space.knobs:
             value = _setting(version, name)
             if value is not None:
-                with contextlib.suppress(SweepSpecError):  # it is not in this space
+                with contextlib.suppress(SweepSpecError):  # outside of this space
                     point |= space.settle({name: value})
         point = space.settle(point)
         if point:
@@ -104,7 +104,7 @@ def warm_points(space: SearchSpace, versions: Sequence[Mapping[str, Any]]) -> li
 
 
 def _middle(knob: Distribution) -> Any:
-    """The middle of a range or of a choice of numbers; other choices have none."""
+    """The middle of a range or of a choice of numbers; `None` for other choices."""
     if isinstance(knob, Choice):
         are_numbers = all(
             isinstance(one, int | float) and not isinstance(one, bool) for one in knob.values

@@ -1,15 +1,14 @@
-"""What a search knows of its trials, and the Optuna study that says so to a sampler.
+"""Observations of trials, and the Optuna study that shows them to a sampler.
 
-A study is built anew for every suggestion, from observations alone:
+A study is built anew for every suggestion, from observations alone. States of trials in the study:
 
-    completed                      complete, with its last values
-    stopped, running with values   for TPE and one objective: pruned, which Optuna ranks by
-                                   (step, value), so that it learns while nothing is complete yet;
-                                   for other samplers, which know complete trials only: complete,
-                                   with the last values
-    running without values         running, which keeps others away (the constant liar)
-    diverged, infeasible           complete, worse than all that was seen
-    failed, cancelled              failed, which says nothing
+    completed                      complete, with the last values
+    stopped, running with values   for TPE with one objective: pruned. Optuna ranks pruned trials
+                                   by (step, value), so TPE learns before any trial is complete.
+                                   For other samplers: complete, with the last values
+    running without values         running; TPE then avoids the same region (constant liar)
+    diverged, infeasible           complete, with values worse than all others
+    failed, cancelled              failed; samplers ignore the trial
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -44,12 +43,12 @@ class Observation:
     """A searcher's knowledge of a trial.
 
     Attributes:
-        knobs: Its configuration.
+        knobs: Configuration of the trial.
         values: Finite values of the first objective by step.
-        metrics: Every objective and every bounded metric as last reported, where finite.
-        outcome: `None` while it runs.
-        reason: One sentence on its end.
-        parent: The trial it went on from, as `TrialRecord.parent` has it.
+        metrics: Last finite value of every objective and every bounded metric.
+        outcome: `None` while the trial runs.
+        reason: Why the trial ended, in one sentence.
+        parent: Trial and checkpoint from which the trial continued; see `TrialRecord.parent`.
     """
 
     knobs: Mapping[str, Any]
@@ -60,9 +59,9 @@ class Observation:
     parent: Mapping[str, int] | None = None
 
     def report(self, step: int, metrics: Mapping[str, Any], objective: ObjectiveSpec) -> None:
-        """Take in a report; a repeated step replaces the lost one.
+        """Take in a report; a repeated step replaces the earlier report of the step.
 
-        What a trial with a fault reports in place of measurements is none.
+        Stand-in values of a trial with a fault are not measurements and are ignored.
         """
         self.values = {each: value for each, value in self.values.items() if each < step}
         if is_stand_in(metrics):
@@ -76,18 +75,18 @@ class Observation:
 
     @property
     def last(self) -> float | None:
-        """The first objective as last reported."""
+        """Last value of the first objective."""
         return self.values[max(self.values)] if self.values else None
 
     def known(self, metric: str, first: str) -> list[float]:
-        """Values of an objective: of the first one at every step, of others the last."""
+        """Values of an objective: all steps for the first objective, the last step for others."""
         if metric == first:
             return list(self.values.values())
         return [self.metrics[metric]] if metric in self.metrics else []
 
     @cached_property
     def key(self) -> str:
-        """The same for equal configurations."""
+        """`key_of` of the knobs."""
         return key_of(self.knobs)
 
 
@@ -97,7 +96,7 @@ def key_of(knobs: Mapping[str, Any]) -> str:
 
 
 def observe(history: SweepHistory, objective: ObjectiveSpec) -> dict[int, Observation]:
-    """What a sweep's history says about each trial of the search, by number."""
+    """Observations from a sweep's history, by number of the trial; repeats are left out."""
     seen: dict[int, Observation] = {}
     for number, record in history.trials.items():
         if record.repeat_of is not None:
@@ -141,19 +140,18 @@ def build_study(
     """An Optuna study in memory that holds the observations, in the order of their numbers.
 
     Args:
-        space: What is searched.
-        objective: What trials are compared by; each goal is an objective of the study, each bound
-            a constraint.
-        observations: What is known of each trial, by number.
-        sampler: Who will be asked.
-        ranks_pruned: The sampler learns from pruned trials, at least with one objective.
-        generations: Attribute in which the sampler looks for a complete trial's generation, and
-            the size of one.
+        space: Search space of the sweep.
+        objective: Each goal is an objective of the study, each bound a constraint.
+        observations: Observation of each trial, by number.
+        sampler: Sampler of the study.
+        ranks_pruned: The sampler learns from pruned trials; used with one objective only.
+        generations: Attribute from which the sampler reads a complete trial's generation, and the
+            size of a generation.
 
     Raises:
-        SweepStorageError: A trial's knobs are not of this space.
+        SweepStorageError: The knobs of a trial are outside of this space.
     """
-    # Not a word about each study that is made: one is made per suggestion.
+    # Optuna logs every new study, and a study is built for each suggestion.
     logging.getLogger("optuna.storages._in_memory").setLevel(logging.WARNING)
     directions = [f"{mode}imize" for mode in objective.goals.values()]
     study = optuna.create_study(directions=directions, sampler=sampler)
@@ -168,22 +166,22 @@ def build_study(
             study.add_trial(trial)
         except (KeyError, ValueError) as error:
             raise SweepStorageError(
-                f"trial {number}: its knobs {dict(observations[number].knobs)!r} are not of this "
-                f"space ({error}); allowed: the space the sweep was started with. Use another "
-                "storage folder."
+                f"trial {number}: its knobs {dict(observations[number].knobs)!r} are outside of "
+                f"this space ({error}); allowed: the space that the sweep was started with. Use "
+                "another storage folder."
             ) from error
     return study
 
 
 class _Told(FrozenTrial):  # type: ignore[misc]
-    """A trial that a study adds without a deep copy, which took most of the time."""
+    """A trial that a study adds as a shallow copy: deep copies took most of the time."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Told:
         return copy.copy(self)
 
 
 class _Teller:
-    """Turns observations into Optuna's trials, each in the light of all."""
+    """Turns observations into Optuna's trials; values worse than all others need all of them."""
 
     def __init__(
         self,
@@ -197,12 +195,13 @@ class _Teller:
         self._distributions = space.distributions()
         self._now = datetime.now()
         possible = [one for one in observations.values() if _lesson(one) != "worst"]
-        self._worst = {
-            name: _worse_than_all(
-                [value for one in possible for value in one.known(name, objective.metric)], mode
-            )
-            for name, mode in objective.goals.items()
-        }
+        self._worst: dict[str, float] = {}
+        """A finite value of each objective that is worse than all values seen."""
+        for name, mode in objective.goals.items():
+            sign = 1.0 if mode == "min" else -1.0
+            seen = (value for one in possible for value in one.known(name, objective.metric))
+            worst = max((sign * value for value in seen), default=0.0)
+            self._worst[name] = sign * (worst + max(1.0, abs(worst)))
         self._bounds = {f"{bound.metric} {bound.limit}": bound for bound in objective.bounds}
         self._excess = {
             name: max((bound.excess(one.metrics[bound.metric]) for one in possible
@@ -229,8 +228,14 @@ class _Teller:
             system_attrs={},
             intermediate_values=seen.values,
         )
-        for name in self._bounds if is_told else ():
-            trial.set_constraint(name, self._excess_of(seen, name))
+        for name, bound in self._bounds.items() if is_told else ():
+            if seen.outcome is Outcome.INFEASIBLE and bound.metric == _MEMORY:
+                excess = max(self._excess[name], 0.0) + 1.0
+            elif bound.metric in seen.metrics:
+                excess = bound.excess(seen.metrics[bound.metric])
+            else:
+                excess = 0.0  # unknown
+            trial.set_constraint(name, excess)
         return trial
 
     def _state(self, seen: Observation) -> TrialState:
@@ -246,9 +251,9 @@ class _Teller:
         return TrialState.PRUNED
 
     def _values(self, seen: Observation) -> list[float]:
-        """A value per objective; the worst of all values for an unknown one."""
+        """A value for each objective; a value worse than all others if unknown."""
         if seen.outcome is Outcome.INFEASIBLE:
-            # What it measured before it ran out of memory, a low peak too, is not to its credit.
+            # Values before the trial ran out of memory would mislead, a low memory peak above all.
             return list(self._worst.values())
         values = {name: seen.metrics.get(name, worst) for name, worst in self._worst.items()}
         first, last = self._objective.metric, seen.last
@@ -257,22 +262,7 @@ class _Teller:
         )
         return list(values.values())
 
-    def _excess_of(self, seen: Observation, name: str) -> float:
-        """How far a trial is beyond a bound; not at all as long as the metric is unknown."""
-        bound = self._bounds[name]
-        if seen.outcome is Outcome.INFEASIBLE and bound.metric == _MEMORY:
-            return max(self._excess[name], 0.0) + 1.0
-        value = seen.metrics.get(bound.metric)
-        return 0.0 if value is None else bound.excess(value)
-
 
 def _lesson(seen: Observation) -> Lesson:
-    """The lesson of a trial for a sampler; a running trial teaches its values so far."""
+    """What a sampler learns from a trial; a running trial has values so far."""
     return "values" if seen.outcome is None else TRAITS[seen.outcome].lesson
-
-
-def _worse_than_all(values: Sequence[float], mode: Mode) -> float:
-    """A finite value worse than all of these."""
-    sign = 1.0 if mode == "min" else -1.0
-    worst = max((sign * value for value in values), default=0.0)
-    return sign * (worst + max(1.0, abs(worst)))

@@ -1,4 +1,4 @@
-"""One mistake in a sweep, said in one sentence: field, value, what is allowed, the remedy."""
+"""Messages on mistakes in a sweep: one sentence with field, value, allowed values and remedy."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def unknown(where: str, word: str, known: Iterable[str]) -> SweepSpecError:
 def nearest(word: str, known: Sequence[str]) -> str | None:
     """The most similar known word; the last dotted part is compared, too."""
     by_leaf = {name.rpartition(".")[2]: name for name in known}
-    # The first of those with equal initials: lr is learning_rate before loraplus_ratio.
+    # Of names with equal initials, the first wins: lr is learning_rate, not loraplus_ratio.
     by_initials = {
         "".join(part[:1] for part in leaf.split("_")): by_leaf[leaf] for leaf in reversed(by_leaf)
     }
@@ -74,25 +74,25 @@ _UNKNOWN = ("unexpected_keyword_argument",)
 
 
 def translate(error: ValidationError, root: type, prefix: str = "") -> SweepSpecError:
-    """A pydantic error as a sentence on the first mistake, with the number of the others.
+    """A pydantic error as a sentence on the first mistake, with the number of other mistakes.
 
     Args:
-        error: What `TypeAdapter(root)` raised.
+        error: Error from `TypeAdapter(root)`.
         root: The dataclass that was parsed, or the plain type of one field.
-        prefix: Dotted name of the value parsed, when it was not a whole sweep.
+        prefix: Dotted name of the parsed value; empty for a whole sweep.
     """
     # A misspelled section is unknown and, under its right name, missing: the former says why.
     found = sorted(error.errors(), key=lambda detail: detail["type"] not in _UNKNOWN)
     place = _dotted(found[0]["loc"], root)
     here = [detail for detail in found if _dotted(detail["loc"], root) == place]
     first = _sentence(here, root, prefix)
-    # The members of a union are mistakes about one value: count places, not messages.
+    # Pydantic has a message for each member of a union: count places, not messages.
     others = len({_dotted(detail["loc"], root) for detail in found}) - 1
     return SweepSpecError(f"{first} (And {others} more after this.)" if others else first)
 
 
 def _sentence(found: Sequence[ErrorDetails], root: type, prefix: str) -> str:
-    # Of a union, the member that came furthest is the one that was meant.
+    # Of a union's members, the user most likely meant the one that failed at the deepest place.
     deepest = max(len(detail["loc"]) for detail in found)
     found = [detail for detail in found if len(detail["loc"]) == deepest]
     detail = found[0]
@@ -117,7 +117,7 @@ def _sentence(found: Sequence[ErrorDetails], root: type, prefix: str) -> str:
 
 
 def _owner(loc: tuple[int | str, ...], root: type) -> type:
-    """The dataclass a location lies in."""
+    """The dataclass that contains a location."""
     for part in loc:
         root = _field_class(root, part) or root
     return root
@@ -131,12 +131,12 @@ def _field_class(owner: type, name: int | str) -> type | None:
 
 
 def is_section(hint: Any) -> TypeGuard[type]:
-    """The type of a field is a dataclass, not a plain value."""
+    """Whether the type of a field is a dataclass, not a plain value."""
     return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
 def _dotted(loc: tuple[int | str, ...], root: type) -> str:
-    """Names of fields only: pydantic mixes in the names of union members and dataclasses."""
+    """Dotted field names of a location, without pydantic's names of unions and dataclasses."""
     owner: type | None = root if dataclasses.is_dataclass(root) else None
     parts: list[str] = []
     for part in loc:

@@ -1,4 +1,4 @@
-"""Values that settings have together: when a knob is searched, and what no trial may have.
+"""Conditions on several settings: when a knob is searched, and what no trial may have.
 
 lora.dropout: {uniform: [0.0, 0.1], when: {lora.rank: [8, 16]}}
 forbid: [{lora.rank: 16, lora.targets: [all-linear, mlp]}]
@@ -18,7 +18,7 @@ from trainables.spec import TARGET_GROUPS
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """Settings with their allowed values, all to hold at once."""
+    """Settings with allowed values; the condition holds if all settings match."""
 
     allowed: Mapping[str, tuple[Any, ...]]
 
@@ -29,7 +29,7 @@ class Condition:
         )
 
     def fails(self, values: Mapping[str, Any], absent: Iterable[str]) -> bool:
-        """Whether the condition cannot hold, whatever the unknown settings will be."""
+        """Whether the condition cannot hold for any values of the unknown settings."""
         return any(
             name in absent or (name in values and values[name] not in options)
             for name, options in self.allowed.items()
@@ -46,11 +46,11 @@ def parse_condition(where: str, written: object, hints: Mapping[str, Any]) -> Co
 
     Args:
         where: Dotted name for messages, such as `forbid[0]`.
-        written: What the sweep file says.
-        hints: Types of the settings it may name.
+        written: Value in the sweep file.
+        hints: Types of the settings that the condition may name.
 
     Raises:
-        SweepSpecError: A name is unknown or a value is not one of its setting.
+        SweepSpecError: A name is unknown, or a value is not valid for its setting.
     """
     if not isinstance(written, Mapping) or not written:
         raise complaint(
@@ -66,7 +66,7 @@ def parse_condition(where: str, written: object, hints: Mapping[str, Any]) -> Co
         place, hint = f"{where}.{name}", hints[name]
         options = _options(value, hint)
         if not options:
-            raise complaint(place, value, "a value or a list of values", "List one at least.")
+            raise complaint(place, value, "a value or a list of values", "List at least one.")
         allowed[name] = tuple(parse_value(place, option, hint) for option in options)
     return Condition(allowed=allowed)
 
@@ -81,12 +81,12 @@ def require_taken(
 
     Args:
         where: Dotted name for messages.
-        condition: What to check; settings that are no knobs may have any value.
-        knobs: What is searched.
-        otherwise: Values that some knobs have where they are not searched.
+        condition: Condition to check; settings that are not searched may have any value.
+        knobs: The searched knobs.
+        otherwise: Values of knobs in configurations that do not search the knob.
 
     Raises:
-        SweepSpecError: There is such a value.
+        SweepSpecError: A value in the condition is never taken.
     """
     for name, options in condition.allowed.items():
         knob = knobs.get(name)
@@ -97,7 +97,7 @@ def require_taken(
                 f"{where}.{name}",
                 options[0] if len(options) == 1 else list(options),
                 "a knob of choices or whole numbers",
-                "A range of numbers hardly ever has one value: give it choices instead.",
+                "A continuous range rarely gives an exact value: use choices instead.",
             )
         for option in options:
             if not knob.holds(option) and (name, option) not in otherwise.items():
@@ -113,7 +113,7 @@ def parents_first(needs: Mapping[str, Iterable[str]], where: str) -> tuple[str, 
     """Topological order: each name after the names it depends on.
 
     Raises:
-        SweepSpecError: Some need each other; `where` says what needs them.
+        SweepSpecError: Names depend on each other; `where` is the key with the dependency.
     """
     graph = {name: [each for each in needs[name] if each in needs] for name in needs}
     try:
@@ -123,13 +123,13 @@ def parents_first(needs: Mapping[str, Iterable[str]], where: str) -> tuple[str, 
         raise complaint(
             f"space.{circle[0]}{where}",
             " needs ".join(circle),
-            "settings that do not need themselves",
-            "Take one of them out of the circle.",
+            "settings without a circle of dependencies",
+            "Remove one of these dependencies.",
         ) from error
 
 
 def _options(written: object, hint: Any) -> Sequence[Any]:
-    """The listed values; a single list of layer names is one value."""
+    """The listed values; a single list of layer names counts as one value."""
     if not isinstance(written, list | tuple):
         return [written]
     takes_lists = any(get_origin(option) is tuple for option in get_args(hint))

@@ -1,4 +1,4 @@
-"""What is known of a sweep's bases and rows before anything is started."""
+"""Inspection of a sweep's bases and rows before the start."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """What a terminal, a log and a report say of the bases and the rows.
+    """Sentences on bases and rows, for a terminal, a log and a report.
 
     Attributes:
-        lines: A sentence each; those that hold for one base of several name it.
+        lines: One sentence each; a sentence on one base of several names the base.
         facts: The same as plain values, by base.
     """
 
@@ -37,10 +37,10 @@ class DataReport:
 
 
 def with_fetched_configs(spec: SweepSpec) -> SweepSpec:
-    """The sweep, checked again with the `config.json` of each hub base on this machine.
+    """The sweep, checked again after fetching the `config.json` of each hub base.
 
     Raises:
-        SweepSpecError: A base is quantized already, in another form than the one asked for.
+        SweepSpecError: A base is quantized already, in a form other than the requested one.
     """
     for base in spec.bases:
         try:
@@ -51,7 +51,7 @@ def with_fetched_configs(spec: SweepSpec) -> SweepSpec:
 
 
 def read_local_rows(spec: SweepSpec) -> RawSplits | None:
-    """The rows of a sweep whose data lies on this machine; `None` when a hub holds some.
+    """The rows of a sweep with local data only; `None` if some rows are on a hub.
 
     Raises:
         DataError: A source or row cannot be used.
@@ -62,13 +62,13 @@ def read_local_rows(spec: SweepSpec) -> RawSplits | None:
 
 
 def inspect_inputs(spec: SweepSpec, raw: RawSplits | None = None) -> DataReport:
-    """Look at the bases of a sweep, then check, part and measure its rows.
+    """Inspect the bases of a sweep, then check, split and summarize the rows.
 
     No weights are loaded.
 
     Args:
         spec: The sweep.
-        raw: Its rows; read when not given.
+        raw: Rows of the sweep; `None` reads them.
 
     Raises:
         SweepSpecError: No base has a layer that `lora.targets` names.
@@ -86,7 +86,7 @@ def inspect_inputs(spec: SweepSpec, raw: RawSplits | None = None) -> DataReport:
 
 
 def _check_targets(spec: SweepSpec, bases: Sequence[BaseSummary]) -> Iterator[str]:
-    """Sentences on layers that some base lacks."""
+    """Sentences on bases without the target layers; an error if all bases lack the layers."""
     knob = spec.search_space.knobs.get("lora.targets")
     values = list(knob.values) if isinstance(knob, Choice) else []
     is_varied = knob is not None and "lora.targets" not in spec.search_space.conditions
@@ -99,6 +99,7 @@ def _check_targets(spec: SweepSpec, bases: Sequence[BaseSummary]) -> Iterator[st
 
 
 def _inspect_rows(spec: SweepSpec, raw: RawSplits) -> DataReport:
+    """The report on rows: sentences that hold for all bases first."""
     found = {
         base.model: inspect_data(base, spec.data, raw, spec.eval.max_rows) for base in spec.bases
     }

@@ -1,4 +1,4 @@
-"""Distributions of one knob: how a sweep file writes them and what they hold."""
+"""Distributions of a knob: their form in a sweep file, and their values."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from orchestrator.spec.complaint import complaint, nearest, require, translate
 
 KINDS = ("choice", "uniform", "log_uniform", "int", "log_int")
 FORMS = (*KINDS, "tied")
-"""What a knob may be besides a constant."""
+"""Forms of a knob that is not a constant."""
 
 _MAX_TRIED = 4096
-"""Whole numbers of one range that are all tried when a sweep is parsed."""
+"""Largest range of whole numbers of which all values are checked when a sweep is parsed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One of a few values, without order."""
+    """A choice of one of a few unordered values."""
 
     values: tuple[Any, ...]
 
     @property
     def size(self) -> int | None:
-        """How many values there are."""
+        """Number of values."""
         return len(self.values)
 
     @property
@@ -48,11 +48,11 @@ class Choice:
         return value in self.values
 
     def build(self) -> CategoricalDistribution:
-        """The same for Optuna."""
+        """Optuna's distribution of the values."""
         return CategoricalDistribution([encode_value(value) for value in self.values])
 
     def decode(self, category: Any) -> Any:
-        """The value behind one of Optuna's categories."""
+        """The value of Optuna's category."""
         return next(value for value in self.values if encode_value(value) == category)
 
     def listed(self) -> Iterable[Any]:
@@ -60,7 +60,7 @@ class Choice:
         return self.values
 
     def samples(self) -> Iterable[Any]:
-        """The values that must each make a trial."""
+        """Values to check: each must be possible in a trial."""
         return self.values
 
 
@@ -73,11 +73,11 @@ class Range:
     is_log: bool
     is_whole: bool
     is_float: bool
-    """The setting is a float, even where only whole values are drawn."""
+    """The type of the setting is float, even if only whole values are drawn."""
 
     @property
     def size(self) -> int | None:
-        """How many values there are; `None` for infinitely many."""
+        """Number of values; `None` for infinitely many."""
         return int(self.high - self.low) + 1 if self.is_whole else None
 
     @property
@@ -92,13 +92,13 @@ class Range:
         return self.low <= value <= self.high and (not self.is_whole or float(value).is_integer())
 
     def build(self) -> BaseDistribution:
-        """The same for Optuna."""
+        """Optuna's distribution of the range."""
         if self.is_whole:
             return IntDistribution(int(self.low), int(self.high), log=self.is_log)
         return FloatDistribution(self.low, self.high, log=self.is_log)
 
     def decode(self, number: float) -> float:
-        """The value behind what Optuna drew."""
+        """The value of the setting for a number that Optuna drew."""
         return float(number) if self.is_float else number
 
     def listed(self) -> Iterable[Any]:
@@ -106,7 +106,7 @@ class Range:
         return map(self.decode, range(int(self.low), int(self.high) + 1))
 
     def samples(self) -> Iterable[Any]:
-        """The values that must each make a trial: the bounds, and all of a short range."""
+        """Values to check: the bounds, and all values of a short range of whole numbers."""
         size = self.size
         bounds = (self.decode(self.low), self.decode(self.high))
         return bounds if size is None or size > _MAX_TRIED else (*bounds, *self.listed())
@@ -116,15 +116,15 @@ Distribution = Choice | Range
 
 
 def parse_distribution(where: str, written: object, hint: Any) -> Distribution:
-    """Check a distribution as written against the type of the setting it varies.
+    """Parse a distribution and check it against the type of the setting.
 
     Args:
         where: Dotted name for messages, such as `space.lora.rank`.
-        written: What the sweep file says.
+        written: Value in the sweep file.
         hint: Type of the setting.
 
     Raises:
-        SweepSpecError: It is no distribution, or not one of such a setting.
+        SweepSpecError: The value is not a distribution, or not valid for the setting.
     """
     if not isinstance(written, Mapping) or len(written) != 1:
         raise complaint(
@@ -146,24 +146,24 @@ def parse_distribution(where: str, written: object, hint: Any) -> Distribution:
 
 
 def parse_value(where: str, written: object, hint: Any) -> Any:
-    """The value as the setting's type, so that `"1e-4"` is a number; names become a list.
+    """The value in the setting's type: `"1e-4"` becomes a number, layer names a sorted list.
 
     Raises:
-        SweepSpecError: It is no value of this type.
+        SweepSpecError: The value is not of this type.
     """
     takes = set(get_args(hint) or (hint,))
     require(
         not isinstance(written, bool) or bool in takes,
         where,
         written,
-        "no yes/no value",
+        "a value other than yes or no",
         "Give a number, or quote the word.",
     )
     try:
         value = _adapter(hint).validate_python(written)
     except ValidationError as error:
         raise translate(error, hint, where) from error
-    # The order of layer names means nothing: one order makes equal choices equal.
+    # The order of layer names has no meaning: sorting makes equal choices equal.
     return sorted(set(value)) if isinstance(value, tuple) else value
 
 
@@ -173,7 +173,7 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def encode_value(value: Any) -> Any:
-    """Optuna's categories are primitive: a list is its JSON."""
+    """The value as Optuna's category: a list becomes JSON, as categories must be primitive."""
     return json.dumps(value) if isinstance(value, list) else value
 
 
@@ -202,7 +202,7 @@ def _parse_range(where: str, kind: str, written: Sequence[Any], hint: Any) -> Ra
         where,
         kind,
         ", ".join(("choice", *allowed)),
-        "This setting has no values in between." if allowed else "This setting has no range.",
+        "This setting takes whole numbers only." if allowed else "This setting has no range.",
     )
     require(len(written) == 2, where, written, "[low, high]", "Give two bounds.")
     is_whole, is_log = kind.endswith("int"), kind.startswith("log")
@@ -215,7 +215,7 @@ def _parse_range(where: str, kind: str, written: Sequence[Any], hint: Any) -> Ra
 
 
 def _bound(where: str, written: object, is_whole: bool) -> float:
-    # PyYAML reads 1e-4 as a string; a float wants 1.0e-4 there.
+    # PyYAML reads 1e-4 as a string; only 1.0e-4 is a float.
     try:
         number = math.nan if isinstance(written, bool) else float(written)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The sections of a sweep file that say what happens to the best: the finals and the registry."""
+"""Sections of a sweep file for the best trials: `finals` and `register`."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 @dataclass(frozen=True, kw_only=True)
 class FinalsSpec:
-    """How the best configurations are looked at once more.
+    """Further training and evaluation of the best configurations.
 
     Attributes:
-        top: Configurations that go into the finals.
-        seeds: Times that each is trained again, to the full horizon, with new seeds; 0 measures
-            the search's own adapters on test rows, without a confidence interval.
+        top: Number of configurations in the finals.
+        seeds: Number of repeats of each configuration, to the full horizon, with new seeds; 0
+            evaluates the search's own adapters on test rows, without a confidence interval.
         confidence: Level of the interval of a mean over seeds.
-        forms: Serving forms that the adapter of each finalist is scored in, row by row; a base
-            that is not quantized has `trained` and `merged` only, one whose own files are
-            quantized has `trained` only.
+        forms: Serving forms in which each finalist's adapter is evaluated, row by row. A base
+            without quantization has `trained` and `merged` only; a base with quantized files has
+            `trained` only.
         max_new_tokens: Tokens of a greedy completion of each row; 0 generates nothing.
-        pattern: Regular expression; what it finds in completion and reference is compared.
-        choices: Answers of which the first in a completion is compared with that of the reference.
+        pattern: Regular expression; its matches in completion and reference are compared.
+        choices: Possible answers; the first one in a completion is compared with the first one in
+            the reference.
         metrics: Functions of completions and references, as `module:function` or
             `path/to/file.py:function`.
     """
@@ -51,7 +52,7 @@ class FinalsSpec:
     metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        require(self.top >= 1, "finals.top", self.top, ">= 1", "Look at the best at least.")
+        require(self.top >= 1, "finals.top", self.top, ">= 1", "Take at least the best.")
         require(self.seeds >= 0, "finals.seeds", self.seeds, ">= 0", "Use 0 for none.")
         _require_level("finals.confidence", self.confidence)
         require(
@@ -59,16 +60,16 @@ class FinalsSpec:
             "finals.forms",
             list(self.forms),
             "each form once",
-            "Leave the second out.",
+            "Remove the repeated one.",
         )
         _ = self.evaluation
 
     @property
     def evaluation(self) -> EvaluationSpec:
-        """How each form is measured.
+        """Settings of each form's evaluation.
 
         Raises:
-            SweepSpecError: A value of it cannot work.
+            SweepSpecError: A value cannot work.
         """
         try:
             return EvaluationSpec(
@@ -86,15 +87,15 @@ class RegisterSpec:
     """Registration of the best adapters; without the section, no adapter is registered.
 
     Attributes:
-        name: Registered model that the versions belong to; left out, the sweep's name.
-        top: How many of the finalists are registered, one adapter of each.
-        form: Serving form that the versions are meant for, load in and are compared in.
-        promote: Put the best one before the promotion gate.
-        metric: What the gate compares: `loss`, `accuracy`, `bits_per_byte` or any other measure of
-            the finals; left out, the one that belongs to the objective.
-        min_improvement: How much better than the champion a candidate must be.
+        name: Registered model of the versions; by default, the sweep's name.
+        top: Number of registered finalists, one adapter each.
+        form: Serving form in which the versions are loaded and compared.
+        promote: Whether the best version is a candidate for champion.
+        metric: Measure that the gate compares: `loss`, `accuracy`, `bits_per_byte` or any other
+            measure of the finals; by default, the measure of the objective.
+        min_improvement: Required improvement of a candidate over the champion.
         confidence: Level of the interval that must lie beyond `min_improvement`.
-        licenses: Of base, data and adapter, for the card.
+        licenses: Licenses of base, data and adapter, for the card.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -122,21 +123,21 @@ class RegisterSpec:
         _require_level("register.confidence", self.confidence)
 
     def measure(self, objective: Metric) -> str:
-        """The measure that the gate compares, for this objective."""
+        """The measure for the gate with this objective."""
         return self.metric or TRIAL_METRICS[objective].measure
 
 
 def same_form(form: str, quantization: str) -> str:
-    """The form that a serving form equals on a base stored this way."""
+    """The serving form with the same weights: without quantization, some forms are equal."""
     return SAME_UNQUANTIZED.get(form, form) if quantization == "none" else form
 
 
 def forms_of(
     finals: FinalsSpec, quantization: str, *, is_prequantized: bool = False
 ) -> tuple[ServingForm, ...]:
-    """The forms to score of an adapter on such a base.
+    """The serving forms to evaluate for an adapter on such a base.
 
-    Without quantization some are the same; a base whose own files are quantized has one.
+    Without quantization, some forms are equal. A base with quantized files has one form only.
     """
     if is_prequantized:
         return tuple(form for form in finals.forms if form == TRAINED)
@@ -149,21 +150,21 @@ def require_gate(finals: FinalsSpec, register: RegisterSpec) -> None:
     """Refuse a promotion gate without an evaluation in the finals.
 
     Raises:
-        SweepSpecError: They do not score the form, or not by the metric.
+        SweepSpecError: The finals do not evaluate the form, or do not measure the metric.
     """
     require(
         not finals.forms or register.form in finals.forms,
         "register.form",
         register.form,
         f"one of finals.forms ({', '.join(finals.forms)})",
-        "Add it there: what is served should have been measured.",
+        "Add it to finals.forms: the gate compares adapters in the form that is served.",
     )
     known = finals.evaluation.measures
     require(
         not register.metric or register.metric in known,
         "register.metric",
         register.metric,
-        f"{', '.join(known)}, as the finals measure",
+        f"{', '.join(known)}, which the finals measure",
         "Choose one of these.",
     )
 
@@ -172,7 +173,7 @@ def require_trained_form(finals: FinalsSpec, register: RegisterSpec | None, mode
     """Refuse forms of unquantized weights for a base whose own files are quantized.
 
     Raises:
-        SweepSpecError: The finals score it in no form that it has, or it is registered in another.
+        SweepSpecError: The finals lack the form `trained`, or adapters are registered in another.
     """
     why = f"trained for {model!r}, whose own files are quantized"
     remedy = "Name trained, or the original, unquantized weights in base.model."

@@ -1,7 +1,7 @@
-"""The files a sweep reads: where they are, that they are there, and what they hold.
+"""Input files of a sweep: their absolute paths, their existence and their digests.
 
-Trials run in other processes and on other machines than the one that read the sweep file, so a
-local source becomes an absolute path, and rows in memory become a file.
+Trials run in other processes and on other machines. So local sources become absolute paths, and
+rows in memory become files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SweepSpecError, SweepStorageError
-from orchestrator.spec.complaint import complaint, require
+from orchestrator.spec.complaint import require
 from trainables.files.sources import digest_files, files_of, is_local, names_path
 from trainables.spec import BaseSpec, DataSpec
 from trainables.whole import replace_file
@@ -27,14 +27,16 @@ _BASE_SUFFIXES = (".gguf",)
 _MODEL = "base.model"
 
 Rename = Callable[[str, str], str]
-"""Gives another name for a base; the second argument is its place, for messages."""
+"""Returns another name for a base; the second argument is the dotted field, for messages."""
 
 
 def with_located_sources(sweep: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A sweep's plain values with absolute paths of local sources.
 
+    Relative paths start at the folder.
+
     Raises:
-        SweepSpecError: A file is missing; relative ones are looked up in the folder.
+        SweepSpecError: A file is missing.
     """
     located = dict(sweep)
     data, base, space = (sweep.get(section) for section in ("data", "base", "space"))
@@ -64,7 +66,7 @@ def with_located_sources(sweep: Mapping[str, Any], folder: Path) -> dict[str, An
 
 
 def _locate_metric(name: object, folder: Path) -> object:
-    """`file.py:function` with an absolute path; anything else as it is."""
+    """`file.py:function` with an absolute path; other values unchanged."""
     if not isinstance(name, str):
         return name
     where, mark, function = name.rpartition(":")
@@ -73,7 +75,7 @@ def _locate_metric(name: object, folder: Path) -> object:
 
 
 def locate_data(data: DataSpec, folder: Path) -> DataSpec:
-    """The same data with absolute paths; relative ones are looked up in the folder.
+    """The same data with absolute paths; relative paths start at the folder.
 
     Raises:
         SweepSpecError: A file is missing.
@@ -87,7 +89,7 @@ def locate_data(data: DataSpec, folder: Path) -> DataSpec:
 
 
 def locate_base(base: BaseSpec, folder: Path) -> BaseSpec:
-    """The same base with an absolute path, where it is a local folder or file.
+    """The same base; a local folder or file has an absolute path.
 
     Raises:
         SweepSpecError: The folder, file or package is missing or holds no model.
@@ -135,7 +137,7 @@ def rename_choices(space: Mapping[str, Any], rename: Rename) -> dict[str, Any]:
 
 
 def rename_in_rule(rule: Any, rename: Rename, where: str) -> Any:
-    """A mapping of settings to a value or values, with other names for the bases in it."""
+    """A mapping of settings to values, with other names for the bases."""
     if not isinstance(rule, Mapping) or _MODEL not in rule:
         return rule
     return {**rule, _MODEL: _rename_all(rule[_MODEL], rename, f"{where}.{_MODEL}")}
@@ -166,7 +168,7 @@ def save_rows(data: DataSpec, folder: Path) -> DataSpec:
                 f"data.{split}: a row is not JSON ({error}); allowed: text, numbers, lists and "
                 "mappings. Convert the column."
             ) from error
-        # Named by content: another sweep's rows must not replace those that hosts are reading.
+        # Named by content: a later sweep must not replace rows that hosts are reading.
         name = f"{split}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
         path = (folder / name).resolve()
         try:
@@ -182,7 +184,7 @@ def save_rows(data: DataSpec, folder: Path) -> DataSpec:
 
 
 def content_digest(source: str | None) -> str | None:
-    """Digest of a data source's content for a file, folder or glob; the name for other sources."""
+    """Digest of the content of a file, folder or glob; the name of other sources."""
     if source is None or not is_local(source):
         return source
     path = Path(source)
@@ -190,13 +192,13 @@ def content_digest(source: str | None) -> str | None:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     files = files_of(source)
-    if not files and path.is_dir():  # such as one of .arrow files
+    if not files and path.is_dir():  # for example a folder of .arrow files
         files = tuple(one for one in path.rglob("*") if one.is_file())
     return digest_files(files)
 
 
 def _locate_rows(source: str, folder: Path, where: str) -> str:
-    """An absolute path of a file, folder or glob of rows; a hub id as it is."""
+    """Absolute path of a file, folder or glob of rows; a hub id unchanged."""
     path = folder / Path(source).expanduser()
     if path.exists() and source.strip():
         return str(path.resolve())
@@ -214,30 +216,29 @@ def _locate_rows(source: str, folder: Path, where: str) -> str:
     return pattern
 
 
-def _locate(source: str, folder: Path, suffixes: tuple[str, ...], where: str) -> str:
-    if not source.strip():
-        return source
-    path = folder / Path(source).expanduser()
-    is_path = source.startswith((".", "~", "/")) or path.suffix in suffixes
-    if path.exists():
-        return str(path.resolve())
-    if not is_path:
-        return source  # a hub id
-    raise complaint(where, source, f"an existing file (looked for {path})", "Correct the path.")
-
-
 def _locate_named(folder: Path, model: str, where: str) -> str:
     return _locate_model(model, folder, where)
 
 
 def _locate_model(model: str, folder: Path, where: str) -> str:
+    """Absolute path of a base's folder or file; a hub id or packaged file unchanged."""
     if model.startswith("package:"):
         _require_packaged(model, where)
         return model
-    located = _locate(model, folder, _BASE_SUFFIXES, where)
-    path = Path(located)
-    if not path.is_absolute():
-        return located  # a hub id
+    if not model.strip():
+        return model  # refused by BaseSpec
+    path = folder / Path(model).expanduser()
+    if not path.exists():
+        is_path = model.startswith((".", "~", "/")) or path.suffix in _BASE_SUFFIXES
+        require(
+            not is_path,
+            where,
+            model,
+            f"an existing file (looked for {path})",
+            "Correct the path.",
+        )
+        return model  # a hub id
+    path = path.resolve()
     is_folder = (path / "config.json").is_file() and any(path.glob("*.safetensors"))
     require(
         is_folder or (path.is_file() and path.suffix in _BASE_SUFFIXES),
@@ -247,19 +248,20 @@ def _locate_model(model: str, folder: Path, where: str) -> str:
         f"(looked at {path})",
         "Correct the path, or save the model there with save_pretrained.",
     )
-    return located
+    return str(path)
 
 
 def _require_packaged(model: str, where: str) -> None:
+    """Refuse `package:NAME/FILE` unless the package is installed and has the file."""
     package, _, name = model.removeprefix("package:").partition("/")
     require(
         package.isidentifier() and bool(name),
         where,
         model,
         "package:NAME/FILE",
-        "Name an importable package and a file in it.",
+        "Name an importable package and one of its files.",
     )
-    # find_spec does not run the package: its own dependencies need not be installed.
+    # find_spec does not import the package, so the package's dependencies are not needed.
     found = importlib.util.find_spec(package)
     folders = list(found.submodule_search_locations or ()) if found is not None else []
     require(

@@ -1,4 +1,4 @@
-"""Population-based training as a sweep file asks for it: its population, rungs and knobs."""
+"""Checks of population-based training in a sweep file: population, rungs and knobs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from orchestrator.spec.sections import ScheduleSpec
 from orchestrator.spec.space import SearchSpace
 
 MIN_RUNGS = 3
-"""Rungs before the horizon that it takes for copies to be copied again."""
+"""Minimum number of rungs before the horizon, so that copies can be copied again."""
 
 MIN_JUDGED = 4
-"""Trials that must have come to a rung before any is replaced there."""
+"""Minimum number of trials at a rung before one of them is replaced."""
 
 _CHANGEABLE = ("optim.", "lora.dropout")
 _UNCHANGEABLE = ("optim.batch_size", "optim.micro_batch_size")
-"""Rows are dealt out by batch size from the first step on: a copy would see some again."""
+"""The batch size decides the rows of every step: a copy with another one would repeat rows."""
 
 
 def population(schedule: ScheduleSpec, trials: int) -> int:
     """Number of fresh trials.
 
     Args:
-        schedule: The sweep's; its population is taken where it has one.
+        schedule: Schedule of the sweep; its `population`, if set, is the result.
         trials: Trials that the budget allows.
     """
     return schedule.population or min(8, max(MIN_JUDGED, trials // 2))
@@ -33,22 +33,21 @@ def check_pbt(
     """Refuse a sweep without trials to copy, knobs to change or rungs to compare at.
 
     Args:
-        space: What is searched.
+        space: Search space of the sweep.
         schedule: Distance of rungs, and population.
         trials: Trials that the budget allows.
         every: Steps between evaluations.
         horizon: Steps of a trial that is never stopped.
 
     Raises:
-        SweepSpecError: The space, the rungs, the population or the budget does not allow it.
+        SweepSpecError: The space, the rungs, the population or the budget does not allow `pbt`.
     """
     if not changeable_knobs(space):
         raise complaint(
             "schedule.algorithm",
             "pbt",
-            "an algorithm other than pbt for a space without a knob that can change in the middle "
-            "of a trial",
-            "pbt needs a knob of optim (a batch size is none) or lora.dropout: add one, such as "
+            "an algorithm other than pbt for a space without a knob that can change in training",
+            "pbt needs a knob of optim (other than batch sizes) or lora.dropout: add one, such as "
             "optim.learning_rate, or use asha.",
         )
     longest = (horizon - 1) // MIN_RUNGS // every * every
@@ -65,7 +64,7 @@ def check_pbt(
         trials > MIN_JUDGED,
         "budget.trials",
         trials,
-        f"more than {MIN_JUDGED} for pbt: a population and those that come in its places",
+        f"more than {MIN_JUDGED} for pbt: a population and its replacements",
         "Allow more trials, or use asha.",
     )
     require(
@@ -78,9 +77,9 @@ def check_pbt(
 
 
 def changeable_knobs(space: SearchSpace) -> list[str]:
-    """Knobs a copy may change: all but the base and the checkpoint's shape.
+    """Knobs that a copy may change: neither the base nor the shape of a checkpoint.
 
-    What decides on other settings stays, too: a knob that a `when` or a tied setting names.
+    Knobs named in a `when`, or by a tied setting that may not change, are left out, too.
     """
     deciding = {name for condition in space.conditions.values() for name in condition.allowed}
     for name, tie in reversed(list(space.ties.items())):

@@ -1,7 +1,7 @@
-"""The sections of a sweep file that say how it searches, stops and spends.
+"""Sections of a sweep file on search, early stopping, budget and hosts.
 
-Those that say what happens to the best are in `orchestrator.spec.finals_sections`, those that
-describe a trial (`base`, `lora`, `optim`, `data`, `eval`) in `trainables.spec`.
+The sections on the best trials are in `orchestrator.spec.finals_sections`, the sections of a trial
+(`base`, `lora`, `optim`, `data`, `eval`) in `trainables.spec`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Bound(NamedTuple):
     limit: float
 
     def excess(self, value: float) -> float:
-        """How far a value is beyond the bound; 0 or less within it."""
+        """Amount by which a value exceeds the bound; 0 or less for an allowed value."""
         return value - self.limit if self.is_upper else self.limit - value
 
 
@@ -40,7 +40,7 @@ def parse_bound(written: str) -> Bound:
     """A constraint such as `peak_memory_gib <= 20`.
 
     Raises:
-        SweepSpecError: It is no such comparison.
+        SweepSpecError: The text is not such a comparison.
     """
     match = _BOUND.fullmatch(written)
     metrics = get_args(ReportedMetric)
@@ -64,16 +64,17 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec:
-    """What trials are compared by.
+    """Objectives and constraints for comparing trials.
 
     Attributes:
-        metric: One of the metrics every report of a trial holds.
-        mode: Direction of better; left out, `min` for a loss and `max` for an accuracy.
+        metric: A metric in every report of a trial.
+        mode: Whether lower or higher is better; by default, `min` for a loss and `max` for an
+            accuracy.
         also: Further objectives with their directions, such as `{peak_memory_gib: min}`. The
-            searcher and the Pareto front see all of them; early stopping, ranking and promotion go
-            by `metric`.
-        constraints: Bounds such as `peak_memory_gib <= 20`; a trial beyond one is not ranked, and
-            the searcher avoids its like.
+            searcher and the Pareto front use all objectives; early stopping, ranking and promotion
+            use `metric`.
+        constraints: Bounds such as `peak_memory_gib <= 20`. A trial beyond a bound is not ranked,
+            and the searcher avoids similar configurations.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -101,7 +102,7 @@ class ObjectiveSpec:
             "objective.also",
             dict(self.also),
             f"metrics besides objective.metric ({self.metric})",
-            "Remove it there.",
+            f"Remove {self.metric} from objective.also.",
         )
         _ = self.bounds
         fitting = TRIAL_METRICS[self.metric].mode
@@ -118,7 +119,7 @@ class ObjectiveSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpec:
-    """How configurations are chosen.
+    """Choice of configurations.
 
     Attributes:
         algorithm: `tpe` (multivariate, with a constant liar), `gp` (Gaussian process), `cmaes` and
@@ -126,11 +127,11 @@ class SearchSpec:
             combination of a space without float ranges in a shuffled order. All but `cmaes` take
             more than one objective.
         startup_trials: Random trials before an algorithm starts to learn.
-        prior: Begin with the learning rate that a base of this size usually wants
-            (arXiv:2602.04998), if the space holds it.
-        start: Configurations to try first; knobs that one leaves out are drawn.
-        warm_start: A registered model; its champion and best versions are tried first, as far as
-            their settings are in this space.
+        prior: Begin with the usual learning rate for a base of this size (arXiv:2602.04998), if
+            the space has a range of learning rates.
+        start: Configurations to try first; missing knobs are drawn.
+        warm_start: A registered model. Its champion and best versions are tried first, without
+            settings outside of this space.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -155,23 +156,24 @@ class SearchSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSpec:
-    """When a trial is stopped because others are better.
+    """Early stopping of trials in comparison with other trials.
 
     Attributes:
-        algorithm: `asha` (arXiv:1810.05934) stops a trial at a rung where it is not among the best
-            `1 / reduction_factor` of those that came there; `hyperband` (arXiv:1603.06560) spreads
-            trials over several such ladders with later and later first rungs; `median`
-            (Golovin et al. 2017, section 3.2.2) stops a trial whose best value is worse than the
-            median of the others' running means; `pbt` (arXiv:1711.09846) ends the worst at a rung
-            and lets a changed copy of one of the best go on in its place; `none` never stops one.
+        algorithm: `asha` (arXiv:1810.05934) stops a trial at a rung unless the trial is among the
+            best `1 / reduction_factor` at this rung; `hyperband` (arXiv:1603.06560) spreads trials
+            over several such ladders with increasing first rungs; `median` (Golovin et al. 2017,
+            section 3.2.2) stops a trial if its best value is worse than the median of the others'
+            running means; `pbt` (arXiv:1711.09846) ends the worst trials at a rung and replaces
+            each by a changed copy of one of the best; `none` stops no trial.
         grace_steps: The first rung, a multiple of `eval.every`; 0 takes a quarter of
-            `optim.steps`. For `pbt` it is also the distance between rungs.
-        reduction_factor: Ratio of a rung's steps to the one before. At least 2, so that every
-            rung has a report of its own.
-        brackets: Ladders of `hyperband`.
-        min_trials: Trials that `median` wants to have seen at a step before it judges.
-        population: Trials that `pbt` starts with; 0 takes what `budget.trials` allows, up to 8.
-        quantile: Part of the population that `pbt` replaces at a rung, and that it copies from.
+            `optim.steps`. For `pbt` also the distance between rungs.
+        reduction_factor: Ratio of the steps of two successive rungs; at least 2, so that every
+            rung has its own report.
+        brackets: Number of ladders of `hyperband`.
+        min_trials: Minimum number of other trials at a step before `median` stops a trial.
+        population: Number of trials that `pbt` starts with; 0 takes half of `budget.trials`, but
+            4 to 8.
+        quantile: Part of the population that `pbt` replaces at a rung; also the part to copy from.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -206,13 +208,13 @@ class ScheduleSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ExitSpec:
-    """When a trial ends because of itself, whatever others do.
+    """Conditions that end a trial without comparison with other trials.
 
     Attributes:
-        divergence: Ends a trial as `diverged` when its `eval_loss` exceeds this many times the
-            first one it reported; 0 switches it off. (A non-finite loss always ends one.)
-        overfitting: Ends a trial as `stopped` after this many evaluations in a row whose
-            `eval_loss` was above its lowest while `train_loss` fell; 0 switches it off.
+        divergence: A trial ends as `diverged` if its `eval_loss` exceeds the first `eval_loss` by
+            this factor; 0 switches the rule off. (A non-finite loss always ends a trial.)
+        overfitting: A trial ends as `stopped` after this number of successive evaluations with an
+            `eval_loss` above the minimum while `train_loss` fell; 0 switches the rule off.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -235,16 +237,16 @@ class ExitSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetSpec:
-    """How much a sweep may spend, over all its sessions; whichever limit is met first.
+    """Limits of a sweep over all sessions; the first limit reached counts.
 
     Attributes:
-        trials: Trials of the search, whatever their end.
-        wall_clock_s: Seconds that the sweep was run.
-        gpu_seconds: Seconds that hosts were up, times their GPUs.
-        cpu_seconds: Seconds that hosts were up, times their CPU cores.
-        money: In the currency of `price_per_gpu_hour`.
+        trials: Number of trials of the search, with any outcome.
+        wall_clock_s: Duration of the sweep's sessions in seconds.
+        gpu_seconds: Running time of hosts in seconds, multiplied by their GPUs.
+        cpu_seconds: Running time of hosts in seconds, multiplied by their CPU cores.
+        money: Amount in the currency of `price_per_gpu_hour`.
         price_per_gpu_hour: Price of one GPU for one hour.
-        finals_fraction: Part of every limit but `trials` that the search leaves to the finals.
+        finals_fraction: Part of every limit except `trials` that the search leaves to the finals.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -273,7 +275,7 @@ class BudgetSpec:
             "budget.price_per_gpu_hour",
             self.price_per_gpu_hour,
             "a price, with budget.money",
-            "Say what an hour of one GPU costs.",
+            "Give the price of one GPU for one hour.",
         )
         require(
             0 <= self.finals_fraction < 1,
@@ -289,17 +291,17 @@ _LIMITS = ("wall_clock_s", "gpu_seconds", "cpu_seconds", "money", "price_per_gpu
 
 @dataclass(frozen=True, kw_only=True)
 class HostsSpec:
-    """Where trials are trained.
+    """Hosts on which trials are trained.
 
     Attributes:
-        seats: Trials that one host trains at once.
-        fresh: Start a new host for every trial instead of keeping warm ones.
-        max_failures: Times a host's worker is started anew before the host is given up. It takes
-            three to tell a trial that kills its host from the neighbours that only die with it.
-        max_crashes: Times a host may die while it trains one trial alone before that trial fails;
-            until then it goes on from its checkpoint.
-        checkpoints: `needed` removes a trial's checkpoint once neither the finals nor a larger
-            budget can use it, while the sweep runs; `all` keeps every one. Adapters stay.
+        seats: Number of trials that a host trains at once.
+        fresh: Start a new host for every trial instead of reusing hosts.
+        max_failures: Number of restarts of a host's worker before the host is given up. Three are
+            needed to tell a trial that kills its host from its neighbours.
+        max_crashes: Number of host crashes during training of a trial alone, after which the trial
+            fails; before, the trial continues from its checkpoint.
+        checkpoints: `needed` removes a trial's checkpoint during the sweep, as soon as neither the
+            finals nor a larger budget can use the checkpoint; `all` keeps all. Adapters stay.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -320,12 +322,12 @@ class HostsSpec:
             "hosts.max_failures",
             self.max_failures,
             ">= 0",
-            "Use 0 to give up at the first loss.",
+            "Use 0 to give up at the first crash.",
         )
 
 
 def require_slug(where: str, name: str) -> None:
-    """Refuse a name that cannot be a folder, a registered model and a Kubernetes label at once."""
+    """Refuse a name that is not valid as folder, registered model and Kubernetes label."""
     slug = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:63]
     require(
         _SLUG.fullmatch(name) is not None,

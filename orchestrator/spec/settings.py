@@ -1,4 +1,4 @@
-"""The settings of a trial by their dotted names, and which of them a search may vary."""
+"""The settings of a trial by dotted name, and the settings that a search may vary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainables.errors import BaseModelError, SpecError
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 ALPHA_PER_RANK = "lora.alpha_per_rank"
-"""A knob that is no setting: `lora.alpha` is this times `lora.rank`."""
+"""A knob that is not a setting: `lora.alpha` is `lora.rank` multiplied by its value."""
 
 MAX_SEED = 2**32 - 1
 
@@ -26,7 +26,7 @@ _SECTIONS = {
     "data": DataSpec,
     "eval": EvalSpec,
 }
-_COMPARABLE = "results are only comparable on the same data, measured the same way"
+_COMPARABLE = "results are comparable only on the same data with the same evaluation"
 _HORIZON = "trials are compared at equal steps of one horizon"
 
 SETTINGS: dict[str, Any] = {
@@ -41,7 +41,7 @@ def why_fixed(name: str) -> str:
     """Reason to refuse a setting in a space; empty for an allowed setting."""
     if name == "optim.steps":
         return _HORIZON
-    # Rows are cut for training only, and measured alike: this one setting of the data may differ.
+    # data.train_max_tokens cuts training rows only: evaluations stay comparable.
     is_measured = name.startswith(("data.", "eval.")) or name in ("data", "eval")
     return _COMPARABLE if is_measured and name != "data.train_max_tokens" else ""
 
@@ -49,19 +49,19 @@ def why_fixed(name: str) -> str:
 KNOBS: dict[str, Any] = {name: hint for name, hint in SETTINGS.items() if not why_fixed(name)} | {
     ALPHA_PER_RANK: float
 }
-"""What a space may hold, with its type."""
+"""Every name that a space may have, with its type."""
 
 NUMBERS = tuple(
     name for name, hint in SETTINGS.items() if {int, float} & set(get_args(hint) or (hint,))
 )
-"""The settings that one can calculate with."""
+"""The numeric settings, for expressions."""
 
 
 def require_knob(name: object) -> str:
-    """The name, checked to be a setting that a space may hold.
+    """The name, checked to be valid in a space.
 
     Raises:
-        SweepSpecError: It is not; the message says why.
+        SweepSpecError: The name is not a setting, or the setting cannot be searched.
     """
     require(
         isinstance(name, str), "space", name, "dotted settings", "Write a name such as lora.rank."
@@ -78,7 +78,7 @@ def require_knob(name: object) -> str:
 
 
 class Sections(Protocol):
-    """What a sweep and a trial both have."""
+    """Sections that a sweep and a trial have in common."""
 
     @property
     def base(self) -> BaseSpec: ...  # noqa: D102
@@ -96,7 +96,7 @@ class Sections(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FixedSettings:
-    """A sweep's fixed settings for all trials, checked for types only."""
+    """A sweep's fixed settings for all trials; only types are checked."""
 
     base: BaseSpec
     lora: LoraSpec
@@ -107,7 +107,7 @@ class FixedSettings:
 
 
 def without_rows(sections: Sections) -> FixedSettings:
-    """The same settings with the names of rows in memory, which may be many, for the rows."""
+    """The same settings, with a name in place of rows in memory."""
     names: dict[str, Any] = {
         split: f"rows of {split}"
         for split in ("train", "validation", "test")
@@ -124,7 +124,7 @@ def without_rows(sections: Sections) -> FixedSettings:
 
 
 def flatten(sections: Sections) -> dict[str, Any]:
-    """Settings by dotted name; names of layers are a sorted list, as in a space."""
+    """Settings by dotted name; layer names are a sorted list, as in a space."""
     values = {
         f"{section}.{field.name}": getattr(getattr(sections, section), field.name)
         for section, kind in _SECTIONS.items()
@@ -136,10 +136,10 @@ def flatten(sections: Sections) -> dict[str, Any]:
 
 
 def changed_sections(sections: Sections, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections, and the seed, in which settings change, with the changes made.
+    """The changed sections, and the seed if changed, by name.
 
     Raises:
-        SweepSpecError: A section cannot be like that.
+        SweepSpecError: A changed section is not valid.
     """
     fields: dict[str, dict[str, Any]] = {}
     changed: dict[str, Any] = {}
@@ -151,11 +151,11 @@ def changed_sections(sections: Sections, changes: Mapping[str, Any]) -> dict[str
             plain = tuple(value) if isinstance(value, list) else value
             fields.setdefault(section, {})[field] = plain
         else:
-            require(0 <= value <= MAX_SEED, name, value, f"0 to {MAX_SEED}", "Use a small one.")
+            require(0 <= value <= MAX_SEED, name, value, f"0 to {MAX_SEED}", "Use a smaller seed.")
             changed[name] = value
     try:
         for section, values in fields.items():
-            # Rows in memory have no hash.
+            # Rows in memory are not hashable.
             replace = _replace if section == "data" else _replace_once
             changed[section] = replace(getattr(sections, section), tuple(values.items()))
     except SpecError as error:
@@ -168,16 +168,16 @@ def _replace(section: Any, fields: tuple[tuple[str, Any], ...]) -> Any:
 
 
 _replace_once = lru_cache(maxsize=4096)(_replace)
-"""Spaces are listed: their configurations have few different sections, each checked in 10 us."""
+"""The configurations of a listed space have few different sections; checking one takes 10 us."""
 
 
 def assemble(sections: Sections, changes: Mapping[str, Any]) -> TrialSpec:
-    """The trial of the fixed settings with some changed.
+    """The trial with the fixed settings and some changes.
 
-    Of a base whose own files are quantized, `base.double_quant` is what they are.
+    For a base with quantized files, `base.double_quant` is taken from the files.
 
     Raises:
-        SweepSpecError: They do not go together.
+        SweepSpecError: The settings are not valid together.
     """
     changed = changed_sections(sections, changes)
     parts = {name: changed.get(name, getattr(sections, name)) for name in (*_SECTIONS, "seed")}
@@ -189,15 +189,14 @@ def assemble(sections: Sections, changes: Mapping[str, Any]) -> TrialSpec:
 
 
 def settled_base(base: BaseSpec, double_quant: bool | None = None) -> BaseSpec:
-    """The base in the form that its own files have, where those are quantized.
+    """The base, with the stored form of quantized files.
 
     Args:
-        base: Which base.
-        double_quant: What a search wants; `None` where it is not searched.
+        base: Base with the requested form.
+        double_quant: Value from the search; `None` if `base.double_quant` is not searched.
 
     Raises:
-        SweepSpecError: The files are in another form than the one asked for, or in one that
-            cannot be trained on.
+        SweepSpecError: The files have a form that was not requested or cannot be trained on.
     """
     try:
         settled = settle_form(base, form_of_files(base))
@@ -214,10 +213,10 @@ def settled_base(base: BaseSpec, double_quant: bool | None = None) -> BaseSpec:
 
 
 def form_of_files(base: BaseSpec) -> StoredForm | None:
-    """The form that the files of a base have already; `None` for plain ones and unknown ones.
+    """The stored form of a base's quantized files; `None` for plain or unknown files.
 
     Raises:
-        SweepSpecError: They are quantized in a form that cannot be trained on.
+        SweepSpecError: The files are quantized in a form that cannot be trained on.
     """
     try:
         return stored_form(base)

@@ -1,4 +1,4 @@
-"""Whether a space can be searched: every value works somewhere, and something may be tried."""
+"""Check of a search space: every value is valid in a trial, and a configuration is allowed."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from orchestrator.spec.settings import assemble
 from orchestrator.spec.space import MAX_LISTED, SearchSpace
 
 _MIXES = 64
-"""Random configurations tried around a value that does not work with the fixed settings."""
+"""Number of random configurations to try with a value that fails with the fixed settings."""
 
 _MAX_DRAWN = 1000
-"""Random configurations looked at for one that may be tried, in a space that is not listed."""
+"""Number of random configurations to check for an allowed one, in a space that is not listed."""
 
 
 def require_sound(space: SearchSpace) -> None:
-    """Refuse a space with an impossible value or without a possible configuration.
+    """Refuse a space with an impossible value or without an allowed configuration.
 
-    A value is tried with the fixed settings first; one that does not work with them may still
-    work with other values of other knobs, and then stays.
+    A value is tried with the fixed settings first. If this fails, the value is tried with other
+    values of other knobs; it stays if a combination works.
 
     Raises:
-        SweepSpecError: It is one.
+        SweepSpecError: A value is impossible, or no configuration is allowed.
     """
     for name, knob in space.knobs.items():
         context = _activation(space, name)
@@ -49,12 +49,13 @@ def _activation(space: SearchSpace, name: str) -> dict[str, Any]:
     raise complaint(
         f"space.{name}.when",
         dict(condition.allowed),
-        "values that its knobs can have at once, given their own conditions",
+        "values that its knobs can have together, given their own conditions",
         "Correct one of the conditions.",
     )
 
 
 def _ancestors(space: SearchSpace, name: str) -> set[str]:
+    """Knobs that a knob's conditions depend on, directly or indirectly."""
     found: set[str] = set()
     todo = [name]
     while todo:
@@ -66,6 +67,7 @@ def _ancestors(space: SearchSpace, name: str) -> set[str]:
 
 
 def _require_works(space: SearchSpace, name: str, knobs: Mapping[str, Any]) -> None:
+    """Refuse a knob's value if no combination with it makes a trial."""
     problem = _problem(space, knobs)
     mixes = (mix for mix in _mixes(space, name, knobs) if name in space.active(mix))
     if not problem or any(not _problem(space, mix) for mix in mixes):
@@ -79,7 +81,7 @@ def _require_works(space: SearchSpace, name: str, knobs: Mapping[str, Any]) -> N
 
 
 def _problem(space: SearchSpace, knobs: Mapping[str, Any]) -> str:
-    """Reason that no trial can be built from these knobs; forbidden combinations aside."""
+    """Reason why the knobs make no trial, without regard to `forbid`; empty if they do."""
     try:
         assemble(space.fixed, space.changes(knobs))
     except SweepSpecError as error:
@@ -88,7 +90,7 @@ def _problem(space: SearchSpace, knobs: Mapping[str, Any]) -> str:
 
 
 def _mixes(space: SearchSpace, name: str, knobs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Configurations around a value: with random values of all others, then with each of one."""
+    """Configurations with a knob's value: random others, then every value of each other knob."""
     others = {each: knob for each, knob in space.knobs.items() if each not in knobs}
     generator = random.Random(0)
     for _ in range(_MIXES):
@@ -115,13 +117,13 @@ def _draw(knob: Distribution, generator: random.Random) -> Any:
 
 
 def _require_any(space: SearchSpace) -> None:
-    """Refuse a space if every configuration looked at is refused."""
+    """Refuse a space if every checked configuration is refused."""
     listed = space.expand(space.order) if space.is_finite else iter(())
-    looked_at = itertools.chain(
+    checked = itertools.chain(
         itertools.islice(listed, MAX_LISTED), _random_configurations(space, _MAX_DRAWN)
     )
     first: dict[str, Any] | None = None
-    for knobs in looked_at:
+    for knobs in checked:
         if not space.refuse(knobs):
             return
         first = knobs if first is None else first

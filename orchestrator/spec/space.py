@@ -1,6 +1,6 @@
-"""The search space of a sweep: which values of which settings trials may try.
+"""The search space of a sweep: settings to search, with their values.
 
-A knob is a dotted setting of a trial (`lora.rank`); a sweep file writes for it a distribution, an
+A knob is a dotted setting of a trial (`lora.rank`). In a sweep file, a knob has a distribution, an
 expression of other settings, or a constant:
 
     lora.rank: {choice: [4, 8, 16]}
@@ -10,9 +10,9 @@ expression of other settings, or a constant:
     lora.alpha: {tied: "2 * lora.rank"}
     optim.batch_size: 16
 
-Knobs become Optuna parameters of the same name (lists are JSON there, as Optuna's categories are
-primitive) and, put into a sweep's fixed settings, a `TrialSpec`. A knob that is not searched in a
-configuration (its `when` does not hold) is absent from it and has the sweep's fixed setting.
+Knobs become Optuna parameters of the same name; lists become JSON, as Optuna's categories are
+primitive. Knobs together with the sweep's fixed settings make a `TrialSpec`. If the `when` of a
+knob does not hold, the knob is not in the configuration, and the trial has the fixed setting.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 MAX_LISTED = 100_000
-"""Largest space whose configurations are listed one by one."""
+"""Maximum number of configurations of a space to list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +70,11 @@ class SearchSpace:
     """The searched knobs with their conditions, ties and rules.
 
     Attributes:
-        knobs: What is searched, in the order of the sweep file.
-        conditions: When a knob is searched; always, without one.
-        ties: Settings computed from others, in an order in which they can be.
-        forbidden: What no trial may have together.
-        fixed: The settings that nothing above changes.
+        knobs: Distributions of the searched knobs, in the order of the sweep file.
+        fixed: Settings of the sweep outside of the space.
+        conditions: Conditions under which a knob is searched; a knob without one always is.
+        ties: Settings computed from others, in topological order.
+        forbidden: Combinations that no trial may have.
     """
 
     knobs: Mapping[str, Distribution]
@@ -85,19 +85,19 @@ class SearchSpace:
 
     @cached_property
     def size(self) -> int | None:
-        """How many configurations there are; `None` for too many to list, or infinitely many."""
+        """Number of allowed configurations; `None` for too many to list, or infinitely many."""
         if not self.is_short:
             return None
         return sum(1 for _ in self.configurations())
 
     @property
     def is_finite(self) -> bool:
-        """No knob is a range of numbers in between which there are others."""
+        """Whether every knob has finitely many values."""
         return all(knob.size is not None for knob in self.knobs.values())
 
     @cached_property
     def is_short(self) -> bool:
-        """There are at most `MAX_LISTED` configurations before some are refused."""
+        """Whether there are at most `MAX_LISTED` configurations, refused ones included."""
         if not self.is_finite:
             return False
         always = [
@@ -110,7 +110,7 @@ class SearchSpace:
 
     @cached_property
     def order(self) -> tuple[str, ...]:
-        """Topological order of the knobs: each after the knobs its `when` names."""
+        """Topological order of the knobs: each knob after the knobs in its `when`."""
         needs = {
             name: self.conditions[name].allowed if name in self.conditions else ()
             for name in self.knobs
@@ -129,7 +129,7 @@ class SearchSpace:
         return [name for name in self.knobs if name in names]
 
     def is_active(self, name: str, known: Mapping[str, Any]) -> bool:
-        """Whether a knob is active, given the active knobs before."""
+        """Whether a knob is active, given the active knobs before it."""
         condition = self.conditions.get(name)
         return condition is None or condition.holds(known)
 
@@ -139,7 +139,7 @@ class SearchSpace:
         return {name: self.knobs[name].build() for name in names}
 
     def decode(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Knobs of a trial from the parameters Optuna drew."""
+        """Knobs of a trial from Optuna's parameters."""
         return {
             name: knob.decode(params[name]) for name, knob in self.knobs.items() if name in params
         }
@@ -148,7 +148,7 @@ class SearchSpace:
         """Optuna's parameters from the knobs of a trial.
 
         Raises:
-            KeyError: One is not of this space.
+            KeyError: A knob is not in this space.
         """
         strangers = [name for name in knobs if name not in self.knobs]
         if strangers:
@@ -156,9 +156,9 @@ class SearchSpace:
         return {name: encode_value(knobs[name]) for name in self.knobs if name in knobs}
 
     def suggest(self, draw: Callable[[str, BaseDistribution], Any]) -> dict[str, Any]:
-        """A configuration of what `draw` gives for each active knob, in `order`.
+        """A configuration from `draw`, called for each active knob in `order`.
 
-        It may be one that `refuse` refuses.
+        The configuration may be refused by `refuse`.
         """
         drawn: dict[str, Any] = {}
         for name in self.order:
@@ -175,7 +175,7 @@ class SearchSpace:
             where: Dotted name for messages.
 
         Raises:
-            SweepSpecError: One is not searched here, or not with this value.
+            SweepSpecError: A knob is not searched, or its value is outside of the space.
         """
         settled = {
             name: self._settle_value(f"{where}.{name}", name, written)
@@ -192,32 +192,37 @@ class SearchSpace:
         return self._in_file_order(settled)
 
     def refuse(self, knobs: Mapping[str, Any]) -> str:
-        """Reason to refuse a configuration, in one sentence; empty for an allowed one."""
+        """Reason to refuse a configuration, as a sentence; empty if the configuration is allowed.
+
+        Rules of `forbid` come first.
+        """
         try:
             changes = self.changes(knobs)
-            rule = self._forbidding(changes)
-            if rule is None:
-                assemble(self.fixed, changes)
+            values = ChainMap(changes, self.fixed_values)
+            for i, rule in enumerate(self.forbidden):
+                if rule.holds(values):
+                    return f"forbid[{i}]: no trial may have {rule}"
+            assemble(self.fixed, changes)
         except SweepSpecError as error:
             return str(error)
-        return "" if rule is None else f"forbid[{rule}]: no trial may have {self.forbidden[rule]}"
+        return ""
 
     def changes(self, knobs: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings that differ from the fixed ones: active knobs and tied settings.
+        """Settings that a configuration changes: active knobs and tied settings.
 
         Raises:
-            SweepSpecError: A tied one has no value.
+            SweepSpecError: A tied setting has no value.
         """
         changed = {name: knobs[name] for name in self.active(knobs) if name in knobs}
         values = ChainMap(changed, self.fixed_values)
         for name, tie in self.ties.items():
-            # Alpha per rank has no fixed setting: where it is not searched, alpha is as fixed.
+            # Alpha per rank has no fixed value: if the knob is inactive, alpha stays fixed.
             if ALPHA_PER_RANK not in tie.names or ALPHA_PER_RANK in changed:
                 changed[name] = tie.compute(values)
         return changed
 
     def configurations(self) -> Iterator[dict[str, Any]]:
-        """Every configuration of a finite space that may be tried, once.
+        """All allowed configurations of a finite space, each once.
 
         Raises:
             ValueError: The space is infinite.
@@ -234,12 +239,12 @@ class SearchSpace:
         known: Mapping[str, Any] | None = None,
         only: Mapping[str, Sequence[Any]] | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Every choice of values for the knobs named (parents first), refused ones too.
+        """All combinations of values for the named knobs, including refused combinations.
 
         Args:
-            names: Knobs, all of finitely many values.
-            known: Values of the knobs before them.
-            only: Values to which some of them are limited.
+            names: Knobs with finitely many values, in topological order.
+            known: Values of earlier knobs.
+            only: Values to which some knobs are limited.
         """
         chosen = dict(known or {})
         if not names:
@@ -256,10 +261,6 @@ class SearchSpace:
     def fixed_values(self) -> dict[str, Any]:
         """`fixed` by dotted name."""
         return flatten(self.fixed)
-
-    def _forbidding(self, changes: Mapping[str, Any]) -> int | None:
-        values = ChainMap(dict(changes), self.fixed_values)
-        return next((i for i, rule in enumerate(self.forbidden) if rule.holds(values)), None)
 
     def _settle_value(self, where: str, name: str, written: object) -> Any:
         value = parse_value(where, written, KNOBS[name])
@@ -286,10 +287,10 @@ class SearchSpace:
 
 
 def split_constants(space: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The constants of a space as written, and the rest of it.
+    """The constants of a written space, and the space without constants.
 
     Raises:
-        SweepSpecError: A name is of no knob, or a value not of its setting's type.
+        SweepSpecError: A name is not a knob, or a value is not of the setting's type.
     """
     for name in space:
         require_knob(name)
@@ -303,7 +304,7 @@ def split_constants(space: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     constants: dict[str, Any] = {}
     varied: dict[str, Any] = {}
     for name, written in space.items():
-        # A list is a constant where the setting is one; a distribution without a name elsewhere.
+        # A list is a constant only for lora.targets; for others, a distribution without a name.
         is_list = isinstance(written, list | tuple) and name != "lora.targets"
         if isinstance(written, Mapping) or is_list:
             varied[name] = written
@@ -321,8 +322,8 @@ def parse_space(
     """Parse a space without constants, and the sweep's `forbid`.
 
     Args:
-        mapping: Knobs with their distributions or expressions as written.
-        fixed: The settings of the sweep.
+        mapping: Knobs with distributions or expressions as written.
+        fixed: Settings of the sweep outside of the space.
         rules: `forbid` as written.
 
     Raises:
@@ -362,12 +363,12 @@ def parse_space(
         ),
         fixed=fixed,
     )
-    _ = space.order  # a circle of conditions is found here
+    _ = space.order  # refuses circular conditions
     return space
 
 
 def describe(trial: TrialSpec) -> dict[str, Any]:
-    """Flat hyperparameters of a trial under readable names, for tables and tracking."""
+    """Hyperparameters of a trial by readable names, for tables and tracking."""
     names = {"base.model": "base", "base.revision": "revision"}
     flat: dict[str, Any] = {}
     for section in ("base", "lora", "optim"):
@@ -376,7 +377,7 @@ def describe(trial: TrialSpec) -> dict[str, Any]:
             short = field_ if section == "base" else name
             flat[names.get(name, short)] = "+".join(value) if isinstance(value, tuple) else value
     if trial.lora.alpha.is_integer():
-        flat["lora.alpha"] = int(trial.lora.alpha)  # as who filters by it writes it
+        flat["lora.alpha"] = int(trial.lora.alpha)  # so that a filter can be written as alpha = 16
     limits = {
         "data.max_tokens": trial.data.max_tokens,
         "data.train_max_tokens": trial.data.train_max_tokens,
@@ -385,7 +386,7 @@ def describe(trial: TrialSpec) -> dict[str, Any]:
 
 
 def searched_names(space: SearchSpace) -> list[str]:
-    """Names of `describe` that can differ between trials of the space."""
+    """Names from `describe` with values that can differ between trials of the space."""
     names = {"base.model": "base", "base.revision": "revision", ALPHA_PER_RANK: "lora.alpha"}
     varied = (names.get(name, name.removeprefix("base.")) for name in (*space.knobs, *space.ties))
     return list(dict.fromkeys(varied))

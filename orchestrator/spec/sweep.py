@@ -1,7 +1,7 @@
-"""What a sweep is: fixed settings, a space to search, a budget and what happens to the winners.
+"""The spec of a sweep: fixed settings, a search space, a budget, finals and registration.
 
-`SweepSpec` is the schema of a sweep file. It checks itself when built, from YAML or in Python: a
-spec that exists is one that can be run, and what cannot is a `SweepSpecError` naming the field.
+`SweepSpec` is the schema of a sweep file. A spec is checked when it is built, from YAML or in
+Python: every `SweepSpec` can be run, and a mistake is a `SweepSpecError` that names the field.
 """
 
 from __future__ import annotations
@@ -64,33 +64,33 @@ from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, T
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 RESUMABLE_CHANGES = ("budget", "finals", "hosts", "register")
-"""Sections that say how far and where a sweep runs, not what its trials are: outside `digest`."""
+"""Sections outside of `digest`: they limit and place a sweep, but do not change its trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSpec:
-    """One search, whole.
+    """All settings of a sweep.
 
     Attributes:
-        name: Name of the sweep's folder and of its registered model.
+        name: Name of the sweep's folder and, by default, of its registered model.
         base: Base model of every trial.
         data: Rows of every trial; local paths become absolute.
-        lora: Adapter settings that no knob varies.
-        optim: Optimizer settings that no knob varies; `steps` is the horizon.
-        eval: How trials are measured.
-        space: Knobs with their distributions or expressions as written; `search_space` is its
-            parsed form. Constants in it become fixed settings.
-        forbid: Combinations of values that no trial may have, each a mapping of knobs to a value
-            or a list of values.
-        objective: What trials are compared by.
-        search: How configurations are chosen.
-        schedule: When a trial is stopped because others are better.
-        exits: When a trial is stopped because of itself.
-        budget: How much the sweep may spend.
-        finals: How the best are trained and measured once more.
-        hosts: Where trials are trained.
-        register: What happens to the best adapters.
-        seed: Decides every random choice: suggestions, adapter starts, the order of rows.
+        lora: Adapter settings outside of the space.
+        optim: Optimizer settings outside of the space; `steps` is the horizon.
+        eval: Evaluation of trials.
+        space: Knobs with distributions or expressions as written; `search_space` is the parsed
+            form. Constants become fixed settings.
+        forbid: Combinations of values that no trial may have: each is a mapping of settings to a
+            value or a list of values.
+        objective: Objectives and constraints for comparing trials.
+        search: Choice of configurations.
+        schedule: Early stopping in comparison with other trials.
+        exits: Conditions that end a trial without comparison.
+        budget: Limits of the sweep.
+        finals: Further training and evaluation of the best configurations.
+        hosts: Hosts on which trials are trained.
+        register: Registration of the best adapters; `None` registers none.
+        seed: Decides every random choice: suggestions, initial adapters, the order of rows.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -117,12 +117,18 @@ class SweepSpec:
         require_slug("name", self.name)
         self._settle_written()
         require(
-            0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}", "Use a small one."
+            0 <= self.seed <= MAX_SEED,
+            "seed",
+            self.seed,
+            f"0 to {MAX_SEED}",
+            "Use a smaller seed.",
         )
         self._check_steps()
         self._fill("base", locate_base(self.base, Path.cwd()))
         self._fill("data", locate_data(self.data, Path.cwd()))
-        self._fill("schedule", self._complete_schedule())
+        quarter = max(self.eval.every, self.horizon // 4 // self.eval.every * self.eval.every)
+        grace_steps = self.schedule.grace_steps or quarter
+        self._fill("schedule", dataclasses.replace(self.schedule, grace_steps=grace_steps))
         self._check_register()
         self._settle_stored_form()
         self._check_space()
@@ -138,7 +144,7 @@ class SweepSpec:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> SweepSpec:
-        """Parse a sweep file; its relative paths start at the file's folder.
+        """Parse a sweep file; relative paths in the file start at its folder.
 
         Raises:
             SweepSpecError: The file or a value in it cannot work.
@@ -166,8 +172,8 @@ class SweepSpec:
     def digest(self) -> str:
         """Hex SHA-256 of all settings that decide trials and their comparison.
 
-        A sweep resumes only under the digest it started with. `RESUMABLE_CHANGES` are left out.
-        Data files count by content: a moved file is the same, a changed one is not.
+        A sweep can be resumed only with the same digest. `RESUMABLE_CHANGES` are left out. Data
+        files count by content: moving a file keeps the digest, changing the file does not.
         """
         values = self.to_dict()
         for section in RESUMABLE_CHANGES:
@@ -178,7 +184,7 @@ class SweepSpec:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values for JSON; `parse_sweep` takes them back.
+        """Nested plain values for JSON and for `parse_sweep`.
 
         Raises:
             SweepSpecError: Rows are still in memory; see `with_saved_rows`.
@@ -193,7 +199,7 @@ class SweepSpec:
                 "Write the rows to files first: SweepSpec.with_saved_rows(folder).",
             )
         values = dataclasses.asdict(self)
-        # A round trip through JSON makes lists of tuples and proves that all of it is JSON.
+        # A round trip through JSON turns tuples into lists and checks that all values are JSON.
         return cast("dict[str, Any]", json.loads(json.dumps(values, allow_nan=False)))
 
     def with_saved_rows(self, folder: Path) -> SweepSpec:
@@ -221,11 +227,6 @@ class SweepSpec:
             )
             _require_multiple("schedule.grace_steps", grace, every)
 
-    def _complete_schedule(self) -> ScheduleSpec:
-        every = self.eval.every
-        quarter = max(every, self.horizon // 4 // every * every)
-        return dataclasses.replace(self.schedule, grace_steps=self.schedule.grace_steps or quarter)
-
     def _check_register(self) -> None:
         if self.register is None:
             return
@@ -250,10 +251,10 @@ class SweepSpec:
         )
 
     def _settle_stored_form(self) -> None:
-        """Take the form of a base whose own files are quantized, or refuse it here."""
+        """Take the stored form from a base's quantized files, or refuse the base."""
         knobs = self.search_space.knobs
         if "base.model" not in knobs:
-            form_of_files(self.base)  # refused here, not as the fault of some knob
+            form_of_files(self.base)  # an error here names the base, not a knob
             if "base.quantization" not in knobs:
                 self._fill("base", settled_base(self.base))
         for base in self.bases:
@@ -345,10 +346,11 @@ class SweepSpec:
 
 
 def parse_sweep(mapping: Mapping[str, Any], base_dir: Path) -> SweepSpec:
-    """Build a sweep from plain values; relative paths in them start at `base_dir`.
+    """Build a sweep from plain values; relative paths start at `base_dir`.
 
     Raises:
-        SweepSpecError: A key is unknown or a value impossible; the message names the first one.
+        SweepSpecError: A key is unknown or a value is impossible; the message has the first
+            mistake.
     """
     _refuse_misplaced_bools(mapping, SweepSpec, "")
     try:
@@ -358,13 +360,13 @@ def parse_sweep(mapping: Mapping[str, Any], base_dir: Path) -> SweepSpec:
 
 
 def recorded_sweep(mapping: Mapping[str, Any]) -> SweepSpec:
-    """A sweep from its event log, for reading only: data and bases may be gone.
+    """A sweep from its event log, for reading only: data and bases may not exist any more.
 
     Raises:
-        SweepSpecError: The record is of another version.
+        SweepSpecError: Another version of lorchestra wrote the record.
     """
     gone = {split: [{"text": f"rows of {mapping['data'][split]}"}] for split in SPLITS}
-    # Trials have their own record of the base; a choice is only known to be one here.
+    # Trials record their own base: here it is enough that different bases have different names.
     names = {mapping["base"]["model"]: "recorded/base"}
 
     def rename(model: str, _where: str) -> str:
@@ -383,12 +385,12 @@ def recorded_sweep(mapping: Mapping[str, Any]) -> SweepSpec:
 
 
 def build_trial(spec: SweepSpec, knobs: Mapping[str, Any]) -> TrialSpec:
-    """The trial of a sweep's fixed settings with these knobs.
+    """The trial with a sweep's fixed settings and the given knobs.
 
-    Tied settings are computed. Knobs that are left out or not active have their fixed setting.
+    Tied settings are computed. Missing or inactive knobs have their fixed settings.
 
     Raises:
-        SweepSpecError: They do not go together.
+        SweepSpecError: The settings are not valid together.
     """
     return assemble(spec, spec.search_space.changes(knobs))
 
@@ -397,7 +399,7 @@ _SWEEP = TypeAdapter(SweepSpec)
 
 
 def _refuse_misplaced_bools(values: Mapping[str, Any], owner: type, prefix: str) -> None:
-    """Pydantic takes `yes` for 1 where a number is due, and YAML reads `no` and `off` as false."""
+    """Refuse true and false for numbers and text: YAML reads `no` as false, pydantic takes 0."""
     hints = get_type_hints(owner)
     for name, value in values.items():
         hint = hints.get(name)
@@ -407,12 +409,15 @@ def _refuse_misplaced_bools(values: Mapping[str, Any], owner: type, prefix: str)
             _refuse_misplaced_bools(value, section, f"{prefix}{name}.")
         elif isinstance(value, bool) and hint is not None and bool not in options:
             raise complaint(
-                f"{prefix}{name}", value, "no yes/no value", "Give a number, or quote the word."
+                f"{prefix}{name}",
+                value,
+                "a value other than yes or no",
+                "Give a number, or quote the word.",
             )
 
 
 def _plain(where: str, written: Any) -> Any:
-    """A value as JSON returns it, so that a spec equals its recorded copy."""
+    """The value after a round trip through JSON: a spec then equals its recorded copy."""
     try:
         return json.loads(json.dumps(written, allow_nan=False))
     except (TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
 """Settings that are not searched but computed from others, such as `2 * lora.rank`.
 
-An expression is made of numbers, dotted names of settings, `+ - * /`, `sqrt()`, `min()`, `max()`
-and parentheses. Python parses it, nothing evaluates it but the few lines here.
+An expression has numbers, dotted names of settings, `+ - * /`, `sqrt()`, `min()`, `max()` and
+parentheses. Python parses an expression, but only this module evaluates it, without `eval`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _FUNCTIONS: dict[str, Callable[..., float]] = {"sqrt": math.sqrt, "min": min, "m
 
 @dataclass(frozen=True, kw_only=True)
 class Tie:
-    """A setting's value as an expression of others.
+    """A setting's value as an expression of other settings.
 
     Attributes:
         where: Dotted name for messages, such as `space.lora.alpha`.
         text: The expression.
-        names: The settings in it.
-        is_whole: The setting takes whole numbers only: values are rounded to the nearest one.
+        names: The settings in the expression.
+        is_whole: The setting takes whole numbers only: values are rounded.
     """
 
     where: str
@@ -50,10 +50,10 @@ class Tie:
     _tree: ast.expr = field(repr=False, compare=False)
 
     def compute(self, values: Mapping[str, Any]) -> float:
-        """The value, given those of `names`.
+        """The value, given the values of `names`.
 
         Raises:
-            SweepSpecError: It has none there: a division by zero, or a setting that is none.
+            SweepSpecError: The expression has no value: a division by zero, or an unset setting.
         """
         known = {name: values[name] for name in self.names}
         try:
@@ -66,29 +66,29 @@ class Tie:
             self.where,
             self.text,
             f"an expression with a finite value (it has none for {shown})",
-            "Correct it, or forbid those values.",
+            "Correct the expression, or forbid those values.",
         )
         return round(number) if self.is_whole else number
 
 
 def parse_tie(where: str, written: object, hint: Any, known: tuple[str, ...]) -> Tie:
-    """Check an expression as written.
+    """Parse and check an expression.
 
     Args:
         where: Dotted name for messages, such as `space.lora.alpha`.
-        written: What the sweep file says.
-        hint: Type of the setting that is computed.
-        known: Settings that it may name.
+        written: Value in the sweep file.
+        hint: Type of the computed setting.
+        known: Settings that the expression may name.
 
     Raises:
-        SweepSpecError: It is no such expression, or the setting is no number.
+        SweepSpecError: The text is not such an expression, or the setting is not a number.
     """
     takes = set(get_args(hint) or (hint,))
     require(
         bool(takes & {int, float}),
         where,
         {"tied": written},
-        "a constant or a choice, as this setting is no number",
+        "a constant or a choice, as this setting is not a number",
         "Write it as {choice: [a, b]}.",
     )
     if not isinstance(written, str) or len(written) > _MAX_CHARS:
@@ -115,7 +115,7 @@ def parse_tie(where: str, written: object, hint: Any, known: tuple[str, ...]) ->
 
 
 def _names(node: ast.expr, where: str, text: str) -> list[str]:
-    """Settings named by an allowed expression."""
+    """Settings in an allowed expression; an error for any other expression."""
     match node:
         case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
             return []
@@ -159,7 +159,7 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
 
 
 class _WholeNames(ast.NodeTransformer):
-    """Joins dotted names into single names, so that evaluation is one look-up."""
+    """Joins dotted names into single names, to look up their values."""
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.Name:
         return ast.Name(id=ast.unparse(node))

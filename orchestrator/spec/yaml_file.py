@@ -1,4 +1,4 @@
-"""A YAML file as a mapping, with its mistakes placed by line."""
+"""Reading of a YAML file as a mapping; errors name the line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.spec.complaint import complaint
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys in silence; a sweep must not."""
+    """Loader that refuses a repeated key; PyYAML would silently keep the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Refuse a key that the mapping already has."""
@@ -28,10 +28,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def load_mapping(path: Path) -> dict[str, Any]:
-    """Read the one mapping a YAML file holds.
+    """Read the mapping in a YAML file.
 
     Raises:
-        SweepSpecError: The file is missing, is not YAML or holds something else.
+        SweepSpecError: The file is missing, is not YAML or is not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -47,10 +47,10 @@ def load_mapping(path: Path) -> dict[str, Any]:
         mark = error.problem_mark or error.context_mark
         place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
         raise SweepSpecError(
-            f"{place}: {error.problem}; allowed: YAML. Mend the file there."
+            f"{place}: {error.problem}; allowed: YAML. Correct the file there."
         ) from error
     except yaml.YAMLError as error:
-        raise SweepSpecError(f"{path}: {error}; allowed: YAML. Mend the file.") from error
+        raise SweepSpecError(f"{path}: {error}; allowed: YAML. Correct the file.") from error
     if not isinstance(values, dict):
         raise complaint(str(path), values, "a mapping of settings", "Start with `name: my-sweep`.")
     return values

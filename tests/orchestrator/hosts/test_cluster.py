@@ -1,4 +1,4 @@
-"""How a sweep spreads over what there is."""
+"""Placement of a sweep on the available CPUs and GPUs."""
 
 import os
 import signal
@@ -114,4 +114,4 @@ def test_a_ray_that_does_not_start_is_told_with_a_remedy() -> None:
     said = done.stderr.splitlines()[-1]
     assert said.startswith("orchestrator.errors.ClusterError: RAY_TMPDIR: got ")
     assert "where Ray cannot keep its sockets (" in said
-    assert "Mend it, or set RAY_TMPDIR to another" in said
+    assert "Correct it, or set RAY_TMPDIR to another" in said

@@ -1,4 +1,4 @@
-"""Which hosts are started and which give way."""
+"""Decisions to start hosts and to end hosts in favour of other groups."""
 
 from orchestrator.hosts.demand import HostLimits, start_hosts
 from orchestrator.hosts.seats import Seats
@@ -13,7 +13,7 @@ ONE = HostLimits(max_hosts=1, seats=2)
 
 
 def build_line(*groups):
-    """One waiting trial for each group named, a second apart."""
+    """One waiting trial for each named group, a second apart."""
     state = Seats(lease_s=1000)
     for trial, group in enumerate(groups):
         state.join(trial, "a", group, REQUEST, float(trial))
@@ -92,7 +92,7 @@ def test_one_group_without_a_host_drains_one_host():
 
 
 def build_blocked(idle, blocked):
-    """Idle hosts of some groups, up; and since 10 s hosts of others, which do not come up."""
+    """Idle hosts of some groups, and hosts of other groups that do not come up for 10 s."""
     state = build_line(*idle)
     limits = HostLimits(max_hosts=len(idle) + len(blocked), seats=2)
     started(state, limits)

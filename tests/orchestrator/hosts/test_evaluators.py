@@ -1,4 +1,4 @@
-"""Workers measure real adapters in their forms; what goes wrong stays with its form."""
+"""Workers evaluate real adapters in serving forms; a failure affects one form only."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ ROWS = tuple({"prompt": f"{letter * 3} ->", "completion": " x"} for letter in "a
 def results(
     local_ray: None, real_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, str], FormResult]:
-    """One round with everything in it: starting workers takes most of the time."""
+    """All cases in one call: starting workers takes most of the time."""
     metric = tmp_path_factory.mktemp("metric") / "deadly.py"
     metric.write_text("import os\n\ndef deadly(predictions, references):\n    os._exit(1)\n")
 

@@ -1,4 +1,4 @@
-"""The pool on real Ray Train: hosts that start, give way, refuse, and are fresh for each trial."""
+"""The pool on real Ray Train: hosts start, make room, refuse, and are fresh for each trial."""
 
 import logging
 

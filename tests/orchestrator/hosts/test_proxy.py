@@ -58,7 +58,7 @@ class MortalProxy(TrialProxy):
 
 @pytest.fixture(scope="module")
 def sweep(local_ray, tmp_path_factory):
-    """Eight trials on two seats: one kills its host, one its proxy, one diverges, one breaks."""
+    """Eight trials on two seats: a host dies, a proxy dies, a trial diverges, a trial breaks."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     storage = tmp_path_factory.mktemp("sweep")
     base = FakeBase(storage)
@@ -198,7 +198,7 @@ def train(proxy, reports):
 
 
 def weights_of(folder, parent, child, switch, steps):
-    """Weights of one seat that trains as the parent first and as the child from `switch` on."""
+    """Weights of a seat with the parent's settings, and the child's from `switch` on."""
     engine = fake_engine.FakeEngine(folder)
     engine.join("seat", parent)
     weights = {}
@@ -233,7 +233,7 @@ def test_a_child_of_a_parent_without_a_state_starts_from_nothing(hosted, expecte
 
 
 class Population(Searcher):
-    """Starts a population, then what takes the places of those that are replaced."""
+    """Starts a population, then the replacements."""
 
     def __init__(self, scheduler, space, trials, build_config):
         super().__init__(metric="eval_loss", mode="min")
@@ -269,7 +269,7 @@ class Population(Searcher):
 
 
 class TogetherProxy(TrialProxy):
-    """Trains once all of the population have come: one that is through is nobody's parent."""
+    """Trains as soon as the whole population is seated: a finished trial cannot be copied."""
 
     def step(self):
         came = Path(self.config["storage"]) / "came"

@@ -1,4 +1,4 @@
-"""What a dead controller reserved is given back; what others reserved stays theirs."""
+"""Reservations of a dead controller are released; other reservations stay."""
 
 import pytest
 import ray
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.ray
 
 
 class Controller:
-    """Reserves a little, as a controller of Ray Train does before it sets a host up."""
+    """Reserves resources, as Ray Train's controller does before the set-up of a host."""
 
     def reserve(self):
         group = placement_group([{"CPU": 0.1}])

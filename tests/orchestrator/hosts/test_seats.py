@@ -52,7 +52,7 @@ def freed(state, trial, host="h0", incarnation="one", attempt="a", error=""):
 
 
 def credit(state, host="h0", incarnation="one"):
-    """Steps each seat of a host may still take, by trial."""
+    """Remaining credit of each seat of a host, by trial."""
     return {
         int(order.key[1:5]): order.until - order.known
         for order in state.orders(host, incarnation).seats
@@ -551,7 +551,7 @@ def test_a_task_that_its_host_dies_of_twice_is_given_up():
     for now, then in (("one", "two"), ("two", "three")):
         state.orders("h0", now)
         state.hello("h0", then)
-    assert "died at it 2 times" in state.errands["base"].report.error
+    assert "died 2 times during this task" in state.errands["base"].report.error
 
 
 def test_closing_drops_seats_but_lets_those_who_are_leaving_leave():

@@ -1,4 +1,4 @@
-"""Start a Ray with a token, ask it with a wrong one and with the right one, end it."""
+"""Start a Ray with a token, and call Ray with a wrong and with the right token."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Every event is read as it was written; logs of other versions are read, or refused in words."""
+"""Events are decoded as encoded; logs of other versions are read, or refused with a message."""
 
 import dataclasses
 import json

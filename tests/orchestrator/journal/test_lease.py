@@ -1,4 +1,4 @@
-"""One driver holds a sweep in a bucket: a live one keeps it, a dead one loses it."""
+"""A sweep in a bucket has one driver: a live driver keeps the lease, a dead driver loses it."""
 
 import json
 import os
@@ -25,7 +25,7 @@ time.sleep(60)
 
 @pytest.fixture
 def open_lease(s3_location):
-    """Makes leases at one location; those still open are closed at the end."""
+    """Makes leases at one location; open leases are closed at the end."""
     opened = []
 
     def make(**kwargs):
@@ -38,7 +38,7 @@ def open_lease(s3_location):
 
 
 def pretend(lease, **changes):
-    """Write the lock as this lease would from elsewhere or long ago."""
+    """Write the lock of this lease as from another machine or an earlier time."""
     holder = replace(lease._read(), **changes)
     encoded = json.dumps(asdict(holder)).encode()
     write_object(f"{lease._location}/{LOCK_FILE}", encoded)
@@ -63,7 +63,7 @@ def test_a_lease_of_another_machine_is_taken_over_when_it_was_not_renewed(open_l
     first, second = open_lease(), open_lease()
     first.take()
     pretend(first, machine="another", at=time.time() - 50)
-    with pytest.raises(SweepInUseError, match="heard of 50 s ago"):
+    with pytest.raises(SweepInUseError, match="last seen 50 s ago"):
         second.take()
     pretend(first, at=time.time() - 61)
     second.take()

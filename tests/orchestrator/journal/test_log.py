@@ -1,4 +1,4 @@
-"""The event log survives what drivers die of."""
+"""The event log survives killed drivers, full disks and power loss."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What was spent adds up over sessions, whichever way each of them ended."""
+"""Spending adds up over sessions with any kind of end."""
 
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.meter import Meter

@@ -1,4 +1,4 @@
-"""What a sweep reads from the hub is one commit, whatever becomes of the branch meanwhile."""
+"""A sweep reads one commit from the hub, even if the branch moves."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_files_need_no_commit(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    """A server that answers as the hub does when asked for the commit of a dataset or model."""
+    """A server that answers the hub's requests for commits of datasets and models."""
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,4 +1,4 @@
-"""What Ray Tune sees of trials becomes events, each fact once."""
+"""Ray Tune's callbacks on trials become events, each fact once."""
 
 import pickle
 from dataclasses import asdict
@@ -19,7 +19,7 @@ HORIZON = 40
 
 
 class Scene:
-    """A recorder and the trials that Ray Tune would tell it of."""
+    """A recorder with Ray Tune's trials."""
 
     def __init__(self, storage):
         self.storage = storage

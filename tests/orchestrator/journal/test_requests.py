@@ -1,4 +1,4 @@
-"""Requests from a second terminal: to a driver that runs, and to a sweep without one."""
+"""Requests from a second terminal, with and without a running driver."""
 
 import time
 
@@ -22,7 +22,7 @@ from tests.support.events import event
 
 @pytest.fixture
 def storage(location):
-    """A sweep with a trial that ended, one that reported and one that did not."""
+    """A sweep with three trials: ended, reported, and without a report."""
     storage = SweepStorage(location)
     with storage.open_log() as events:
         events.append(event("sweep_started", sweep_id="s", spec={}, digest="d"))

@@ -1,4 +1,4 @@
-"""What may be spent, what was, and whether one more trial fits."""
+"""Limits of a budget, amounts spent, and whether another trial fits."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from tests.support.events import entry
 
 
 class Sweep:
-    """A history that a test writes, a clock that it sets and hosts that it pays."""
+    """A history, a clock and device use under the control of a test."""
 
     def __init__(self, **limits):
         self.spec = BudgetSpec(trials=100, **limits)
@@ -25,7 +25,7 @@ class Sweep:
         self.history.apply(entry(kind, self.now, **fields))
 
     def train(self, trial, steps, seconds, every=10):
-        """A trial that takes its host for so long, alone, and ends."""
+        """A finished trial that used a host alone for the given time."""
         self.begin(trial)
         for step in range(every, steps + 1, every):
             self.now += seconds * every / steps

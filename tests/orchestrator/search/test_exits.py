@@ -1,4 +1,4 @@
-"""A trial that runs away or learns its rows by heart is ended, and the sentence says why."""
+"""Trials that diverge or overfit end with a reason."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from trainables.hosts.orders import fault_metrics, is_stand_in
 
 
 def curve(eval_losses, train_losses=None):
-    """Reports of every tenth step; the training loss falls unless it is given."""
+    """Reports of every tenth step; by default, the training loss falls."""
     train_losses = train_losses or [1 / (i + 1) for i in range(len(eval_losses))]
     return [
         {"step": 10 * (i + 1), "eval_loss": eval_loss, "train_loss": train_loss}

@@ -1,4 +1,4 @@
-"""The worst at a rung give way to changed copies of the best."""
+"""The worst trials at a rung are replaced by changed copies of the best."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every sampler that learns finds more than chance, also while no trial is complete."""
+"""Samplers that learn beat random search, even before any trial is complete."""
 
 import dataclasses
 import math
@@ -61,7 +61,7 @@ def final_loss(knobs: Mapping[str, Any]) -> float:
 
 
 def run_one_by_one(spec: SweepSpec, trials: int, surface: Surface) -> list[dict[str, Any]]:
-    """The configurations of a search in which each trial ends before the next begins."""
+    """The configurations of a search with one trial at a time."""
     suggester, seen = Suggester(spec), {}
     for number in range(trials):
         knobs = suggester.suggest(number, seen)
@@ -72,10 +72,10 @@ def run_one_by_one(spec: SweepSpec, trials: int, surface: Surface) -> list[dict[
 
 
 def run_pool(spec: SweepSpec, trials: int) -> float:
-    """The best loss of a search whose trials all train at one pace, and none to its end.
+    """The best loss of a search in which trials train at the same pace and never complete.
 
-    Every trial reports every 10 steps. Those that have come to step 20 are compared there; the
-    better four go on, the others are stopped, and new ones begin in their places.
+    Trials report every 10 steps and are compared at step 20: the best four continue, the others
+    are stopped, and new trials replace them.
     """
     suggester = Suggester(spec)
     seen: dict[int, Observation] = {}
@@ -121,7 +121,7 @@ def test_others_learn_from_them_too(algorithm: str) -> None:
 
 
 def late_loss(algorithm: str, seeds: int, trials: int, start: int, **sections: Any) -> float:
-    """Mean loss of what is suggested once a search had time to learn."""
+    """Mean loss of late suggestions, after the sampler has learned."""
     return statistics.mean(
         final_loss(DEFAULTS | knobs)
         for seed in range(seeds)

@@ -1,4 +1,4 @@
-"""A scheduler that was replayed decides as the one that was there all along, and says why."""
+"""A replayed scheduler makes the same decisions as an uninterrupted one, with reasons."""
 
 import random
 from collections import Counter
@@ -49,9 +49,9 @@ def build_sweep(
 
 
 class Tune:
-    """Calls a scheduler as Ray Tune does and logs what it saw; each life has its own trial ids.
+    """Calls a scheduler as Ray Tune does and logs events; each life has its own trial ids.
 
-    A scheduler's heirs are started as trials of the next numbers, as the searcher would.
+    Copies of the scheduler are started as trials with the next numbers, as by the searcher.
     """
 
     def __init__(self, spec: SweepSpec, log: list[LogEntry], life: str = "first") -> None:
@@ -82,7 +82,7 @@ class Tune:
         return heirs
 
     def report(self, number: int, step: int, loss: float, loses_end: bool = False) -> str:
-        """One result of a trial: the decision on it."""
+        """The decision on a result of a trial."""
         is_through = step >= HORIZON
         result = {"step": step, "eval_loss": loss}
         result |= {"outcome": "completed"} if is_through else {}
@@ -104,7 +104,7 @@ class Tune:
 
 @pytest.fixture
 def open_tune():
-    """Tune on a log of this name, after any earlier one on it was lost."""
+    """Tune on a log of this name; an earlier Tune on the log is lost."""
     logs: dict[str, list[LogEntry]] = {}
 
     def open_one(spec: SweepSpec, name: str = "events", life: str = "first") -> Tune:
@@ -114,7 +114,7 @@ def open_tune():
 
 
 def next_move(tune: Tune, rng: random.Random) -> tuple[int, int, float]:
-    """Any unfinished trial, its next step, and a loss that now and then is a divergence."""
+    """A random unfinished trial, its next step, and a loss that sometimes diverges."""
     record = rng.choice(tune.history.unfinished())
     began = record.parent["step"] if record.parent else 0
     loss = 0.1 + rng.randrange(90) / 100 if rng.random() < 0.94 else 20.0
@@ -122,7 +122,7 @@ def next_move(tune: Tune, rng: random.Random) -> tuple[int, int, float]:
 
 
 def play(tune: Tune, rng: random.Random, moves: int) -> list[Any]:
-    """What the scheduler says to each of the next reports; it depends on nothing but the log."""
+    """Decisions on the next reports; they depend on the log only."""
     said: list[Any] = []
     for _ in range(moves):
         while len(tune.history.trials) < TRIALS and len(tune.history.unfinished()) < 8:
@@ -168,7 +168,7 @@ def test_reports_done_again_are_not_judged_again(open_tune, algorithm) -> None:
 
 
 def say_again(tune: Tune) -> None:
-    """A host that goes on from a saved state says what nobody may have heard."""
+    """A host that continues from a saved state repeats a report that may have been lost."""
     for record in tune.history.unfinished():
         for report in record.reports:
             result = {**report.metrics, "step": report.step}

@@ -1,4 +1,4 @@
-"""The next configuration depends on what is known, and on nothing else."""
+"""The next configuration depends only on seed, number and observations."""
 
 import json
 import random
@@ -51,7 +51,7 @@ def loss_of(knobs: dict[str, Any]) -> float:
 
 
 class Sweep:
-    """Drives a searcher as Ray Tune does and logs what it is told."""
+    """Drives a searcher as Ray Tune does, and logs results."""
 
     def __init__(self, spec: SweepSpec, path: Path) -> None:
         self.log = EventLog(path)
@@ -88,7 +88,7 @@ class Sweep:
         self.searcher.on_trial_complete(self.ids[trial], result, error=outcome == "failed")
 
     def run_eight(self) -> None:
-        """Six ended trials of all kinds and two that run, one of them with a report."""
+        """Six ended trials of all kinds and two running trials, one with a report."""
         outcomes = ("completed", "stopped", "diverged", "infeasible", "failed", "completed")
         for outcome in outcomes:
             config = self.start()
@@ -378,7 +378,7 @@ def test_budget_may_end_the_search_before_a_new_trial() -> None:
 
 
 class FakeScheduler:
-    """Lets two trials start from nothing, and has the heirs it is given."""
+    """A scheduler with two fresh trials and the given copies to start."""
 
     def __init__(self) -> None:
         self.heirs: list[Heir] = []

@@ -1,4 +1,4 @@
-"""What a sweep begins with: wishes, a rate that fits the base, past winners."""
+"""Start points of a sweep: the user's, the prior for the base, past winners."""
 
 from typing import Any
 

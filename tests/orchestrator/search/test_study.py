@@ -1,4 +1,4 @@
-"""What a sampler is shown of trials."""
+"""The Optuna study that a sampler gets for observed trials."""
 
 from typing import Any
 
@@ -93,7 +93,7 @@ OBJECTIVE = ObjectiveSpec(also={"peak_memory_gib": "min"}, constraints=("peak_me
 
 
 def observe_four() -> dict[int, Observation]:
-    """A good one, one that is too large, one without memory and one that ran out of it."""
+    """Four trials: good, too large, of unknown size, and out of memory."""
     seen = {i: seen_as(None) for i in range(4)}
     seen[0].report(10, report(1.0, 10.0), OBJECTIVE)
     seen[1].report(10, report(2.0, 25.0), OBJECTIVE)

@@ -1,4 +1,4 @@
-"""Mistakes are said in one short sentence with the nearest remedy."""
+"""A mistake gives one short sentence with the nearest remedy."""
 
 import pytest
 

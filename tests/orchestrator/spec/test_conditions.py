@@ -1,4 +1,4 @@
-"""Conditions hold for the values they name, and cannot wait for a value that never comes."""
+"""Conditions hold for the named values; conditions on impossible values are refused."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ def test_every_setting_must_have_its_value() -> None:
         ({1: 1}, ["forbid[0].1: unknown key"]),
         ({"lora.rank": "x"}, ["forbid[0].lora.rank: got 'x'", "a whole number"]),
         ({"lora.rank": True}, ["forbid[0].lora.rank: got True"]),
-        ({"lora.rank": []}, ["forbid[0].lora.rank: got []", "List one at least."]),
+        ({"lora.rank": []}, ["forbid[0].lora.rank: got []", "List at least one."]),
     ],
 )
 def test_bad_condition_is_named(written: object, parts: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What is said of a sweep's bases and rows, once for all bases or by base."""
+"""Sentences on a sweep's bases and rows, shared by all bases or by base."""
 
 import json
 import shutil

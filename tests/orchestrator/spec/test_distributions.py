@@ -1,4 +1,4 @@
-"""A distribution draws what the sweep file says, in the type of its setting."""
+"""A distribution draws the values of the sweep file, in the type of the setting."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What happens to the best is checked before anything is spent."""
+"""Mistakes in `finals` and `register` are refused before the sweep starts."""
 
 from typing import Any
 

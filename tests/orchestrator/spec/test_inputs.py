@@ -28,7 +28,7 @@ def save_model(folder: Path, names: tuple[str, ...] = ("config.json", "model.saf
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A package that holds a model and that nobody may import."""
+    """A package that has a model and must not be imported."""
     folder = tmp_path / "site" / "some_package"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise ImportError('it was imported')")

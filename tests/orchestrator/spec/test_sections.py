@@ -1,4 +1,4 @@
-"""Sections of a sweep file fill in what is left out."""
+"""Sections of a sweep file have defaults for missing fields."""
 
 from typing import Any
 

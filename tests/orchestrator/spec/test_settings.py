@@ -1,4 +1,4 @@
-"""Which settings there are, which may be searched, and how changes to them become a trial."""
+"""Names of settings, settings that may be searched, and trials from changed settings."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which knobs a space may hold, and how they become trials."""
+"""Knobs of a space, and trials from knobs."""
 
 import itertools
 import json
@@ -174,7 +174,7 @@ def test_trials_have_tied_settings_and_the_fixed_ones_of_inactive_knobs() -> Non
 
 
 def brute_force(spec: SweepSpec) -> set[str]:
-    """Every product of values, made a configuration by the rules above in other words."""
+    """All configurations, from an independent implementation of the rules above."""
     found = set()
     space = spec.search_space
     for values in itertools.product(*(knob.listed() for knob in space.knobs.values())):
@@ -416,7 +416,7 @@ def test_knob_of_another_space_is_not_encoded() -> None:
         (
             {"seed": {"int": [0, 9], "when": {"lora.dropout": 0.05}}},
             "space.seed.when.lora.dropout",
-            ["give it choices instead"],
+            ["use choices instead"],
         ),
         (
             {
@@ -499,7 +499,7 @@ def test_rule_may_name_tied_and_fixed_settings_and_fallbacks() -> None:
         ("base.quantization", {"choice": ["nf5"]}, ["'nf5'", "'nf4'", "Choose one"]),
         ("optim.steps", {"choice": [10]}, ["one horizon", "outside of `space`"]),
         ("data.max_tokens", {"choice": [10]}, ["same data", "outside of `space`"]),
-        ("eval.every", {"choice": [10]}, ["measured the same way", "outside of `space`"]),
+        ("eval.every", {"choice": [10]}, ["with the same evaluation", "outside of `space`"]),
         ("seed", {"int": [-1, 2]}, ["got -1", "0 to 4294967295"]),
         ("seed", -1, ["got -1", "0 to 4294967295"]),
         ("lora.rank", 0, ["got 0", "1 to 1024"]),

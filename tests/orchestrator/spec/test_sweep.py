@@ -1,4 +1,4 @@
-"""What a sweep file may say, and what each mistake is answered with."""
+"""Valid sweep files, and the message for each mistake."""
 
 import copy
 import dataclasses
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    """The sweep with one value set or taken away; the path's parts are parted by slashes."""
+    """The sweep with one value set or removed; slashes separate the parts of the path."""
     sweep = copy.deepcopy(SWEEP)
     *parents, last = path.split("/")
     section = sweep

@@ -99,5 +99,5 @@ def test_expression_without_a_value_says_for_what(text: str, known: str) -> None
 
 @pytest.mark.parametrize("hint", [str, bool, str | tuple[str, ...]])
 def test_setting_that_is_no_number_is_not_computed(hint: Any) -> None:
-    with pytest.raises(SweepSpecError, match="this setting is no number"):
+    with pytest.raises(SweepSpecError, match="this setting is not a number"):
         parse("2 * lora.rank", hint)

@@ -1,4 +1,4 @@
-"""Mistakes in a YAML file are placed by line."""
+"""Errors in a YAML file name the line."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from orchestrator.spec.yaml_file import load_mapping
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("name: a\nlora: {rank: 8\n", ["sweep.yaml, line 3, column 1", "Mend"]),
+        ("name: a\nlora: {rank: 8\n", ["sweep.yaml, line 3, column 1", "Correct"]),
         ("name: a\nname: b\n", ["line 2, column 1", "'name' is given twice"]),
         ("", ["None", "a mapping of settings"]),
         ("- name\n", ["['name']", "a mapping of settings"]),
