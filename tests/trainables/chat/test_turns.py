@@ -95,6 +95,41 @@ ENDS_EARLY = (  # an empty turn before the turn of a call
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
+ALWAYS_OPEN = (  # the opening of an answer stands at the end of every conversation
+    "{% for m in messages %}<|start|>{{ m['role'] }}<|message|>{{ m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}<call>{{ c['function']['name'] }}</call>{% endfor %}"
+    "<|end|>{% endfor %}<|start|>assistant<|message|>"
+)
+OPEN_WORDS = (
+    "{% for m in messages %}### {{ m['role'] }}:\n{{ m['content'] }}\n\n{% endfor %}"
+    "{{ '### assistant:\n' }}"
+)
+JUDGED = (  # a conversation to judge, not to continue
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "Was the last turn safe? Say yes or no.\n"
+)
+SPACED = (  # one more newline before the opening, and one behind it, than in a conversation
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}<call>{{ c['function']['name'] }}</call>{% endfor %}"
+    "<|end|>{{ '\n' if loop.last }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n\n{% endif %}"
+)
+CALLS_ALONE = (  # no words beside a call; a last question is told how to call
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ 'Call a tool. ' if loop.last }}"
+    "{{ m['content'] }}<|assistant|>{% elif m['tool_calls'] %}<call>"
+    "{{ m['tool_calls'][0]['function']['name'] }}</call><|end|>{% else %}{{ m['content'] }}<|end|>"
+    "{% endif %}{% endfor %}"
+)
+ONE_OPENING = (  # calls, results and the answer are one turn, but each prompt opens a turn
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}<|end|>"
+    "{% elif m['role'] == 'tool' %}[{{ m['content'] }}]{% else %}"
+    "{{ '<|assistant|>' if loop.previtem['role'] == 'user' }}{{ m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}<call>{{ c['function']['arguments'] | tojson }}"
+    "{{ c['function']['name'] }}</call>{% endfor %}"
+    "{{ '<|end|>' if not m['tool_calls'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
 TWO = (user("one?"), assistant("two"), user("three?"), assistant("four"))
 
 
@@ -232,6 +267,55 @@ def test_an_end_token_that_the_template_writes_within_an_answer_is_its_own_reaso
     tokenizer = byte_tokenizer(ENDS_EARLY, "<|end|>", ("<|user|>", "<|assistant|>", "<|tool|>"))
     with pytest.raises(DataError, match=r"message 2: the chat template writes '<\|end\|>', which"):
         learn(tokenizer, chat(user("warm?"), call({})))
+
+
+@pytest.mark.parametrize("stops", [(), ("<|endoftext|>",)])
+def test_an_opening_that_a_template_always_writes_ends_no_answer(stops):
+    tokenizer = byte_tokenizer(ALWAYS_OPEN, "<|endoftext|>")
+    turns = (user("warm?"), call({}), result("yes"), assistant("It is."), *TWO[2:])
+    _, (pieces,) = learn(tokenizer, chat(*turns), stops=stops)
+    assert pieces[1::2] == ["<call>get_weather</call><|end|>", "It is.<|end|>", "four<|end|>"]
+
+
+@pytest.mark.parametrize("template", [OPEN_WORDS, JUDGED])
+def test_words_that_a_template_writes_behind_every_conversation_are_not_learned(template):
+    _, sequences = learn(byte_tokenizer(template), chat(*TWO))
+    assert [pieces[1] for pieces in sequences] == ["two</s>", "four</s>"]
+
+
+def test_a_prompt_may_differ_from_the_conversation_in_white_space():
+    controls = ("<|user|>", "<|assistant|>", "<|tool|>", "<call>", "</call>")
+    tokenizer = byte_tokenizer(SPACED, "<|end|>", controls)
+    turns = (user("warm?"), call({}), result("yes"), assistant("It is."))
+    _, sequences = learn(tokenizer, chat(*turns))
+    assert [pieces[1] for pieces in sequences] == [
+        "<call>get_weather</call><|end|>", "It is.<|end|>",
+    ]  # fmt: skip
+    assert sequences[0][0] == "<|user|>\nwarm?<|end|>\n<|assistant|>\n\n"
+
+
+def test_a_call_is_found_where_the_template_writes_no_words_beside_it():
+    tokenizer = byte_tokenizer(CALLS_ALONE, "<|end|>", ("<|user|>", "<|assistant|>"))
+    _, (pieces,) = learn(tokenizer, chat(user("warm?"), call({})))
+    assert pieces == [
+        "<|user|>Call a tool. warm?<|assistant|>", "<call>get_weather</call><|end|>",
+    ]  # fmt: skip
+
+
+def test_a_second_call_is_found_where_the_template_goes_on_with_the_turn_of_the_first():
+    tokenizer = byte_tokenizer(ONE_OPENING, "<|end|>", ("<|user|>", "<|assistant|>"))
+    turns = (
+        user("warm?"), call({"city": "Paris"}), result("yes"), call({"city": "Oslo"}),
+        result("no"), assistant("Paris is."),
+    )  # fmt: skip
+    _, sequences = learn(tokenizer, chat(*turns))
+    learned = [answer for pieces in sequences for answer in pieces[1::2]]
+    assert learned == [
+        '<call>{"city": "Paris"}get_weather</call><|end|>',
+        '<call>{"city": "Oslo"}get_weather</call><|end|>',
+        "Paris is.<|end|>",
+    ]
+    assert sequences[1][0].endswith("</call>[yes]<|assistant|>")
 
 
 def test_a_call_that_the_template_leaves_out_is_refused_with_the_reason():
