@@ -129,6 +129,7 @@ ONE_OPENING = (  # calls, results and the answer are one turn, but each prompt o
     "{{ '<|end|>' if not m['tool_calls'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+ALL_KEYS = CALLS.replace("{{ c['function']['name'] + ' ' }}ARGUMENTS", "{{ c | tojson }}")
 
 TWO = (user("one?"), assistant("two"), user("three?"), assistant("four"))
 
@@ -316,6 +317,12 @@ def test_a_second_call_is_found_where_the_template_goes_on_with_the_turn_of_the_
         "Paris is.<|end|>",
     ]
     assert sequences[1][0].endswith("</call>[yes]<|assistant|>")
+
+
+def test_keys_of_a_call_keep_their_order():
+    tokenizer = byte_tokenizer(ALL_KEYS, "<|end|>", ("<|user|>", "<|assistant|>"))
+    _, (pieces,) = learn(tokenizer, chat(user("warm?"), call({})))
+    assert pieces[1].startswith('<call>{"id": "abcdef123", "type": "function", "function": {"na')
 
 
 def test_a_call_that_the_template_leaves_out_is_refused_with_the_reason():
