@@ -121,14 +121,16 @@ def _moved(
     lead = _rest_behind(prompt, head)
     if lead is None:
         lead = _lead_behind_words(chat, position, template, prompt, head)
-    longest = _LONGEST_LEAD + len(thought_of(turn))
+    longest = _LONGEST_LEAD + len(thought_of(turn)) + turn["content"].rfind(_CLOSE)
     return None if lead is None or len(lead) > longest else lead + text[len(head) :]
 
 
 def _head(chat: ChatExample, position: int, template: ChatTemplate, text: str) -> str | None:
     """Text of the template up to an answer's words, or up to the name of its first call."""
     before, turn = chat.turns[:position], chat.turns[position]
-    probed = template.render([*before, {**turn, "content": PROBE}], chat.tools)
+    thought, closed, _ = turn["content"].rpartition(_CLOSE)
+    content = f"{thought}{closed}\n\n{PROBE}" if closed else PROBE
+    probed = template.render([*before, {**turn, "content": content}], chat.tools)
     head, found, _ = probed.partition(PROBE)
     if found and text.startswith(head):
         return head

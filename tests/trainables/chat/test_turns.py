@@ -114,6 +114,14 @@ SPACED = (  # one more newline before the opening, and one behind it, than in a 
     "<|end|>{{ '\n' if loop.last }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n\n{% endif %}"
 )
+SPACED_THOUGHTS = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}"
+    "{% set parts = m['content'].split('</think>') %}<think>"
+    "{{ parts[0] | replace('<think>', '') | trim if parts[1:] }}</think>{{ parts[-1] | trim }}"
+    "{% for c in m['tool_calls'] or [] %}<call>{{ c['function']['name'] }}</call>{% endfor %}"
+    "{% else %}{{ m['content'] }}{% endif %}<|end|>{{ '\n' if loop.last }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n<think>{% endif %}"
+)
 CALLS_ALONE = (  # no words beside a call; a last question is told how to call
     "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ 'Call a tool. ' if loop.last }}"
     "{{ m['content'] }}<|assistant|>{% elif m['tool_calls'] %}<call>"
@@ -293,6 +301,17 @@ def test_a_prompt_may_differ_from_the_conversation_in_white_space():
         "<call>get_weather</call><|end|>", "It is.<|end|>",
     ]  # fmt: skip
     assert sequences[0][0] == "<|user|>\nwarm?<|end|>\n<|assistant|>\n\n"
+
+
+def test_thoughts_in_the_content_of_a_call_are_found_behind_such_a_prompt():
+    controls = ("<|user|>", "<|assistant|>", "<think>", "</think>")
+    tokenizer = byte_tokenizer(SPACED_THOUGHTS, "<|end|>", controls)
+    turn = call({}, "<think>\nlook it up\n</think>\n\n")
+    _, (pieces,) = learn(tokenizer, chat(user("warm?"), turn))
+    assert pieces == [
+        "<|user|>warm?<|end|>\n<|assistant|>\n<think>",
+        "look it up</think><call>get_weather</call><|end|>",
+    ]
 
 
 def test_a_call_is_found_where_the_template_writes_no_words_beside_it():
