@@ -129,11 +129,11 @@ def _head(chat: ChatExample, position: int, template: ChatTemplate, text: str) -
     """Text of the template up to an answer's words, or up to the name of its first call."""
     before, turn = chat.turns[:position], chat.turns[position]
     thought, closed, _ = turn["content"].rpartition(_CLOSE)
-    content = f"{thought}{closed}\n\n{PROBE}" if closed else PROBE
-    probed = template.render([*before, {**turn, "content": content}], chat.tools)
-    head, found, _ = probed.partition(PROBE)
-    if found and text.startswith(head):
-        return head
+    for content in (PROBE, f"{thought}{closed}\n\n{PROBE}") if closed else (PROBE,):
+        probed = template.render([*before, {**turn, "content": content}], chat.tools)
+        head, found, _ = probed.partition(PROBE)
+        if found and text.startswith(head):
+            return head
     if turn["content"].strip() or not turn.get("tool_calls"):
         return None
     # The template writes contents beside calls otherwise, or leaves them out.
@@ -318,11 +318,12 @@ def split_off_cut(prompt: str, whole: str, history: str, template: ChatTemplate)
         template: Template with the control tokens.
 
     Returns:
-        The end of the prompt that differs from `whole`; empty if the cut would remove the whole
-        generation prompt, or the difference begins before the generation prompt.
+        The end of the prompt that differs from `whole`; empty if no word of the generation prompt
+        would be left, or the difference begins before the generation prompt.
     """
     same = common_start(prompt, whole)
     inside = [start for start, end, _ in template.find_control(prompt) if start < same < end]
     same = inside[0] if inside else same
-    opens_later = prompt.startswith(history) and same > len(history)
-    return prompt[same:] if opens_later else ""
+    # A rest without a word, such as "### ", would leave the role of the turn to the answer.
+    has_opening = re.search(r"\w", prompt[len(history) : same]) is not None
+    return prompt[same:] if prompt.startswith(history) and has_opening else ""

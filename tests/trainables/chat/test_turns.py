@@ -122,6 +122,15 @@ SPACED_THOUGHTS = (
     "{% else %}{{ m['content'] }}{% endif %}<|end|>{{ '\n' if loop.last }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n<think>{% endif %}"
 )
+WIDE = (  # as DeepSeek's in servers: each indented line of the template writes its spaces
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|User|>{{ m['content'] }}{% else %}"
+    "      <|Assistant|>    </think>      {{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}  <|Assistant|>  </think>{% endif %}"
+)
+OTHER_ROLE = (  # prompts name the role otherwise
+    "{% for m in messages %}### {{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}### Assistant: {% endif %}"
+)
 CALLS_ALONE = (  # no words beside a call; a last question is told how to call
     "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ 'Call a tool. ' if loop.last }}"
     "{{ m['content'] }}<|assistant|>{% elif m['tool_calls'] %}<call>"
@@ -191,6 +200,22 @@ def test_an_opened_thought_is_cut_off_prompts_of_rows_without_thoughts():
     assert pieces == [
         "<|User|>one?<|Assistant|>", "two</s>", "<|User|>three?<|Assistant|>", "four</s>",
     ]  # fmt: skip
+
+
+def test_an_opening_of_another_width_is_not_cut_off_prompts():
+    controls = ("</think>", "<|User|>", "<|Assistant|>")
+    tokenizer = byte_tokenizer(WIDE, "<|end|>", controls)
+    asking, (pieces,) = learn(tokenizer, chat(*TWO[:2]))
+    assert asking.prefill_cut == ""
+    assert pieces == ["<|User|>one?  <|Assistant|>  </think>", "      two<|end|>"]
+
+
+def test_the_role_of_an_answer_is_not_cut_off_prompts():
+    tokenizer = byte_tokenizer(OTHER_ROLE)
+    one = chat(*TWO[:2])
+    assert settle_asking([one], tokenizer).prefill_cut == ""
+    with pytest.raises(DataError, match="does not render it as its prompt with an answer behind"):
+        learn(tokenizer, one)
 
 
 def test_thoughts_go_on_from_the_prompt_that_opens_them():
@@ -290,6 +315,12 @@ def test_an_opening_that_a_template_always_writes_ends_no_answer(stops):
 def test_words_that_a_template_writes_behind_every_conversation_are_not_learned(template):
     _, sequences = learn(byte_tokenizer(template), chat(*TWO))
     assert [pieces[1] for pieces in sequences] == ["two</s>", "four</s>"]
+
+
+def test_a_thought_in_the_content_is_learned_where_an_answer_is_put_behind_its_prompt():
+    words = "<think>\nlook\n</think>\n\ntwo"
+    _, sequences = learn(byte_tokenizer(JUDGED), chat(user("one?"), assistant(words)))
+    assert sequences[0][1] == f"{words}</s>"
 
 
 def test_a_prompt_may_differ_from_the_conversation_in_white_space():
