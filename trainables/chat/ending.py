@@ -135,7 +135,9 @@ class Endings:
             tools: Tools on offer.
         """
         prompt = self._template.render(before, tools, is_prompt=True, is_whole=True)
-        rest = len(last) - common_start(last[::-1], prompt[::-1])
+        # Text of the template behind the words of the last turn.
+        asked = prompt.rpartition(before[-1]["content"].strip() or prompt)[2]
+        rest = next(start for start in range(len(last) + 1) if last[start:] in asked)
         # The end of a turn is in both texts, but the opening is another one than a user's.
         is_opening = rest <= common_start(last, behind) < len(last)
         return last[:rest] if is_opening else last

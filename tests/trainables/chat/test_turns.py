@@ -100,6 +100,12 @@ ALWAYS_OPEN = (  # the opening of an answer stands at the end of every conversat
     "{% for c in m['tool_calls'] or [] %}<call>{{ c['function']['name'] }}</call>{% endfor %}"
     "<|end|>{% endfor %}<|start|>assistant<|message|>"
 )
+OPENS_PART = (  # as Command R7B: prompts open more than stands at the end of every conversation
+    "{% for m in messages %}<|start|>{{ m['role'] }}<|message|>{% if m['role'] == 'assistant' %}"
+    "<|answer|>{{ m['content'] }}<|answered|>{% else %}{{ m['content'] }}{% endif %}<|end|>"
+    "{% endfor %}<|start|>assistant<|message|>"
+    "{% if add_generation_prompt %}<|answer|>{% endif %}"
+)
 OPEN_WORDS = (
     "{% for m in messages %}### {{ m['role'] }}:\n{{ m['content'] }}\n\n{% endfor %}"
     "{{ '### assistant:\n' }}"
@@ -309,6 +315,11 @@ def test_an_opening_that_a_template_always_writes_ends_no_answer(stops):
     turns = (user("warm?"), call({}), result("yes"), assistant("It is."), *TWO[2:])
     _, (pieces,) = learn(tokenizer, chat(*turns), stops=stops)
     assert pieces[1::2] == ["<call>get_weather</call><|end|>", "It is.<|end|>", "four<|end|>"]
+
+
+def test_a_part_of_an_opening_that_a_template_always_writes_ends_no_answer():
+    _, (pieces,) = learn(byte_tokenizer(OPENS_PART, "<|endoftext|>"), chat(*TWO))
+    assert pieces[1::2] == ["two<|answered|>", "four<|answered|>"]
 
 
 @pytest.mark.parametrize("template", [OPEN_WORDS, JUDGED])
