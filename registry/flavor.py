@@ -278,8 +278,8 @@ def _formed_call(call: Mapping[str, Any], form: Mapping[str, Any]) -> dict[str, 
     elif form.get("arguments") != "text" and isinstance(arguments, str):
         arguments = json.loads(arguments)
     kept = {key: one for key, one in call.items() if key not in ("name", "arguments")}
-    function = {"name": function["name"], "arguments": arguments}
-    return {"type": "function", **kept, "function": function}
+    kind = {} if "type" in kept else {"type": "function"}
+    return {**kind, **kept, "function": {"name": function["name"], "arguments": arguments}}
 
 
 def _pin_date(template: str, day: str) -> str:

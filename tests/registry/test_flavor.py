@@ -251,6 +251,7 @@ KINDS = {
     "mapping": (test_turns.AS_MAPPING, TURNS, chats.TOOLS, {}),
     "text": (test_turns.AS_TEXT, TURNS, chats.TOOLS, {}),
     "printed": (test_turns.PRINTED, TURNS, chats.TOOLS, {}),
+    "keys-as-they-come": (test_turns.ALL_KEYS, TURNS, chats.TOOLS, {}),
     "named": ({"default": test_turns.CHATML, "tool_use": test_turns.AS_MAPPING}, TURNS,
               chats.TOOLS, {}),
 }  # fmt: skip

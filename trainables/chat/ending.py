@@ -4,7 +4,8 @@ The first match decides: the closing control token that the base stops at; the l
 that a template writes both behind a last answer and behind an answer with a following turn; the
 first control token that the template writes when another turn follows; else the tokenizer's end
 token is appended. A token that closes a whole conversation, behind a token that closes each turn
-(Phi-3), is not the end of an answer.
+(Phi-3), is not the end of an answer. Neither is the opening of a next answer, which some templates
+write behind every conversation (ToolACE, Aquila).
 """
 
 from __future__ import annotations
@@ -91,14 +92,16 @@ class Endings:
             return last, _until(last, closing[-1:])
         # The result of a call may contain its name, too.
         behind = name.join(longer.split(name)[text.count(name) :])
+        own = self._without_opening(last, behind, turns[:-1], tools)
+        closing = self._template.find_control(own)
         following = self._template.find_control(behind)
         written = {token for _, _, token in following} - self._inner(turns, tools)
         shared = [one for one in closing if one[2] in written]
         if shared:
             return last, _until(last, shared[-1:])
-        reach = common_start(last, behind)
+        reach = common_start(own, behind)
         first = [one for one in following if one[1] > reach][:1]
-        return last, _until(behind if first else last, first)
+        return last, _until(behind if first else own[:reach], first)
 
     def _find(self, before: Turns, tools: Turns) -> tuple[str, Ending] | None:
         turns = [*before, {"role": "assistant", "content": PROBE}]
@@ -111,13 +114,33 @@ class Endings:
             # The template takes no further turn: the closing token of this turn ends the answer.
             stop = [one for one in closing if one[2] in self.stops]
             return last, _until(last, stop[:1] or closing[-1:])
+        own = self._without_opening(last, behind, before, tools)
+        closing = self._template.find_control(own)
         following = self._template.find_control(behind)
         written = {token for _, _, token in following}
         shared = [one for one in closing if one[2] in written]
         stop = [one for one in shared or closing if one[2] in self.stops]
         if stop or shared:
-            return last, _until(last, stop[:1] or shared[-1:])
-        return last, _until(behind if following else last, following[:1])
+            return last, _until(own, stop[:1] or shared[-1:])
+        reach = common_start(own, behind)
+        return last, _until(behind if following else own[:reach], following[:1])
+
+    def _without_opening(self, last: str, behind: str, before: Turns, tools: Turns) -> str:
+        """The text behind a last answer, without the opening of an answer at its end.
+
+        Args:
+            last: Text of the template behind an answer at the end of a conversation.
+            behind: Text behind the same answer with a following turn, up to the turn's words.
+            before: The turns before the answer.
+            tools: Tools on offer.
+        """
+        prompt = self._template.render(before, tools, is_prompt=True, is_whole=True)
+        # Text of the template behind the words of the last turn.
+        asked = prompt.rpartition(before[-1]["content"].strip() or prompt)[2]
+        rest = next(start for start in range(len(last) + 1) if last[start:] in asked)
+        # The end of a turn is in both texts, but the opening is another one than a user's.
+        is_opening = rest <= common_start(last, behind) < len(last)
+        return last[:rest] if is_opening else last
 
     def _behind(self, turns: Turns, tools: Turns) -> str | None:
         """Text of the template between an answer and the words of a following user turn."""

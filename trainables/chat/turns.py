@@ -114,25 +114,73 @@ def _moved(
 
     The text that the template writes between the prompt's end and the words is included.
     """
-    before, turn = chat.turns[:position], chat.turns[position]
-    probed = template.render([*before, {**turn, "content": PROBE}], chat.tools)
-    head, found, _ = probed.partition(PROBE)
-    if not found or not text.startswith(head):
+    turn = chat.turns[position]
+    head = _head(chat, position, template, text)
+    if head is None:
         return None
+    lead = _rest_behind(prompt, head)
+    if lead is None:
+        lead = _lead_behind_words(chat, position, template, prompt, head)
+    longest = _LONGEST_LEAD + len(thought_of(turn)) + turn["content"].rfind(_CLOSE)
+    return None if lead is None or len(lead) > longest else lead + text[len(head) :]
+
+
+def _head(chat: ChatExample, position: int, template: ChatTemplate, text: str) -> str | None:
+    """Text of the template up to an answer's words, or up to the name of its first call."""
+    before, turn = chat.turns[:position], chat.turns[position]
+    thought, closed, _ = turn["content"].rpartition(_CLOSE)
+    for content in (PROBE, f"{thought}{closed}\n\n{PROBE}") if closed else (PROBE,):
+        probed = template.render([*before, {**turn, "content": content}], chat.tools)
+        head, found, _ = probed.partition(PROBE)
+        if found and text.startswith(head):
+            return head
+    if turn["content"].strip() or not turn.get("tool_calls"):
+        return None
+    # The template writes contents beside calls otherwise, or leaves them out.
+    first, *others = turn["tool_calls"]
+    renamed = {**first, "function": {**first["function"], "name": PROBE}}
+    probed = template.render([*before, {**turn, "tool_calls": [renamed, *others]}], chat.tools)
+    head, found, _ = probed.partition(PROBE)
+    return head if found and text.startswith(head) else None
+
+
+def _rest_behind(prompt: str, head: str) -> str | None:
+    """Rest of `head` behind the prompt; `None` if more than white space differs before it."""
+    letters = "".join(prompt.split())
+    places = [place for place, letter in enumerate(head) if not letter.isspace()][: len(letters)]
+    if not letters or "".join(head[place] for place in places) != letters:
+        return None
+    rest = head[places[-1] + 1 :]
+    return rest.lstrip() if prompt[-1:].isspace() else rest
+
+
+def _lead_behind_words(
+    chat: ChatExample, position: int, template: ChatTemplate, prompt: str, head: str
+) -> str | None:
+    """Text of the template between a prompt's end and an answer, from what the two have alike."""
+    before, turn = chat.turns[:position], chat.turns[position]
     history = template.render(before, chat.tools)
     opening = len(prompt) - len(history) if prompt.startswith(history) else 0
     size = _longest_ending_in(prompt, head)
     # The common end must reach into the words of the last turn; a shorter one proves nothing.
     words = before[-1]["content"].strip()
     behind_words = len(prompt) - prompt.rfind(words) - len(words)
-    lead: str | None = None
     if size > max(opening, behind_words):
-        lead = head[head.rfind(prompt[-size:]) + size :]
-    elif not turn.get("tool_calls"):
-        # Without an opening in the generation prompt, the answer follows the prompt unchanged.
-        lead = _usual_lead(template, prompt[-opening:], chat.tools) if opening else ""
-    longest = _LONGEST_LEAD + len(thought_of(turn))
-    return None if lead is None or len(lead) > longest else lead + text[len(head) :]
+        return head[head.rfind(prompt[-size:]) + size :]
+    if turn.get("tool_calls"):
+        return _unopened(prompt, head, history, template) if opening else None
+    # Without an opening in the generation prompt, the answer follows the prompt unchanged.
+    return _usual_lead(template, prompt[-opening:], chat.tools) if opening else ""
+
+
+def _unopened(prompt: str, head: str, history: str, template: ChatTemplate) -> str | None:
+    """Text before a call that the template writes behind the turns without an opening."""
+    opening, rest = prompt[len(history) :], head.removeprefix(history)
+    controls = {token for *_, token in template.find_control(opening)}
+    written = {token for *_, token in template.find_control(rest)}
+    if not head.startswith(history) or not controls or controls & written:
+        return None
+    return rest.lstrip() if opening[-1:].isspace() else rest
 
 
 def _usual_lead(template: ChatTemplate, opening: str, tools: Turns) -> str | None:
@@ -270,11 +318,12 @@ def split_off_cut(prompt: str, whole: str, history: str, template: ChatTemplate)
         template: Template with the control tokens.
 
     Returns:
-        The end of the prompt that differs from `whole`; empty if the cut would remove the whole
-        generation prompt, or the difference begins before the generation prompt.
+        The end of the prompt that differs from `whole`; empty if no word of the generation prompt
+        would be left, or the difference begins before the generation prompt.
     """
     same = common_start(prompt, whole)
     inside = [start for start, end, _ in template.find_control(prompt) if start < same < end]
     same = inside[0] if inside else same
-    opens_later = prompt.startswith(history) and same > len(history)
-    return prompt[same:] if opens_later else ""
+    # A rest without a word, such as "### ", would leave the role of the turn to the answer.
+    has_opening = re.search(r"\w", prompt[len(history) : same]) is not None
+    return prompt[same:] if prompt.startswith(history) and has_opening else ""

@@ -118,8 +118,9 @@ def _call(row: RawRow, where: str, value: object, field: str) -> dict[str, Any]:
         allowed = "an object, or its JSON text"
         _refuse(row, field, wrong, allowed, "Mend the arguments.")
     kept = {key: entry for key, entry in call.items() if entry is not None}
+    # Templates may write the keys as they come, so the row's order is kept.
     return {
-        "type": "function",
+        **({} if "type" in kept else {"type": "function"}),
         **kept,
         "function": {"name": name, "arguments": _without_none(arguments)},
     }

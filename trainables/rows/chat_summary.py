@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 Sequencing = Literal["joined", "split", "mixed"]
 
 _USER = {"role": "user", "content": "x"}
-_FUNCTION = {"name": PROBE, "description": "x", "parameters": {"type": "object", "properties": {}}}
+_WORD = {"type": "string", "description": "x"}
+_PARAMETERS = {"type": "object", "properties": {"x": _WORD}, "required": ["x"]}
 _CALL = {"id": "probeid00", "type": "function", "function": {"name": PROBE, "arguments": {}}}
 _SPOKEN = {"systems": "system", "tools": "tools", "thoughts": "thoughts"}
 
@@ -154,18 +155,26 @@ def _supports(tokenizer: PreTrainedTokenizerBase, asking: Asking) -> dict[str, b
     template = ChatTemplate(tokenizer, asking)
     answer = {"role": "assistant", "content": "x"}
     call = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
-    tool = {"type": "function", "function": _FUNCTION}
     thought = {**answer, "reasoning_content": PROBE}
     return {
         "system": _writes(template, [{"role": "system", "content": PROBE}, _USER]),
-        "tools": _writes(template, [_USER], [tool]),
+        "tools": _writes(template, [_USER], [_tool(PROBE)]),
         "calls": _writes(template, [_USER, call]),
         "thoughts": _writes(template, [_USER, thought]) or "</think>" in template.text,
     }
 
 
 def _writes(template: ChatTemplate, turns: Turns, tools: Turns = ()) -> bool:
-    try:
-        return PROBE in template.render(turns, tools)
-    except TemplateRefusalError:
-        return False
+    """Whether the probe is written: some templates take calls only beside tools, or need tools."""
+    for offered in (tools,) if tools else ((), [_tool("x")]):
+        try:
+            if PROBE in template.render(turns, offered):
+                return True
+        except TemplateRefusalError:
+            continue
+    return False
+
+
+def _tool(name: str) -> dict[str, Any]:
+    function = {"name": name, "description": "x", "parameters": _PARAMETERS}
+    return {"type": "function", "function": function}

@@ -95,6 +95,65 @@ ENDS_EARLY = (  # an empty turn before the turn of a call
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
+ALWAYS_OPEN = (  # the opening of an answer stands at the end of every conversation
+    "{% for m in messages %}<|start|>{{ m['role'] }}<|message|>{{ m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}<call>{{ c['function']['name'] }}</call>{% endfor %}"
+    "<|end|>{% endfor %}<|start|>assistant<|message|>"
+)
+OPENS_PART = (  # as Command R7B: prompts open more than stands at the end of every conversation
+    "{% for m in messages %}<|start|>{{ m['role'] }}<|message|>{% if m['role'] == 'assistant' %}"
+    "<|answer|>{{ m['content'] }}<|answered|>{% else %}{{ m['content'] }}{% endif %}<|end|>"
+    "{% endfor %}<|start|>assistant<|message|>"
+    "{% if add_generation_prompt %}<|answer|>{% endif %}"
+)
+OPEN_WORDS = (
+    "{% for m in messages %}### {{ m['role'] }}:\n{{ m['content'] }}\n\n{% endfor %}"
+    "{{ '### assistant:\n' }}"
+)
+JUDGED = (  # a conversation to judge, not to continue
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "Was the last turn safe? Say yes or no.\n"
+)
+SPACED = (  # one more newline before the opening, and one behind it, than in a conversation
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}<call>{{ c['function']['name'] }}</call>{% endfor %}"
+    "<|end|>{{ '\n' if loop.last }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n\n{% endif %}"
+)
+SPACED_THOUGHTS = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' %}"
+    "{% set parts = m['content'].split('</think>') %}<think>"
+    "{{ parts[0] | replace('<think>', '') | trim if parts[1:] }}</think>{{ parts[-1] | trim }}"
+    "{% for c in m['tool_calls'] or [] %}<call>{{ c['function']['name'] }}</call>{% endfor %}"
+    "{% else %}{{ m['content'] }}{% endif %}<|end|>{{ '\n' if loop.last }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n<think>{% endif %}"
+)
+WIDE = (  # as DeepSeek's in servers: each indented line of the template writes its spaces
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|User|>{{ m['content'] }}{% else %}"
+    "      <|Assistant|>    </think>      {{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}  <|Assistant|>  </think>{% endif %}"
+)
+OTHER_ROLE = (  # prompts name the role otherwise
+    "{% for m in messages %}### {{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}### Assistant: {% endif %}"
+)
+CALLS_ALONE = (  # no words beside a call; a last question is told how to call
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ 'Call a tool. ' if loop.last }}"
+    "{{ m['content'] }}<|assistant|>{% elif m['tool_calls'] %}<call>"
+    "{{ m['tool_calls'][0]['function']['name'] }}</call><|end|>{% else %}{{ m['content'] }}<|end|>"
+    "{% endif %}{% endfor %}"
+)
+ONE_OPENING = (  # calls, results and the answer are one turn, but each prompt opens a turn
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}<|end|>"
+    "{% elif m['role'] == 'tool' %}[{{ m['content'] }}]{% else %}"
+    "{{ '<|assistant|>' if loop.previtem['role'] == 'user' }}{{ m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}<call>{{ c['function']['arguments'] | tojson }}"
+    "{{ c['function']['name'] }}</call>{% endfor %}"
+    "{{ '<|end|>' if not m['tool_calls'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+ALL_KEYS = CALLS.replace("{{ c['function']['name'] + ' ' }}ARGUMENTS", "{{ c | tojson }}")
+
 TWO = (user("one?"), assistant("two"), user("three?"), assistant("four"))
 
 
@@ -147,6 +206,22 @@ def test_an_opened_thought_is_cut_off_prompts_of_rows_without_thoughts():
     assert pieces == [
         "<|User|>one?<|Assistant|>", "two</s>", "<|User|>three?<|Assistant|>", "four</s>",
     ]  # fmt: skip
+
+
+def test_an_opening_of_another_width_is_not_cut_off_prompts():
+    controls = ("</think>", "<|User|>", "<|Assistant|>")
+    tokenizer = byte_tokenizer(WIDE, "<|end|>", controls)
+    asking, (pieces,) = learn(tokenizer, chat(*TWO[:2]))
+    assert asking.prefill_cut == ""
+    assert pieces == ["<|User|>one?  <|Assistant|>  </think>", "      two<|end|>"]
+
+
+def test_the_role_of_an_answer_is_not_cut_off_prompts():
+    tokenizer = byte_tokenizer(OTHER_ROLE)
+    one = chat(*TWO[:2])
+    assert settle_asking([one], tokenizer).prefill_cut == ""
+    with pytest.raises(DataError, match="does not render it as its prompt with an answer behind"):
+        learn(tokenizer, one)
 
 
 def test_thoughts_go_on_from_the_prompt_that_opens_them():
@@ -232,6 +307,83 @@ def test_an_end_token_that_the_template_writes_within_an_answer_is_its_own_reaso
     tokenizer = byte_tokenizer(ENDS_EARLY, "<|end|>", ("<|user|>", "<|assistant|>", "<|tool|>"))
     with pytest.raises(DataError, match=r"message 2: the chat template writes '<\|end\|>', which"):
         learn(tokenizer, chat(user("warm?"), call({})))
+
+
+@pytest.mark.parametrize("stops", [(), ("<|endoftext|>",)])
+def test_an_opening_that_a_template_always_writes_ends_no_answer(stops):
+    tokenizer = byte_tokenizer(ALWAYS_OPEN, "<|endoftext|>")
+    turns = (user("warm?"), call({}), result("yes"), assistant("It is."), *TWO[2:])
+    _, (pieces,) = learn(tokenizer, chat(*turns), stops=stops)
+    assert pieces[1::2] == ["<call>get_weather</call><|end|>", "It is.<|end|>", "four<|end|>"]
+
+
+def test_a_part_of_an_opening_that_a_template_always_writes_ends_no_answer():
+    _, (pieces,) = learn(byte_tokenizer(OPENS_PART, "<|endoftext|>"), chat(*TWO))
+    assert pieces[1::2] == ["two<|answered|>", "four<|answered|>"]
+
+
+@pytest.mark.parametrize("template", [OPEN_WORDS, JUDGED])
+def test_words_that_a_template_writes_behind_every_conversation_are_not_learned(template):
+    _, sequences = learn(byte_tokenizer(template), chat(*TWO))
+    assert [pieces[1] for pieces in sequences] == ["two</s>", "four</s>"]
+
+
+def test_a_thought_in_the_content_is_learned_where_an_answer_is_put_behind_its_prompt():
+    words = "<think>\nlook\n</think>\n\ntwo"
+    _, sequences = learn(byte_tokenizer(JUDGED), chat(user("one?"), assistant(words)))
+    assert sequences[0][1] == f"{words}</s>"
+
+
+def test_a_prompt_may_differ_from_the_conversation_in_white_space():
+    controls = ("<|user|>", "<|assistant|>", "<|tool|>", "<call>", "</call>")
+    tokenizer = byte_tokenizer(SPACED, "<|end|>", controls)
+    turns = (user("warm?"), call({}), result("yes"), assistant("It is."))
+    _, sequences = learn(tokenizer, chat(*turns))
+    assert [pieces[1] for pieces in sequences] == [
+        "<call>get_weather</call><|end|>", "It is.<|end|>",
+    ]  # fmt: skip
+    assert sequences[0][0] == "<|user|>\nwarm?<|end|>\n<|assistant|>\n\n"
+
+
+def test_thoughts_in_the_content_of_a_call_are_found_behind_such_a_prompt():
+    controls = ("<|user|>", "<|assistant|>", "<think>", "</think>")
+    tokenizer = byte_tokenizer(SPACED_THOUGHTS, "<|end|>", controls)
+    turn = call({}, "<think>\nlook it up\n</think>\n\n")
+    _, (pieces,) = learn(tokenizer, chat(user("warm?"), turn))
+    assert pieces == [
+        "<|user|>warm?<|end|>\n<|assistant|>\n<think>",
+        "look it up</think><call>get_weather</call><|end|>",
+    ]
+
+
+def test_a_call_is_found_where_the_template_writes_no_words_beside_it():
+    tokenizer = byte_tokenizer(CALLS_ALONE, "<|end|>", ("<|user|>", "<|assistant|>"))
+    _, (pieces,) = learn(tokenizer, chat(user("warm?"), call({})))
+    assert pieces == [
+        "<|user|>Call a tool. warm?<|assistant|>", "<call>get_weather</call><|end|>",
+    ]  # fmt: skip
+
+
+def test_a_second_call_is_found_where_the_template_goes_on_with_the_turn_of_the_first():
+    tokenizer = byte_tokenizer(ONE_OPENING, "<|end|>", ("<|user|>", "<|assistant|>"))
+    turns = (
+        user("warm?"), call({"city": "Paris"}), result("yes"), call({"city": "Oslo"}),
+        result("no"), assistant("Paris is."),
+    )  # fmt: skip
+    _, sequences = learn(tokenizer, chat(*turns))
+    learned = [answer for pieces in sequences for answer in pieces[1::2]]
+    assert learned == [
+        '<call>{"city": "Paris"}get_weather</call><|end|>',
+        '<call>{"city": "Oslo"}get_weather</call><|end|>',
+        "Paris is.<|end|>",
+    ]
+    assert sequences[1][0].endswith("</call>[yes]<|assistant|>")
+
+
+def test_keys_of_a_call_keep_their_order():
+    tokenizer = byte_tokenizer(ALL_KEYS, "<|end|>", ("<|user|>", "<|assistant|>"))
+    _, (pieces,) = learn(tokenizer, chat(user("warm?"), call({})))
+    assert pieces[1].startswith('<call>{"id": "abcdef123", "type": "function", "function": {"na')
 
 
 def test_a_call_that_the_template_leaves_out_is_refused_with_the_reason():

@@ -51,6 +51,12 @@ def test_what_the_template_renders_and_what_is_learned_is_told():
     )
 
 
+def test_what_a_template_renders_with_tools_alone_is_told():
+    tokenizer = byte_tokenizer(test_turns.NEEDS_TOOLS, "<|end|>", MARKS)
+    found = summary_of(tokenizer, row(user("warm?"), call({}), tools=list(TOOLS)))
+    assert found.supports == {"system": True, "tools": True, "calls": True, "thoughts": False}
+
+
 def test_answers_that_became_context_are_counted_by_their_reason():
     thought = assistant("two", reasoning_content="look")
     found = summary_of(CHATML, row(user("one?"), thought, *test_turns.TWO))
