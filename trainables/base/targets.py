@@ -1,4 +1,4 @@
-"""Which layers an adapter sits on, by their names alone."""
+"""Target layers of an adapter, selected by layer names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def resolve_targets(layers: Sequence[str], targets: str | Sequence[str]) -> tupl
             name or its end after a dot.
 
     Raises:
-        SpecError: Nothing matches; the message lists the available layers.
+        SpecError: A target matches no layer; the message lists the available layers.
     """
     if isinstance(targets, str):
         return _resolve_group(layers, targets)
@@ -52,8 +52,11 @@ def leaf_names(names: Iterable[str]) -> list[str]:
 
 def _resolve_group(layers: Sequence[str], group: str) -> tuple[str, ...]:
     parts = {"attention": _ATTENTION, "mlp": _MLP, "all-linear": ()}[group]
+    parents = {name: ".".join(name.split(".")[-2:-1]).lower() for name in layers}
     chosen = tuple(
-        name for name in layers if not parts or any(part in _parent(name) for part in parts)
+        name
+        for name, parent in parents.items()
+        if not parts or any(part in parent for part in parts)
     )
     if not chosen:
         raise SpecError(
@@ -61,10 +64,6 @@ def _resolve_group(layers: Sequence[str], group: str) -> tuple[str, ...]:
             f"{', '.join(leaf_names(layers)) or '(no linear layer at all)'}. Name them one by one."
         )
     return chosen
-
-
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0].rpartition(".")[2].lower()
 
 
 def _matches(name: str, target: str) -> bool:
