@@ -141,7 +141,7 @@ def _find_tasks(tasks: Sequence[str], include_path: Path | None) -> Any:
     if unknown:
         raise SpecError(
             f"tasks: got {unknown[0]!r}; allowed: {_what_there_is(unknown[0], own, every)}. "
-            "Correct the name, or say with include_path where its file lies."
+            "Correct the name, or give the folder of the task file as include_path."
         )
     return every
 
@@ -195,7 +195,7 @@ def _build_model(model_class: Any, served: Served, batch_size: int) -> Any:
     served.model.generation_config.eos_token_id = list(ends)
     pad, known = served.tokenizer.pad_token_id, served.model.get_input_embeddings().weight.shape[0]
     if pad is not None and pad >= known:
-        # The harness gives it to the base, which has no row for it. It masks it, so any one does.
+        # The base has no row for the pad token. The harness masks it, so any known token serves.
         served.tokenizer.pad_token = served.tokenizer.eos_token
     options: dict[str, Any] = {}
     cut = ""

@@ -231,7 +231,7 @@ def test_scores_do_not_depend_on_the_length_of_rows_scored_with_them(stored_base
     losses = []
     for size in (1, 24):
         engine.join("seat", replace(spec, eval=EvalSpec(batch_size=size)))
-        losses.append(engine.score("seat").loss_sum)
+        losses.append(engine.evaluate_rows("seat").loss_sum)
         engine.leave("seat")
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
