@@ -123,10 +123,17 @@ class Engine:
         self._require_short_rows(splits)
         targets = resolve_targets(tuple(self._linears), spec.lora.targets)
         layers = {name: self._linears[name] for name in targets}
-        if state is None:
-            branches = fresh_branches(spec, layers, self._directions(spec, splits, layers))
-        else:
+        if state is not None:
             branches = restored_branches(spec, layers, state)
+        else:
+            directions = {}
+            if spec.lora.init == "eva":  # the initial A depends on the data
+                rows = first_rows(splits.train.rows)
+                batches = [build_batch(None, [row], self.base.device) for row in rows]
+                directions = observed_directions(
+                    layers, spec.lora.rank, lambda: self._forward(batches)
+                )
+            branches = fresh_branches(spec, layers, directions)
         taken = build_seat(spec, splits, branches, state, passes)
         for name, branch in branches.items():
             self._linears[name].branches[seat] = branch
@@ -314,36 +321,24 @@ class Engine:
         )
         return list(output.logits[0].split(self._layout.answer_counts()))
 
-    def _batch(self, seat: str | None, rows: Sequence[EncodedRow]) -> Batch:
-        return build_batch(seat, rows, self.base.device)
-
     # ---------------------------------------------------------------------------- evaluation
 
     @torch.no_grad()
     def _evaluate_rows(
         self, seat: str | None, spec: TrialSpec, splits: Splits, name: SplitName
     ) -> RowScores:
-        rows = _rows_of(splits, name, spec.eval.max_rows)
+        rows = rows_of(splits, name, spec.eval.max_rows)
         lengths = [len(row.input_ids) for row in rows]
         parts = []
         for chosen in batches_by_length(lengths, spec.eval.batch_size, self._rope_switch):
-            batch = self._batch(seat, [rows[i] for i in chosen])
+            batch = build_batch(seat, [rows[i] for i in chosen], self.base.device)
             (logits,) = self._forward([batch])
             is_whole = [not rows[i].is_cut for i in chosen]
             scores = batch_scores(logits, batch.targets, batch.row_answers, is_whole)
             parts.append((chosen, scores))
         return in_order(parts)
 
-    # --------------------------------------------------------------------------------- parts
-
-    def _directions(
-        self, spec: TrialSpec, splits: Splits, layers: Mapping[str, PackedLinear]
-    ) -> dict[str, torch.Tensor]:
-        """Initial `A` of the layers for data-dependent `init`; one pass of the bare base."""
-        if spec.lora.init != "eva":
-            return {}
-        batches = [self._batch(None, [row]) for row in first_rows(splits.train.rows)]
-        return observed_directions(layers, spec.lora.rank, lambda: self._forward(batches))
+    # ---------------------------------------------------------------------------------- rows
 
     def _splits(self, spec: DataSpec) -> Splits:
         sources = (spec.train, spec.validation, spec.test)
@@ -370,7 +365,12 @@ def build_engine(base: BaseSpec) -> Engine:
     return Engine(load_base(base))
 
 
-def _rows_of(splits: Splits, name: SplitName, max_rows: int | None) -> Sequence[EncodedRow]:
+def rows_of(splits: Splits, name: SplitName, max_rows: int | None) -> Sequence[EncodedRow]:
+    """Rows of a split to evaluate on: every test row, or at most `max_rows` validation rows.
+
+    Raises:
+        SpecError: The trial has no test rows.
+    """
     split: Split | None = splits.validation if name == "validation" else splits.test
     if split is None:
         raise SpecError(

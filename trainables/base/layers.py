@@ -46,8 +46,8 @@ def describe_layers(base: BaseSpec) -> tuple[tuple[str, ...], int] | None:
         reason = said[:300] or type(error).__name__
         raise BaseModelError(
             f"base.model: {base.model!r} cannot be built as a causal language model ({reason}); "
-            "allowed: an architecture that this transformers knows, without code of its own. "
-            "Check config.json, or choose another base."
+            "allowed: an architecture of the installed transformers, without custom code. Check "
+            "config.json, or choose another base."
         ) from error
     require_text_only(model.config, base.model)
     found = [getattr(model.config, name, None) for name in _EXPERTS]

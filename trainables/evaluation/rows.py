@@ -111,8 +111,13 @@ def evaluation_rows(
         "tokenizer_digest": tokenizer_digest(tokenizer),
         "template_digest": None if asking is None else template_digest(tokenizer, asking),
     }
-    for name, found in digests.items():
-        _require_recorded(name, found, recorded[name])
+    changed = [name for name, found in digests.items() if found != recorded[name]]
+    if changed:
+        name = changed[0]
+        raise BaseModelError(
+            f"base.model: its {name} is {digests[name]}; allowed: {recorded[name]}, as in the "
+            "adapter's training. Give the base with the tokenizer files of the training."
+        )
     if how.generates and layout.kind == "text":
         raise DataError(
             f"evaluation.max_new_tokens: got {how.max_new_tokens}, but rows of {raw.field} are "
@@ -168,8 +173,8 @@ def _read(
         raw, layout, style = _read_rows(manifest, source)
     if style != trained:
         raise DataError(
-            f"{raw.field}: got {style} prompts; allowed: {trained} ones, which the adapter was "
-            f"trained on. Write them as {'messages' if trained == 'chat' else 'text'}."
+            f"{raw.field}: got {style} prompts; allowed: {trained} prompts, as in the adapter's "
+            f"training. Write the prompts as {'messages' if trained == 'chat' else 'text'}."
         )
     return raw, layout, style
 
@@ -283,14 +288,6 @@ def _with_answers(
     if lacking:
         logger.warning("%s: evaluating %d of %d rows", field, len(kept), len(encoded))
     return kept
-
-
-def _require_recorded(name: str, found: str | None, recorded: str | None) -> None:
-    if found != recorded:
-        raise BaseModelError(
-            f"base.model: its {name} is {found}; allowed: {recorded}, as in the adapter's "
-            "training. Give the base with the tokenizer files of the training."
-        )
 
 
 def _require_truth(row: EvaluationRow, where: str, how: EvaluationSpec) -> None:

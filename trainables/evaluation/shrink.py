@@ -170,8 +170,8 @@ def _decompose(
             )
         if not (a.isfinite().all() and b.isfinite().all()):
             raise BundleError(
-                f"{layer}: holds weights that are not finite; allowed: finite ones. This adapter "
-                "diverged: choose another one."
+                f"{layer}: holds weights that are not finite; allowed: finite weights. The "
+                "adapter diverged: choose another one."
             )
         yield layer, _factorize(a, b)
 

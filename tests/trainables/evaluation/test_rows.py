@@ -163,8 +163,8 @@ CHAT = {"messages": TURNS}
     ("source", "how", "manifest", "message"),
     [
         ("no.jsonl", {}, {}, rf"{FIELD}: got 'no\.jsonl', which is no file"),
-        ((CHAT,), {}, {}, rf"{FIELD}: got chat prompts; allowed: plain ones.* Write them as text"),
-        (PLAIN, {}, {"style": "chat"}, "got plain prompts; allowed: chat ones"),
+        ((CHAT,), {}, {}, rf"{FIELD}: got chat prompts; allowed: plain prompts.*prompts as text"),
+        (PLAIN, {}, {"style": "chat"}, "got plain prompts; allowed: chat prompts"),
         (({"question": "a"},), {}, {}, "has columns 'question'; allowed: messages"),
         (
             ({"prompt": "a", "completion": "b"}, {"prompt": [], "completion": TURNS}),
