@@ -114,7 +114,7 @@ class DataSpec:
         split_seed: Seed of the split.
         max_tokens: Rows longer than this are cut at the end.
         train_max_tokens: A shorter limit for training rows; `None` means `max_tokens`. Trials with
-            different values are measured on the same rows.
+            different values are evaluated on the same rows.
         revision: Commit or tag of a hub dataset.
         config: Configuration of a hub dataset or dataset folder.
         split: The part of a hub dataset or dataset folder to read: an expression for `train`, such
@@ -168,7 +168,20 @@ class DataSpec:
         require_choice(self.on_overlap, OverlapPolicy, "data.on_overlap")
         self._check_columns()
         self._check_fractions()
-        self._check_lengths()
+        require(
+            self.max_tokens >= 2,
+            "data.max_tokens",
+            self.max_tokens,
+            ">= 2",
+            "A row needs a prompt and an answer.",
+        )
+        require(
+            self.train_max_tokens is None or 2 <= self.train_max_tokens <= self.max_tokens,
+            "data.train_max_tokens",
+            self.train_max_tokens,
+            f"2 to data.max_tokens ({self.max_tokens})",
+            "Lower it, or raise data.max_tokens.",
+        )
         self._check_template_args()
 
     def split_name(self, source: str) -> str:
@@ -200,8 +213,8 @@ class DataSpec:
             not taken,
             "data.template_args",
             ", ".join(taken),
-            "arguments that neither the rows nor a rendering give",
-            "Take it out; the tools on offer are a column of the rows.",
+            "arguments that neither the rows nor the rendering set",
+            "Remove the argument; tools on offer come from a column of the rows.",
         )
         try:
             json.dumps(self.template_args)
@@ -218,7 +231,7 @@ class DataSpec:
             not has_template or main in ((), ("completion",)),
             "data.prompt_template",
             self.prompt_template,
-            "none beside data.columns that name another column than completion",
+            "no template together with data.columns other than completion",
             "The template makes the prompt: leave data.columns.prompt out, or the template.",
         )
         require(
@@ -251,22 +264,6 @@ class DataSpec:
             "Trials are compared on validation rows: give some.",
         )
 
-    def _check_lengths(self) -> None:
-        require(
-            self.max_tokens >= 2,
-            "data.max_tokens",
-            self.max_tokens,
-            ">= 2",
-            "A row needs a prompt and an answer.",
-        )
-        require(
-            self.train_max_tokens is None or 2 <= self.train_max_tokens <= self.max_tokens,
-            "data.train_max_tokens",
-            self.train_max_tokens,
-            f"2 to data.max_tokens ({self.max_tokens})",
-            "Lower it, or raise data.max_tokens.",
-        )
-
 
 def template_columns(template: str) -> tuple[str, ...]:
     """Columns named by a prompt template, in order.
@@ -279,7 +276,7 @@ def template_columns(template: str) -> tuple[str, ...]:
     except ValueError as error:
         raise SpecError(
             f"data.prompt_template: got {template!r}, which is no template ({error}); allowed: "
-            "text with columns in braces. Write a brace that is meant as one twice: {{ or }}."
+            "text with columns in braces. Double each literal brace: {{ or }}."
         ) from error
     names = [name for _, name, _, _ in parts if name is not None]
     is_plain = all(
@@ -292,6 +289,6 @@ def template_columns(template: str) -> tuple[str, ...]:
         "data.prompt_template",
         template,
         "text with at least one column in braces, such as {question}",
-        "Put the name of a column alone between braces; write a brace that is meant twice.",
+        "Put a column name alone between braces; double each literal brace.",
     )
     return tuple(dict.fromkeys(names))

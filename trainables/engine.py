@@ -1,4 +1,4 @@
-"""Train the adapters of many trials on one frozen base, in one forward and backward pass.
+"""Training of many adapters on one frozen base, in one forward and backward pass.
 
 Each trial has a seat: its own adapter, optimizer, schedule, data order and randomness. A step of
 several seats concatenates their rows and gives each seat the same numbers as a solo step, bit for
@@ -45,11 +45,11 @@ from trainables.rows.data_summary import summarize
 from trainables.rows.epochs import batch_rows
 from trainables.rows.sampling import sample
 from trainables.spec import BaseSpec, DataSpec, TrialSpec
-from trainables.training import scoring
 from trainables.training.bundle import write_bundle
 from trainables.training.eva import first_rows, observed_directions
 from trainables.training.optim import apply_gradients
 from trainables.training.probe import Probe
+from trainables.training.row_scores import RowScores, batch_scores, in_order
 from trainables.training.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
 from trainables.training.state import SeatState
 
@@ -123,10 +123,17 @@ class Engine:
         self._require_short_rows(splits)
         targets = resolve_targets(tuple(self._linears), spec.lora.targets)
         layers = {name: self._linears[name] for name in targets}
-        if state is None:
-            branches = fresh_branches(spec, layers, self._directions(spec, splits, layers))
-        else:
+        if state is not None:
             branches = restored_branches(spec, layers, state)
+        else:
+            directions = {}
+            if spec.lora.init == "eva":  # the initial A depends on the data
+                rows = first_rows(splits.train.rows)
+                batches = [build_batch(None, [row], self.base.device) for row in rows]
+                directions = observed_directions(
+                    layers, spec.lora.rank, lambda: self._forward(batches)
+                )
+            branches = fresh_branches(spec, layers, directions)
         taken = build_seat(spec, splits, branches, state, passes)
         for name, branch in branches.items():
             self._linears[name].branches[seat] = branch
@@ -161,16 +168,16 @@ class Engine:
 
     def evaluate(self, seat: str, split: SplitName = "validation") -> dict[str, float]:
         """Loss and accuracies of a seat's adapter; `eval.max_rows` limits validation rows."""
-        return self.score(seat, split).metrics()
+        return self.evaluate_rows(seat, split).metrics()
 
-    def score(self, seat: str, split: SplitName = "validation") -> scoring.RowScores:
+    def evaluate_rows(self, seat: str, split: SplitName = "validation") -> RowScores:
         """Scores of each row for a seat's adapter."""
         taken = self._seats[seat]
-        return self._score(seat, taken.spec, taken.splits, split)
+        return self._evaluate_rows(seat, taken.spec, taken.splits, split)
 
     def evaluate_base(self, spec: TrialSpec, split: SplitName = "validation") -> dict[str, float]:
         """Loss and accuracies of the bare base on the data of `spec`."""
-        return self._score(None, spec, self._splits(spec.data), split).metrics()
+        return self._evaluate_rows(None, spec, self._splits(spec.data), split).metrics()
 
     def snapshot(self, seat: str) -> SeatState:
         """Complete checkpoint of a seat, as a copy."""
@@ -182,6 +189,19 @@ class Engine:
         weights = {
             name: dict(branch.named_parameters()) for name, branch in taken.branches.items()
         }
+        splits, data = taken.splits, taken.spec.data
+        chats = chats_of(splits, self.base.tokenizer)
+        record = {
+            "train": splits.train.digest,
+            "validation": splits.validation.digest,
+            "test": None if splits.test is None else splits.test.digest,
+            "prompt_style": splits.prompt_style,
+            "template_digest": splits.template_digest,
+            "tokenizer_digest": tokenizer_digest(self.base.tokenizer),
+            "max_tokens": data.max_tokens,
+            "train_max_tokens": data.train_max_tokens,
+            **summarize(splits.raw, splits, chats=chats).to_dict(),
+        }
         return write_bundle(
             folder,
             tensors=peft_tensors(weights),
@@ -189,7 +209,7 @@ class Engine:
             base=self.base.record,
             targets=short_targets(tuple(self._linears), tuple(taken.branches)),
             facts={
-                "data": self._data_record(taken),
+                "data": record,
                 "steps": taken.step,
                 "tokens": taken.tokens,
                 "metrics": dict(metrics),
@@ -222,9 +242,9 @@ class Engine:
         if longest > self._longest_row:
             raise SpecError(
                 f"data.max_tokens: a row has {longest} tokens; allowed: at most "
-                f"{self._longest_row} with {type(self.base.model).__name__}, which has no "
-                "positions beyond that, or computes them by the longest row. Set data.max_tokens "
-                "to it."
+                f"{self._longest_row} with {type(self.base.model).__name__}, because longer rows "
+                "have no positions, or positions that depend on other rows. Set data.max_tokens "
+                f"to {self._longest_row}."
             )
 
     # ------------------------------------------------------------------------------ one step
@@ -301,36 +321,24 @@ class Engine:
         )
         return list(output.logits[0].split(self._layout.answer_counts()))
 
-    def _batch(self, seat: str | None, rows: Sequence[EncodedRow]) -> Batch:
-        return build_batch(seat, rows, self.base.device)
-
-    # --------------------------------------------------------------------------- measurement
+    # ---------------------------------------------------------------------------- evaluation
 
     @torch.no_grad()
-    def _score(
+    def _evaluate_rows(
         self, seat: str | None, spec: TrialSpec, splits: Splits, name: SplitName
-    ) -> scoring.RowScores:
-        rows = _rows_of(splits, name, spec.eval.max_rows)
+    ) -> RowScores:
+        rows = rows_of(splits, name, spec.eval.max_rows)
         lengths = [len(row.input_ids) for row in rows]
         parts = []
         for chosen in batches_by_length(lengths, spec.eval.batch_size, self._rope_switch):
-            batch = self._batch(seat, [rows[i] for i in chosen])
+            batch = build_batch(seat, [rows[i] for i in chosen], self.base.device)
             (logits,) = self._forward([batch])
             is_whole = [not rows[i].is_cut for i in chosen]
-            scores = scoring.score_batch(logits, batch.targets, batch.row_answers, is_whole)
+            scores = batch_scores(logits, batch.targets, batch.row_answers, is_whole)
             parts.append((chosen, scores))
-        return scoring.in_order(parts)
+        return in_order(parts)
 
-    # --------------------------------------------------------------------------------- parts
-
-    def _directions(
-        self, spec: TrialSpec, splits: Splits, layers: Mapping[str, PackedLinear]
-    ) -> dict[str, torch.Tensor]:
-        """Initial `A` of the layers for data-dependent `init`; one pass of the bare base."""
-        if spec.lora.init != "eva":
-            return {}
-        batches = [self._batch(None, [row]) for row in first_rows(splits.train.rows)]
-        return observed_directions(layers, spec.lora.rank, lambda: self._forward(batches))
+    # ---------------------------------------------------------------------------------- rows
 
     def _splits(self, spec: DataSpec) -> Splits:
         sources = (spec.train, spec.validation, spec.test)
@@ -347,20 +355,6 @@ class Engine:
         # Trials that differ only in the training limit share the tokens of all other rows.
         return cut_train(self._splits(replace(spec, train_max_tokens=None)), spec.train_max_tokens)
 
-    def _data_record(self, seat: Seat) -> dict[str, Any]:
-        splits = seat.splits
-        return {
-            "train": splits.train.digest,
-            "validation": splits.validation.digest,
-            "test": None if splits.test is None else splits.test.digest,
-            "prompt_style": splits.prompt_style,
-            "template_digest": splits.template_digest,
-            "tokenizer_digest": tokenizer_digest(self.base.tokenizer),
-            "max_tokens": seat.spec.data.max_tokens,
-            "train_max_tokens": seat.spec.data.train_max_tokens,
-            **summarize(splits.raw, splits, chats=chats_of(splits, self.base.tokenizer)).to_dict(),
-        }
-
 
 def build_engine(base: BaseSpec) -> Engine:
     """Engine on a freshly loaded base.
@@ -371,11 +365,16 @@ def build_engine(base: BaseSpec) -> Engine:
     return Engine(load_base(base))
 
 
-def _rows_of(splits: Splits, name: SplitName, max_rows: int | None) -> Sequence[EncodedRow]:
+def rows_of(splits: Splits, name: SplitName, max_rows: int | None) -> Sequence[EncodedRow]:
+    """Rows of a split to evaluate on: every test row, or at most `max_rows` validation rows.
+
+    Raises:
+        SpecError: The trial has no test rows.
+    """
     split: Split | None = splits.validation if name == "validation" else splits.test
     if split is None:
         raise SpecError(
-            "data.test: got None, but the test split was asked for; allowed: a file or "
+            "data.test: got None, but the test split was requested; allowed: a file or "
             "data.test_fraction > 0. Give test rows."
         )
     if name == "test" or max_rows is None:

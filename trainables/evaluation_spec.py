@@ -50,7 +50,12 @@ class EvaluationSpec:
             if isinstance(getattr(self, name), str):
                 self._refuse(name, "a list of strings", "Put it in a list.")
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        self._check_numbers()
+        if self.max_new_tokens < 0:
+            self._refuse("max_new_tokens", ">= 0", "Use 0 for no generation.")
+        if self.batch_size < 1:
+            self._refuse("batch_size", ">= 1", "Raise it.")
+        if self.max_rows is not None and self.max_rows < 1:
+            self._refuse("max_rows", ">= 1", "Leave it out to use every row.")
         self._check_readings()
 
     @property
@@ -68,14 +73,6 @@ class EvaluationSpec:
         }
         own = (name.rpartition(":")[2] for name in self.metrics)
         return (*_ALWAYS, *(name for name, is_read in read.items() if is_read), *own)
-
-    def _check_numbers(self) -> None:
-        if self.max_new_tokens < 0:
-            self._refuse("max_new_tokens", ">= 0", "Use 0 for no generation.")
-        if self.batch_size < 1:
-            self._refuse("batch_size", ">= 1", "Raise it.")
-        if self.max_rows is not None and self.max_rows < 1:
-            self._refuse("max_rows", ">= 1", "Leave it out to use every row.")
 
     def _check_readings(self) -> None:
         for name in ("pattern", "choices", "metrics"):

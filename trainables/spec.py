@@ -261,7 +261,7 @@ class EvalSpec:
             "eval.keep_every",
             self.keep_every,
             f"0, or a multiple of eval.every ({self.every})",
-            "An adapter is kept where it is measured.",
+            "Adapters are kept only at evaluations.",
         )
 
 

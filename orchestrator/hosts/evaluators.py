@@ -161,12 +161,12 @@ class _Evaluator:
 
     def evaluate(self, order: EvaluationOrder, form: str) -> dict[str, Any]:
         """The evaluation document of an adapter in one form."""
-        from trainables.evaluation.assessment import assess_bundle
+        from trainables.evaluation.evaluate import evaluate_bundle
 
         require_gpu_of_ray()
         with tempfile.TemporaryDirectory() as folder:
             write_files(order.files, Path(folder))
-            (document,) = assess_bundle(
+            (document,) = evaluate_bundle(
                 Path(folder), (form,), order.source, order.how, base_model=order.base_model
             )
         return document

@@ -429,7 +429,7 @@ def test_exact_match_is_what_greedy_decoding_writes(build_spec):
     engine.join("seat", spec)
     for _ in range(60):
         engine.step(["seat"])
-    folder_scores = engine.score("seat")
+    folder_scores = engine.evaluate_rows("seat")
     adapter = adapter_of(engine, "seat")
     plain = load_base(spec.base)
     model = peft.get_peft_model(

@@ -1,1 +1,1 @@
-"""A base model: where it lies, how wide it is, where it stops, its weights in a stored form."""
+"""Base models: location, size, end tokens, and weights in a stored form."""

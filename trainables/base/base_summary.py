@@ -1,4 +1,4 @@
-"""What is known of a base before its weights are loaded, and whether a sweep's adapters fit it."""
+"""Summary of a base before its weights are loaded, and a check of adapter targets."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Targets = str | Sequence[str]
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSummary:
-    """What a base is.
+    """Properties of a base, read from its files.
 
     Attributes:
-        model: Which base.
-        stored: Form that its own files are quantized in; `None` for plain weights.
-        layers: Full names of its linear layers; `None` where that is not known yet.
-        experts: Routed experts of each of its blocks; 0 for a dense model.
+        model: The base, as named in the spec.
+        stored: Quantized form of the files; `None` for plain weights.
+        layers: Full names of the linear layers; `None` if they are not known yet.
+        experts: Routed experts in each block; 0 for a dense model.
     """
 
     model: str
@@ -35,23 +35,23 @@ class BaseSummary:
         return {"prequantized": self.stored is not None, "experts": self.experts}
 
     def lines(self) -> list[str]:
-        """A sentence for each fact that a user should know before training starts."""
-        said = []
+        """Sentences for the user, one for each fact to know before training starts."""
+        lines = []
         if self.stored is not None:
-            said.append(
+            lines.append(
                 f"The files of the base {self.model} are stored in {self.stored} already: they "
-                "are used as they are, and adapters are served in the form trained alone."
+                "are used unchanged, and adapters have only the serving form trained."
             )
         if self.experts:
-            said.append(
-                f"The base {self.model} has {self.experts} routed experts in a block: they stay "
-                "unquantized and get no adapter; base.quantization and lora.targets hold for its "
-                "other linear layers."
+            lines.append(
+                f"The base {self.model} has {self.experts} routed experts in a block: experts "
+                "stay unquantized and get no adapter; base.quantization and lora.targets apply to "
+                "the other linear layers."
             )
-        return said
+        return lines
 
     def refusal(self, targets: Targets) -> str:
-        """Why an adapter cannot sit on these layers; empty where it can, or nothing is known."""
+        """Reason why no adapter fits the targets; empty if one fits or the layers are unknown."""
         if self.layers is None:
             return ""
         try:
@@ -62,12 +62,12 @@ class BaseSummary:
 
 
 def inspect_base(base: BaseSpec) -> BaseSummary:
-    """What the files of a base say of it.
+    """Summary of a base, from its files alone.
 
     Raises:
-        BaseModelError: It cannot be trained on.
+        BaseModelError: The base cannot be trained on.
     """
-    # Imported here: torch takes seconds.
+    # Imported here: importing torch takes seconds.
     from trainables.base.layers import describe_layers
 
     stored = stored_form(base)

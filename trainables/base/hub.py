@@ -1,4 +1,4 @@
-"""Which commit of a hub repository a name stands for today."""
+"""Commit that a name of a hub repository stands for today."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def is_commit(revision: str | None) -> bool:
-    """Whether a revision is a commit rather than a branch or tag, which may move."""
+    """Whether a revision is a commit; a branch or tag may move."""
     return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
 def dataset_commit(name: str, revision: str | None) -> str | None:
-    """The commit of a dataset; `None` when the hub cannot be asked.
+    """The commit of a dataset; `None` if the hub does not answer.
 
     Args:
         name: Such as `owner/name`.
@@ -37,7 +37,7 @@ def dataset_commit(name: str, revision: str | None) -> str | None:
 
 
 def model_commit(name: str, revision: str | None) -> str | None:
-    """The commit of a model, of a cached one when offline; `None` when neither knows it.
+    """The commit of a model, offline from the hub's cache; `None` if the commit is unknown.
 
     Args:
         name: Such as `owner/name`.

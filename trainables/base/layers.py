@@ -1,4 +1,4 @@
-"""The linear layers of a base, of a loaded model or told from its description alone."""
+"""Linear layers of a base: of a loaded model, or from its description alone."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 
 
 def describe_layers(base: BaseSpec) -> tuple[tuple[str, ...], int] | None:
-    """Full names of a base's linear layers, and how many routed experts each of its blocks has.
+    """Full names of a base's linear layers, and the number of routed experts in each block.
 
-    `None` for a `.gguf` file that was never unpacked: its layers have other names there.
+    `None` for a `.gguf` file that was never unpacked: the file names layers differently.
 
     Raises:
-        BaseModelError: transformers does not know the architecture, or it is no causal language
-            model of text.
+        BaseModelError: transformers does not know the architecture, or the model is no causal
+            language model of text.
     """
     place, options = place_of(base)
     if "gguf_file" in options:
@@ -34,28 +34,32 @@ def describe_layers(base: BaseSpec) -> tuple[tuple[str, ...], int] | None:
     config = None
     try:
         config = AutoConfig.from_pretrained(place, **options)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(_without_quantization(config))
+            model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError, AttributeError, ImportError, TypeError) as error:
         if config is not None:
             require_text_only(config, base.model)
-        # transformers goes on to list all that it knows.
+        # The rest of transformers' message lists every known architecture.
         said = " ".join(str(error).split()).partition(" Model type should be")[0]
         reason = said[:300] or type(error).__name__
         raise BaseModelError(
             f"base.model: {base.model!r} cannot be built as a causal language model ({reason}); "
-            "allowed: an architecture that this transformers knows, without code of its own. "
-            "Check config.json, or choose another base."
+            "allowed: an architecture of the installed transformers, without custom code. Check "
+            "config.json, or choose another base."
         ) from error
     require_text_only(model.config, base.model)
-    return tuple(linear_layers(model)), _experts(model.config)
+    found = [getattr(model.config, name, None) for name in _EXPERTS]
+    experts = next((number for number in found if isinstance(number, int) and number > 1), 0)
+    return tuple(linear_layers(model)), experts
 
 
 def linear_layers(model: Any) -> dict[str, nn.Linear | Conv1D]:
     """Every linear layer that can carry an adapter, by full name, in the model's order.
 
-    The output head is left out, as in PEFT's `all-linear`, and so are layers that do more than
-    multiply, such as the routers of Llama 4.
+    The output head is left out, as in PEFT's `all-linear`. Layers that do more than multiply, such
+    as the routers of Llama 4, are left out, too.
     """
     head = model.get_output_embeddings()
     return {
@@ -66,14 +70,16 @@ def linear_layers(model: Any) -> dict[str, nn.Linear | Conv1D]:
 
 
 def require_text_only(config: Any, model: str) -> None:
-    """Refuse a model of text and pictures or sound: its language model is a part of it.
+    """Refuse a model of text and pictures or sound.
+
+    The language model of such a base is only a part of the whole model.
 
     Args:
-        config: Of the model that transformers takes for a causal language model.
-        model: What messages call it.
+        config: Configuration of the model that transformers loads as a causal language model.
+        model: Name of the base in messages.
 
     Raises:
-        BaseModelError: It is one.
+        BaseModelError: The model also reads pictures or sound.
     """
     has_more = any(getattr(config, f"{kind}_config", None) for kind in ("vision", "audio"))
     if has_more or config.get_text_config() is not config:
@@ -82,14 +88,3 @@ def require_text_only(config: Any, model: str) -> None:
             f"({config.model_type}), whose language model cannot be trained by itself; allowed: "
             "a causal language model of text alone. Name the text-only checkpoint of its family."
         )
-
-
-def _without_quantization(config: Any) -> Any:
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    return config
-
-
-def _experts(config: Any) -> int:
-    found = [getattr(config, name, None) for name in _EXPERTS]
-    return next((number for number in found if isinstance(number, int) and number > 1), 0)

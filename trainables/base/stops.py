@@ -1,4 +1,4 @@
-"""A base's tokenizer and the tokens it stops at, read without its weights."""
+"""Tokenizer and end tokens of a base, read without loading weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trainables.spec import BaseSpec
 
 
 def load_tokenizer_only(base: BaseSpec) -> Any:
-    """The tokenizer of a base; of a hub model, its weights are not fetched.
+    """The tokenizer of a base; a hub model's weights are not downloaded.
 
     Raises:
-        BaseModelError: The base has no tokenizer that can be read.
+        BaseModelError: The base has no readable tokenizer.
     """
-    # Imported here, as below: it takes seconds.
+    # Imported here and below, because the import takes seconds.
     from transformers import AutoTokenizer
 
     place, options = place_of(base)
@@ -34,10 +34,10 @@ def load_tokenizer_only(base: BaseSpec) -> Any:
 
 
 def stop_tokens(base: BaseSpec) -> tuple[int, ...]:
-    """Tokens that the base's own configuration stops at: those of its model once it is loaded.
+    """End tokens from a base's configuration, equal to those of the loaded model.
 
     Raises:
-        BaseModelError: The base has no configuration that can be read.
+        BaseModelError: The base has no readable configuration.
     """
     from transformers import AutoConfig, GenerationConfig
 
@@ -46,7 +46,7 @@ def stop_tokens(base: BaseSpec) -> tuple[int, ...]:
         if "gguf_file" not in options:
             return tokens_of(GenerationConfig.from_pretrained(place, **options))
     except OSError:
-        pass  # Without generation_config.json a model stops at what its config.json says.
+        pass  # Without generation_config.json, config.json gives the end tokens.
     try:
         config = AutoConfig.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError) as error:
@@ -59,15 +59,15 @@ def stop_tokens(base: BaseSpec) -> tuple[int, ...]:
 
 
 def tokens_of(config: Any) -> tuple[int, ...]:
-    """Tokens that a generation config stops at."""
+    """End tokens of a generation config."""
     known = config.eos_token_id
     return (known,) if isinstance(known, int) else tuple(known or ())
 
 
 def place_of(base: BaseSpec) -> tuple[str, Mapping[str, Any]]:
-    """What transformers reads a base from: a folder or hub id, and options for it."""
+    """Folder or hub id of a base for transformers, with the options for loading."""
     if base.model.startswith("package:") or base.model.endswith(".gguf"):
-        # Reading a .gguf file's vocabulary takes many seconds; once loaded, a copy is kept.
+        # Reading the vocabulary of a .gguf file takes many seconds; a loaded base has a copy.
         plain = cache_entry(locate(base), "plain")
         if (plain / COMPLETE).is_file():
             return str(plain), {}

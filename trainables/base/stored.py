@@ -1,7 +1,7 @@
-"""How a checkpoint stores its weights, told from its files alone: no weights are loaded.
+"""Stored form of a checkpoint, read from its files without loading weights.
 
-A checkpoint that bitsandbytes quantized is trained on as it is, in its own form. Of one that
-another method quantized the original weights are needed.
+A checkpoint quantized by bitsandbytes is used unchanged, in its own form. A checkpoint of another
+quantization method is refused, because training needs the original weights.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _NAMES = {
     "mxfp4": "MXFP4",
     "nvfp4": "NVFP4",
 }
-"""Methods of quantization that are written differently from their key in `config.json`."""
+"""Names of quantization methods that differ from the key in `config.json`."""
 
 _SECTIONS = ("quantization_config", "compression_config", "quantization")
-"""Where a config says how its weights are quantized: transformers, older ones, MLX."""
+"""Sections of a config about quantization: of transformers, of older versions, of MLX."""
 
 _ENDINGS = (".qweight", ".weight_packed", ".absmax", ".SCB", ".weight_scale", ".weight_scale_inv")
 _PACKED = ("U8", "I8", "I32", "U32")
 _LONGEST_HEADER = 100_000_000
-_REMEDY = "Name the original, unquantized weights that it was made from."
+_REMEDY = "Name the original, unquantized weights of this model."
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredForm:
-    """The form in which a checkpoint's linear layers are stored already.
+    """Quantized form of the linear layers in a checkpoint.
 
     Attributes:
-        quantization: What bitsandbytes made of them.
-        double_quant: Whether their 4-bit constants are quantized, too.
+        quantization: Form produced by bitsandbytes.
+        double_quant: Whether the 4-bit constants are quantized, too.
     """
 
     quantization: Literal["nf4", "fp4", "int8"]
@@ -58,9 +58,9 @@ class StoredForm:
 
 
 def stored_form(base: BaseSpec) -> StoredForm | None:
-    """How a base's checkpoint is quantized; `None` where it is not, or is not on this machine.
+    """Quantized form of a base's checkpoint; `None` for plain weights or a missing checkpoint.
 
-    A `.gguf` file counts as unquantized: its weights are unpacked before they are used.
+    A `.gguf` file counts as unquantized, because its weights are unpacked before use.
 
     Raises:
         BaseModelError: The checkpoint is quantized in a form that cannot be trained on.
@@ -68,18 +68,18 @@ def stored_form(base: BaseSpec) -> StoredForm | None:
     try:
         path = config_path(base, is_fetched=False)
     except HFValidationError:
-        return None  # That the name is none is told when the base is looked for.
+        return None  # The search for the base reports an invalid name.
     if path is None or not path.is_file():
         return None
     return read_stored_form(path, base.model)
 
 
 def read_stored_form(config: Path, model: str) -> StoredForm | None:
-    """As `stored_form`, of the checkpoint that lies beside a `config.json`.
+    """Quantized form of the checkpoint beside a `config.json`; `None` for plain weights.
 
     Args:
-        config: The file.
-        model: What messages call the base.
+        config: Path of the file.
+        model: Name of the base in messages.
 
     Raises:
         BaseModelError: As for `stored_form`, or the file cannot be read.
@@ -88,10 +88,10 @@ def read_stored_form(config: Path, model: str) -> StoredForm | None:
 
 
 def settle_form(base: BaseSpec, stored: StoredForm | None) -> BaseSpec:
-    """The base with `double_quant` as its checkpoint has it.
+    """The spec of a base with `double_quant` of the checkpoint.
 
     Raises:
-        SpecError: The checkpoint is quantized, and in another form than the one asked for.
+        SpecError: The checkpoint is quantized in another form than the requested one.
     """
     if stored is None:
         return base
@@ -114,47 +114,32 @@ def _read_once(config: Path, changed_ns: int, model: str) -> StoredForm | None:
             f"base.model: {config} cannot be read ({error}); allowed: the config.json that "
             "save_pretrained writes. Download or save the base again."
         ) from error
-    section = _quantization_of(values) if isinstance(values, Mapping) else None
+    nested = values.get("text_config") if isinstance(values, Mapping) else None
+    parts = [part for part in (values, nested) if isinstance(part, Mapping)]
+    sections = [part.get(name) for part in parts for name in _SECTIONS]
+    section = next((one for one in sections if isinstance(one, Mapping) and one), None)
     if section is None:
         _require_unquantized(config.parent, model)
         return None
-    if _method(section) != "bitsandbytes":
+    # Checkpoints of bitsandbytes from 2023 name no method.
+    is_flagged = section.get("load_in_4bit") or section.get("load_in_8bit")
+    method = section.get("quant_method", "bitsandbytes" if is_flagged else None)
+    if method != "bitsandbytes":
+        label = f"a method that config.json does not name ({section.get('bits', '?')} bits)"
+        if method:
+            label = _NAMES.get(str(method), str(method))
         raise BaseModelError(
-            f"base.model: {model!r} is a checkpoint quantized with {_label(section)}, which "
+            f"base.model: {model!r} is a checkpoint quantized with {label}, which "
             "cannot be trained on here; allowed: unquantized weights, or a bitsandbytes "
             f"checkpoint in nf4, fp4 or int8. {_REMEDY}"
         )
     return _bitsandbytes_form(section, model)
 
 
-def _quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    nested = config.get("text_config")
-    for part in (config, nested if isinstance(nested, Mapping) else {}):
-        for name in _SECTIONS:
-            section = part.get(name)
-            if isinstance(section, Mapping) and section:
-                return section
-    return None
-
-
-def _method(section: Mapping[str, Any]) -> str | None:
-    # Checkpoints of bitsandbytes from 2023 name no method.
-    is_flagged = section.get("load_in_4bit") or section.get("load_in_8bit")
-    method = section.get("quant_method", "bitsandbytes" if is_flagged else None)
-    return str(method) if method else None
-
-
-def _label(section: Mapping[str, Any]) -> str:
-    method = _method(section)
-    if method is not None:
-        return _NAMES.get(method, method)
-    return f"a method that config.json does not name ({section.get('bits', '?')} bits)"
-
-
 def _bitsandbytes_form(section: Mapping[str, Any], model: str) -> StoredForm:
     if section.get("load_in_8bit"):
         return StoredForm(quantization="int8", double_quant=False)
-    # What bitsandbytes takes where nothing is said.
+    # The default of bitsandbytes.
     kind = section.get("bnb_4bit_quant_type", "fp4")
     if section.get("load_in_4bit") and kind in ("nf4", "fp4"):
         return StoredForm(
@@ -172,7 +157,7 @@ def _require_unquantized(folder: Path, model: str) -> None:
         if is_packed or dtype.startswith(("F8", "F4", "F6")) or name.endswith(_ENDINGS):
             raise BaseModelError(
                 f"base.model: {model!r} holds quantized weights ({name}, {dtype}), but its "
-                "config.json does not say of which kind; allowed: unquantized weights, or a "
+                "config.json does not name the method; allowed: unquantized weights, or a "
                 f"bitsandbytes checkpoint with its quantization_config. {_REMEDY}"
             )
 
@@ -187,7 +172,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, str, list[int]]]:
         try:
             header = json.loads(text)
         except ValueError:
-            continue  # A broken file is told when its weights are loaded.
+            continue  # Loading the weights reports a broken file.
         for name, entry in header.items():
             if name != "__metadata__":
                 yield name, entry["dtype"], entry["shape"]

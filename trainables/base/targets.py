@@ -1,4 +1,4 @@
-"""Which layers an adapter sits on, by their names alone."""
+"""Target layers of an adapter, selected by layer names."""
 
 from __future__ import annotations
 
@@ -21,18 +21,31 @@ def resolve_targets(layers: Sequence[str], targets: str | Sequence[str]) -> tupl
             name or its end after a dot.
 
     Raises:
-        SpecError: Nothing matches; the message lists the available layers.
+        SpecError: A target matches no layer; the message lists the available layers.
     """
     if isinstance(targets, str):
-        return _resolve_group(layers, targets)
+        parts = {"attention": _ATTENTION, "mlp": _MLP, "all-linear": ()}[targets]
+        parents = {name: ".".join(name.split(".")[-2:-1]).lower() for name in layers}
+        chosen = tuple(
+            name
+            for name, parent in parents.items()
+            if not parts or any(part in parent for part in parts)
+        )
+        if not chosen:
+            known = ", ".join(leaf_names(layers)) or "(no linear layer at all)"
+            raise SpecError(
+                f"lora.targets: got {targets!r}, but this base has no such layers; allowed: a "
+                f"list from {known}. Name the layers one by one."
+            )
+        return chosen
     for target in targets:
         if not any(_matches(name, target) for name in layers):
-            known = leaf_names(layers)
-            near = difflib.get_close_matches(target, [*known, *TARGET_GROUPS], n=1)
+            leaves = leaf_names(layers)
+            near = difflib.get_close_matches(target, [*leaves, *TARGET_GROUPS], n=1)
             remedy = f"Did you mean {near[0]}?" if near else "Correct the name."
             raise SpecError(
                 f"lora.targets: got {target!r}, which is no linear layer of this base; allowed: "
-                f"{', '.join(known)}, attention, mlp, all-linear. {remedy}"
+                f"{', '.join(leaves)}, attention, mlp, all-linear. {remedy}"
             )
     return tuple(name for name in layers if any(_matches(name, target) for target in targets))
 
@@ -48,23 +61,6 @@ def short_targets(layers: Sequence[str], chosen: Sequence[str]) -> list[str]:
 def leaf_names(names: Iterable[str]) -> list[str]:
     """Last parts of dotted names, sorted and without duplicates."""
     return sorted({name.rsplit(".", 1)[-1] for name in names})
-
-
-def _resolve_group(layers: Sequence[str], group: str) -> tuple[str, ...]:
-    parts = {"attention": _ATTENTION, "mlp": _MLP, "all-linear": ()}[group]
-    chosen = tuple(
-        name for name in layers if not parts or any(part in _parent(name) for part in parts)
-    )
-    if not chosen:
-        raise SpecError(
-            f"lora.targets: got {group!r}, but this base has no such layers; allowed: a list from "
-            f"{', '.join(leaf_names(layers)) or '(no linear layer at all)'}. Name them one by one."
-        )
-    return chosen
-
-
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0].rpartition(".")[2].lower()
 
 
 def _matches(name: str, target: str) -> bool:

@@ -60,7 +60,9 @@ def settle_asking(
     total = sum(len(chat.answers) for chat in sample)
     best, most = asking, (-1, -1)
     for candidate in _candidates(asking, sample, tokenizer):
-        count = _count_learned(candidate, sample, tokenizer, stops)
+        encoder = Encoder(tokenizer, candidate, stops)
+        found = [answer for chat in sample for answer in encoder.find_answers(chat)[0]]
+        count = (len(found), sum(answer.is_direct for answer in found))
         if count > most:
             best, most = candidate, count
         if most == (total, total):
@@ -82,18 +84,6 @@ def _candidates(
         yield replace(asking, prefill_cut=cut)
 
 
-def _count_learned(
-    asking: Asking,
-    sample: Sequence[ChatExample],
-    tokenizer: PreTrainedTokenizerBase,
-    stops: Sequence[int],
-) -> tuple[int, int]:
-    """Number of learnable answers, and of answers that the template writes behind the prompt."""
-    encoder = Encoder(tokenizer, asking, stops)
-    found = [answer for chat in sample for answer in encoder.find_answers(chat)[0]]
-    return len(found), sum(answer.is_direct for answer in found)
-
-
 def _cuts(
     asking: Asking, sample: Sequence[ChatExample], tokenizer: PreTrainedTokenizerBase
 ) -> Counter[str]:
@@ -110,12 +100,9 @@ def _cuts(
             except TemplateRefusalError:
                 continue
             cut = split_off_cut(prompt, whole, history, template)
-            if cut and _is_at_token(prompt, cut, tokenizer):
+            if not cut:
+                continue
+            kept = encode_text(tokenizer, prompt.removesuffix(cut))
+            if encode_text(tokenizer, prompt)[: len(kept)] == kept:  # no token crosses the cut
                 found[cut] += 1
     return found
-
-
-def _is_at_token(prompt: str, cut: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    whole = encode_text(tokenizer, prompt)
-    kept = encode_text(tokenizer, prompt.removesuffix(cut))
-    return whole[: len(kept)] == kept

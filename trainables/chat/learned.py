@@ -53,9 +53,11 @@ def count_learned(
     """Counts over a split's examples; token counts are of the sequences after the cut."""
     features = Counter(name for example, _ in examples for name in _features(example))
     encoded = [one for _, one in examples]
+    # The reason without the number of the message.
+    reasons = (reason.partition(": ")[2] for one in encoded for reason in one.unlearned)
     return Learned(
         answers=sum(one.answers for one in encoded),
-        unlearned=_reasons(encoded),
+        unlearned=dict(Counter(reasons).most_common()),
         joined_rows=sum(len(one.sequences) == 1 < one.answers for one in encoded),
         split_rows=sum(len(one.sequences) > 1 for one in encoded),
         tokens=tokens,
@@ -77,9 +79,3 @@ def _features(example: Example) -> list[str]:
         "thoughts": any(has_thought(example.turns[position]) for position in example.answers),
     }
     return [name for name, is_there in found.items() if is_there]
-
-
-def _reasons(encoded: Sequence[EncodedExample]) -> dict[str, int]:
-    """Number of answers that became context, by reason without the message's number."""
-    reasons = (reason for one in encoded for reason in one.unlearned)
-    return dict(Counter(reason.partition(": ")[2] for reason in reasons).most_common())

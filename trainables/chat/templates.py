@@ -105,7 +105,10 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.asking = asking
         self.text = chat_template(tokenizer, asking.template)
-        self.controls = _control_tokens(tokenizer)
+        names = {str(one) for one in (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens)}
+        # Some bases add runs of spaces and newlines as tokens; these are not control tokens.
+        words = sorted((name for name in names if name.strip()), key=len, reverse=True)
+        self.controls = re.compile("|".join(map(re.escape, words))) if words else None
         self.args = dict(asking.template_args)
         self._day = self.args.pop(DATE_ARG, None)
         self._texts: dict[bool, str] = {}
@@ -162,15 +165,23 @@ class ChatTemplate:
         return self._texts[has_tools]
 
     def _formed(self, turn: Mapping[str, Any]) -> dict[str, Any]:
+        """A message in the form that the template takes: role, content and arguments."""
         formed = dict(turn)
         if formed["role"] == "developer" and not self.asking.has_developer:
             formed["role"] = "system"
         if self.asking.content == "parts" and isinstance(formed.get("content"), str):
             formed["content"] = [{"type": "text", "text": formed["content"]}]
         if formed.get("tool_calls"):
-            formed["tool_calls"] = [
-                _formed_call(call, self.asking.arguments) for call in formed["tool_calls"]
-            ]
+            calls = []
+            for call in formed["tool_calls"]:
+                arguments = call["function"]["arguments"]
+                if self.asking.arguments == "text" and not isinstance(arguments, str):
+                    arguments = json.dumps(arguments, ensure_ascii=False)
+                elif self.asking.arguments == "mapping" and isinstance(arguments, str):
+                    # `trainables.files.formats` accepts only JSON as text.
+                    arguments = json.loads(arguments)
+                calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+            formed["tool_calls"] = calls
         return formed
 
 
@@ -194,7 +205,7 @@ def chat_template(
         if chosen not in known:
             raise DataError(
                 f"data.template: got {name!r}, and the base's tokenizer has the chat templates "
-                f"{', '.join(sorted(known))}; allowed: one of these. Name the one to train with."
+                f"{', '.join(sorted(known))}; allowed: one of these. Correct the name."
             )
         return str(known[chosen])
     if name is not None:
@@ -240,7 +251,7 @@ def pin_date(text: str, day: str) -> str:
     except (TypeError, ValueError) as error:
         raise DataError(
             f"data.template_args.{DATE_ARG}: got {day!r}; allowed: a day such as {PINNED_DATE}. "
-            "Write the day that the template shall write."
+            "Write a date as YYYY-MM-DD."
         ) from error
     steps = "".join(f"|replace('%{one}','{date.strftime('%' + one)}')" for one in _DIRECTIVES)
     # transformers accepts no function as an argument; a macro of the same name hides its own. The
@@ -290,20 +301,3 @@ def _writes(
         return word in ChatTemplate(tokenizer, asking).render(turns)
     except TemplateRefusalError:
         return False
-
-
-def _formed_call(call: Mapping[str, Any], form: str) -> dict[str, Any]:
-    arguments = call["function"]["arguments"]
-    if form == "text" and not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    elif form == "mapping" and isinstance(arguments, str):
-        # `trainables.files.formats` accepts only JSON as text.
-        arguments = json.loads(arguments)
-    return {**call, "function": {**call["function"], "arguments": arguments}}
-
-
-def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    names = {str(token) for token in (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens)}
-    # Some bases add runs of spaces and newlines as tokens; these are not control tokens.
-    words = sorted((name for name in names if name.strip()), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, words))) if words else None

@@ -7,7 +7,7 @@ of an answer are those that follow the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,11 +80,24 @@ class Encoder:
         answers, refusals = self.find_answers(example)
         if not answers:
             raise DataError(f"{where}: {refusals[-1]}")
-        pairs = [self._encode_answer(answer) for answer in answers]
+        pairs = []
+        for answer in answers:
+            prompt = encode_text(self._tokenizer, answer.prompt)
+            ids = encode_behind(self._tokenizer, answer.prompt, answer.text)
+            if answer.token is None:
+                end = self._end_token()
+            else:
+                end = int(self._tokenizer.convert_tokens_to_ids(answer.token))
+            pairs.append((prompt, ids if ids[-1:] == [end] else [*ids, end]))
+        unwanted = [
+            f"message {position + 1}: the row says not to learn it ({mark})."
+            for position, mark in example.unwanted.items()
+            if position < len(example.turns)
+        ]
         return EncodedExample(
             sequences=_joined(pairs),
             answers=len(answers),
-            unlearned=(*refusals, *_unwanted(example)),
+            unlearned=(*refusals, *unwanted),
             ends=frozenset(answer[-1] for _, answer in pairs),
         )
 
@@ -95,7 +108,9 @@ class Encoder:
             DataError: The encoder was built for plain text.
         """
         if self._template is None or self._endings is None:
-            raise DataError("data.train: got a chat among text; allowed: one of the two. Mend it.")
+            raise DataError(
+                "data.train: got a chat among text; allowed: one of the two. Mend the rows."
+            )
         answers, refusals = [], []
         for position in chat.answers:
             try:
@@ -115,15 +130,6 @@ class Encoder:
             answer.append(eos)
         return EncodedExample(sequences=((tuple(prompt), tuple(answer)),), ends=frozenset([eos]))
 
-    def _encode_answer(self, answer: Answer) -> tuple[list[int], list[int]]:
-        prompt = encode_text(self._tokenizer, answer.prompt)
-        ids = encode_behind(self._tokenizer, answer.prompt, answer.text)
-        if answer.token is None:
-            end = self._end_token()
-        else:
-            end = int(self._tokenizer.convert_tokens_to_ids(answer.token))
-        return prompt, ids if ids[-1:] == [end] else [*ids, end]
-
     def _end_token(self) -> int:
         end = self._tokenizer.eos_token_id
         if end is None:
@@ -132,12 +138,6 @@ class Encoder:
                 "a tokenizer with eos_token. Set it in the base's tokenizer_config.json."
             )
         return int(end)
-
-
-def _unwanted(chat: ChatExample) -> Iterator[str]:
-    for position, said in chat.unwanted.items():
-        if position < len(chat.turns):
-            yield f"message {position + 1}: the row says not to learn it ({said})."
 
 
 def mark_answers(pieces: Sequence[Sequence[int]]) -> tuple[list[int], list[bool]]:

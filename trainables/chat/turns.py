@@ -1,4 +1,4 @@
-"""Prompt and text to learn for one answer: the prompt is exactly that of a server.
+"""Prompt and learned text of an answer; a server renders exactly the same prompt.
 
 P are the turns before the answer with a generation prompt, W the turns through the answer. Where W
 begins with P, the rest of W is the answer. Otherwise the words of the answer are found in W and

@@ -1,4 +1,4 @@
-"""Scores of completions: pattern matches, choices, and a user's metric functions."""
+"""Evaluation of completions: pattern matches, choices, and a user's metric functions."""
 
 from __future__ import annotations
 
@@ -69,16 +69,30 @@ def metric_digests(names: Sequence[str]) -> dict[str, str]:
     Raises:
         SpecError: The module or file does not exist.
     """
-    return {name.rpartition(":")[2]: _source_digest(name) for name in names}
+    digests = {}
+    for name in names:
+        where, _, called = name.rpartition(":")
+        if where.endswith(".py"):
+            path = Path(where).expanduser()
+        else:
+            path = Path(_import_module(where).__file__ or "")
+        try:
+            digests[called] = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise SpecError(
+                f"evaluation.metrics: {name!r} cannot be read ({error}); allowed: a function in a "
+                "Python source file. Correct the path."
+            ) from error
+    return digests
 
 
-def judge(
+def evaluate_completions(
     how: EvaluationSpec,
     metrics: Sequence[Metric],
     predictions: Sequence[str],
     references: Sequence[str],
 ) -> dict[str, list[float]]:
-    """Score columns of completions by name, with one number for each row.
+    """Columns of numbers by name, one number for each completion.
 
     Raises:
         SpecError: A metric returned something other than one finite number for each row.
@@ -90,12 +104,12 @@ def judge(
     for column, read in readings(how).items():
         columns[column] = [int(read(written) == read(wanted)) for written, wanted in pairs]
     for metric in metrics:
-        columns[metric.name] = _scores(metric, predictions, references)
+        columns[metric.name] = _metric_column(metric, predictions, references)
     return columns
 
 
 def readings(how: EvaluationSpec) -> dict[str, Callable[[str], str | None]]:
-    """Functions that extract a pattern or a choice from a text, by score column."""
+    """Functions that extract a pattern or a choice from a text, by column name."""
     found: dict[str, Callable[[str], str | None]] = {}
     if how.pattern is not None:
         pattern = how.pattern
@@ -108,7 +122,7 @@ def readings(how: EvaluationSpec) -> dict[str, Callable[[str], str | None]]:
 def missing_reading(how: EvaluationSpec, reference: str) -> tuple[str, object] | None:
     """Field and value of `how` without a match in a reference; `None` if all have a match.
 
-    A row whose reference has no match cannot be scored.
+    A row whose reference has no match cannot be evaluated.
     """
     fields: Mapping[str, tuple[str, object]] = {
         "pattern_match": ("pattern", how.pattern),
@@ -131,14 +145,19 @@ def _load_metric(name: str) -> Metric:
     module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
     function = getattr(module, called, None)
     if not callable(function):
+        known = [
+            other
+            for other, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module.__name__
+        ]
         raise SpecError(
             f"evaluation.metrics: got {name!r}, but {where} has no function {called!r}; allowed: "
-            f"{', '.join(_functions(module)) or '(it has none)'}. Correct the name."
+            f"{', '.join(known) or '(it has none)'}. Correct the name."
         )
     if called in RESERVED:
         raise SpecError(
-            f"evaluation.metrics: got {name!r}, whose name stands for something else; allowed: "
-            f"any but {', '.join(sorted(RESERVED))}. Rename the function."
+            f"evaluation.metrics: got {name!r}, but the name {called!r} is taken; allowed: any "
+            f"but {', '.join(sorted(RESERVED))}. Rename the function."
         )
     mode: Any = getattr(function, "mode", "max")
     if mode not in get_args(Mode):
@@ -147,29 +166,6 @@ def _load_metric(name: str) -> Metric:
             ". Correct the attribute."
         )
     return Metric(name=called, mode=mode, function=function)
-
-
-def _source_digest(name: str) -> str:
-    where = name.rpartition(":")[0]
-    if where.endswith(".py"):
-        path = Path(where).expanduser()
-    else:
-        path = Path(_import_module(where).__file__ or "")
-    try:
-        return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise SpecError(
-            f"evaluation.metrics: {name!r} cannot be read ({error}); allowed: a function in a "
-            "Python source file. Correct the path."
-        ) from error
-
-
-def _functions(module: ModuleType) -> list[str]:
-    return [
-        name
-        for name, value in vars(module).items()
-        if callable(value) and getattr(value, "__module__", None) == module.__name__
-    ]
 
 
 def _import_module(where: str) -> ModuleType:
@@ -206,25 +202,27 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _scores(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+def _metric_column(
+    metric: Metric, predictions: Sequence[str], references: Sequence[str]
+) -> list[float]:
     # Pass copies: the function may change its arguments.
     given: Any = metric.function(list(predictions), list(references))
     allowed = f"a list of {len(predictions)} finite numbers, one for each row"
     where = f"evaluation.metrics: {metric.name}"
     try:
-        scores = [float(score) for score in given]
+        column = [float(number) for number in given]
     except (TypeError, ValueError) as error:
         raise SpecError(
             f"{where} gave a {type(given).__name__} ({error}); allowed: {allowed}. Mend the "
             "function."
         ) from error
-    if len(scores) != len(predictions):
+    if len(column) != len(predictions):
         raise SpecError(
-            f"{where} gave {len(scores)} scores; allowed: {allowed}. Mend the function."
+            f"{where} gave {len(column)} numbers; allowed: {allowed}. Mend the function."
         )
-    for row, score in enumerate(scores, 1):
-        if not math.isfinite(score):
+    for row, number in enumerate(column, 1):
+        if not math.isfinite(number):
             raise SpecError(
-                f"{where} gave {score} for row {row}; allowed: {allowed}. Mend the function."
+                f"{where} gave {number} for row {row}; allowed: {allowed}. Mend the function."
             )
-    return scores
+    return column

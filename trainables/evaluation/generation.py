@@ -7,6 +7,7 @@ completion.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,8 +46,10 @@ def end_tokens(
         tokenizer: Adds its end token.
         trained: End tokens that the adapter was trained with.
     """
-    own = tokens_of(model.generation_config)
-    return tuple(dict.fromkeys([*trained, *own, *_own_end(tokenizer)]))
+    found = [*trained, *tokens_of(model.generation_config)]
+    if tokenizer.eos_token_id is not None:
+        found.append(tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(found))
 
 
 def complete(
@@ -74,31 +77,20 @@ def complete(
         )
     lengths = [len(prompt) for prompt in prompts]
     switch = rope_switch(model.config)
-    _require_one_side(lengths, ending, switch)
-    completions: list[list[int]] = [[] for _ in prompts]
-    for chosen in batches_by_length(lengths, batch_size, switch):
-        written = _complete_batch(model, [prompts[number] for number in chosen], ending)
-        for number, completion in zip(chosen, written, strict=True):
-            completions[number] = completion
-    return completions
-
-
-def _require_one_side(lengths: Sequence[int], ending: Ending, switch: int | None) -> None:
-    """Refuse completions across the length where rotary frequencies change.
-
-    Cached keys keep the rotation of the length at which they were computed.
-    """
     for length in lengths:
+        # Cached keys keep the rotation of the length at which they were computed.
         if switch is not None and length <= switch < length + ending.max_new_tokens:
             raise SpecError(
                 f"evaluation.max_new_tokens: got {ending.max_new_tokens} behind a prompt of "
                 f"{length} tokens; allowed: together at most {switch}, where the rotary "
                 "frequencies of the base (longrope) change. Lower it or shorten the prompts."
             )
-
-
-def _own_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    completions: list[list[int]] = [[] for _ in prompts]
+    for chosen in batches_by_length(lengths, batch_size, switch):
+        written = _complete_batch(model, [prompts[number] for number in chosen], ending)
+        for number, completion in zip(chosen, written, strict=True):
+            completions[number] = completion
+    return completions
 
 
 @torch.no_grad()
@@ -136,9 +128,5 @@ def _complete_batch(
             break
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         positions = positions[:, -1:] + 1
-    return [_until_end(row, ending.tokens) for row in torch.cat(written, dim=1).tolist()]
-
-
-def _until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    stops = (number for number, token in enumerate(tokens) if token in ends)
-    return tokens[: next(stops, len(tokens))]
+    rows = torch.cat(written, dim=1).tolist()
+    return [list(itertools.takewhile(lambda token: token not in ending.tokens, r)) for r in rows]

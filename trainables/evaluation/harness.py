@@ -139,22 +139,24 @@ def _find_tasks(tasks: Sequence[str], include_path: Path | None) -> Any:
     every = TaskManager(include_path=include_path)
     unknown = [task for task in tasks if task not in every.all_tasks]
     if unknown:
+        known = _describe_known(unknown[0], own.all_tasks, every.all_tasks)
         raise SpecError(
-            f"tasks: got {unknown[0]!r}; allowed: {_what_there_is(unknown[0], own, every)}. "
-            "Correct the name, or say with include_path where its file lies."
+            f"tasks: got {unknown[0]!r}; allowed: {known}. "
+            "Correct the name, or give the folder of the task file as include_path."
         )
     return every
 
 
-def _what_there_is(unknown: str, own: Any, every: Any) -> str:
+def _describe_known(unknown: str, own: Sequence[str], every: Sequence[str]) -> str:
+    """The known tasks in words: all of include_path, and similar names of lm-eval."""
     parts = []
-    if own.all_tasks:
-        shown = own.all_tasks[:_SHOWN_NAMES]
-        rest = len(own.all_tasks) - len(shown)
+    if own:
+        shown = own[:_SHOWN_NAMES]
+        rest = len(own) - len(shown)
         parts.append(f"{', '.join(shown)}{f' and {rest} more' if rest else ''} of include_path")
     version = importlib.metadata.version("lm_eval")
-    count = len(every.all_tasks) - len(own.all_tasks)
-    near = ", ".join(difflib.get_close_matches(unknown, every.all_tasks))
+    count = len(every) - len(own)
+    near = ", ".join(difflib.get_close_matches(unknown, every))
     parts.append(f"one of the {count} of lm-eval {version}{f' (near: {near})' if near else ''}")
     return ", ".join(parts)
 
@@ -178,8 +180,8 @@ def _load_tasks(manager: Any, tasks: Sequence[str]) -> Any:
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
             raise SpecError(
-                f"tasks: got {name!r}, which runs code that a model wrote, or asks about images "
-                "or sounds; allowed: tasks of text that is only compared. Choose another task."
+                f"tasks: got {name!r}, which runs generated code or asks about images or sounds; "
+                "allowed: tasks that only compare texts. Choose another task."
             )
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
@@ -195,7 +197,7 @@ def _build_model(model_class: Any, served: Served, batch_size: int) -> Any:
     served.model.generation_config.eos_token_id = list(ends)
     pad, known = served.tokenizer.pad_token_id, served.model.get_input_embeddings().weight.shape[0]
     if pad is not None and pad >= known:
-        # The harness gives it to the base, which has no row for it. It masks it, so any one does.
+        # The base has no row for the pad token. The harness masks it, so any known token serves.
         served.tokenizer.pad_token = served.tokenizer.eos_token
     options: dict[str, Any] = {}
     cut = ""

@@ -15,7 +15,7 @@ from trainables.data_spec import DataSpec, Rows
 from trainables.errors import BaseModelError, DataError
 from trainables.evaluation.answers import missing_reading
 from trainables.evaluation_spec import EvaluationSpec
-from trainables.files.formats import Example, parse_row
+from trainables.files.formats import parse_row
 from trainables.files.layouts import RowLayout, find_layout, layout_from
 from trainables.files.sources import read_rows
 from trainables.rows.data import (
@@ -111,26 +111,31 @@ def evaluation_rows(
         "tokenizer_digest": tokenizer_digest(tokenizer),
         "template_digest": None if asking is None else template_digest(tokenizer, asking),
     }
-    for name, found in digests.items():
-        _require_recorded(name, found, recorded[name])
+    changed = [name for name, found in digests.items() if found != recorded[name]]
+    if changed:
+        name = changed[0]
+        raise BaseModelError(
+            f"base.model: its {name} is {digests[name]}; allowed: {recorded[name]}, as in the "
+            "adapter's training. Give the base with the tokenizer files of the training."
+        )
     if how.generates and layout.kind == "text":
         raise DataError(
             f"evaluation.max_new_tokens: got {how.max_new_tokens}, but rows of {raw.field} are "
             "text without prompts; allowed: 0, or rows with a prompt. Set it to 0."
         )
     ends = (recorded.get("end_tokens") or {}).values()
-    reader = _Reader(tokenizer, Encoder(tokenizer, asking, tuple(ends)), max_tokens)
-    encoded = [
-        (where, measured)
-        for row in raw.rows
-        for where in [f"{raw.field}: {row.place}"]
-        for measured in reader.read(parse_row(row, layout, raw.field), where)
-    ]
+    encoder = Encoder(tokenizer, asking, tuple(ends))
+    encoded = []
+    for row in raw.rows:
+        where = f"{raw.field}: {row.place}"
+        example = encoder.encode(parse_row(row, layout, raw.field), where)
+        for pieces in example.sequences:
+            encoded.append((where, _build_row(pieces, example.ends, max_tokens, tokenizer)))
     is_strict = not (is_split(source) or how.skip_cut)
     rows = _with_answers(encoded, raw.field, max_tokens, is_strict)
     if how.generates:
-        for where, row in rows:
-            _require_truth(row, where, how)
+        for where, kept in rows:
+            _require_truth(kept, where, how)
     return EvaluationRows(
         rows=tuple(row for _, row in rows),
         data={
@@ -168,8 +173,8 @@ def _read(
         raw, layout, style = _read_rows(manifest, source)
     if style != trained:
         raise DataError(
-            f"{raw.field}: got {style} prompts; allowed: {trained} ones, which the adapter was "
-            f"trained on. Write them as {'messages' if trained == 'chat' else 'text'}."
+            f"{raw.field}: got {style} prompts; allowed: {trained} prompts, as in the adapter's "
+            f"training. Write the prompts as {'messages' if trained == 'chat' else 'text'}."
         )
     return raw, layout, style
 
@@ -180,21 +185,21 @@ def _read_split(
     if split not in get_args(SplitName):
         raise DataError(
             f"{FIELD}: got the split {split!r}; allowed: {', '.join(get_args(SplitName))}, or a "
-            "source whose rows are all measured. Name one of these."
+            "source whose rows are all evaluated. Name one of these."
         )
     splits = read_raw_splits(data)
     raw = splits.validation if split == "validation" else splits.test
     if raw is None:
         raise DataError(
-            "data.test: got None, but the test split was asked for; allowed: a file or "
+            "data.test: got None, but the test split was requested; allowed: a file or "
             "data.test_fraction > 0. Give test rows."
         )
     recorded = manifest["data"][split]
     if raw.digest != recorded:
         raise DataError(
-            f"data.{split}: got rows of digest {raw.digest}; allowed: {recorded}, those "
-            "that the adapter's trial was given. Give its data as they were, or measure these "
-            "rows as a file."
+            f"data.{split}: got rows of digest {raw.digest}; allowed: {recorded}, the "
+            "rows of the adapter's training. Give the original data, or evaluate these rows as a "
+            "file."
         )
     return raw, splits.layout, splits.prompt_style
 
@@ -204,7 +209,19 @@ def _read_rows(
     source: DataSpec | str | Path | Rows,
 ) -> tuple[RawSplit, RowLayout, PromptStyle]:
     field = "data.train" if isinstance(source, DataSpec) else FIELD
-    spec = source if isinstance(source, DataSpec) else DataSpec(train=_file_or_rows(source))
+    if isinstance(source, DataSpec):
+        spec = source
+    elif isinstance(source, str | Path):
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise DataError(
+                f"{FIELD}: got {str(source)!r}, which is no file; allowed: a file of rows, such "
+                "as .jsonl, .csv or .parquet, or the rows themselves. Correct the path."
+            )
+        # An absolute path cannot be mistaken for a hub id.
+        spec = DataSpec(train=str(path.absolute()))
+    else:
+        spec = DataSpec(train=tuple(dict(row) for row in source))
     rows = read_rows(spec.train, field)
     # Rows in the training layout are read like training rows, with the same prompt template.
     is_open = (spec.format, spec.columns, spec.prompt_template) == ("auto", None, None)
@@ -221,19 +238,6 @@ def _read_rows(
     return raw_split(rows, field), layout, first
 
 
-def _file_or_rows(source: str | Path | Rows) -> str | Rows:
-    if not isinstance(source, str | Path):
-        return tuple(dict(row) for row in source)
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise DataError(
-            f"{FIELD}: got {str(source)!r}, which is no file; allowed: a file of rows, such as "
-            ".jsonl, .csv or .parquet, or the rows themselves. Correct the path."
-        )
-    # An absolute path cannot be mistaken for a hub id.
-    return str(path.absolute())
-
-
 def _name(source: RowSource) -> str:
     if is_split(source):
         return source[1]
@@ -242,46 +246,31 @@ def _name(source: RowSource) -> str:
     return Path(source).name if isinstance(source, str | Path) else "rows"
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Encoder of examples into rows to evaluate."""
-
-    tokenizer: PreTrainedTokenizerBase
-    encoder: Encoder
-    max_tokens: int
-
-    def read(self, example: Example, where: str) -> list[EvaluationRow | None]:
-        """A row for each sequence of the example; `None` where the cut leaves no answer."""
-        found = self.encoder.encode(example, where)
-        return [self._measured(pieces, found.ends) for pieces in found.sequences]
-
-    def _measured(
-        self, pieces: Sequence[Sequence[int]], ends: Collection[int]
-    ) -> EvaluationRow | None:
-        encoded = cut_example(*mark_answers(pieces), self.max_tokens)
-        if encoded is None:
-            return None
-        *before, last = pieces
-        # A completion is decoded without its end token, which need not be a special token.
-        words = last[:-1] if last[-1] in ends else last
-        return EvaluationRow(
-            encoded=encoded,
-            answer_bytes=sum(
-                len(decode(self.tokenizer, run).encode()) for run in _answers(encoded)
-            ),
-            prompt=tuple(token for piece in before for token in piece),
-            reference=decode(self.tokenizer, words),
-        )
-
-
-def _answers(row: EncodedRow) -> list[list[int]]:
-    """The tokens of each answer."""
-    marked = zip(row.input_ids.tolist(), row.is_answer.tolist(), strict=True)
-    return [
+def _build_row(
+    pieces: Sequence[Sequence[int]],
+    ends: Collection[int],
+    max_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+) -> EvaluationRow | None:
+    """A row to evaluate from a sequence in pieces; `None` if the cut leaves no answer."""
+    encoded = cut_example(*mark_answers(pieces), max_tokens)
+    if encoded is None:
+        return None
+    marked = zip(encoded.input_ids.tolist(), encoded.is_answer.tolist(), strict=True)
+    answers = [
         [token for token, _ in run]
         for is_answer, run in groupby(marked, key=lambda pair: pair[1])
         if is_answer
     ]
+    *before, last = pieces
+    # A completion is decoded without its end token, which need not be a special token.
+    words = last[:-1] if last[-1] in ends else last
+    return EvaluationRow(
+        encoded=encoded,
+        answer_bytes=sum(len(decode(tokenizer, answer).encode()) for answer in answers),
+        prompt=tuple(token for piece in before for token in piece),
+        reference=decode(tokenizer, words),
+    )
 
 
 def _with_answers(
@@ -297,29 +286,21 @@ def _with_answers(
             "data.max_tokens of the adapter's manifest. Shorten or remove them."
         )
     if lacking:
-        logger.warning("%s: measuring %d of %d rows", field, len(kept), len(encoded))
+        logger.warning("%s: evaluating %d of %d rows", field, len(kept), len(encoded))
     return kept
-
-
-def _require_recorded(name: str, found: str | None, recorded: str | None) -> None:
-    if found != recorded:
-        raise BaseModelError(
-            f"base.model: its {name} is {found}; allowed: {recorded}, that of the adapter's "
-            "training. Give the base with the tokenizer files it had."
-        )
 
 
 def _require_truth(row: EvaluationRow, where: str, how: EvaluationSpec) -> None:
     if not row.prompt:
         raise DataError(
-            f"{where} has an empty prompt, so there is nothing to complete; allowed: a prompt. "
+            f"{where} has an empty prompt, which cannot be completed; allowed: a prompt. "
             "Fill it in, or set evaluation.max_new_tokens to 0."
         )
     missing = missing_reading(how, row.reference)
     if missing is not None:
         field, value = missing
         raise DataError(
-            f"evaluation.{field}: got {value!r}, which finds nothing in the reference of "
-            f"{where}: {row.reference!r}; allowed: what every reference holds. Mend one of the "
-            "two."
+            f"evaluation.{field}: got {value!r}, which has no match in the reference of "
+            f"{where}: {row.reference!r}; allowed: a value that every reference contains. Mend "
+            f"evaluation.{field} or the row."
         )

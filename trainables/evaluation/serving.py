@@ -1,4 +1,4 @@
-"""An adapter and its base, loaded through PEFT in one of four serving forms.
+"""Loading of an adapter and its base through PEFT, in one of four serving forms.
 
     trained        the base in the stored form it was trained on, adapter beside it
     unquantized    the base in its compute type, adapter beside it
@@ -15,7 +15,7 @@ import gc
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,12 @@ def load_served(
     place = default_device() if device is None else torch.device(device)
     spec = _base_spec(manifest, base_model)
     _recorded_source(spec, manifest)
-    base = load_base(spec if form == "trained" else _unquantized(spec), place)
+    base = load_base(spec if form == "trained" else replace(spec, quantization="none"), place)
     model_bytes = _weight_bytes(base.model.state_dict())
-    model = _with_adapter(base.model, bundle)
+    with warnings.catch_warnings():
+        # PEFT warns about each Conv1D layer of GPT-2 and then corrects the setting itself.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False but the target module")
+        model = PeftModel.from_pretrained(base.model, str(bundle)).eval()
     adapter_bytes = _weight_bytes(get_peft_model_state_dict(model))
     tokenizer = base.tokenizer
     del base
@@ -148,13 +151,6 @@ def load_served_tokenizer(manifest: Mapping[str, Any], base_model: str | None = 
     return load_tokenizer(_recorded_source(_base_spec(manifest, base_model), manifest))
 
 
-def _with_adapter(model: Any, bundle: Path) -> Any:
-    with warnings.catch_warnings():
-        # PEFT warns about each Conv1D layer of GPT-2 and then corrects the setting itself.
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False but the target module")
-        return PeftModel.from_pretrained(model, str(bundle)).eval()
-
-
 def _base_spec(manifest: Mapping[str, Any], base_model: str | None) -> BaseSpec:
     record = manifest["base"]
     return BaseSpec(
@@ -166,15 +162,6 @@ def _base_spec(manifest: Mapping[str, Any], base_model: str | None) -> BaseSpec:
     )
 
 
-def _unquantized(spec: BaseSpec) -> BaseSpec:
-    return BaseSpec(
-        model=spec.model,
-        revision=spec.revision,
-        quantization="none",
-        compute_dtype=spec.compute_dtype,
-    )
-
-
 def _recorded_source(spec: BaseSpec, manifest: Mapping[str, Any]) -> BaseSource:
     """Location of the base that the adapter was trained on."""
     record, source = manifest["base"], locate(spec)
@@ -182,8 +169,8 @@ def _recorded_source(spec: BaseSpec, manifest: Mapping[str, Any]) -> BaseSource:
         raise BaseModelError(
             f"base.model: {spec.model!r} at {source.folder} has the digest {source.digest}; "
             f"allowed: {record['digest']}, the base that the adapter was trained on "
-            f"({record['model']!r}, revision {record['revision']}). Say with base_model where "
-            "that base lies."
+            f"({record['model']!r}, revision {record['revision']}). Give the location of that "
+            "base as base_model."
         )
     return source
 

@@ -65,7 +65,12 @@ def shrink_bundle(
         BundleError: The bundle is missing or changed, or its layers differ in rank.
     """
     manifest = read_manifest(bundle)
-    _require_rank(rank, manifest)
+    own = manifest["lora"]["rank"]
+    if not 1 <= rank <= own:
+        raise SpecError(
+            f"rank: got {rank}; allowed: 1 to {own}, the rank of the adapter. Choose a rank in "
+            "that range."
+        )
     if folder.resolve() == bundle.resolve():
         raise SpecError(
             f"folder: got {str(folder)!r}, the bundle itself; allowed: another folder. Keep the "
@@ -125,7 +130,7 @@ def choose_smallest(
     """
     if not math.isfinite(reference):
         raise SpecError(
-            f"reference: got {reference}; allowed: a finite value. Measure the whole adapter on "
+            f"reference: got {reference}; allowed: a finite value. Evaluate the whole adapter on "
             "the same rows first."
         )
     if not (math.isfinite(tolerance) and tolerance >= 0):
@@ -139,15 +144,6 @@ def choose_smallest(
         if math.isfinite(value) and sign * (value - reference) <= tolerance
     ]
     return min(good, default=None)
-
-
-def _require_rank(rank: int, manifest: Mapping[str, Any]) -> None:
-    own = manifest["lora"]["rank"]
-    if not 1 <= rank <= own:
-        raise SpecError(
-            f"rank: got {rank}; allowed: 1 to {own}, the rank of the adapter. Choose a rank in "
-            "that range."
-        )
 
 
 def _load_tensors(bundle: Path) -> dict[str, torch.Tensor]:
@@ -174,8 +170,8 @@ def _decompose(
             )
         if not (a.isfinite().all() and b.isfinite().all()):
             raise BundleError(
-                f"{layer}: holds weights that are not finite; allowed: finite ones. This adapter "
-                "diverged: choose another one."
+                f"{layer}: holds weights that are not finite; allowed: finite weights. The "
+                "adapter diverged: choose another one."
             )
         yield layer, _factorize(a, b)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from trainables.data_spec import template_columns
 from trainables.errors import DataError
-from trainables.files.layouts import OPTIONAL, RowKind, RowLayout, is_missing
+from trainables.files.layouts import OPTIONAL, RowLayout, is_missing
 from trainables.files.readers import JsonError, RawRow, parse_json, parse_list
 
 ROLE_NAMES = {
@@ -52,7 +52,12 @@ def arrange(row: RawRow, layout: RowLayout, field: str) -> RawRow:
         role: None if is_missing(value := row.values.get(column)) else value
         for role, column in layout.columns.items()
     }
-    arranged = _ARRANGERS[layout.kind](row, layout, values, field)
+    if layout.kind == "messages":
+        arranged = _arrange_messages(row, layout, values, field)
+    elif layout.kind == "prompt-completion":
+        arranged = _arrange_pair(row, layout, values, field)
+    else:
+        arranged = {"text": values["text"]}
     return RawRow(values=arranged, place=row.place)
 
 
@@ -65,32 +70,22 @@ def refuse_row(row: RawRow, field: str, wrong: str, allowed: str, remedy: str) -
     raise DataError(f"{field}: {row.place} {wrong}; allowed: {allowed}. {remedy}")
 
 
-def _arrange_text(
-    row: RawRow, layout: RowLayout, values: Mapping[str, Any], field: str
-) -> dict[str, Any]:
-    return {"text": values["text"]}
-
-
 def _arrange_pair(
     row: RawRow, layout: RowLayout, values: Mapping[str, Any], field: str
 ) -> dict[str, Any]:
     if layout.template is not None:
-        names = template_columns(layout.template)
-        prompt: Any = _fill(row, layout.template, {name: name for name in names}, field)
+        columns = {name: name for name in template_columns(layout.template)}
+        prompt: Any = _fill(row, layout.template, columns, field)
     elif layout.format == "alpaca":
-        prompt = _alpaca_prompt(row, layout, values, field)
+        given = values.get("input")
+        has_input = given is not None and str(given).strip() != ""
+        names = ("instruction", "input") if has_input else ("instruction",)
+        columns = {name: layout.columns[name] for name in names}
+        prompt = _fill(row, _ALPACA_INPUT if has_input else _ALPACA, columns, field)
     else:
         prompt = values["prompt"]
     arranged = {"prompt": prompt, "completion": values["completion"]}
     return arranged if isinstance(prompt, str) else arranged | _tools(row, layout, values, field)
-
-
-def _alpaca_prompt(row: RawRow, layout: RowLayout, values: Mapping[str, Any], field: str) -> str:
-    given = values.get("input")
-    has_input = given is not None and str(given).strip() != ""
-    names = {"instruction": layout.columns["instruction"]}
-    names |= {"input": layout.columns["input"]} if has_input else {}
-    return _fill(row, _ALPACA_INPUT if has_input else _ALPACA, names, field)
 
 
 def _fill(row: RawRow, template: str, columns: Mapping[str, str], field: str) -> str:
@@ -132,13 +127,11 @@ def _arrange_messages(
         )  # fmt: skip
     turns = [_message(row, f"{column}[{i}]", turn, field) for i, turn in enumerate(turns)]
     system = values.get("system")
-    if isinstance(system, str) and system.strip() and not _starts_with_system(turns):
+    first = turns[0] if turns else None
+    has_system = isinstance(first, dict) and first.get("role") == "system"
+    if isinstance(system, str) and system.strip() and not has_system:
         turns = [{"role": "system", "content": system}, *turns]
     return {"messages": turns, **_tools(row, layout, values, field)}
-
-
-def _starts_with_system(turns: Sequence[Any]) -> bool:
-    return bool(turns) and isinstance(turns[0], dict) and turns[0].get("role") == "system"
 
 
 def _message(row: RawRow, where: str, turn: Any, field: str) -> Any:
@@ -164,11 +157,13 @@ def _calls(row: RawRow, where: str, value: Any, field: str) -> list[dict[str, An
     except JsonError:
         calls = None
     calls = [calls] if isinstance(calls, dict) else calls
-    is_right = isinstance(calls, list) and calls and all(_is_call(call) for call in calls)
-    if not is_right:
+    is_named = isinstance(calls, list) and all(
+        isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls
+    )
+    if not calls or not is_named:
         wrong = f"has no function call in {where!r}"
         refuse_row(
-            row, field, wrong, '{"name": …, "arguments": …} as JSON text, or a list of these',
+            row, field, wrong, '{"name": …, "arguments": …} as JSON text, or a list of such calls',
             "Write the call as JSON.",
         )  # fmt: skip
     return [
@@ -178,10 +173,6 @@ def _calls(row: RawRow, where: str, value: Any, field: str) -> list[dict[str, An
         }
         for call in calls or ()
     ]
-
-
-def _is_call(call: object) -> bool:
-    return isinstance(call, dict) and isinstance(call.get("name"), str)
 
 
 def _tools(
@@ -196,12 +187,3 @@ def _tools(
     except JsonError as error:
         wrong = f"has text in {layout.columns['tools']!r} that {error}"
         refuse_row(row, field, wrong, "a list of tools, or that list as JSON", "Mend the text.")
-
-
-_ARRANGERS: dict[
-    RowKind, Callable[[RawRow, RowLayout, Mapping[str, Any], str], dict[str, Any]]
-] = {
-    "messages": _arrange_messages,
-    "prompt-completion": _arrange_pair,
-    "text": _arrange_text,
-}

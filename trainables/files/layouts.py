@@ -104,7 +104,10 @@ def find_layout(rows: Sequence[RawRow], spec: DataSpec, field: str) -> RowLayout
         all=tuple(counts),
         common=tuple(common),
         filled=frozenset(
-            column for row in rows for column, value in row.values.items() if _is_filled(value)
+            column
+            for row in rows
+            for column, value in row.values.items()
+            if not is_missing(value) and value not in ("", [], {})
         ),
         place=rows[0].place,
         field=field,
@@ -115,7 +118,10 @@ def find_layout(rows: Sequence[RawRow], spec: DataSpec, field: str) -> RowLayout
         format_, roles = spec.format, _of_format(spec.format, columns)
     else:
         format_, roles = _recognize(columns)
-    roles |= _optional(format_, columns, roles)
+    optional = {"messages": ("system", "tools"), "prompt-completion": ("tools",), "text": ()}
+    wanted = ("input",) if format_ == "alpaca" else optional[KINDS[format_]]
+    by_name = {column.strip().lower(): column for column in counts}
+    roles |= {name: by_name[name] for name in wanted if name in by_name and name not in roles}
     template = spec.prompt_template
     used = {spec.group_by, *roles.values()}
     used |= set(() if template is None else template_columns(template))
@@ -144,7 +150,7 @@ def layout_from(recorded: Mapping[str, Any] | None, rows: Sequence[RawRow]) -> R
 
 @dataclass(frozen=True, kw_only=True)
 class _Columns:
-    """Columns of a source: all, those in at least half of the rows, and those with any value."""
+    """Columns of a source: all, common (in at least half of the rows), and filled (any value)."""
 
     all: tuple[str, ...]
     common: tuple[str, ...]
@@ -169,14 +175,6 @@ class _Columns:
         )
 
 
-def _optional(format_: RowFormat, columns: _Columns, roles: Mapping[str, str]) -> dict[str, str]:
-    """Optional columns of a format that exist in the source, by role."""
-    names = {"messages": ("system", "tools"), "prompt-completion": ("tools",), "text": ()}
-    wanted = ("input",) if format_ == "alpaca" else names[KINDS[format_]]
-    by_name = {column.strip().lower(): column for column in columns.all}
-    return {name: by_name[name] for name in wanted if name in by_name and name not in roles}
-
-
 def _named(spec: DataSpec, columns: _Columns) -> tuple[RowFormat, dict[str, str]]:
     """Format and columns from `data.columns` and `data.prompt_template`."""
     roles = dict(spec.columns.named) if spec.columns is not None else {}
@@ -186,7 +184,13 @@ def _named(spec: DataSpec, columns: _Columns) -> tuple[RowFormat, dict[str, str]
         ("data.prompt_template", template),
     ):
         for name in names:
-            _require_column(name, where, columns)
+            if name not in columns.all:
+                near = difflib.get_close_matches(name, columns.all, n=1)
+                remedy = f"Did you mean {near[0]!r}?" if near else "Name one of these."
+                raise DataError(
+                    f"{where}: got {name!r}, which {columns.field} does not have; allowed: "
+                    f"{', '.join(map(repr, columns.all))}. {remedy}"
+                )
     if not roles:
         free = [one for one in columns.find(_ANSWERS) if one not in template]
         if len(free) != 1:
@@ -210,17 +214,6 @@ def _format_of(spec: DataSpec, roles: Mapping[str, str]) -> RowFormat:
             f"{made}; allowed: auto, {made}. Leave data.format out."
         )
     return "sharegpt" if spec.format == "sharegpt" else made
-
-
-def _require_column(name: str, where: str, columns: _Columns) -> None:
-    if name in columns.all:
-        return
-    near = difflib.get_close_matches(name, columns.all, n=1)
-    remedy = f"Did you mean {near[0]!r}?" if near else "Name one of these."
-    raise DataError(
-        f"{where}: got {name!r}, which {columns.field} does not have; allowed: "
-        f"{', '.join(map(repr, columns.all))}. {remedy}"
-    )
 
 
 def _of_format(format_: RowFormat, columns: _Columns) -> dict[str, str]:
@@ -298,10 +291,6 @@ def _refuse_context(columns: _Columns, prompt: str, answer: str) -> None:
             f'Say so: data.prompt_template: "{{{context[0]}}} {{{prompt}}} "; or leave it out: '
             f"data.columns: {{prompt: {prompt}, completion: {answer}}}.",
         )
-
-
-def _is_filled(value: object) -> bool:
-    return not is_missing(value) and value not in ("", [], {})
 
 
 def is_missing(value: object) -> bool:

@@ -52,9 +52,14 @@ def read_turn(row: RawRow, where: str, value: object, field: str) -> Mapping[str
         for key, entry in value.items()
         if entry is not None and key not in LEARNING_MARKS
     }
-    calls = _calls(row, f"{where}.tool_calls", turn.pop("tool_calls", None) or [], field)
+    calls, place = _from_json(turn.pop("tool_calls", None) or []), f"{where}.tool_calls"
+    if not isinstance(calls, list | tuple):
+        wrong = f"has a {type(calls).__name__} in {place!r}"
+        _refuse(row, field, wrong, "a list of calls", "Write a list.")
     if calls:
-        turn["tool_calls"] = calls
+        turn["tool_calls"] = [
+            _call(row, f"{place}[{n}]", call, field) for n, call in enumerate(calls)
+        ]
     turn["content"] = _content(row, f"{where}.content", turn.get("content"), field, bool(calls))
     return turn
 
@@ -92,14 +97,6 @@ def _content(row: RawRow, where: str, value: object, field: str, has_calls: bool
             _refuse(row, field, wrong, "parts of type 'text'", "Remove the part or the row.")
         texts.append(read_text(row, f"{where}[{position}].text", text, field))
     return "\n".join(texts)
-
-
-def _calls(row: RawRow, where: str, values: object, field: str) -> list[dict[str, Any]]:
-    values = _from_json(values)
-    if not isinstance(values, list | tuple):
-        wrong = f"has a {type(values).__name__} in {where!r}"
-        _refuse(row, field, wrong, "a list of calls", "Write a list.")
-    return [_call(row, f"{where}[{n}]", value, field) for n, value in enumerate(values)]
 
 
 def _call(row: RawRow, where: str, value: object, field: str) -> dict[str, Any]:

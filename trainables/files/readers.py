@@ -319,10 +319,7 @@ def _is_jsonl(text: str) -> bool:
 
 def _read_csv(content: bytes, path: Path, field: str) -> Iterator[Found]:
     text = _decode(content, path, field)
-    return _read_table(text, path, field, _delimiter(text, path))
-
-
-def _read_table(text: str, path: Path, field: str, delimiter: str) -> Iterator[Found]:
+    delimiter = _delimiter(text, path)
     # strict: otherwise an unclosed quote would put the rest of the file into one cell.
     records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     # The limit applies to the whole process; cells of data files have no limit.

@@ -105,7 +105,8 @@ def attempt(work: Callable[[], T]) -> T | Failure:
     try:
         return work()
     except Exception as error:  # the only place that records a trial as failed
-        if _is_fatal(error):
+        # An illegal access or device-side assert makes every later device call fail.
+        if "AcceleratorError" in _names(error):
             raise
         return failure_of(error)
 
@@ -126,7 +127,7 @@ def failure_of(error: Exception) -> Failure:
 
 
 def describe_error(error: BaseException) -> str:
-    """One line that says what went wrong: an error without text names the place it comes from."""
+    """Error in one line; without a text, the class and the place in the code."""
     text = " ".join(str(error).split())
     if isinstance(error, TrialError) and text:
         return text
@@ -139,11 +140,6 @@ def describe_error(error: BaseException) -> str:
     place = frames[-1]
     file = "/".join(Path(place.filename).parts[-2:])
     return f"{name} in {place.name} ({file}, line {place.lineno})"
-
-
-def _is_fatal(error: Exception) -> bool:
-    """Whether an illegal access or device-side assert makes every later device call fail."""
-    return "AcceleratorError" in _names(error)
 
 
 def _names(error: Exception) -> set[str]:

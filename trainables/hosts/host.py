@@ -108,7 +108,7 @@ class HostLoop:
         self._reports, self._freed, self._task_reports = [], [], []
         return report
 
-    # ------------------------------------------------------------------------ who sits where
+    # --------------------------------------------------------------------------------- seats
 
     def _arrange(self, orders: Sequence[SeatOrder]) -> None:
         """Drop, export and seat trials until the engine matches the orders."""
@@ -144,7 +144,7 @@ class HostLoop:
         seat.step = int(seat.last_report().get("step", 0))
         seat.tokens = int(seat.last_report().get("tokens", 0))
         seat.losses, seat.busy_s = [], 0.0
-        # Steps that are repeated after a restart were paid for once before.
+        # Steps repeated after a restart were already counted once.
         seat.host_s = max(seat.host_s, float(seat.last_report().get("host_s", 0.0)))
 
     def _vacate(self, seat: _Seat) -> None:
@@ -194,7 +194,7 @@ class HostLoop:
     # ------------------------------------------------------------------------------- training
 
     def _advance(self, orders: Sequence[SeatOrder]) -> None:
-        """Take one step in every permitted seat; repeat reports that the broker lacks."""
+        """Take one step in every permitted seat; repeat reports missing at the broker."""
         due: dict[str, int] = {}
         for order in orders:
             seat = self._seats.get(order.key)
@@ -233,10 +233,10 @@ class HostLoop:
         seat.losses.append(float(result.loss))
         seat.busy_s += elapsed_s
         if seat.step >= until:
-            self._measure(seat)
+            self._report_step(seat)
 
-    def _measure(self, seat: _Seat) -> None:
-        """Evaluate, save and report, in this order: every report has its state."""
+    def _report_step(self, seat: _Seat) -> None:
+        """Evaluate, save and report, in this order: a state exists for every report."""
         started = self._clock()
         report = attempt(lambda: self._evaluate(seat))
         seat.host_s += self._clock() - started
@@ -259,12 +259,12 @@ class HostLoop:
         self._tell(seat, report)
 
     def _evaluate(self, seat: _Seat) -> dict[str, Any]:
-        measured = self._engine.evaluate(seat.key, "validation")
+        metrics = self._engine.evaluate(seat.key, "validation")
         tokens = seat.tokens - int(seat.last_report().get("tokens", 0))
         return {
             "step": seat.step,
             "tokens": seat.tokens,
-            **{name: float(value) for name, value in measured.items()},
+            **{name: float(value) for name, value in metrics.items()},
             "train_loss": math.fsum(seat.losses) / len(seat.losses),
             "learning_rate": learning_rate_at(seat.spec.optim, seat.step - 1),
             "tokens_per_s": tokens / max(seat.busy_s, 1e-9),
@@ -273,17 +273,15 @@ class HostLoop:
         }
 
     def _save(self, seat: _Seat, reports: Sequence[Mapping[str, Any]]) -> None:
-        self._keep(seat, reports[-1])  # first: a trial resumed from this state skips this step
+        """Save the seat's progress; also export the adapter of this step, if the spec says so."""
+        every = seat.spec.eval.keep_every
+        if every and seat.step % every == 0 and seat.step < seat.spec.optim.steps:
+            # Before the state: a trial resumed from the state of this step skips the step.
+            with writing_folder(kept_bundle(seat.request.bundle_dir, seat.step)) as bundle:
+                self._engine.export(seat.key, bundle, reports[-1])
         state = self._engine.snapshot(seat.key)
         folder = seat.request.state_dir
         save_progress(folder, seat.step, reports, lambda into: self._bench.save_state(state, into))
-
-    def _keep(self, seat: _Seat, report: Mapping[str, Any]) -> None:
-        """Also keep the adapter of this step, where the spec requires."""
-        every = seat.spec.eval.keep_every
-        if every and seat.step % every == 0 and seat.step < seat.spec.optim.steps:
-            with writing_folder(kept_bundle(seat.request.bundle_dir, seat.step)) as folder:
-                self._engine.export(seat.key, folder, report)
 
     def _tell(self, seat: _Seat, report: dict[str, Any]) -> None:
         self._reports.append(SeatReport(key=seat.key, step=report["step"], metrics=report))
@@ -304,7 +302,9 @@ class HostLoop:
         for key, until in pack.items():
             seat = self._seats[key]
             blame = failure if len(pack) == 1 else self._redo(seat, goals[key], until)
-            if blame is not None and blame.fault == "infeasible" and _halve(seat):
+            can_halve = seat.passes == 1 and _micro_batch_size(seat.spec) > 1
+            if blame is not None and blame.fault == "infeasible" and can_halve:
+                seat.passes = 2
                 blame = self._redo(seat, goals[key], until)
             if blame is not None:
                 self._fail(seat, _with_sizes(seat, blame))
@@ -330,14 +330,14 @@ class HostLoop:
     # ---------------------------------------------------------------------------------- tasks
 
     def _do_task(self, order: TaskOrder) -> None:
-        metrics = attempt(lambda: self._measure_task(order))
+        metrics = attempt(lambda: self._evaluate_task(order))
         if isinstance(metrics, Failure):
             report = TaskReport(task_id=order.task_id, error=metrics.reason)
         else:
             report = TaskReport(task_id=order.task_id, metrics=metrics)
         self._task_reports.append(report)
 
-    def _measure_task(self, order: TaskOrder) -> dict[str, float]:
+    def _evaluate_task(self, order: TaskOrder) -> dict[str, float]:
         task = order.task
         spec = TrialSpec.from_dict(task.spec)
         if task.state_dir is None:
@@ -359,14 +359,6 @@ class HostLoop:
         finally:
             self._engine.leave(seat)
         return metrics
-
-
-def _halve(seat: _Seat) -> bool:
-    """Split each micro-batch in two passes, at most once; the trial stays the same."""
-    if seat.passes > 1 or _micro_batch_size(seat.spec) == 1:
-        return False
-    seat.passes = 2
-    return True
 
 
 def _with_sizes(seat: _Seat, failure: Failure) -> Failure:

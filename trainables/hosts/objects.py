@@ -72,7 +72,7 @@ def write_object(location: str, content: bytes) -> None:
 
 
 def create_object(location: str, content: bytes) -> bool:
-    """Create an object unless it exists; true if this call created the object.
+    """Create an object; false if the object existed before.
 
     Servers without conditional writes replace an existing object.
 

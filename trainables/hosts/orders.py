@@ -34,7 +34,7 @@ ZERO_METRICS: dict[str, float] = {
 """Other metrics of a trial without a report."""
 
 _STAND_IN = "is_stand_in"
-"""Marks metrics that stand in for a measurement."""
+"""Mark of metrics that stand in for an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class SeatOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A single measurement on a host's base.
+    """A single evaluation on a host's base.
 
     Attributes:
         spec: `TrialSpec.to_dict()`: the base, the data and the evaluation settings.
@@ -174,5 +174,5 @@ def fault_metrics(last: dict[str, float]) -> dict[str, float]:
 
 
 def is_stand_in(metrics: Mapping[str, Any]) -> bool:
-    """Whether metrics come from `fault_metrics` rather than from a measurement."""
+    """Whether metrics come from `fault_metrics` rather than from an evaluation."""
     return _STAND_IN in metrics

@@ -59,8 +59,19 @@ def save_progress(
         save(folder)
         (folder / REPORTS_FILE).write_text(json.dumps([dict(report) for report in reports]))
 
-    keep = _keep_remote if is_remote(state_dir) else _keep_local
-    keep(state_dir, f"step-{step:08d}", write)
+    name = f"step-{step:08d}"
+    kept = join_location(state_dir, name)
+    if is_remote(state_dir):
+        with tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary:
+            write(Path(temporary))
+            put_folder(Path(temporary), kept)
+        older = [other for other in list_folders(state_dir) if other != name]
+    else:
+        with new_folder(Path(kept)) as writing:  # a seat that repeats steps replaces its state
+            write(writing)
+        older = [other.name for other in Path(state_dir).iterdir() if other.name != name]
+    for other in older:
+        remove_folder(join_location(state_dir, other))
 
 
 @contextmanager
@@ -99,25 +110,6 @@ def _fetch_newest(state_dir: str, into: Path, tried: str | None = None) -> Path 
     if found is None and newest != tried:
         return _fetch_newest(state_dir, into, newest)
     return found
-
-
-def _keep_local(state_dir: str, name: str, write: Callable[[Path], None]) -> None:
-    folder = Path(state_dir)
-    kept = folder / name
-    with new_folder(kept) as writing:  # a seat that repeats steps replaces its state
-        write(writing)
-    for other in folder.iterdir():
-        if other != kept:
-            remove_folder(str(other))
-
-
-def _keep_remote(state_dir: str, name: str, write: Callable[[Path], None]) -> None:
-    with tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary:
-        write(Path(temporary))
-        put_folder(Path(temporary), join_location(state_dir, name))
-    for other in list_folders(state_dir):
-        if other != name:
-            remove_folder(join_location(state_dir, other))
 
 
 def copy_progress(source: str, target: str, below: int) -> int | None:

@@ -91,8 +91,8 @@ def fetch_folder(location: str, into: Path) -> Path | None:
         download_file(join_location(location, name), file)
         if file.stat().st_size != size:
             raise StorageError(
-                f"{location}/{name}: has {file.stat().st_size} bytes; allowed: the {size} that "
-                "were put there. Let one sweep alone write below its storage location."
+                f"{location}/{name}: has {file.stat().st_size} bytes; allowed: {size}, as "
+                "uploaded. Let only one sweep write below its storage location."
             )
     into.mkdir(parents=True, exist_ok=True)
     return into

@@ -34,15 +34,19 @@ def run_host(config: dict[str, Any]) -> None:
             `Callable[[BaseSpec], Bench]`.
 
     Raises:
-        ActorDiedError: The broker is gone, and with it the purpose of the host.
+        ActorDiedError: The broker is gone, so the host has no more orders.
     """
-    _quieten()
+    # Silence log output, so that the terminal shows only the sweep's progress.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     if config["torch_threads"]:
         torch.set_num_threads(config["torch_threads"])
     broker = ray.get_actor(config["broker"])
     build: Callable[[BaseSpec], Bench] = config.get("build_bench") or build_torch_bench
     host_id, incarnation = config["host_id"], uuid.uuid4().hex
-    bench = _try_build(build, BaseSpec(**config["base"]), _given_gpus())
+    gpus = [str(one) for one in ray.get_runtime_context().get_accelerator_ids().get("GPU", ())]
+    bench = try_build(build, BaseSpec(**config["base"]), gpus)
     if isinstance(bench, Failure):
         ray.get(broker.refuse.remote(host_id, bench))
         return
@@ -65,15 +69,10 @@ def build_torch_bench(base: BaseSpec) -> Bench:
     )
 
 
-def _given_gpus() -> list[str]:
-    """Ids of the GPUs that Ray gave this process."""
-    return [str(one) for one in ray.get_runtime_context().get_accelerator_ids().get("GPU", ())]
-
-
-def _try_build(
+def try_build(
     build: Callable[[BaseSpec], Bench], base: BaseSpec, gpus: Sequence[str] = ()
 ) -> Bench | Failure:
-    """Bench, or the failure to build one; a restart would fail in the same way."""
+    """Bench, or the failure of the build; a restart would fail in the same way."""
 
     def check_and_build() -> Bench:
         require_gpu(gpus)
@@ -99,10 +98,3 @@ class _RayMailbox:
             self._broker.exchange.remote(self._host_id, self._incarnation, report)
         )
         return orders
-
-
-def _quieten() -> None:
-    """Silence log output, so that the terminal shows only the sweep's progress."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()

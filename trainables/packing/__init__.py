@@ -1,1 +1,1 @@
-"""Packing of several adapters into one pass: the token layout, and layers that separate seats."""
+"""Packing of several adapters into one pass: token layout, and layers with separate seats."""

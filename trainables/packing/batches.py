@@ -16,8 +16,8 @@ from trainables.packing.pack import Block, Dropout
 from trainables.rows.data import IGNORED_TARGET, EncodedRow, collate
 
 _ANY_TOKEN = 0
-"""Fills short rows up: nobody attends to it, but the base looks it up, and a tokenizer's own pad
-token may have no row in the embeddings."""
+"""Padding of short rows. No position attends to padding, but the base looks up its embedding, and
+a tokenizer's own pad token may have no embedding."""
 
 
 @dataclass(frozen=True, kw_only=True)

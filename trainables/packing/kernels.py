@@ -106,23 +106,20 @@ class PackedLinear(nn.Module):
                 "tokens, as routed experts do"
             )
         # Two dimensions, because torch copies slices of any other shape before multiplying.
-        # Flattened twice, because gradients of base and branches must reach x one by one, as in
+        # Flattened twice, because gradients of base and branches must reach x separately, as in
         # PEFT: adding partial sums first rounds differently.
         y = frozen_linear(self.base, x.flatten(0, -2), counts)
         if any(block.seat in self.branches for block in self.layout.blocks):
             blocks = zip(
                 self.layout.blocks, x.flatten(0, -2).split(counts), y.split(counts), strict=True
             )
-            y = _joined([self._adapted(block, own, output) for block, own, output in blocks])
+            outputs = []
+            for block, own, output in blocks:
+                branch = None if block.seat is None else self.branches.get(block.seat)
+                outputs.append(output if branch is None else branch(own, output, block, self.base))
+            y = _joined(outputs)
         shaped: torch.Tensor = y.unflatten(0, x.shape[:-1])
         return shaped
-
-    def _adapted(self, block: Block, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        branch = None if block.seat is None else self.branches.get(block.seat)
-        if branch is None:
-            return y
-        output: torch.Tensor = branch(x, y, block, self.base)
-        return output
 
 
 class PackedHead(nn.Module):

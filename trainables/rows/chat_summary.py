@@ -65,12 +65,21 @@ class ChatSummary:
 
     def lines(self) -> list[str]:
         """Sentences for the user, one for each fact to know before training starts."""
+        counts = ", ".join(
+            f"{name} {one.answers:,} in {one.tokens:,} tokens ({one.answer_tokens:,} learned)"
+            for name, one in self.learned.items()
+        )
+        context = [
+            f"data.{name}: {count} earlier answers are context only: {reason}"
+            for name, one in self.learned.items()
+            for reason, count in one.unlearned.items()
+        ]
         return [
             self._endings(),
             *self._settings(),
             *self._unsupported(),
-            self._amount(),
-            *self._context(),
+            f"Answers: {counts}.",
+            *context,
         ]
 
     def _endings(self) -> str:
@@ -98,17 +107,17 @@ class ChatSummary:
             yield f"The chat template is given {json.dumps(args)}, in training and in serving."
         if self.asking.prefill_cut:
             yield (
-                f"Prompts are asked without the {json.dumps(self.asking.prefill_cut)} that the "
-                "chat template ends them with, as the rows' answers do not go on from it; "
-                "serving leaves it out, too."
+                f"Prompts end before {json.dumps(self.asking.prefill_cut)}, although the chat "
+                "template writes it, because the rows' answers do not continue it; serving does "
+                "the same."
             )
         if any(one.joined_rows + one.split_rows for one in self.learned.values()):
             yield {
                 "joined": "Chats of several answers are trained as one sequence.",
                 "split": "Chats of several answers are trained as one sequence for each answer, "
-                "as the chat template renders earlier turns otherwise than the last.",
+                "because the chat template renders earlier turns differently from the last turn.",
                 "mixed": "Chats of several answers are trained as one sequence where the chat "
-                "template goes on from the answers before, else as one for each answer.",
+                "template keeps earlier answers unchanged, else as one for each answer.",
             }[self.sequences]
 
     def _unsupported(self) -> Iterator[str]:
@@ -121,18 +130,6 @@ class ChatSummary:
             rows = sum(getattr(one, count) for one in self.learned.values())
             if rows and not self.supports.get(name, True):
                 yield f"{rows} rows have {name}, which the chat template does not render."
-
-    def _amount(self) -> str:
-        counts = ", ".join(
-            f"{name} {one.answers:,} in {one.tokens:,} tokens ({one.answer_tokens:,} learned)"
-            for name, one in self.learned.items()
-        )
-        return f"Answers: {counts}."
-
-    def _context(self) -> Iterator[str]:
-        for name, one in self.learned.items():
-            for reason, count in one.unlearned.items():
-                yield f"data.{name}: {count} earlier answers are context only: {reason}"
 
 
 def chats_of(splits: Splits, tokenizer: PreTrainedTokenizerBase) -> ChatSummary:

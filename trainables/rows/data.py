@@ -141,7 +141,11 @@ def encode_splits(
     Raises:
         DataError: As `load_splits`, apart from errors of reading.
     """
-    asking = _settle(raw, spec, tokenizer, stops) if raw.prompt_style == "chat" else None
+    asking = None
+    if raw.prompt_style == "chat":
+        examples = (parse_row(row, raw.layout, raw.train.field) for row in raw.train.rows)
+        chats = [example for example in examples if isinstance(example, ChatExample)]
+        asking = settle_asking(chats, tokenizer, spec.template, spec.template_args, stops)
     encoder = Encoder(tokenizer, asking, stops)
 
     def encode(split: RawSplit) -> Split:
@@ -165,10 +169,10 @@ def require_known_tokens(splits: Splits, known: int, tokenizer: PreTrainedTokeni
     Args:
         splits: All rows.
         known: Rows of the base's embeddings.
-        tokenizer: Names the token.
+        tokenizer: Tokenizer of the base, for the name of the token.
 
     Raises:
-        DataError: A row has one.
+        DataError: A row has such a token.
     """
     for name, split in splits.by_name.items():
         highest = max((int(row.input_ids.max()) for row in split.rows), default=0)
@@ -176,9 +180,9 @@ def require_known_tokens(splits: Splits, known: int, tokenizer: PreTrainedTokeni
             token = tokenizer.convert_ids_to_tokens([highest])[0]
             raise DataError(
                 f"data.{name}: a row has the token {token!r} with the id {highest}, but the base "
-                f"has embeddings of {known} tokens alone; allowed: ids up to {known - 1}. The "
-                "token was added to the tokenizer and not to the base: resize the base's "
-                "embeddings and save it, or take the token out of the tokenizer and the rows."
+                f"has only {known} embeddings; allowed: ids up to {known - 1}. The token was "
+                "added to the tokenizer and not to the base: resize the base's embeddings and "
+                "save the base, or remove the token from the tokenizer and the rows."
             )
 
 
@@ -210,7 +214,13 @@ def cut_train(splits: Splits, max_tokens: int) -> Splits:
 def _cut_train(splits: Splits, max_tokens: int) -> Splits:
     kept = []
     for row, example in zip(splits.train.rows, splits.train.examples, strict=True):
-        part = _cut_row(row, max_tokens)
+        part = row
+        if len(row.input_ids) > max_tokens:
+            part = EncodedRow(
+                input_ids=row.input_ids[:max_tokens],
+                is_answer=row.is_answer[:max_tokens],
+                is_cut=row.is_cut or bool(row.is_answer[max_tokens:].any()),
+            )
         if part.is_answer.any():
             kept.append((part, example))
     cut_within = sum(row.is_cut for row, _ in kept)
@@ -234,7 +244,8 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         state.pop("padding", None)
         state.pop("truncation", None)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return _sha256(canonical_json({"backend": state, "special_tokens": special}))
+    content = canonical_json({"backend": state, "special_tokens": special})
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def collate(
@@ -253,18 +264,6 @@ def collate(
         input_ids[position, :length] = row.input_ids
         targets[position, :length] = np.where(row.is_answer, row.input_ids, IGNORED_TARGET)
     return input_ids, targets
-
-
-def _sha256(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def _settle(
-    raw: RawSplits, spec: DataSpec, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
-) -> Asking:
-    examples = (parse_row(row, raw.layout, raw.train.field) for row in raw.train.rows)
-    chats = [example for example in examples if isinstance(example, ChatExample)]
-    return settle_asking(chats, tokenizer, spec.template, spec.template_args, stops)
 
 
 def _encode_split(raw: RawSplit, layout: RowLayout, encoder: Encoder, spec: DataSpec) -> Split:
@@ -309,21 +308,11 @@ def _encode_split(raw: RawSplit, layout: RowLayout, encoder: Encoder, spec: Data
     )
 
 
-def _cut_row(row: EncodedRow, max_tokens: int) -> EncodedRow:
-    if len(row.input_ids) <= max_tokens:
-        return row
-    return EncodedRow(
-        input_ids=row.input_ids[:max_tokens],
-        is_answer=row.is_answer[:max_tokens],
-        is_cut=row.is_cut or bool(row.is_answer[max_tokens:].any()),
-    )
-
-
 def _no_answer(limit: str, lengths: Lengths, field: str) -> DataError:
     return DataError(
         f"{limit}: none of {lengths.rows} rows of {field} has an answer within {lengths.limit} "
-        f"tokens; allowed: a limit longer than the prompts ({lengths.longest} takes all rows "
-        "whole). Raise it or shorten the prompts."
+        f"tokens; allowed: a limit longer than the prompts (no row is longer than "
+        f"{lengths.longest}). Raise it or shorten the prompts."
     )
 
 

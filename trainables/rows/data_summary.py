@@ -121,7 +121,7 @@ class DataSummary:
                     f"(data.on_bad_row: skip): {listed}."
                 )
             if one.unread:
-                yield f"data.{name}: not read, as of other splits: {', '.join(one.unread)}."
+                yield f"data.{name}: files of other splits are not read: {', '.join(one.unread)}."
 
     def _shared(self) -> Iterator[str]:
         for overlap in self.overlaps:
@@ -129,27 +129,23 @@ class DataSummary:
         dropped = {name: one.dropped for name, one in self.splits.items() if one.dropped}
         for name, count in dropped.items():
             verb = "is" if count == 1 else "are"
-            yield f"{count} of the {_NAMES[name]} rows {verb} taken out."
+            yield f"{count} of the {_NAMES[name]} rows {verb} removed."
         if self.overlaps and not dropped:
             yield (
-                "Scores on rows that are trained on are those of memory; data.on_overlap: drop "
-                "takes such rows out of training, and fail ends the run."
+                "Evaluations on trained rows measure memory; data.on_overlap: drop removes such "
+                "rows from training, and fail ends the run."
             )
 
     def _cut(self) -> Iterator[str]:
-        for name, one in self.splits.items():
-            if one.lengths is not None and one.lengths.cut:
-                limit = self._limit_of(name, one.lengths)
-                yield f"data.{name}: {one.lengths.describe(limit)}."
-
-    def _limit_of(self, name: str, lengths: Lengths) -> str:
-        others = [
-            one.lengths.limit
-            for other, one in self.splits.items()
-            if other != "train" and one.lengths is not None
-        ]
-        is_own = name == "train" and lengths.limit < max(others, default=lengths.limit)
-        return "data.train_max_tokens" if is_own else "data.max_tokens"
+        lengths = {
+            name: one.lengths for name, one in self.splits.items() if one.lengths is not None
+        }
+        longest = max((one.limit for name, one in lengths.items() if name != "train"), default=0)
+        for name, one in lengths.items():
+            is_own = name == "train" and one.limit < longest
+            limit = "data.train_max_tokens" if is_own else "data.max_tokens"
+            if one.cut:
+                yield f"data.{name}: {one.describe(limit)}."
 
     def _too_long(self) -> Iterator[str]:
         if self.positions is None:
@@ -180,9 +176,9 @@ class DataSummary:
             if left < FEW_ROWS:
                 low, high = wilson_interval(0.5, left)
                 yield (
-                    f"With {_counted(left, _NAMES[name])}, an accuracy of 50% means one between "
-                    f"{low:.0%} and {high:.0%} (95% interval): only large differences can be "
-                    "told apart. More rows tell more."
+                    f"With {_counted(left, _NAMES[name])}, a measured accuracy of 50% stands for "
+                    f"{low:.0%} to {high:.0%} (95% interval): only large differences are "
+                    "significant. More rows narrow the interval."
                 )
 
 

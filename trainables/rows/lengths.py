@@ -61,7 +61,7 @@ class Lengths:
         return (
             f"{self.cut} of {self.rows} rows are longer than {limit}={self.limit} and cut: "
             f"{self.ends_lost} lose the end of an answer, and {self.dropped} are dropped, as no "
-            f"answer is left; {limit}: {self.longest} takes all rows whole"
+            f"answer is left; {limit}: {self.longest} leaves all rows whole"
         )
 
     def to_dict(self) -> dict[str, Any]:

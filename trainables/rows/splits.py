@@ -144,7 +144,7 @@ def canonical_json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
 
 
-# --------------------------------------------------------------------------------- the rows of it
+# ---------------------------------------------------------------------------------------- checks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,7 @@ def _line_of(row: BadRow) -> tuple[str, int]:
     return source, int(number)
 
 
-# ------------------------------------------------------------------------------------- parting
+# ------------------------------------------------------------------------------------- splitting
 
 
 def _split_off(
@@ -241,7 +241,7 @@ def _split_off(
         if not part:
             raise DataError(
                 f"data.train: splitting {len(train)} rows by {fractions} left none for "
-                f"data.{name}; allowed: at least one row, or group of rows that say the same, in "
+                f"data.{name}; allowed: at least one row, or group of equal rows, in "
                 "every split. Change the fractions, add rows or groups, or give data.validation "
                 "and data.test."
             )
@@ -262,9 +262,16 @@ def _groups(
         labels.append(list(near))
     keys: list[object] = [contents[n].key.hex() for n in train]
     if spec.group_by is not None:
-        keys = [_group(rows[n], spec.group_by) for n in train]
+        for n in train:
+            if rows[n].values.get(spec.group_by) is None:
+                raise DataError(
+                    f"data.group_by: {rows[n].place} has no value in column {spec.group_by!r}; "
+                    f"allowed: a column that every row fills, of {', '.join(rows[n].values)}. "
+                    "Name another column or fill it in."
+                )
+        keys = [rows[n].values[spec.group_by] for n in train]
         labels.append([canonical_json(key) for key in keys])
-    ranks = [_rank(spec.split_seed, key) for key in keys]
+    ranks = [hashlib.sha256(canonical_json([spec.split_seed, key])).digest() for key in keys]
     groups: dict[int, list[int]] = {}
     first: dict[int, bytes] = {}
     for position, root in enumerate(unite(labels)):
@@ -281,20 +288,6 @@ def _choose(groups: Sequence[list[int]], size: int) -> list[list[int]]:
             chosen.append(group)
             left -= len(group)
     return chosen or sorted(groups, key=len)[:1]
-
-
-def _group(row: RawRow, column: str) -> object:
-    if row.values.get(column) is None:
-        raise DataError(
-            f"data.group_by: {row.place} has no value in column {column!r}; allowed: a column "
-            f"that every row fills, of {', '.join(row.values)}. Name another column or fill it in."
-        )
-    return row.values[column]
-
-
-def _rank(seed: int, key: object) -> bytes:
-    """Sort key of a group; a pure function of seed and key."""
-    return hashlib.sha256(canonical_json([seed, key])).digest()
 
 
 # ------------------------------------------------------------------------------------ overlaps
@@ -314,7 +307,7 @@ def _settle_overlaps(
     if spec.on_overlap == "fail":
         raise DataError(
             f"data.on_overlap: got 'fail', and {found[0].describe().rstrip('.')}; allowed: splits "
-            "that share no rows. Take these rows out, or set data.on_overlap to drop or warn."
+            "that share no rows. Remove these rows, or set data.on_overlap to drop or warn."
         )
     for losing, others in (("train", ("validation", "test")), ("validation", ("test",))):
         held = [n for other in others for n in homes.get(other, ())]
@@ -323,8 +316,8 @@ def _settle_overlaps(
         kept[losing] = [n for n in kept[losing] if n not in lost]
         if not kept[losing]:
             raise DataError(
-                f"data.on_overlap: got 'drop', which leaves no rows in data.{losing}: all of them "
-                f"are in {' or '.join(others)}, too; allowed: splits that differ. Give other "
+                f"data.on_overlap: got 'drop', but no rows are left in data.{losing}: all rows "
+                f"are also in {' or '.join(others)}; allowed: splits that differ. Give other "
                 "rows, or leave data.validation and data.test out to split them off."
             )
     return kept

@@ -57,7 +57,6 @@ def write_bundle(
         targets: Target names in PEFT's form.
         facts: `steps` and `tokens` trained, `metrics` last measured, and `data`: digests of the
             splits, template and tokenizer.
-            splits, template and tokenizer.
 
     Returns:
         The manifest.
@@ -65,7 +64,11 @@ def write_bundle(
     manifest = {
         "format": BUNDLE_FORMAT,
         "base": base.to_dict(),
-        "lora": _lora_record(spec.lora, targets),
+        "lora": {
+            **dataclasses.asdict(spec.lora),
+            "targets": sorted(targets),
+            "scaling": spec.lora.scaling,
+        },
         "optim": dataclasses.asdict(spec.optim),
         "seed": spec.seed,
         **facts,
@@ -134,7 +137,8 @@ def adapter_config(lora: LoraSpec, base: BaseRecord, targets: Sequence[str]) -> 
     """PEFT's `adapter_config.json` as plain values; equal adapters give equal values."""
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=_whole(lora.alpha),
+        # PEFT writes whole numbers as integers.
+        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=list(targets),
         use_rslora=lora.rslora,
@@ -151,14 +155,6 @@ def adapter_config(lora: LoraSpec, base: BaseRecord, targets: Sequence[str]) -> 
     values["target_modules"] = sorted(targets)
     plain: dict[str, Any] = json.loads(json.dumps(values, default=_plain))
     return plain
-
-
-def _lora_record(lora: LoraSpec, targets: Sequence[str]) -> dict[str, Any]:
-    return {**dataclasses.asdict(lora), "targets": sorted(targets), "scaling": lora.scaling}
-
-
-def _whole(alpha: float) -> float | int:
-    return int(alpha) if alpha.is_integer() else alpha
 
 
 def _plain(value: object) -> Any:

@@ -1,4 +1,4 @@
-"""Test a base before training: no row may influence another in a pack, no token an earlier one.
+"""Test of a base before training: independent rows in a pack, and causal tokens in a row.
 
 transformers does not report a model whose attention cannot be replaced, whose layers mix tokens
 outside attention, or whose numbers depend on a token's place in the pass. Packed rows would then

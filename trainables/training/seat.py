@@ -1,4 +1,4 @@
-"""Seat of one trial: its adapter and optimizer, fresh or restored from a checkpoint.
+"""Seat of one trial: adapter and optimizer, fresh or restored from a checkpoint.
 
 Tensors are named `<layer>/<leaf>`, where a leaf is a parameter of
 `trainables.packing.kernels.Branch`; AdamW's moments of a leaf are `<layer>/<leaf>/<moment>`.
@@ -118,7 +118,14 @@ def build_seat(
     )
     if state is not None:
         seat.step, seat.tokens = state.step, state.tokens
-        _restore_moments(seat, state)
+        for name, parameter in _leaves(seat):
+            if f"{name}/{_MOMENTS[0]}" in state.tensors:
+                moments: dict[str, Any] = {
+                    moment: state.tensors[f"{name}/{moment}"].to(parameter.device, copy=True)
+                    for moment in _MOMENTS
+                }
+                moments["step"] = torch.tensor(float(state.step))
+                seat.optimizer.state[parameter] = moments
     return seat
 
 
@@ -131,18 +138,6 @@ def snapshot(seat: Seat) -> SeatState:
         for moment in _MOMENTS if moments else ():
             tensors[f"{name}/{moment}"] = _kept(moments[moment])
     return SeatState(spec=seat.spec, step=seat.step, tokens=seat.tokens, tensors=tensors)
-
-
-def _restore_moments(seat: Seat, state: SeatState) -> None:
-    for name, parameter in _leaves(seat):
-        if f"{name}/{_MOMENTS[0]}" not in state.tensors:
-            continue
-        moments: dict[str, Any] = {
-            moment: state.tensors[f"{name}/{moment}"].to(parameter.device, copy=True)
-            for moment in _MOMENTS
-        }
-        moments["step"] = torch.tensor(float(state.step))
-        seat.optimizer.state[parameter] = moments
 
 
 def _leaves(seat: Seat) -> Iterator[tuple[str, nn.Parameter]]:

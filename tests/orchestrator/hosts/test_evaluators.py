@@ -12,7 +12,7 @@ from orchestrator.hosts.evaluators import (
     evaluate_adapters,
     read_files,
 )
-from trainables.evaluation.assessment import assess_bundle
+from trainables.evaluation.evaluate import evaluate_bundle
 from trainables.evaluation_spec import EvaluationSpec
 
 pytestmark = pytest.mark.ray
@@ -41,7 +41,7 @@ def results(
 
 
 def test_a_worker_finds_what_is_found_without_ray(results: Any, real_bundle: Path) -> None:
-    (alone,) = assess_bundle(real_bundle, ("merged",), ROWS, EvaluationSpec())
+    (alone,) = evaluate_bundle(real_bundle, ("merged",), ROWS, EvaluationSpec())
     found = results["fine", "merged"]
     assert found.error == ""
     assert found.document["examples"] == alone["examples"]

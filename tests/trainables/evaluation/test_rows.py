@@ -151,7 +151,7 @@ def test_a_split_drops_them_as_training_does(caplog):
         found = evaluation_rows(manifest, TOKENIZER, (data, "validation"), WRITE)
     assert found.data["rows"] == len(found.rows) == 9
     assert found.data["digest"] == manifest["data"]["validation"]
-    assert "measuring 9 of 10 rows" in caplog.text
+    assert "evaluating 9 of 10 rows" in caplog.text
     with pytest.raises(DataError, match=r"has no answer within 64 tokens \(1 of 1 rows"):
         evaluation_rows(manifest, TOKENIZER, (data, "test"), WRITE)
 
@@ -163,8 +163,8 @@ CHAT = {"messages": TURNS}
     ("source", "how", "manifest", "message"),
     [
         ("no.jsonl", {}, {}, rf"{FIELD}: got 'no\.jsonl', which is no file"),
-        ((CHAT,), {}, {}, rf"{FIELD}: got chat prompts; allowed: plain ones.* Write them as text"),
-        (PLAIN, {}, {"style": "chat"}, "got plain prompts; allowed: chat ones"),
+        ((CHAT,), {}, {}, rf"{FIELD}: got chat prompts; allowed: plain prompts.*prompts as text"),
+        (PLAIN, {}, {"style": "chat"}, "got plain prompts; allowed: chat prompts"),
         (({"question": "a"},), {}, {}, "has columns 'question'; allowed: messages"),
         (
             ({"prompt": "a", "completion": "b"}, {"prompt": [], "completion": TURNS}),
@@ -178,7 +178,7 @@ CHAT = {"messages": TURNS}
             PLAIN,
             {"max_new_tokens": 3, "pattern": "[02]"},
             {},
-            r"pattern: got '\[02\]', which finds nothing in the reference of .* row 2: ' 1é'",
+            r"pattern: got '\[02\]', which has no match in the reference of .* row 2: ' 1é'",
         ),
         (PLAIN, {"max_new_tokens": 3, "choices": ("0é", "2é")}, {}, r"choices: got \('0é', '2é'"),
     ],

@@ -16,6 +16,7 @@ from trainables.evaluation.serving import (
     load_served_tokenizer,
     require_form,
 )
+from trainables.packing.batches import build_batch
 from trainables.rows.data import EncodedRow
 
 IDS = torch.arange(40, 64).reshape(2, 12)
@@ -54,7 +55,7 @@ def test_trained_gives_the_logits_of_the_engine(train, forms):
     engine = train("nf4").engine
     rows = [EncodedRow(input_ids=row.numpy(), is_answer=(row > row[0]).numpy()) for row in IDS]
     with torch.no_grad():
-        (packed,) = engine._forward([engine._batch("seat", rows)])
+        (packed,) = engine._forward([build_batch("seat", rows, engine.base.device)])
     expected = logits_of(forms["trained"])[:, :-1].flatten(0, 1)
     assert torch.allclose(packed.float().cpu(), expected, atol=1e-5)
 

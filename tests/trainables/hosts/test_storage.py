@@ -113,7 +113,7 @@ def test_a_half_removed_folder_is_no_folder(s3_location, folder):
 def test_a_file_that_changed_in_the_bucket_is_told(s3_location, folder, tmp_path):
     put_folder(folder, f"{s3_location}/one")
     write_object(f"{s3_location}/one/a.txt", b"another")
-    with pytest.raises(StorageError, match=r"one/a.txt: has 7 bytes; allowed: the 3"):
+    with pytest.raises(StorageError, match=r"one/a.txt: has 7 bytes; allowed: 3, as uploaded"):
         fetch_folder(f"{s3_location}/one", tmp_path / "into")
 
 

@@ -8,7 +8,7 @@ from trainables.errors import BaseModelError
 from trainables.hosts.bench import Failure
 from trainables.hosts.host import HostLoop
 from trainables.hosts.orders import Orders, SeatOrder, SeatRequest
-from trainables.hosts.worker import _try_build, build_torch_bench
+from trainables.hosts.worker import build_torch_bench, try_build
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
 
 
@@ -79,6 +79,6 @@ def test_a_base_that_cannot_be_loaded_is_a_reason_and_not_a_crash():
     def build(base):
         raise BaseModelError("base.model: got 'x'")
 
-    assert _try_build(build, BaseSpec(model="x")) == Failure(
+    assert try_build(build, BaseSpec(model="x")) == Failure(
         fault="failed", reason="base.model: got 'x'"
     )

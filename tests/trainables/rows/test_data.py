@@ -212,7 +212,8 @@ def test_long_rows_are_cut_at_the_end_and_unanswered_ones_dropped(tokenizer, cap
     warning = caplog.messages[0]
     assert warning == (
         "data.train: 2 of 3 rows are longer than data.max_tokens=5 and cut: 2 lose the end of an "
-        "answer, and 1 are dropped, as no answer is left; data.max_tokens: 10 takes all rows whole"
+        "answer, and 1 are dropped, as no answer is left; data.max_tokens: 10 leaves all rows "
+        "whole"
     )
     assert len(caplog.messages) == 2  # one for each split
 

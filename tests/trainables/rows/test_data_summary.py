@@ -40,7 +40,7 @@ def test_rows_that_a_limit_cuts_are_counted_with_the_limit_that_takes_them(token
     (line,) = (one for one in lines if one.startswith("data.train: "))
     assert line == (
         "data.train: 10 of 100 rows are longer than data.max_tokens=30 and cut: 10 lose the end "
-        "of an answer, and 0 are dropped, as no answer is left; data.max_tokens: 52 takes all "
+        "of an answer, and 0 are dropped, as no answer is left; data.max_tokens: 52 leaves all "
         "rows whole."
     )
 
@@ -68,7 +68,7 @@ def test_rows_longer_than_the_positions_of_the_base_are_counted(tokenizer, max_t
 def test_few_rows_are_told_with_the_interval_they_give():
     lines = summary_of(DataSpec(train=PAIRS[:60])).lines()
     assert any(
-        line.startswith("With 6 validation rows, an accuracy of 50% means one between 19% and 81%")
+        line.startswith("With 6 validation rows, a measured accuracy of 50% stands for 19% to 81%")
         for line in lines
     )
     many = summary_of(DataSpec(train=PAIRS[:100], validation=PAIRS[100:], test_fraction=0))

@@ -3,7 +3,7 @@
 import pytest
 
 from trainables.data_spec import DataSpec
-from trainables.engine import _rows_of
+from trainables.engine import rows_of
 from trainables.rows.data import load_splits
 from trainables.rows.sampling import sample
 
@@ -34,8 +34,8 @@ def test_trials_are_compared_on_every_class_of_a_sorted_file(tiny_base):
     rows = [{"prompt": f"{n}", "completion": "wxyz"[n // 40]} for n in range(160)]
     spec = DataSpec(train=rows, validation=rows, test_fraction=0)
     splits = load_splits(spec, AutoTokenizer.from_pretrained(tiny_base))
-    chosen = _rows_of(splits, "validation", 40)
+    chosen = rows_of(splits, "validation", 40)
     classes = [int(row.input_ids[row.is_answer][0]) for row in chosen]
     assert len(chosen) == 40
     assert len(set(classes)) == 4
-    assert len(_rows_of(splits, "validation", None)) == 160
+    assert len(rows_of(splits, "validation", None)) == 160

@@ -122,12 +122,12 @@ def test_overlap_is_dropped_from_what_matters_less():
     require_apart(texts(raw))
     assert sizes(raw) == {"train": 80, "validation": 20, "test": 10}
     assert raw.dropped == {"train": 20, "validation": 10}
-    assert "20 of the training rows are taken out." in summarize(raw).lines()
+    assert "20 of the training rows are removed." in summarize(raw).lines()
 
 
 def test_dropping_everything_is_refused():
     same = DataSpec(train=PAIRS, validation=PAIRS, test_fraction=0, on_overlap="drop")
-    with pytest.raises(DataError, match=r"leaves no rows in data\.train"):
+    with pytest.raises(DataError, match=r"no rows are left in data\.train"):
         read_raw_splits(same)
 
 

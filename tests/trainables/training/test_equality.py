@@ -27,6 +27,7 @@ from tests.support.plain_peft import adapter_of, largest_difference, train_with_
 from trainables.engine import Engine, build_engine
 from trainables.errors import BaseModelError, SpecError
 from trainables.evaluation.serving import load_served
+from trainables.packing.batches import build_batch
 from trainables.rows.data import EncodedRow
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
@@ -94,7 +95,7 @@ def logits_beside_served(engine: Engine, bundle: Path) -> tuple[torch.Tensor, to
     engine.export("seat", bundle, {})
     model = load_served(bundle, "trained").model
     with torch.no_grad():
-        (ours,) = engine._forward([engine._batch("seat", [row])])
+        (ours,) = engine._forward([build_batch("seat", [row], engine.base.device)])
         tokens = torch.from_numpy(ids)[None].to(model.device)
         served = model(input_ids=tokens, use_cache=False).logits[0, :-1]
     return ours, served
@@ -231,7 +232,7 @@ def test_scores_do_not_depend_on_the_length_of_rows_scored_with_them(stored_base
     losses = []
     for size in (1, 24):
         engine.join("seat", replace(spec, eval=EvalSpec(batch_size=size)))
-        losses.append(engine.score("seat").loss_sum)
+        losses.append(engine.evaluate_rows("seat").loss_sum)
         engine.leave("seat")
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 

@@ -47,10 +47,10 @@ class RowScores:
         }
 
 
-def score_batch(
+def batch_scores(
     logits: torch.Tensor, targets: torch.Tensor, rows: Sequence[int], is_whole: Sequence[bool]
 ) -> RowScores:
-    """Score the answer tokens of a batch, row by row.
+    """Scores of the rows of a batch, from the logits at their answer tokens.
 
     Args:
         logits: (answer tokens of all rows, vocabulary).

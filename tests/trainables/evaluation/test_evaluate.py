@@ -10,7 +10,7 @@ import torch
 
 from trainables.contract import EVALUATION_FORMAT, Formula
 from trainables.errors import BundleError, SpecError
-from trainables.evaluation.assessment import assess, assess_bundle, score_rows
+from trainables.evaluation.evaluate import evaluate_bundle, evaluate_rows, evaluate_served
 from trainables.evaluation.measures import MEASURES, value_of
 from trainables.evaluation.rows import evaluation_rows
 from trainables.evaluation.serving import forms_of, load_served
@@ -26,7 +26,7 @@ WRITE = EvaluationSpec(max_new_tokens=6, batch_size=8, pattern=r"\S", choices=("
 def documents(train):
     trained = train("nf4")
     source = (trained.spec.data, "test")
-    found = assess_bundle(trained.bundle, forms_of({"quantization": "nf4"}), source, WRITE)
+    found = evaluate_bundle(trained.bundle, forms_of({"quantization": "nf4"}), source, WRITE)
     return {document["form"]: document for document in found}
 
 
@@ -41,7 +41,7 @@ def rows_of(served, source, how=WRITE):
 
 def test_trained_scores_are_those_of_the_engine(train, documents):
     trained = train("nf4")
-    scores = trained.engine.score("seat", "test")
+    scores = trained.engine.evaluate_rows("seat", "test")
     examples = documents["trained"]["examples"]
     assert examples["loss_sum"] == pytest.approx(scores.loss_sum, abs=1e-5)
     assert examples["answer_tokens"] == list(scores.answer_tokens)
@@ -111,7 +111,7 @@ def test_batches_of_one_and_of_eight_give_the_same(train, form):
     rows = rows_of(served, DataSpec(train=trained.spec.data.train))
     # Longer than the answers, with no end in sight: the untrained part of a completion, too.
     how = replace(WRITE, max_new_tokens=12)
-    one, eight = (assess(served, rows, replace(how, batch_size=size)) for size in (1, 8))
+    one, eight = (evaluate_served(served, rows, replace(how, batch_size=size)) for size in (1, 8))
     assert one["examples"]["prediction"] == eight["examples"]["prediction"]
     assert len(rows.rows) == 64
     assert one["examples"]["loss_sum"] == pytest.approx(eight["examples"]["loss_sum"], abs=1e-4)
@@ -119,7 +119,7 @@ def test_batches_of_one_and_of_eight_give_the_same(train, form):
 
 def test_without_generation_nothing_is_written(served, train):
     rows = rows_of(served, (train("nf4").spec.data, "validation"), EvaluationSpec())
-    document = assess(served, rows, EvaluationSpec())
+    document = evaluate_served(served, rows, EvaluationSpec())
     assert document["generation"] is None
     assert set(document["examples"]) == {
         "loss_sum", "answer_tokens", "answer_bytes", "correct_tokens", "accuracy",
@@ -134,7 +134,7 @@ def test_a_users_metric_has_a_column_and_a_measure(served, tmp_path):
     path.write_text("def size(p, r):\n    return [len(one) for one in r]\nsize.mode = 'min'\n")
     how = EvaluationSpec(max_new_tokens=2, metrics=(f"{path}:size",))
     rows = ({"prompt": "a ->", "completion": " x"}, {"prompt": "b ->", "completion": " yes"})
-    document = assess(served, rows_of(served, rows, how), how)
+    document = evaluate_served(served, rows_of(served, rows, how), how)
     assert document["examples"]["size"] == [2.0, 4.0]
     assert document["measures"]["size"] == {
         "value": 3.0,
@@ -150,7 +150,7 @@ def test_a_loss_that_is_not_finite_is_null(train):
     served = load_served(trained.bundle, "merged")
     with torch.no_grad():
         served.model.model.norm.weight.fill_(math.nan)
-    document = assess(served, rows_of(served, (trained.spec.data, "test")), WRITE)
+    document = evaluate_served(served, rows_of(served, (trained.spec.data, "test")), WRITE)
     json.dumps(document, allow_nan=False)
     assert set(document["examples"]["loss_sum"]) == {None}
     assert document["measures"]["loss"]["value"] is None
@@ -160,15 +160,15 @@ def test_a_loss_that_is_not_finite_is_null(train):
 
 def test_scores_are_in_the_order_of_the_rows(served, train):
     rows = [row.encoded for row in rows_of(served, (train("nf4").spec.data, "test")).rows]
-    forward = score_rows(served.model, rows, 4)
-    backward = score_rows(served.model, rows[::-1], 3)
+    forward = evaluate_rows(served.model, rows, 4)
+    backward = evaluate_rows(served.model, rows[::-1], 3)
     assert forward.answer_tokens == backward.answer_tokens[::-1]
     assert forward.loss_sum == pytest.approx(backward.loss_sum[::-1], abs=1e-5)
 
 
 def test_a_cut_answer_is_never_right(served):
     rows = rows_of(served, ({"prompt": "aaaa ->", "completion": " y" * 300},), EvaluationSpec())
-    examples = assess(served, rows, EvaluationSpec())["examples"]
+    examples = evaluate_served(served, rows, EvaluationSpec())["examples"]
     assert examples["answer_tokens"] == [512 - 7]
     assert examples["accuracy"] == [0]
 
@@ -189,10 +189,10 @@ CHATS = tuple(
 def test_chats_are_scored_on_every_answer_and_complete_the_last(train):
     data = DataSpec(train=CHATS, validation=CHATS[:2], test=CHATS[2:])
     trained = train("nf4", data=data)
-    (document,) = assess_bundle(
+    (document,) = evaluate_bundle(
         trained.bundle, ["trained"], (data, "test"), replace(WRITE, pattern=None, choices=())
     )
-    scores = trained.engine.score("seat", "test")
+    scores = trained.engine.evaluate_rows("seat", "test")
     examples = document["examples"]
     assert examples["loss_sum"] == pytest.approx(scores.loss_sum, abs=1e-5)
     assert examples["answer_tokens"] == [5 + 3, 5 + 3, 4 + 3]
@@ -207,12 +207,12 @@ def test_the_impossible_is_refused_before_a_model_is_loaded(train, tmp_path):
     trained = train("none")
     source = (trained.spec.data, "test")
     with pytest.raises(SpecError, match="form: got 'requantized'"):
-        assess_bundle(trained.bundle, ["trained", "requantized"], source, WRITE)
+        evaluate_bundle(trained.bundle, ["trained", "requantized"], source, WRITE)
     # Its adapter is gone: loading it would fail in another way.
     how = EvaluationSpec(max_new_tokens=2, metrics=("no_such_module:f",))
     with pytest.raises(SpecError, match="no_such_module"):
-        assess_bundle(trained.bundle, ["trained"], source, how)
+        evaluate_bundle(trained.bundle, ["trained"], source, how)
     shutil.copytree(trained.bundle, tmp_path / "bundle")
     (tmp_path / "bundle" / "adapter_model.safetensors").unlink()
     with pytest.raises(BundleError, match="differs from its manifest"):
-        assess_bundle(tmp_path / "bundle", ["trained"], source, WRITE)
+        evaluate_bundle(tmp_path / "bundle", ["trained"], source, WRITE)

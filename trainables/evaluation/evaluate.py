@@ -1,6 +1,6 @@
 """Evaluate an adapter in its serving forms, row by row, and build the evaluation document.
 
-    bundle --load_served--> Served --assess--> evaluation document, one for each form
+    bundle --load_served--> Served --evaluate_served--> evaluation document, one for each form
 
 The document (`lorchestra.evaluation/1`) holds one column for each measured quantity, with one
 entry for each row, and the measures over the columns; `trainables.evaluation.measures` defines
@@ -22,7 +22,11 @@ import torch
 
 from trainables.base.loading import default_device
 from trainables.contract import EVALUATION_FORMAT
-from trainables.evaluation.answers import Metric, judge, load_metrics, metric_digests
+from trainables.evaluation.answers import (
+    evaluate_completions,
+    load_metrics,
+    metric_digests,
+)
 from trainables.evaluation.generation import Ending, complete, end_tokens
 from trainables.evaluation.measures import measured
 from trainables.evaluation.rows import EvaluationRows, RowSource, decode, evaluation_rows
@@ -33,14 +37,14 @@ from trainables.packing.rope import rope_switch
 from trainables.rows.data import IGNORED_TARGET, EncodedRow, collate
 from trainables.training.bundle import read_manifest
 from trainables.training.memory import peak_memory_gib
-from trainables.training.scoring import RowScores, in_order, score_batch
+from trainables.training.row_scores import RowScores, batch_scores, in_order
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
-def assess_bundle(
+def evaluate_bundle(
     bundle: Path,
     forms: Sequence[str],
     source: RowSource,
@@ -49,7 +53,7 @@ def assess_bundle(
     base_model: str | None = None,
     device: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Evaluation documents of a bundle, one for each form; forms are loaded one after another.
+    """Evaluation document of a bundle in each serving form, loaded one after another.
 
     Impossible requests are refused before a model is loaded.
 
@@ -76,21 +80,21 @@ def assess_bundle(
     for form in checked:
         _free_memory(place)
         served = load_served(bundle, form, base_model=base_model, device=str(place))
-        documents.append(assess(served, rows, how))
-        # Free it before the next model is loaded: there may be memory for one model only.
+        documents.append(evaluate_served(served, rows, how))
+        # Free the model before loading the next: memory may suffice for only one.
         del served
     _free_memory(place)
     return documents
 
 
-def assess(served: Served, rows: EvaluationRows, how: EvaluationSpec) -> dict[str, Any]:
+def evaluate_served(served: Served, rows: EvaluationRows, how: EvaluationSpec) -> dict[str, Any]:
     """The evaluation document of a served adapter as plain values, ready for JSON.
 
     A loss that is not finite is `null` in its column, and so are the measures over it. `seconds`
     covers reading and writing tokens, without loading; `tokens_per_s` counts the tokens of the
     rows, and with generation also the tokens of prompts and completions, without padding.
-    `peak_memory_gib` is the peak since `assess_bundle` began to load, where the system supports a
-    reset, else since the process began.
+    `peak_memory_gib` is the peak since `evaluate_bundle` began to load, where the system can reset
+    the peak, else since the process began.
 
     Raises:
         SpecError: A metric cannot be found or returned an impossible value; or a completion could
@@ -104,14 +108,24 @@ def assess(served: Served, rows: EvaluationRows, how: EvaluationSpec) -> dict[st
         written = _completions(served, rows, how)
         tokens += sum(map(len, written)) + sum(len(row.prompt) for row in rows.rows)
     seconds = time.perf_counter() - began
+    generation = None
     if how.generates:
-        columns |= _written_columns(served, rows, how, metrics, written)
+        predictions = [decode(served.tokenizer, completion) for completion in written]
+        references = [row.reference for row in rows.rows]
+        columns |= evaluate_completions(how, metrics, predictions, references)
+        columns |= {"prediction": predictions, "reference": references}
+        generation = {
+            "max_new_tokens": how.max_new_tokens,
+            "pattern": how.pattern,
+            "choices": list(how.choices) or None,
+            "metrics": metric_digests(how.metrics) or None,
+        }
     return {
         "format": EVALUATION_FORMAT,
         "adapter": served.manifest["digest"],
         "form": served.form,
         "data": dict(rows.data),
-        "generation": _generation_record(how),
+        "generation": generation,
         "measures": measured(columns, {metric.name: metric.mode for metric in metrics}),
         "examples": columns,
         "seconds": seconds,
@@ -125,8 +139,8 @@ def assess(served: Served, rows: EvaluationRows, how: EvaluationSpec) -> dict[st
 
 
 @torch.no_grad()
-def score_rows(model: Any, rows: Sequence[EncodedRow], batch_size: int) -> RowScores:
-    """Teacher-forced scores of rows, in their order, as `Engine.score` gives them.
+def evaluate_rows(model: Any, rows: Sequence[EncodedRow], batch_size: int) -> RowScores:
+    """Teacher-forced scores of rows, in their order, as from `Engine.evaluate_rows`.
 
     Args:
         model: A causal language model of transformers, possibly wrapped by PEFT.
@@ -136,13 +150,13 @@ def score_rows(model: Any, rows: Sequence[EncodedRow], batch_size: int) -> RowSc
     lengths = [len(row.input_ids) for row in rows]
     return in_order(
         [
-            (chosen, _score_batch(model, [rows[number] for number in chosen]))
+            (chosen, _evaluate_batch(model, [rows[number] for number in chosen]))
             for chosen in batches_by_length(lengths, batch_size, rope_switch(model.config))
         ]
     )
 
 
-def _score_batch(model: Any, rows: Sequence[EncodedRow]) -> RowScores:
+def _evaluate_batch(model: Any, rows: Sequence[EncodedRow]) -> RowScores:
     input_ids, labels = (torch.from_numpy(part).to(model.device) for part in collate(rows, 0))
     lengths = torch.tensor([len(row.input_ids) for row in rows], device=model.device)
     mask = torch.arange(input_ids.shape[1], device=model.device) < lengths[:, None]
@@ -152,7 +166,7 @@ def _score_batch(model: Any, rows: Sequence[EncodedRow]) -> RowScores:
     logits = model(
         input_ids=input_ids, attention_mask=mask.long(), use_cache=False, logits_to_keep=kept
     ).logits
-    return score_batch(
+    return batch_scores(
         logits[is_scored[:, kept]],
         labels[:, 1:][is_scored],
         is_scored.sum(dim=1).tolist(),
@@ -161,7 +175,7 @@ def _score_batch(model: Any, rows: Sequence[EncodedRow]) -> RowScores:
 
 
 def _forced_columns(served: Served, rows: EvaluationRows, batch_size: int) -> dict[str, list[Any]]:
-    scores = score_rows(served.model, [row.encoded for row in rows.rows], batch_size)
+    scores = evaluate_rows(served.model, [row.encoded for row in rows.rows], batch_size)
     return {
         "loss_sum": [loss if math.isfinite(loss) else None for loss in scores.loss_sum],
         "answer_tokens": list(scores.answer_tokens),
@@ -185,30 +199,6 @@ def _completions(served: Served, rows: EvaluationRows, how: EvaluationSpec) -> l
     return complete(served.model, [row.prompt for row in rows.rows], ending, how.batch_size)
 
 
-def _written_columns(
-    served: Served,
-    rows: EvaluationRows,
-    how: EvaluationSpec,
-    metrics: Sequence[Metric],
-    written: Sequence[Sequence[int]],
-) -> dict[str, list[Any]]:
-    predictions = [decode(served.tokenizer, completion) for completion in written]
-    references = [row.reference for row in rows.rows]
-    columns: dict[str, list[Any]] = {**judge(how, metrics, predictions, references)}
-    return {**columns, "prediction": predictions, "reference": references}
-
-
-def _generation_record(how: EvaluationSpec) -> dict[str, Any] | None:
-    if not how.generates:
-        return None
-    return {
-        "max_new_tokens": how.max_new_tokens,
-        "pattern": how.pattern,
-        "choices": list(how.choices) or None,
-        "metrics": metric_digests(how.metrics) or None,
-    }
-
-
 def _free_memory(device: torch.device) -> None:
     """Release the memory of an earlier model, and reset the peak of memory use."""
     gc.collect()
@@ -220,4 +210,4 @@ def _free_memory(device: torch.device) -> None:
         # Linux: resets the peak of resident memory to the present value (man 5 proc).
         Path("/proc/self/clear_refs").write_text("5")
     except OSError as error:
-        logger.debug("the peak of memory goes on from before: %s", error)
+        logger.debug("the peak of memory use was not reset: %s", error)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainables.training.scoring import in_order, score_batch
+from trainables.training.row_scores import batch_scores, in_order
 
 TARGETS = torch.tensor([1, 2, 3, 1, 2])
 
@@ -12,7 +12,7 @@ TARGETS = torch.tensor([1, 2, 3, 1, 2])
 def score(is_whole, guesses=TARGETS):
     """Two rows, of three and of two answer tokens, each guessed with near certainty."""
     logits = F.one_hot(guesses, 4) * 20.0
-    return score_batch(logits, TARGETS, (3, 2), is_whole)
+    return batch_scores(logits, TARGETS, (3, 2), is_whole)
 
 
 def test_a_row_with_one_wrong_token_is_no_exact_match():
