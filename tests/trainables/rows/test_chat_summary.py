@@ -121,7 +121,7 @@ def test_settings_of_the_template_are_told_and_recorded():
     tokenizer = byte_tokenizer(test_turns.R1, controls=MARKS)
     found = summary_of(tokenizer, row(*test_turns.TWO))
     assert found.to_dict()["prefill_cut"] == "<think>\n"
-    assert any('asked without the "<think>\\n"' in one for one in found.lines())
+    assert any('Prompts end before "<think>\\n"' in one for one in found.lines())
     dated = byte_tokenizer(test_turns.DATED, "<|end|>", MARKS)
     found = summary_of(dated, row(*test_turns.TWO), template_args={"strftime_now": "2026-01-31"})
     assert found.to_dict()["template_args"] == {"strftime_now": "2026-01-31"}
