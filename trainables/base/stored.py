@@ -119,7 +119,14 @@ def _read_once(config: Path, changed_ns: int, model: str) -> StoredForm | None:
     sections = [part.get(name) for part in parts for name in _SECTIONS]
     section = next((one for one in sections if isinstance(one, Mapping) and one), None)
     if section is None:
-        _require_unquantized(config.parent, model)
+        for name, dtype, shape in _tensors(config.parent):
+            is_packed = dtype in _PACKED and len(shape) >= 2 and name.endswith("weight")
+            if is_packed or dtype.startswith(("F8", "F4", "F6")) or name.endswith(_ENDINGS):
+                raise BaseModelError(
+                    f"base.model: {model!r} holds quantized weights ({name}, {dtype}), but its "
+                    "config.json does not name the method; allowed: unquantized weights, or a "
+                    f"bitsandbytes checkpoint with its quantization_config. {_REMEDY}"
+                )
         return None
     # Checkpoints of bitsandbytes from 2023 name no method.
     is_flagged = section.get("load_in_4bit") or section.get("load_in_8bit")
@@ -149,17 +156,6 @@ def _bitsandbytes_form(section: Mapping[str, Any], model: str) -> StoredForm:
         f"base.model: the config.json of {model!r} does not say how bitsandbytes quantized it; "
         f"allowed: load_in_8bit, or load_in_4bit with the type nf4 or fp4. {_REMEDY}"
     )
-
-
-def _require_unquantized(folder: Path, model: str) -> None:
-    for name, dtype, shape in _tensors(folder):
-        is_packed = dtype in _PACKED and len(shape) >= 2 and name.endswith("weight")
-        if is_packed or dtype.startswith(("F8", "F4", "F6")) or name.endswith(_ENDINGS):
-            raise BaseModelError(
-                f"base.model: {model!r} holds quantized weights ({name}, {dtype}), but its "
-                "config.json does not name the method; allowed: unquantized weights, or a "
-                f"bitsandbytes checkpoint with its quantization_config. {_REMEDY}"
-            )
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, str, list[int]]]:

@@ -100,10 +100,7 @@ def evaluation_rows(
             another prompt style, or completions are requested for rows without prompts.
         BaseModelError: The tokenizer or its template differs from that of the training.
     """
-    raw, layout, style = _read(manifest, source)
-    if how.max_rows is not None:
-        chosen = sample(len(raw.rows), how.max_rows, raw.digest)
-        raw = raw_split(tuple(raw.rows[position] for position in chosen), raw.field)
+    raw, layout, style = _read(manifest, source, how.max_rows)
     recorded = manifest["data"]
     max_tokens = recorded["max_tokens"]
     asking = Asking.from_record(recorded) if style == "chat" else None
@@ -163,9 +160,9 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def _read(
-    manifest: Mapping[str, Any], source: RowSource
+    manifest: Mapping[str, Any], source: RowSource, max_rows: int | None
 ) -> tuple[RawSplit, RowLayout, PromptStyle]:
-    """All rows of a source after checks, their layout and their prompt style."""
+    """Rows of a source after checks, at most `max_rows`, with their layout and prompt style."""
     trained = manifest["data"]["prompt_style"]
     if is_split(source):
         raw, layout, style = _read_split(manifest, *source)
@@ -176,6 +173,9 @@ def _read(
             f"{raw.field}: got {style} prompts; allowed: {trained} prompts, as in the adapter's "
             f"training. Write the prompts as {'messages' if trained == 'chat' else 'text'}."
         )
+    if max_rows is not None:
+        chosen = sample(len(raw.rows), max_rows, raw.digest)
+        raw = raw_split(tuple(raw.rows[position] for position in chosen), raw.field)
     return raw, layout, style
 
 

@@ -65,7 +65,7 @@ def read_turn(row: RawRow, where: str, value: object, field: str) -> Mapping[str
 
 
 def says_not_to_learn(row: RawRow, where: str, value: object, field: str) -> str:
-    """How a message says that it is not learned, such as `weight: 0`; empty if it is learned.
+    """Mark of a message against learning, such as `weight: 0`; empty if the message is learned.
 
     Raises:
         DataError: The mark is neither on nor off: an answer is learned whole or not at all.

@@ -137,22 +137,17 @@ def read_file(path: Path, field: str) -> tuple[Found, ...]:
         )
     try:
         content = _OPENERS[packing](path) if packing else path.read_bytes()
-        _require_kind(content, kind, path, field)
+        for start, (what, ending, remedy) in _KINDS.items():
+            if content.startswith(start) and ending != kind:
+                raise DataError(
+                    f"{field}: {str(path)!r} holds {what}; allowed: what its name says. {remedy}"
+                )
         return tuple(_READERS[kind](content, path, field))
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(
             f"{field}: cannot read {str(path)!r}: {error}; allowed: a readable {kind}{packing} "
             "file. Mend or convert the file."
         ) from error
-
-
-def _require_kind(content: bytes, kind: str, path: Path, field: str) -> None:
-    """Refuse content of another kind than the file's name says, with the way to mend that."""
-    for start, (what, ending, remedy) in _KINDS.items():
-        if content.startswith(start) and ending != kind:
-            raise DataError(
-                f"{field}: {str(path)!r} holds {what}; allowed: what its name says. {remedy}"
-            )
 
 
 _KINDS = {
@@ -260,7 +255,7 @@ def _read_jsonl(content: bytes, path: Path, field: str) -> Iterator[Found]:
 
 
 def _list_of_objects(text: str) -> list[Any]:
-    """The rows of a JSON list, as a file of lines may hold one; empty if it holds none."""
+    """Rows of a text that is one JSON list of objects; empty for any other text."""
     try:
         value = parse_json(text)
     except JsonError:

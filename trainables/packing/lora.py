@@ -29,27 +29,19 @@ def initial_weights(
     """
     generator = torch.Generator().manual_seed(derive_seed("init", seed, layer))
     if lora.init == "orthogonal":
-        return _orthogonal_weights(lora.rank, in_features, out_features, generator)
+        # A and B in orthogonal halves of the inner space, so that B A is zero, as in PEFT:
+        # https://datta0.github.io/posts/rethink-lora-init/
+        half = lora.rank // 2
+        q, _ = torch.linalg.qr(torch.randn(lora.rank, lora.rank, generator=generator))
+        a = torch.randn(in_features, half, generator=generator).mm(q[0::2]).T / 10
+        b = torch.randn(half, out_features, generator=generator).T.mm(q[1::2]) / 10
+        return a.contiguous(), b.contiguous()
     a = torch.empty(lora.rank, in_features)
     if lora.init == "gaussian":
         nn.init.normal_(a, std=1 / lora.rank, generator=generator)
     else:
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
     return a, torch.zeros(out_features, lora.rank)
-
-
-def _orthogonal_weights(
-    rank: int, in_features: int, out_features: int, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random `A` and `B` in orthogonal halves of the inner space, so that `B A` is zero.
-
-    The same as PEFT's `init_lora_weights="orthogonal"`:
-    https://datta0.github.io/posts/rethink-lora-init/
-    """
-    q, _ = torch.linalg.qr(torch.randn(rank, rank, generator=generator))
-    a = torch.randn(in_features, rank // 2, generator=generator).mm(q[0::2]).T / 10
-    b = torch.randn(rank // 2, out_features, generator=generator).T.mm(q[1::2]) / 10
-    return a.contiguous(), b.contiguous()
 
 
 def derive_seed(*parts: object) -> int:

@@ -147,14 +147,13 @@ def encode_splits(
         chats = [example for example in examples if isinstance(example, ChatExample)]
         asking = settle_asking(chats, tokenizer, spec.template, spec.template_args, stops)
     encoder = Encoder(tokenizer, asking, stops)
-
-    def encode(split: RawSplit) -> Split:
-        return _encode_split(split, raw.layout, encoder, spec)
-
+    train = _encode_split(raw.train, raw.layout, encoder, spec)
+    validation = _encode_split(raw.validation, raw.layout, encoder, spec)
+    test = None if raw.test is None else _encode_split(raw.test, raw.layout, encoder, spec)
     splits = Splits(
-        train=encode(raw.train),
-        validation=encode(raw.validation),
-        test=encode(raw.test) if raw.test is not None else None,
+        train=train,
+        validation=validation,
+        test=test,
         prompt_style=raw.prompt_style,
         template_digest=None if asking is None else template_digest(tokenizer, asking),
         raw=raw,
