@@ -312,7 +312,7 @@ def test_an_end_token_that_the_template_writes_within_an_answer_is_its_own_reaso
 @pytest.mark.parametrize("stops", [(), ("<|endoftext|>",)])
 def test_an_opening_that_a_template_always_writes_ends_no_answer(stops):
     tokenizer = byte_tokenizer(ALWAYS_OPEN, "<|endoftext|>")
-    turns = (user("warm?"), call({}), result("yes"), assistant("It is."), *TWO[2:])
+    turns = (user("a"), call({}), result("yes"), assistant("It is."), *TWO[2:])
     _, (pieces,) = learn(tokenizer, chat(*turns), stops=stops)
     assert pieces[1::2] == ["<call>get_weather</call><|end|>", "It is.<|end|>", "four<|end|>"]
 
