@@ -134,13 +134,10 @@ class Endings:
             before: The turns before the answer.
             tools: Tools on offer.
         """
-        *earlier, asking = before
-        turns = [*earlier, {**asking, "content": _NEXT}]
         try:
-            prompt = self._template.render(turns, tools, is_prompt=True, is_whole=True)
+            asked = self._template.asked_behind(before, tools, is_whole=True)
         except TemplateRefusalError:
             return last
-        asked = prompt.rpartition(_NEXT)[2]
         rest = next(start for start in range(len(last) + 1) if last[start:] in asked)
         # The end of a turn is in both texts, but the opening is another one than a user's.
         is_opening = rest <= common_start(last, behind) < len(last)
