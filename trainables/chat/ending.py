@@ -134,9 +134,10 @@ class Endings:
             before: The turns before the answer.
             tools: Tools on offer.
         """
-        prompt = self._template.render(before, tools, is_prompt=True, is_whole=True)
-        # Text of the template behind the words of the last turn.
-        asked = prompt.rpartition(before[-1]["content"].strip() or prompt)[2]
+        try:
+            asked = self._template.asked_behind(before, tools, is_whole=True)
+        except TemplateRefusalError:
+            return last
         rest = next(start for start in range(len(last) + 1) if last[start:] in asked)
         # The end of a turn is in both texts, but the opening is another one than a user's.
         is_opening = rest <= common_start(last, behind) < len(last)

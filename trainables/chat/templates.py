@@ -151,6 +151,21 @@ class ChatTemplate:
             return rendered[: -len(cut)]
         return rendered
 
+    def asked_behind(self, turns: Turns, tools: Turns = (), *, is_whole: bool = False) -> str:
+        """Text of a prompt behind the words of its last turn; all of it if they are not written.
+
+        Args:
+            turns: Messages through the one that is answered.
+            tools: JSON schemas of the tools on offer.
+            is_whole: Keep the text that the cut would remove.
+
+        Raises:
+            TemplateRefusalError: The template raised an error.
+        """
+        # A probe, since templates escape contents, and short words occur in other text, too.
+        probed = [*turns[:-1], {**turns[-1], "content": PROBE}]
+        return self.render(probed, tools, is_prompt=True, is_whole=is_whole).rpartition(PROBE)[2]
+
     def find_control(self, text: str, start: int = 0) -> list[tuple[int, int, str]]:
         """Start, end and text of each control token in a text, from position `start` on."""
         if not self.controls:

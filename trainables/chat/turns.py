@@ -163,8 +163,7 @@ def _lead_behind_words(
     opening = len(prompt) - len(history) if prompt.startswith(history) else 0
     size = _longest_ending_in(prompt, head)
     # The common end must reach into the words of the last turn; a shorter one proves nothing.
-    words = before[-1]["content"].strip()
-    behind_words = len(prompt) - prompt.rfind(words) - len(words)
+    behind_words = len(template.asked_behind(before, chat.tools))
     if size > max(opening, behind_words):
         return head[head.rfind(prompt[-size:]) + size :]
     if turn.get("tool_calls"):

@@ -288,10 +288,12 @@ def test_an_answer_to_a_result_is_learned_where_the_template_needs_tools():
     assert pieces[2] == "<|tool|>yes<|end|><|assistant|>"
 
 
-def test_a_thought_after_a_call_is_learned_where_the_template_drops_the_one_before():
-    tokenizer = byte_tokenizer(CHANNELS, "<|return|>", ("<|call|>",))
+@pytest.mark.parametrize("filters", ["", " | tojson"])
+def test_a_thought_after_a_call_is_learned_where_the_template_drops_the_one_before(filters):
+    template = CHANNELS.replace("['content'] }}<|end|>", f"['content']{filters} }}}}<|end|>")
+    tokenizer = byte_tokenizer(template, "<|return|>", ("<|call|>",))
     turns = (
-        user("warm?"), call({}, reasoning_content="look it up"), result("yes"),
+        user("warm?"), call({}, reasoning_content="look it up"), result('{"warm": "yes"}'),
         assistant("It is.", reasoning_content="the result says so"),
     )  # fmt: skip
     _, (pieces,) = learn(tokenizer, chat(*turns), stops=("<|call|>",))
@@ -312,7 +314,7 @@ def test_an_end_token_that_the_template_writes_within_an_answer_is_its_own_reaso
 @pytest.mark.parametrize("stops", [(), ("<|endoftext|>",)])
 def test_an_opening_that_a_template_always_writes_ends_no_answer(stops):
     tokenizer = byte_tokenizer(ALWAYS_OPEN, "<|endoftext|>")
-    turns = (user("warm?"), call({}), result("yes"), assistant("It is."), *TWO[2:])
+    turns = (user("a"), call({}), result("yes"), assistant("It is."), *TWO[2:])
     _, (pieces,) = learn(tokenizer, chat(*turns), stops=stops)
     assert pieces[1::2] == ["<call>get_weather</call><|end|>", "It is.<|end|>", "four<|end|>"]
 
