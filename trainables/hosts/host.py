@@ -266,7 +266,7 @@ class HostLoop:
             "tokens": seat.tokens,
             **{name: float(value) for name, value in metrics.items()},
             "train_loss": math.fsum(seat.losses) / len(seat.losses),
-            "learning_rate": learning_rate_at(seat.spec.optim, seat.step - 1),
+            "scheduled_learning_rate": learning_rate_at(seat.spec.optim, seat.step - 1),
             "tokens_per_s": tokens / max(seat.busy_s, 1e-9),
             "peak_memory_gib": float(self._bench.peak_memory_gib()),
             "trainable_params": int(self._engine.trainable_params(seat.key)),

@@ -25,7 +25,7 @@ WORST_METRICS: dict[str, float] = {
 
 ZERO_METRICS: dict[str, float] = {
     "tokens": 0,
-    "learning_rate": 0.0,
+    "scheduled_learning_rate": 0.0,
     "tokens_per_s": 0.0,
     "peak_memory_gib": 0.0,
     "trainable_params": 0,

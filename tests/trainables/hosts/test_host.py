@@ -129,12 +129,12 @@ def test_reports_hold_plain_numbers_of_every_metric(sweep):
     metrics = sweep.add(0).run().heard[0][-1].metrics
     assert set(metrics) == {
         "step", "tokens", "eval_loss", "eval_accuracy", "eval_token_accuracy", "train_loss",
-        "learning_rate", "tokens_per_s", "peak_memory_gib", "trainable_params", "host_s",
+        "scheduled_learning_rate", "tokens_per_s", "peak_memory_gib", "trainable_params", "host_s",
     }  # fmt: skip
     assert {type(value) for value in metrics.values()} == {int, float}
     assert (metrics["tokens"], metrics["peak_memory_gib"]) == (200, 0.25)
     assert metrics["train_loss"] == pytest.approx(1 + sum(1 / s for s in range(11, 21)) / 10)
-    assert metrics["learning_rate"] == pytest.approx(1e-3 * (1 - 19 / 20))
+    assert metrics["scheduled_learning_rate"] == pytest.approx(1e-3 * (1 - 19 / 20))
 
 
 def test_trials_on_one_host_step_together(sweep):
