@@ -43,7 +43,7 @@ def unneeded_checkpoints(spec: SweepSpec, history: SweepHistory) -> list[int]:
 
 
 def remove_unneeded(spec: SweepSpec, record: SweepRecord, storage: SweepStorage) -> list[int]:
-    """Record which checkpoints are unneeded, then remove them; returns the trials' numbers.
+    """Record the unneeded checkpoints, then remove them; returns the trials' numbers.
 
     A trial whose adapter is still to be exported keeps its checkpoint until then.
 

@@ -41,7 +41,7 @@ class SweepFailedError(SweepError, RuntimeError):
 
 
 def full_disk(place: str) -> SweepStorageError:
-    """What to do where nothing more can be written."""
+    """The error for a disk without space, with what to do."""
     return SweepStorageError(
         f"{place}: no space is left; allowed: room for the states and adapters of the trials. "
         "Nothing recorded is lost: free some space (lorchestra prune FOLDER lists what ended "
@@ -50,7 +50,7 @@ def full_disk(place: str) -> SweepStorageError:
 
 
 def tells_full_disk(reason: str) -> bool:
-    """Whether the reason that a trial gives for its failure is a full disk.
+    """Whether a trial's reason for its failure is a full disk.
 
     Python writes `[Errno 28]`, safetensors and other libraries in Rust `(os error 28)`.
     """

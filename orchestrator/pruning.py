@@ -80,7 +80,7 @@ class PruningPlan:
 
 
 def spec_at_end(history: SweepHistory) -> SweepSpec:
-    """The sweep under the settings of its end, which may allow more than at the start.
+    """The sweep under its last settings; these can allow more than the first ones.
 
     Raises:
         SweepStorageError: There is no sweep.

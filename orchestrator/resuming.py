@@ -39,7 +39,7 @@ _STAGES: dict[StageName, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SweepProgress:
-    """Compares a sweep's history with today's spec, which may allow more than the last one.
+    """Compares a sweep's history with today's spec; a resumed sweep may be allowed more.
 
     Attributes:
         spec: The sweep.

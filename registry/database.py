@@ -46,7 +46,7 @@ def sqlite_file(tracking_uri: str) -> Path | None:
 
 @contextmanager
 def fit_for_use(database: Path) -> Iterator[None]:
-    """A block that may open a database; one that creates it keeps other processes waiting.
+    """Allow the block to open a database; a process that creates the file keeps others waiting.
 
     Addresses of artifacts follow a database that was moved or copied with its `mlartifacts`.
 
@@ -65,7 +65,7 @@ def fit_for_use(database: Path) -> Iterator[None]:
 
 
 def _require_usable(database: Path) -> None:
-    """Raise `TrackingError` unless this MLflow can use the file, or create it."""
+    """Raise `TrackingError` unless MLflow can use or create the database file."""
     if _is_ready(database):
         return
     tables, revision = _read(database)
@@ -142,7 +142,7 @@ def _is_known(revision: str) -> bool:
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """A block that one process at a time is in; the operating system frees a dead one's lock."""
+    """Run the block in one process at a time; the operating system frees a dead process's lock."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks

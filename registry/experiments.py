@@ -32,7 +32,7 @@ def find_experiment(client: MlflowClient, name: str, artifact_location: str | No
 
 
 def deleted_experiment(tracking_uri: str, name: str, number: str) -> TrackingError:
-    """What is wrong with an experiment that was deleted, and the command that restores it."""
+    """Message for a deleted experiment, with the command to restore it."""
     address = without_secrets(tracking_uri)
     return TrackingError(
         f"experiment {name!r}: it was deleted; allowed: an active experiment. Restore it: "

@@ -105,11 +105,11 @@ class Challenge:
 
     @property
     def looks_at(self) -> tuple[int, str]:
-        """What challenges share when they are counted together: champion and rows."""
+        """Key of challenges that are counted together: champion and rows."""
         return self.champion, self.data
 
     def is_same(self, other: Challenge) -> bool:
-        """Whether another challenge compares the same numbers, so that nothing new is spent."""
+        """Whether another challenge compares the same numbers, and so spends no level."""
         mine, theirs = (
             (*one.looks_at, one.candidate, one.evaluation, one.metric) for one in (self, other)
         )
@@ -183,7 +183,7 @@ def challenges(client: MlflowClient, name: str) -> list[Challenge]:
 
 
 def count_challenge(client: MlflowClient, run_id: str, challenge: Challenge) -> Challenge:
-    """The challenge with its number, written into the ledger if it is a new one.
+    """Number a challenge; a new challenge is written into the ledger.
 
     Raises:
         ConflictError: Other processes kept writing challenges.
@@ -272,12 +272,12 @@ def append(client: MlflowClient, run_id: str, move: AliasMove) -> None:
 def mark(
     client: MlflowClient, run_id: str, move: AliasMove, outcome: Literal["true", "void"]
 ) -> None:
-    """Mark a move as done (`true`), or as one that never happened (`void`)."""
+    """Mark a move as done (`true`) or as never carried out (`void`)."""
     client.set_tag(run_id, f"{_DONE}{move.number:06d}", outcome)
 
 
 def _write_once(client: MlflowClient, run_id: str, key: str, text: str) -> bool:
-    """Whether this process wrote the param, and no other one before it."""
+    """Whether this process was the first to write the param."""
     try:
         client.log_param(run_id, key, text)
     except MlflowException:

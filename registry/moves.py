@@ -186,7 +186,7 @@ def _finish(client: MlflowClient, name: str, ledger: Ledger, move: AliasMove) ->
 
 
 def _follow_later_moves(client: MlflowClient, name: str, run_id: str, done: AliasMove) -> None:
-    """Repeat later moves of other processes, which a late write of this process overwrote."""
+    """Repeat later moves of other processes after a late write of this process."""
     while True:
         last = read_ledger(client, name, run_id).last(done.alias)
         if last is None or last.number == done.number:

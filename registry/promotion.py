@@ -219,7 +219,7 @@ def _decide_by_evaluations(
 
 
 def confidence_of(challenge: int, rule: PromotionRule) -> float:
-    """Level of the interval of a challenge, so that all of them together keep the rule's level."""
+    """Level of a challenge's interval; all challenges together keep the rule's level."""
     return 1 - (1 - rule.confidence) / (challenge * (challenge + 1))
 
 
@@ -247,7 +247,7 @@ def _number_of(
     pairs: Sequence[tuple[Evaluation, Evaluation]],
     metric: str,
 ) -> int:
-    """Number of this challenge in the ledger; 1, and nothing is written, if none takes place."""
+    """Number of the challenge in the ledger; 1, and nothing is written, without a comparison."""
     candidate, champion = versions
     if champion is None or candidate.retired or not pairs:
         return 1
@@ -272,7 +272,7 @@ def _number_of(
 def _find_champion(
     client: MlflowClient, ledger: Ledger, name: str
 ) -> tuple[AdapterVersion | None, int]:
-    """The champion, and the number of the move that made this version champion."""
+    """The champion, and the number of the last move of the alias."""
     version = ledger.aliases.get(CHAMPION)
     champion = None
     if version is not None:
@@ -303,7 +303,7 @@ def _move_aliases(
     moves: int,
     why: str,
 ) -> None:
-    """Carry out a decision, if the champion is still the one that it was made on.
+    """Carry out a decision, unless the champion has changed since.
 
     Raises:
         ConflictError: The champion was moved after move number `moves`.

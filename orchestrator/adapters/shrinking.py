@@ -19,7 +19,7 @@ _WHOLE = "whole"
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An adapter of one rank, with its evaluation.
+    """An adapter of some rank, with its evaluation.
 
     Attributes:
         rank: Its rank.

@@ -123,7 +123,7 @@ def render_moves(moves: Sequence[AliasMove]) -> Table | str:
 
 
 def render_challenges(challenges: Sequence[Challenge]) -> Table:
-    """One line for each challenge before the gate, oldest first, with its number on these rows."""
+    """A line for each challenge before the gate, oldest first, with its number on these rows."""
     table = Table(box=None, pad_edge=False)
     for heading in ("when", "challenged", "by", "measure", "rows", "number", "who"):
         table.add_column(heading, overflow="fold")

@@ -66,7 +66,7 @@ class Generated(NamedTuple):
 
     @property
     def warning(self) -> str:
-        """What is wrong if completions are worse than the accuracy says; empty if they are not."""
+        """Warning for completions that are worse than the accuracy; empty otherwise."""
         if self.exact_match > self.accuracy - _WORSE:
             return ""
         return (

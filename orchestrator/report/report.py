@@ -106,7 +106,7 @@ class SweepReport:
         return compare_with_base(self.base_metrics, adapter)
 
     def generated(self) -> Generated | None:
-        """The best adapter's generated answers beside its given ones; `None` without any."""
+        """Accuracy and exact match of the best adapter; `None` without generated answers."""
         measured = {} if self.best is None else self.forms.get(self.best.trial, {})
         found = measured.get(TRAINED, {})
         if "exact_match" not in found or "accuracy" not in found:

@@ -152,7 +152,7 @@ class ChatTemplate:
         return rendered
 
     def asked_behind(self, turns: Turns, tools: Turns = (), *, is_whole: bool = False) -> str:
-        """Text of a prompt behind the words of its last turn; all of it if they are not written.
+        """Text of a prompt behind the words of the last turn; all text if the words are missing.
 
         Args:
             turns: Messages through the one that is answered.

@@ -255,7 +255,7 @@ def _read_jsonl(content: bytes, path: Path, field: str) -> Iterator[Found]:
 
 
 def _list_of_objects(text: str) -> list[Any]:
-    """Rows of a text that is one JSON list of objects; empty for any other text."""
+    """Rows of a JSON list of objects; empty for any other text."""
     try:
         value = parse_json(text)
     except JsonError:
