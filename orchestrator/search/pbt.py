@@ -60,7 +60,7 @@ class Pbt:
         """Trials that cannot be copied: broken, ended, or finished."""
         self._heirs: deque[Heir] = deque()
 
-    def judge(self, number: int, step: int, value: float) -> str:
+    def stop_reason(self, number: int, step: int, value: float) -> str:
         """Reason to replace a trial at this step; empty to let the trial continue."""
         self._out.discard(number)
         if step % self._schedule.grace_steps:

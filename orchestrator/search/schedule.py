@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 class StoppingRule(Protocol):
     """Compares trials; called once for each report, in the order of the reports."""
 
-    def judge(self, number: int, step: int, value: float) -> str:
+    def stop_reason(self, number: int, step: int, value: float) -> str:
         """Reason to stop a trial at this step; empty to let the trial continue."""
 
     def drop(self, number: int) -> None:
@@ -95,7 +95,7 @@ class Ladders:
         self._turns = ladder_turns(len(self._ladders), factor)
         self._seen: set[int] = set()
 
-    def judge(self, number: int, step: int, value: float) -> str:
+    def stop_reason(self, number: int, step: int, value: float) -> str:
         """Reason to stop a trial worse than the cutoff at its rung; empty otherwise."""
         ladder = self._ladders[self._turns[number % len(self._turns)]]
         trial = NumberedTrial.build(number)
@@ -140,7 +140,7 @@ class MedianStop:
         self._mode = mode
         self._values: dict[int, dict[int, float]] = {}
 
-    def judge(self, number: int, step: int, value: float) -> str:
+    def stop_reason(self, number: int, step: int, value: float) -> str:
         """Reason to stop a trial with a best value worse than the median of running means."""
         own = self._values.setdefault(number, {})
         own[step] = value
@@ -171,7 +171,7 @@ class MedianStop:
 class NoRule:
     """Never stops a trial."""
 
-    def judge(self, number: int, step: int, value: float) -> str:
+    def stop_reason(self, number: int, step: int, value: float) -> str:
         """Let the trial continue."""
         return ""
 
@@ -242,16 +242,16 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
                 self._ends[number] = end
         elif not reports or report["step"] > reports[-1]["step"]:
             reports.append(report)
-            self._judge(number, report)
+            self._decide(number, report)
 
-    def _judge(self, number: int, report: Mapping[str, Any]) -> None:
+    def _decide(self, number: int, report: Mapping[str, Any]) -> None:
         step, value = report["step"], report.get(self._metric, math.nan)
         end = find_exit(self._exits, self._reports[number])
         if end is None and not math.isfinite(value):
             end = TrialOutcome(Outcome.DIVERGED, f"{self._metric} is {value} at step {step}")
         if end is not None:
             self._rule.drop(number)
-        elif reason := self._rule.judge(number, step, value):
+        elif reason := self._rule.stop_reason(number, step, value):
             end = TrialOutcome(Outcome.STOPPED, reason)
         if end is not None:
             logger.info("trial %d: %s, %s", number, end.outcome.value, end.reason)

@@ -41,8 +41,8 @@ def build_pbt(mode: Mode = "min", seed: int = 0, **schedule: Any) -> Pbt:
 def test_the_worst_at_a_rung_is_replaced_by_a_copy_of_the_best() -> None:
     pbt = build_pbt()
     for number, loss in [(3, 0.4121), (0, 0.6), (1, 0.7)]:
-        assert pbt.judge(number, 20, loss) == ""
-    assert pbt.judge(5, 20, 0.9312) == (
+        assert pbt.stop_reason(number, 20, loss) == ""
+    assert pbt.stop_reason(5, 20, 0.9312) == (
         "trial 3 is better at step 20 (0.4121 < 0.9312): a changed copy of it goes on"
     )
     assert pbt.next_heir() == Heir(replaces=5, parent=3, step=20)
@@ -52,8 +52,10 @@ def test_the_worst_at_a_rung_is_replaced_by_a_copy_of_the_best() -> None:
 def test_a_higher_accuracy_is_better() -> None:
     pbt = build_pbt(mode="max")
     for number, accuracy in enumerate([0.5, 0.6, 0.75]):
-        assert pbt.judge(number, 20, accuracy) == ""
-    assert pbt.judge(3, 20, 0.25).startswith("trial 2 is better at step 20 (0.7500 > 0.2500)")
+        assert pbt.stop_reason(number, 20, accuracy) == ""
+    assert pbt.stop_reason(3, 20, 0.25).startswith(
+        "trial 2 is better at step 20 (0.7500 > 0.2500)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,55 +63,55 @@ def test_a_higher_accuracy_is_better() -> None:
 )
 def test_nobody_is_replaced_before_enough_have_come(schedule, arrivals) -> None:
     pbt = build_pbt(**schedule)
-    said = [pbt.judge(number, 20, float(number)) for number in range(arrivals)]
+    said = [pbt.stop_reason(number, 20, float(number)) for number in range(arrivals)]
     assert [bool(reason) for reason in said] == [False] * (arrivals - 1) + [True]
 
 
 def test_nobody_is_replaced_between_rungs_or_by_an_equal() -> None:
     pbt = build_pbt()
     for number in range(6):
-        assert pbt.judge(number, 10, float(number)) == ""
-        assert pbt.judge(number, 20, 0.5) == ""
+        assert pbt.stop_reason(number, 10, float(number)) == ""
+        assert pbt.stop_reason(number, 20, 0.5) == ""
     assert pbt.next_heir() is None
 
 
 def test_a_trial_in_the_middle_goes_on() -> None:
     pbt = build_pbt()
     for number, loss in enumerate([0.1, 0.2, 0.8, 0.9]):
-        pbt.judge(number, 20, loss)
-    assert pbt.judge(4, 20, 0.5) == ""
+        pbt.stop_reason(number, 20, loss)
+    assert pbt.stop_reason(4, 20, 0.5) == ""
 
 
 def test_no_parent_is_broken_ended_or_through() -> None:
     pbt = build_pbt()
     for number, loss in enumerate([0.1, 0.2, 0.3, 0.4, 0.5]):
-        pbt.judge(number, 20, loss)
+        pbt.stop_reason(number, 20, loss)
     while pbt.next_heir() is not None:
         pass
     pbt.drop(0)
-    assert pbt.judge(6, 20, 0.9).startswith("trial 1 is better")
+    assert pbt.stop_reason(6, 20, 0.9).startswith("trial 1 is better")
     pbt.drop(1)
     pbt.drop(2)
-    assert pbt.judge(7, 20, 0.9) == ""
+    assert pbt.stop_reason(7, 20, 0.9) == ""
 
 
 def test_a_trial_that_was_cut_short_and_goes_on_is_a_parent_again() -> None:
     pbt = build_pbt()
     for number, loss in enumerate([0.1, 0.2, 0.3]):
-        pbt.judge(number, 20, loss)
+        pbt.stop_reason(number, 20, loss)
     pbt.drop(0)
-    pbt.judge(0, 30, 0.1)
-    assert pbt.judge(3, 20, 0.9).startswith("trial 0 is better")
+    pbt.stop_reason(0, 30, 0.1)
+    assert pbt.stop_reason(3, 20, 0.9).startswith("trial 0 is better")
 
 
 def test_the_seed_and_the_number_choose_among_the_best() -> None:
     def parent(seed: int, number: int) -> int:
         pbt = build_pbt(seed=seed, quantile=0.5)
         for other in range(9):
-            pbt.judge(other, 20, -1.0 / (other + 1))
+            pbt.stop_reason(other, 20, -1.0 / (other + 1))
         while pbt.next_heir() is not None:
             pass
-        assert pbt.judge(number, 20, 9.0)
+        assert pbt.stop_reason(number, 20, 9.0)
         heir = pbt.next_heir()
         assert heir is not None
         return heir.parent
@@ -123,7 +125,7 @@ def test_the_seed_and_the_number_choose_among_the_best() -> None:
 def test_places_that_were_taken_are_forgotten() -> None:
     pbt = build_pbt()
     for number, loss in enumerate([0.1, 0.2, 0.3, 0.8, 0.9]):
-        pbt.judge(number, 20, loss)
+        pbt.stop_reason(number, 20, loss)
     pbt.forget_heirs({3})
     assert pbt.next_heir() == Heir(replaces=4, parent=0, step=20)
     assert pbt.next_heir() is None
