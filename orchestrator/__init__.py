@@ -1,7 +1,7 @@
-"""What to try, in which order, on which resources; `run_sweep` is the page to read first.
+"""The search: what to try, in which order, on which resources. Read `run_sweep` first.
 
-The names of `__all__` are the public surface: a sweep, its sections, its report and its errors.
-Everything else may move between modules.
+The names in `__all__` are the public surface: a sweep, its sections, its report and its errors.
+All other names may move between modules.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Ray, MLflow and Optuna take seconds to import; a proxy or a `lorchestra --help` needs none.
+    # Ray, MLflow and Optuna take seconds to import; proxies and `lorchestra --help` need none.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,8 +1,8 @@
 """Removes checkpoints that a running sweep no longer needs, so that losers do not fill the disk.
 
-A checkpoint (the adapter's weights with their optimizer moments) is what an unfinished trial goes
-on from and what a finalist is evaluated from. Adapters stay; `orchestrator.pruning` removes more,
-once a sweep is over and the user asks for it.
+A checkpoint holds the adapter's weights and their optimizer moments: an unfinished trial continues
+from its checkpoint, and a finalist is evaluated from its checkpoint. Adapters stay. After the
+sweep, `lorchestra prune` removes more (`orchestrator.pruning`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from trainables.errors import StorageError
 from trainables.hosts.storage import remove_folder
 
 SPARE = 2
-"""Trials whose checkpoints are kept, per finalist: `finals.top` may be raised that far later."""
+"""Trials that keep a checkpoint, for each finalist: `finals.top` may later grow by this factor."""
 
 
 def unneeded_checkpoints(spec: SweepSpec, history: SweepHistory) -> list[int]:
     """Numbers of ended trials whose checkpoints neither the finals nor a resumed sweep can use.
 
-    Population-based training copies checkpoints of ended trials, so that none is unneeded there.
+    Empty under population-based training, because new trials copy checkpoints of ended trials.
     """
     if spec.hosts.checkpoints == "all" or spec.schedule.algorithm == "pbt":
         return []
@@ -43,9 +43,9 @@ def unneeded_checkpoints(spec: SweepSpec, history: SweepHistory) -> list[int]:
 
 
 def remove_unneeded(spec: SweepSpec, record: SweepRecord, storage: SweepStorage) -> list[int]:
-    """Record the unneeded checkpoints, then remove them; returns the trials' numbers.
+    """Record the unneeded checkpoints, then remove them; returns the numbers of their trials.
 
-    A trial whose adapter is still to be exported keeps its checkpoint until then.
+    A trial keeps its checkpoint until its adapter is exported.
 
     Raises:
         SweepStorageError: The storage cannot be read or written.

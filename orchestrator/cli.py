@@ -1,6 +1,6 @@
 """The command `lorchestra`.
 
-Exit codes: 0 done, 1 it did not work out, 2 the input cannot work, 3 trained but not all is in
+Exit codes: 0 done, 1 the command failed, 2 the input cannot work, 3 trained but not all is in
 MLflow, 130 interrupted.
 """
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-# Only what starts in a moment; a subcommand imports the rest.
+# Imports that take no time; each subcommand imports the rest.
 from orchestrator.adapters.commands import add_adapter_commands, add_runs_option, tracking_uri_of
 from orchestrator.errors import DISK_IS_FULL, SweepError, SweepSpecError, full_disk
 from orchestrator.wording import format_size, refusal
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.journal.history import SweepHistory
     from orchestrator.spec.sweep import SweepSpec
 
-# MLflow opens on its pages for agents, where neither trials nor the model registry are in sight.
+# MLflow opens its pages for agents, which show neither trials nor the model registry.
 _TRIALS_PAGE = "/#/experiments?workflowType=machine_learning"
 _FOLDER_HELP = "the sweep's folder, such as runs/NAME or s3://bucket/NAME"
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has left; nothing more can be said.
+        # The reader of the output, such as `head`, is gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -64,42 +64,44 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run a sweep, or go on with it")
+    run = commands.add_parser("run", help="start a sweep, or continue it")
     run.add_argument("sweep", metavar="SWEEP.yaml", type=Path)
     run.add_argument("--storage", help=f"{_FOLDER_HELP} (default: runs/NAME)")
     run.set_defaults(command=_run)
 
-    resume = commands.add_parser("resume", help="go on with the sweep in a folder")
+    resume = commands.add_parser("resume", help="continue the sweep in a folder")
     resume.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
     resume.set_defaults(command=_resume)
 
     stop = commands.add_parser("stop", help="end one trial of a sweep, from another terminal")
     stop.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
     stop.add_argument("trial", metavar="TRIAL", type=int, help="its number")
-    stop.set_defaults(command=_stop)
+    stop.set_defaults(command=_leave_request)
 
     cancel = commands.add_parser("cancel", help="end a sweep, from another terminal")
     cancel.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
-    cancel.set_defaults(command=_cancel)
+    cancel.set_defaults(command=_leave_request, trial=None)
 
-    status = commands.add_parser("status", help="what a sweep's folder says of it")
+    status = commands.add_parser("status", help="progress and results of a sweep, from its folder")
     status.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
     status.set_defaults(command=_status)
 
-    adapters = commands.add_parser("adapters", help="what the registry holds")
+    adapters = commands.add_parser(
+        "adapters", help="versions in the registry: list, show, promote, …"
+    )
     verbs = adapters.add_subparsers(required=True, metavar="VERB")
     add_adapter_commands(verbs)
 
-    prune = commands.add_parser("prune", help="remove what an ended sweep needs no more")
+    prune = commands.add_parser("prune", help="remove files that an ended sweep no longer needs")
     prune.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
-    prune.add_argument("--keep", type=int, default=0, metavar="N", help="best trials to keep, too")
-    prune.add_argument("--bundles", action="store_true", help="adapters of losers, too")
     prune.add_argument(
-        "--yes", action="store_true", help="do it; otherwise say what would be done"
+        "--keep", type=int, default=0, metavar="N", help="also keep the best N trials"
     )
+    prune.add_argument("--bundles", action="store_true", help="also remove adapters of losers")
+    prune.add_argument("--yes", action="store_true", help="remove; without this, only list")
     prune.set_defaults(command=_prune)
 
-    ui = commands.add_parser("ui", help="serve the MLflow UI on what sweeps wrote")
+    ui = commands.add_parser("ui", help="serve the MLflow UI for all sweeps in a folder")
     ui.add_argument("--port", type=int, default=5000)
     ui.set_defaults(command=_ui)
 
@@ -128,14 +130,15 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
     console = Console(file=sys.stdout)
     arrived = _interrupt_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
-        # Importing Ray, MLflow and Optuna takes seconds: after the first line, and interruptible.
+        # Importing Ray, MLflow and Optuna takes seconds: show the first line before, and allow
+        # interrupts during the import.
         console.print(
             f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials", highlight=False
         )
         from orchestrator.report.summary import render_summary
         from orchestrator.run import run_sweep
 
-        if arrived:  # some library's `except` took the interrupt for an import that failed
+        if arrived:  # a library may have caught the interrupt as a failed import
             raise KeyboardInterrupt
         report = run_sweep(spec, storage, console=console)
     except KeyboardInterrupt:
@@ -171,21 +174,15 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
-def _stop(options: argparse.Namespace) -> int:
-    from orchestrator.journal.requests import stop_trial
+def _leave_request(options: argparse.Namespace) -> int:
+    """Ask the sweep's driver to stop one trial, or to cancel the sweep."""
+    from orchestrator.journal.requests import cancel_sweep, stop_trial
     from orchestrator.journal.sweep_storage import SweepStorage
 
-    _read_history(options, "stop")
-    print(stop_trial(SweepStorage(options.storage), options.trial))
-    return 0
-
-
-def _cancel(options: argparse.Namespace) -> int:
-    from orchestrator.journal.requests import cancel_sweep
-    from orchestrator.journal.sweep_storage import SweepStorage
-
-    _read_history(options, "cancel")
-    print(cancel_sweep(SweepStorage(options.storage)))
+    _read_history(options, "cancel" if options.trial is None else "stop")
+    storage = SweepStorage(options.storage)
+    answer = cancel_sweep(storage) if options.trial is None else stop_trial(storage, options.trial)
+    print(answer)
     return 0
 
 
@@ -244,10 +241,10 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _interrupt_on(*numbers: signal.Signals) -> list[int]:
-    """Have signals raise `KeyboardInterrupt`; an ignored one, as below nohup, stays ignored.
+    """Make signals raise `KeyboardInterrupt`; signals that are ignored, as under nohup, stay so.
 
     Returns:
-        The signals that arrive, as they do.
+        A list that grows with each signal that arrives.
     """
     arrived: list[int] = []
 

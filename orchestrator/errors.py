@@ -1,11 +1,11 @@
-"""What can go wrong while running a sweep.
+"""Errors of a sweep.
 
 SweepError
 ├── SweepSpecError (ValueError)   a sweep file or SweepSpec cannot work
-├── SweepStorageError (RuntimeError)  the storage folder holds another sweep or cannot be used
-│   └── SweepInUseError               another driver is running the sweep in it
+├── SweepStorageError (RuntimeError)  the storage folder holds another sweep or is unusable
+│   └── SweepInUseError               another driver runs the sweep in the folder
 ├── ClusterError (RuntimeError)       Ray cannot be started or joined
-└── SweepFailedError (RuntimeError)   no trial came to an adapter
+└── SweepFailedError (RuntimeError)   no trial produced an adapter
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class SweepError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of all errors that the package raises on purpose."""
 
 
 class SweepSpecError(SweepError, ValueError):
@@ -29,19 +29,19 @@ class SweepStorageError(SweepError, RuntimeError):
 
 
 class SweepInUseError(SweepStorageError):
-    """Another driver is running the sweep in this folder."""
+    """Another driver runs the sweep in this folder."""
 
 
 class ClusterError(SweepError, RuntimeError):
-    """Ray cannot be started here, or the named one cannot be joined."""
+    """Ray cannot be started on this machine, or the named Ray cluster cannot be joined."""
 
 
 class SweepFailedError(SweepError, RuntimeError):
-    """A sweep ended without one adapter."""
+    """A sweep ended without an adapter."""
 
 
 def full_disk(place: str) -> SweepStorageError:
-    """The error for a disk without space, with what to do."""
+    """The error for a full disk, with the remedy."""
     return SweepStorageError(
         f"{place}: no space is left; allowed: room for the states and adapters of the trials. "
         "Nothing recorded is lost: free some space (lorchestra prune FOLDER lists what ended "
@@ -50,7 +50,7 @@ def full_disk(place: str) -> SweepStorageError:
 
 
 def tells_full_disk(reason: str) -> bool:
-    """Whether a trial's reason for its failure is a full disk.
+    """Whether a trial failed because of a full disk, by the reason of its failure.
 
     Python writes `[Errno 28]`, safetensors and other libraries in Rust `(os error 28)`.
     """

@@ -1,6 +1,6 @@
 """Metrics that trials report: their direction, and how tables and plots show them.
 
-A new metric is a row here, a value in `trainables.hosts.host`, and a stand-in in
+A new metric needs a row here, a value in `trainables.hosts.host`, and a stand-in in
 `trainables.hosts.orders`.
 """
 
@@ -14,7 +14,7 @@ from orchestrator.wording import format_metric
 from trainables.contract import Mode
 
 Metric = Literal["eval_loss", "eval_accuracy", "eval_token_accuracy", "train_loss"]
-"""Metrics that trials can be compared by at every step."""
+"""Metrics that can be the objective: trials are compared by the metric at every step."""
 
 ReportedMetric = Literal[
     "eval_loss",
@@ -26,21 +26,21 @@ ReportedMetric = Literal[
     "trainable_params",
     "host_s",
 ]
-"""Metrics that a further objective or a constraint may name."""
+"""Metrics that further objectives and constraints may name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialMetric:
-    """How one metric of a trial is read.
+    """How to compare and show one metric of a trial.
 
     Attributes:
         mode: Whether less or more is better.
-        show: Writes a value in a table.
+        show: Formats a value for a table.
         measure: The measure of an evaluation that the metric corresponds to; empty for a cost.
         cost: Title of an axis for a cost that is better when smaller; empty for other metrics.
-        is_listed: The leaderboard has a column of it.
-        is_headline: The live view and the summary show it.
-        is_whole: Values are whole numbers.
+        is_listed: Whether the leaderboard has a column for the metric.
+        is_headline: Whether the live view and the summary show the metric.
+        is_whole: Whether values are whole numbers.
     """
 
     mode: Mode
@@ -78,4 +78,4 @@ HEADLINES: tuple[str, ...] = tuple(
 MEASURES: tuple[str, ...] = tuple(
     dict.fromkeys(metric.measure for metric in TRIAL_METRICS.values() if metric.measure)
 )
-"""Measures of every evaluation, without the prefix that names their rows."""
+"""Measures of every evaluation, without the prefix for their rows (`eval_`, `test_`)."""

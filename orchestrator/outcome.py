@@ -1,7 +1,7 @@
-"""How a trial ends and what follows from that.
+"""Outcomes of trials, and the effect of each outcome on the search, the finals and reports.
 
-A new outcome is a member of `Outcome` and a row of `TRAITS`; search, finals and reports read the
-row. (A run's status in MLflow is in `registry.tracking`.)
+A new outcome needs a member of `Outcome` and a row of `TRAITS`. (`registry.tracking` holds the
+status of the run in MLflow for each outcome.)
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from typing import Any, Literal
 from trainables.contract import Outcome as Outcome
 
 Lesson = Literal["values", "worst", "nothing"]
-"""What a sampler learns: the measured values, a value worse than all others, or nothing."""
+"""Result that a sampler gets: the measured values, a value worse than all others, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeTraits:
-    """What follows from an outcome.
+    """Effects of an outcome.
 
     Attributes:
-        color: On pages and plots; from Okabe and Ito's palette, which readers with any colour
-            vision can tell apart.
-        style: In a terminal, as `rich` names it.
-        lesson: What a sampler learns from a trial with this end.
-        can_leave_adapter: The trial's last state is an adapter like any other.
-        is_decided_outside: The scheduler or the user ends the trial, which never hears why.
-        may_be_mended: The cause can be the machine or the set-up: the same configuration may work
-            in a later run.
+        color: Colour on pages and plots, from the palette of Okabe and Ito: readers with any
+            colour vision can tell its colours apart.
+        style: Style in a terminal, as a style name of `rich`.
+        lesson: Result that a sampler gets from a trial with this outcome.
+        can_leave_adapter: Whether the trial's last state is a usable adapter.
+        is_decided_outside: Whether the scheduler or the user ends the trial; the trial itself
+            does not learn the reason.
+        may_be_mended: Whether the machine or the set-up can be the cause: the same configuration
+            may work in a later run.
     """
 
     color: str
@@ -70,7 +71,7 @@ TRAITS: Mapping[Outcome, OutcomeTraits] = {
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """An outcome with a sentence for readers of the report."""
+    """An outcome and its reason, as a sentence for the report."""
 
     outcome: Outcome
     reason: str
@@ -82,7 +83,7 @@ def can_leave_adapter(outcome: Outcome | None) -> bool:
 
 
 def first_end(*ends: TrialOutcome | None) -> TrialOutcome | None:
-    """The end that counts of several: a divergence if any, otherwise the first given end."""
+    """The end that counts among several: a divergence if any, otherwise the first given end."""
     given = [end for end in ends if end is not None]
     diverged = [end for end in given if end.outcome is Outcome.DIVERGED]
     return next(iter([*diverged, *given]), None)
@@ -94,20 +95,21 @@ def settle_end(
     decided: TrialOutcome | None = None,
     error: str | None = None,
 ) -> TrialOutcome:
-    """How and why a trial ended: the one answer for the search and for the log.
+    """How and why a trial ended; the search and the log both use this answer.
 
-    A trial says its own end in `outcome`, except for an end that was decided outside of it: a last
-    result without an outcome is `completed` at the horizon and `stopped` before it.
+    A trial reports its own end in `outcome`, but does not report an end decided by the scheduler
+    or the user: a last result without `outcome` means `completed` at the horizon, and `stopped`
+    before the horizon.
 
     Args:
-        result: The last result that Ray Tune has; empty or `None` for a trial that gave none.
+        result: The last result in Ray Tune; empty or `None` for a trial without a result.
         horizon: Steps of a trial that is never stopped.
-        decided: What the scheduler or the user decided, if either did.
-        error: Last line of the error after which Ray Tune gave the trial up; `None` without one.
+        decided: Decision of the scheduler or the user, if any.
+        error: Last line of the error that made Ray Tune give up the trial; `None` without error.
     """
     if error is not None:
         return TrialOutcome(Outcome.FAILED, f"its process failed: {error}")
-    if not result or "step" not in result:  # Ray Tune's own keys are there from the start
+    if not result or "step" not in result:  # the first result has keys of Ray Tune only
         return decided or TrialOutcome(Outcome.CANCELLED, "ended before its first report")
     step = result["step"]
     reached = Outcome.COMPLETED if step >= horizon else Outcome.STOPPED
@@ -116,7 +118,7 @@ def settle_end(
         TRAITS[outcome].is_decided_outside
         or (outcome is Outcome.COMPLETED and decided.outcome is Outcome.DIVERGED)
     ):
-        return decided  # a divergence with the last steps is no completion
+        return decided  # a trial that diverged in its last steps has not completed
     if outcome is Outcome.STOPPED and not result.get("outcome"):
         return TrialOutcome(outcome, f"others were better at step {step}")
     return TrialOutcome(outcome, result.get("reason") or f"trained {step} steps")

@@ -1,16 +1,15 @@
-"""What the storage of a sweep that is over can do without: saved states, adapters of losers.
+"""Removes files that an ended sweep no longer needs: saved states, adapters of losers.
 
-    plan_pruning   what would be removed and what is kept, with reasons; touches nothing
-    prune          records it in the event log, then removes it
+    plan_pruning   folders to remove and folders to keep, with reasons; touches no file
+    prune          records the plan in the event log, then removes the folders
 
-Without the states a sweep still shows and reports all it did, and runs on: a trial is kept whole
-when anything of it can be wanted again, by the finals, by the registry or by a larger budget.
+After pruning, the sweep can still be reported and continued: a trial keeps all its folders if the
+finals, the registry or a larger budget may use the trial again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import re
 from collections import Counter, defaultdict
@@ -38,11 +37,11 @@ class TrialFolder:
     """A folder of a trial in the storage, with the reason to remove or keep the folder.
 
     Attributes:
-        trial: Its number.
-        what: Folder the folder holds.
-        path: Its location, a local path or an `s3://` address.
-        bytes: Size of its files; 0 for an adapter that was never exported.
-        why: Why it goes, or why it stays.
+        trial: Number of the trial.
+        what: Content of the folder: a state or a bundle.
+        path: Location, a local path or an `s3://` address.
+        bytes: Size of the files; 0 for an adapter that was never exported.
+        why: Reason to remove or keep the folder.
     """
 
     trial: int
@@ -54,13 +53,13 @@ class TrialFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class PruningPlan:
-    """What pruning would do.
+    """Folders to remove and folders to keep.
 
     Attributes:
         items: Folders to remove, by trial.
         kept: Folders that stay, by trial.
-        keep: How many of the best trials stay whole.
-        bundles: Whether adapters are removed, too.
+        keep: How many of the best trials keep all their folders.
+        bundles: Whether adapters are also removed.
     """
 
     items: tuple[TrialFolder, ...]
@@ -70,25 +69,25 @@ class PruningPlan:
 
     @property
     def bytes(self) -> int:
-        """What would be freed."""
+        """Size of the folders to remove."""
         return sum(item.bytes for item in self.items)
 
     @property
     def paths(self) -> frozenset[str]:
-        """Locations that would be removed."""
+        """Locations of the folders to remove."""
         return frozenset(item.path for item in self.items)
 
 
 def spec_at_end(history: SweepHistory) -> SweepSpec:
-    """The sweep under its last settings; these can allow more than the first ones.
+    """The spec that the sweep ended with; a resumed sweep may have a larger budget.
 
     Raises:
-        SweepStorageError: There is no sweep.
-        SweepSpecError: The record is of another version.
+        SweepStorageError: The storage holds no sweep.
+        SweepSpecError: The recorded spec is of another version.
     """
     if history.spec is None:
         raise SweepStorageError(
-            "storage: got one without a sweep; allowed: the storage of a sweep that was run. "
+            "storage: got a folder without a sweep; allowed: the storage of a sweep. "
             "Check the path."
         )
     latest = history.spec
@@ -100,22 +99,23 @@ def spec_at_end(history: SweepHistory) -> SweepSpec:
 def plan_pruning(
     storage: SweepStorage, history: SweepHistory, spec: SweepSpec, *, keep: int, bundles: bool
 ) -> PruningPlan:
-    """Find folders that a finished sweep can do without, and touch no file.
+    """Find the folders that an ended sweep no longer needs; touches no file.
 
-    Kept whole are the best trials of the ranking, the finalists with their repeats, what was
-    registered, trials that were cut short, as a larger budget goes on with them, and the parents
-    of copies that it would start. A trial whose adapter was never exported keeps its state.
+    These trials keep all their folders: the best of the ranking, the finalists with their repeats,
+    registered trials, trials that were cut short (a larger budget continues them), and the
+    parents of copies that a larger budget starts. A trial whose adapter was never exported keeps
+    its state.
 
     Args:
-        storage: The sweep's.
-        history: Folder its log adds up to.
-        spec: The sweep under the settings it ended with; see `spec_at_end`.
-        keep: How many of the best trials stay whole.
-        bundles: Whether adapters are removed, too, and not only states.
+        storage: The storage of the sweep.
+        history: The history of the sweep.
+        spec: The spec that the sweep ended with; see `spec_at_end`.
+        keep: How many of the best trials keep all their folders.
+        bundles: Whether to remove adapters as well as states.
 
     Raises:
         SweepSpecError: `keep` is negative.
-        SweepStorageError: The sweep is not over, or the storage cannot be read.
+        SweepStorageError: The sweep has not ended, or the storage cannot be read.
     """
     require(keep >= 0, "keep", keep, "0 or more trials", "Finalists are kept in any case.")
     _require_over(storage, history, spec)
@@ -127,18 +127,15 @@ def plan_pruning(
         sizes = found[number]
         is_exported = record.bundle is None or storage.has_bundle(number)
         if bundles and not is_exported and number not in needed:
-            sizes[bundle_folder(number)] += 0  # so that nobody exports it any more
+            sizes[bundle_folder(number)] += 0  # recorded as removed, so that no driver exports it
         for name, size in sorted(sizes.items()):
             what: Folder = "state" if name == state_folder(number) else "bundle"
-            reason = needed.get(number) or ("" if bundles else _unasked(what, is_exported))
-            folder = TrialFolder(
-                trial=number,
-                what=what,
-                path=join_location(storage.location, name),
-                bytes=size,
-                why=reason or _say_loser(record),
-            )
-            (kept if reason else items).append(folder)
+            is_kept, why = number in needed, needed.get(number, "")
+            if not is_kept:
+                is_kept, why = _decide_loser(record, what, is_exported, bundles)
+            path = join_location(storage.location, name)
+            folder = TrialFolder(trial=number, what=what, path=path, bytes=size, why=why)
+            (kept if is_kept else items).append(folder)
     return PruningPlan(items=tuple(items), kept=tuple(kept), keep=keep, bundles=bundles)
 
 
@@ -147,13 +144,14 @@ def prune(
 ) -> None:
     """Record the plan in the log, then remove its folders.
 
-    Interrupted in between, the same plan made anew finds what is left.
+    After an interruption, a new plan finds the folders that are left.
 
     Args:
-        plan: Of `plan_pruning`.
-        storage: The same.
-        spec: The same.
-        lease: How a log in a bucket is kept to one writer; the usual way when not given.
+        plan: The plan from `plan_pruning`.
+        storage: The storage of the plan.
+        spec: The spec of the plan.
+        lease: The lease that keeps other writers from a log in a bucket; the default lease if not
+            given.
 
     Raises:
         SweepInUseError: A driver is running the sweep.
@@ -165,32 +163,38 @@ def prune(
         now = plan_pruning(storage, history, spec, keep=plan.keep, bundles=plan.bundles)
         if now.paths != plan.paths:
             raise SweepStorageError(
-                f"{storage.location}: has changed since it was looked at, now {len(now.paths)} "
-                f"folders instead of {len(plan.paths)} can go; allowed: a plan of the sweep as it "
-                "is. Look again."
+                f"{storage.location}: has changed since the plan was made, now {len(now.paths)} "
+                f"folders instead of {len(plan.paths)} can be removed; allowed: a plan of the "
+                "present state. Make the plan again."
             )
         trials: defaultdict[Folder, set[int]] = defaultdict(set)
         for item in now.items:
             trials[item.what].add(item.trial)
         for what, numbers in trials.items():
             log.append(FoldersPruned(what=what, trials=sorted(numbers)))
-        for item in now.items:
-            _remove(item.path, storage)
+        try:
+            for item in now.items:
+                remove_folder(item.path)
+                if storage.is_remote:  # the local mirror has a copy
+                    name = item.path.removeprefix(f"{storage.location}/")
+                    remove_folder(str(storage.folder / name))
+        except StorageError as error:
+            raise SweepStorageError(str(error)) from error
 
 
 def _require_over(storage: SweepStorage, history: SweepHistory, spec: SweepSpec) -> None:
-    """Refuse a sweep with work left, or ended under other settings.
+    """Refuse a sweep that has work left or ended under other settings.
 
     Raises:
-        SweepStorageError: It is one of these.
+        SweepStorageError: The sweep is refused.
     """
     status = history.status or "not started"
     is_through = history.stages.keys() >= {"search", "repeats"} and not history.unfinished()
     if status not in (Outcome.COMPLETED, Outcome.FAILED) or not is_through:
         raise SweepStorageError(
             f"{storage.location}: the sweep is {status}"
-            f"{'' if is_through else ', with work left'}; allowed: one that is over. Run it to "
-            "its end; of one that nobody wants, remove the storage as a whole."
+            f"{'' if is_through else ', with work left'}; allowed: a sweep that has ended. Run "
+            "the sweep to its end, or delete the whole storage if nobody needs the sweep."
         )
     changed = sorted(
         {
@@ -203,58 +207,48 @@ def _require_over(storage: SweepStorage, history: SweepHistory, spec: SweepSpec)
     if changed:
         raise SweepStorageError(
             f"{storage.location}: the sweep ended under other settings of {', '.join(changed)}; "
-            "allowed: those it ended under. Run it with the new ones first, or give the old ones."
+            "allowed: the settings of its end. Run the sweep with the new settings first, or "
+            "restore the old settings."
         )
 
 
 def _find_needed(spec: SweepSpec, history: SweepHistory, keep: int) -> dict[int, str]:
-    """Why trials are kept whole, by number; the first reason counts."""
+    """Reasons to keep all folders of a trial, by number; the first reason counts."""
     needed: dict[int, str] = {}
-    for number, why in itertools.chain(
-        _results(spec, history, keep), _unfinished_business(spec, history)
-    ):
+    for record in history.trials.values():
+        if record.ref is not None:
+            needed[record.number] = f"registered as {record.ref}"
+    for place, trial in enumerate(finalists(spec, history), 1):
+        needed.setdefault(trial.number, f"finalist {place}")
+        for repeat in history.repeats_of(trial.number):
+            needed.setdefault(repeat.number, f"repeats finalist {place}")
+    for place, trial in enumerate(history.ranking(spec.objective)[:keep], 1):
+        needed.setdefault(trial.number, f"number {place} of the search")
+    for number, why in _unfinished_business(spec, history):
         needed.setdefault(number, why)
     return needed
 
 
-def _results(spec: SweepSpec, history: SweepHistory, keep: int) -> Iterator[tuple[int, str]]:
-    """What the sweep found."""
-    for record in history.trials.values():
-        if record.ref is not None:
-            yield record.number, f"registered as {record.ref}"
-    for place, trial in enumerate(finalists(spec, history), 1):
-        yield trial.number, f"finalist {place}"
-        for repeat in history.repeats_of(trial.number):
-            yield repeat.number, f"repeats finalist {place}"
-    for place, trial in enumerate(history.ranking(spec.objective)[:keep], 1):
-        yield trial.number, f"number {place} of the search"
-
-
 def _unfinished_business(spec: SweepSpec, history: SweepHistory) -> Iterator[tuple[int, str]]:
-    """What the sweep would take up with a larger budget."""
+    """Trials that the sweep would continue or copy with a larger budget, with the reason."""
     is_failed = history.status == Outcome.FAILED
     for trial in history.ended():
         if goes_on(trial, is_failed):
-            yield trial.number, "a larger budget goes on with it"
+            yield trial.number, "a larger budget continues it"
             if trial.parent is not None:
-                yield trial.parent["trial"], f"trial {trial.number} goes on from it"
-    for number in _parents_of_due(spec, history):
-        yield number, "a larger budget starts a copy of it"
-
-
-def _parents_of_due(spec: SweepSpec, history: SweepHistory) -> Iterator[int]:
-    """Parents of copies that population-based training has decided on and not started."""
+                yield trial.parent["trial"], f"trial {trial.number} continues from it"
     if spec.schedule.algorithm != "pbt":
         return
+    # Copies that population-based training has decided on but not started.
     scheduler = build_scheduler(spec)
     replay_history(scheduler, history, spec.horizon)
     while (heir := scheduler.next_heir()) is not None:
-        if history.trials[heir.parent].step < spec.horizon:  # else nothing is left to go on with
-            yield heir.parent
+        if history.trials[heir.parent].step < spec.horizon:  # at the horizon, no steps are left
+            yield heir.parent, "a larger budget starts a copy of it"
 
 
 def _find_folders(storage: SweepStorage) -> defaultdict[int, Counter[str]]:
-    """Bytes of what trials have in the storage, by number and then by folder.
+    """Sizes of the trials' folders in bytes, by trial number and then by folder name.
 
     Raises:
         SweepStorageError: The bucket cannot be read.
@@ -271,31 +265,20 @@ def _find_folders(storage: SweepStorage) -> defaultdict[int, Counter[str]]:
     return found
 
 
-def _remove(path: str, storage: SweepStorage) -> None:
-    """Remove a folder, and its copy in the mirror of a remote storage."""
-    try:
-        remove_folder(path)
-        if storage.is_remote:
-            name = path.removeprefix(f"{storage.location}/")
-            remove_folder(str(storage.folder / name))
-    except StorageError as error:
-        raise SweepStorageError(str(error)) from error
-
-
-def _unasked(what: Folder, is_exported: bool) -> str:
-    """Why a loser's folder stays where only states are to go."""
-    if what == "bundle":
-        return "adapters are kept"
-    return "" if is_exported else "its adapter was not exported yet"
-
-
-def _say_loser(record: TrialRecord) -> str:
+def _decide_loser(
+    record: TrialRecord, what: Folder, is_exported: bool, bundles: bool
+) -> tuple[bool, str]:
+    """Whether to keep a folder of an unneeded trial, and the reason."""
+    if not bundles and what == "bundle":
+        return True, "adapters are kept"
+    if not bundles and not is_exported:
+        return True, "its adapter was not exported yet"
     if record.repeat_of is not None:
-        return f"repeats trial {record.repeat_of}, which is no finalist"
-    return f"{record.outcome}, and not among the best"
+        return False, f"repeats trial {record.repeat_of}, which is no finalist"
+    return False, f"{record.outcome}, and not among the best"
 
 
 def _section(spec: SweepSpec, name: str) -> object:
-    """A section of the settings as the log has it."""
+    """A section of the spec as JSON in the log; `to_dict` would refuse rows in memory."""
     section = getattr(spec, name)
     return None if section is None else json.loads(json.dumps(dataclasses.asdict(section)))

@@ -1,4 +1,4 @@
-"""Keep the terminal to the product's own lines; what libraries say goes to a file."""
+"""Keeps the terminal for the product's own lines: output of libraries goes to a file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def library_chatter_to(file: Path, before: str = "") -> Iterator[None]:
     """Send loggers, warnings and prints of this process to a file while the block runs.
 
-    A console that was made before the block, on a stream it was given, still writes to it.
+    A console that was made before the block, with an explicit stream, still writes to its stream.
 
     Args:
-        file: Text is added to it; it and its folder are made if missing.
-        before: What was said earlier; see `library_chatter_held`.
+        file: The file to append to; a missing file or folder is created.
+        before: Earlier output to write first; see `library_chatter_held`.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", buffering=1) as stream:
@@ -33,7 +33,7 @@ def library_chatter_to(file: Path, before: str = "") -> Iterator[None]:
 
 @contextmanager
 def library_chatter_held() -> Iterator[StringIO]:
-    """Hold what `library_chatter_to` sends to a file, where there may be no file yet."""
+    """Collect the output of libraries in memory, for use before there is a log file."""
     held = StringIO()
     with _library_chatter_on(held):
         yield held
@@ -52,7 +52,7 @@ def _library_chatter_on(stream: TextIO) -> Iterator[None]:
     showing = warnings.showwarning
     logging.captureWarnings(True)
     try:
-        # Ray prints what it has to say of its processes.
+        # Ray prints messages about its processes.
         with redirect_stdout(stream), redirect_stderr(stream):
             yield
     finally:
@@ -65,9 +65,9 @@ def _library_chatter_on(stream: TextIO) -> Iterator[None]:
 
 
 def hush_noisy_loggers() -> None:
-    """Libraries that bring their own handlers write through the root logger instead.
+    """Make libraries with log handlers of their own write through the root logger instead.
 
-    Call it after they are imported.
+    Call this function after importing the libraries.
     """
     for name in list(logging.root.manager.loggerDict):
         if name.partition(".")[0] in ("ray", "mlflow", "optuna", "alembic", "datasets"):

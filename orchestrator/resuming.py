@@ -1,4 +1,4 @@
-"""How far a sweep has come, and what of it goes on when it is run again."""
+"""Progress of a sweep, and the work that continues when the sweep is run again."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _STAGES: dict[StageName, tuple[str, ...]] = {
     "search": ("budget",),
     "repeats": ("budget", "finals", "register"),
 }
-"""The stages of training, with the sections of a sweep file that decide how far each goes."""
+"""The stages of training, each with the sections of a sweep file that limit the stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepProgress:
-    """Compares a sweep's history with today's spec; a resumed sweep may be allowed more.
+    """Compares a sweep's history with the present spec, whose budget may have grown.
 
     Attributes:
-        spec: The sweep.
-        storage: Where it keeps things.
-        record: Its log and history.
+        spec: The present spec.
+        storage: Storage of the sweep.
+        record: Log and history of the sweep.
     """
 
     spec: SweepSpec
@@ -55,8 +55,8 @@ class SweepProgress:
         """Record the start of a new sweep, or resume the same sweep in the folder.
 
         Raises:
-            SweepStorageError: It is another one.
-            SweepSpecError: It wants finalists of which the states were pruned.
+            SweepStorageError: The folder holds another sweep.
+            SweepSpecError: The spec asks for finalists whose states were pruned.
         """
         history, spec = self.record.history, self.spec
         if history.sweep_id is None:
@@ -64,12 +64,15 @@ class SweepProgress:
                 SweepStarted(sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest)
             )
         elif history.digest != spec.digest:
-            if _is_same_but_rows(history.spec or {}, spec):
+            recorded, written = history.spec or {}, spec.to_dict()
+            fixed = written.keys() - set(RESUMABLE_CHANGES)
+            if all(recorded.get(name) == written[name] for name in fixed):
+                # The digest covers the rows: with an equal spec, only the data files can differ.
                 raise SweepStorageError(
                     f"{self.storage.location}: holds sweep {history.sweep_id}, and its data files "
-                    "hold other rows than it was started with; allowed: the rows of the start, as "
-                    "trials before and after would be compared on different ones. Restore the "
-                    "files, or choose another --storage, or another name."
+                    "hold other rows than it was started with; allowed: the rows of the start, "
+                    "because earlier and later trials would be compared on different rows. "
+                    "Restore the files, or choose another --storage, or another name."
                 )
             allowed = ", ".join(RESUMABLE_CHANGES)
             raise SweepStorageError(
@@ -83,7 +86,7 @@ class SweepProgress:
                 self._resume()
 
     def keep_inputs(self, pins: Mapping[str, str], data: DataReport) -> None:
-        """Record settled commits and facts on the rows, if changed since the last start."""
+        """Record pinned commits and facts about the rows, if changed since the last start."""
         history = self.record.history
         if pins and history.pins != pins:
             self.record.add(InputsPinned(pins=pins))
@@ -91,7 +94,7 @@ class SweepProgress:
             self.record.add(DataInspected(lines=data.lines, facts=data.facts))
 
     def has_ended(self, stage: StageName) -> bool:
-        """Whether a stage was ended under the settings of today."""
+        """Whether a stage has ended under the present settings."""
         ended = self.record.history.stages.get(stage)
         return ended is not None and ended.under == self._settings_of(stage)
 
@@ -101,7 +104,7 @@ class SweepProgress:
         self.record.add(StageEnded(stage=stage, reason=reason, under=under))
 
     def is_over(self) -> bool:
-        """Whether nothing is left to train or measure."""
+        """Whether nothing is left to train or evaluate."""
         return (
             all(self.has_ended(stage) for stage in _STAGES)
             and are_finalists_evaluated(self.spec, self.record, self.storage)
@@ -109,7 +112,7 @@ class SweepProgress:
         )
 
     def is_registered(self) -> bool:
-        """Whether the best are versions, and the first of them has been before the gate."""
+        """Whether the best adapters are registered, and the first of them was put to the gate."""
         register, history = self.spec.register, self.record.history
         chosen = [standing.adapter for standing in registrants(self.spec, history)]
         if register is None or not chosen:
@@ -123,57 +126,47 @@ class SweepProgress:
         """Refuse a larger `finals.top` if a new finalist's state was pruned."""
         ended, top = self.record.history.stages.get("repeats"), self.spec.finals.top
         if ended is None or top <= ended.under["finals"]["top"]:
-            return  # with a larger budget, the search may find others in place of those
+            return  # a larger budget may find other finalists
         ranking = self.record.history.ranking(self.spec.objective)[:top]
         pruned = [trial for trial in ranking if "state" in trial.pruned]
         if pruned:
             raise complaint(
                 "finals.top",
                 top,
-                f"up to {ranking.index(pruned[0])}, as trial {pruned[0].number} comes next and "
-                "its state, from which it would be measured, was pruned",
-                "Lower finals.top, or run the sweep anew in another storage.",
+                f"up to {ranking.index(pruned[0])}, because the state of trial "
+                f"{pruned[0].number}, which its evaluation needs, was pruned",
+                "Lower finals.top, or run the sweep again in another storage.",
             )
 
     def _resume(self) -> None:
         is_failed = self.record.history.status == Outcome.FAILED
         stages = [stage for stage in _STAGES if not self.has_ended(stage)]
         self.record.add(SweepResumed())
-        self._hear_requests()
-        for trial in self.record.history.ended():
-            stage: StageName = "search" if trial.repeat_of is None else "repeats"
-            if stage in stages and goes_on(trial, is_failed):
-                self.storage.remove_bundle(trial.number)  # it is not of the end it will have
-                self.record.add(TrialResumed(trial=trial.number, step=trial.step))
-
-    def _hear_requests(self) -> None:
-        """Carry out stops requested without a driver; a cancel request is void after a resume."""
+        # Carry out stops requested while no driver ran; a resume makes cancel requests void.
         self.storage.collect(REQUESTS_FOLDER)
         for request in take_requests(self.storage.folder):
             record = self.record.history.trials.get(-1 if request.trial is None else request.trial)
             if record is not None:
                 bundle = bundle_folder(record.number) if record.reports else None
                 self.record.end_trial(record.number, STOPPED_BY_USER, bundle, by="user")
+        for trial in self.record.history.ended():
+            stage: StageName = "search" if trial.repeat_of is None else "repeats"
+            if stage in stages and goes_on(trial, is_failed):
+                self.storage.remove_bundle(trial.number)  # the trial will train further
+                self.record.add(TrialResumed(trial=trial.number, step=trial.step))
 
     def _settings_of(self, stage: StageName) -> dict[str, Any]:
-        """What decides how far a stage goes."""
+        """The settings that limit a stage."""
         values = self.spec.to_dict()
         return {name: values[name] for name in _STAGES[stage]}
 
 
-def _is_same_but_rows(recorded: Mapping[str, Any], spec: SweepSpec) -> bool:
-    """Whether a spec equals the recorded spec, so that only data files can differ."""
-    written = spec.to_dict()
-    names = written.keys() - set(RESUMABLE_CHANGES)
-    return all(recorded.get(name) == written[name] for name in names)
-
-
 def goes_on(trial: TrialRecord, is_failed: bool) -> bool:
-    """Whether an ended trial is taken up again when its sweep is.
+    """Whether an ended trial continues when its sweep is resumed.
 
-    One that ended with all others is: when the budget was spent, or the sweep cancelled. And when
-    the whole sweep failed, each that failed before it measured anything, as the user may have
-    mended what was wrong.
+    Trials that ended because the budget was spent or the sweep was cancelled continue. If the
+    whole sweep failed, trials that failed before their first evaluation also continue: the user
+    may have mended the cause.
     """
     if trial.outcome is Outcome.CANCELLED:
         return trial.reason != STOPPED_BY_USER.reason

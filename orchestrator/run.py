@@ -1,15 +1,15 @@
 """A sweep from its spec to its report. Read this page first.
 
-    open the storage folder   event log: a new sweep, or one to go on with
-    check the data, MLflow    every row, every permission, before anything is started
-    start Ray, hosts          embedded, or the cluster it is told of
-    search                    Ray Tune asks Optuna, seats trials on hosts, stops the weak
-    finals                    the best on test rows, beside the bare base
+    open the storage folder   event log: a new sweep, or a sweep to continue
+    check the data, MLflow    all rows and permissions, before any trial starts
+    start Ray, hosts          a local Ray, or the cluster in $RAY_ADDRESS
+    search                    Ray Tune asks Optuna, seats trials on hosts, stops weak trials
+    finals                    the best trials on test rows, and the base without an adapter
     register, promote         versions in MLflow, one of them champion
-    report                    leaderboard, plots; what was spent
+    report                    leaderboard, plots, spending
 
-Everything that happens is an event on disk before anything else is done about it, so the same
-call on the same folder goes on wherever an earlier one ended, however it ended.
+Each event is written to disk before the driver acts on the event. The same call on the same
+folder therefore continues from the point where an earlier call ended, even after a crash.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.tune.schedulers import FIFOScheduler
@@ -82,7 +81,7 @@ _FLUSH_S = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class _Sweep:
-    """What the parts of a run share."""
+    """The values that all parts of a run share."""
 
     spec: SweepSpec
     storage: SweepStorage
@@ -92,7 +91,7 @@ class _Sweep:
 
     @property
     def progress(self) -> SweepProgress:
-        """How far it has come."""
+        """The progress of the sweep."""
         return SweepProgress(spec=self.spec, storage=self.storage, record=self.record)
 
     @contextmanager
@@ -107,29 +106,30 @@ class _Sweep:
 def run_sweep(
     spec: SweepSpec, storage: str | Path | None = None, *, console: Console | None = None
 ) -> SweepReport:
-    """Run a sweep, or go on with the one in the storage folder.
+    """Run a sweep, or continue the sweep in the storage folder.
 
     Args:
-        spec: What to search, on what, for how long.
+        spec: The sweep: base, data, search space, budget.
         storage: The sweep's folder, or `s3://bucket/prefix`; `runs/<name>` when not given. Sweeps
-            in folders beside each other share `mlflow.db` and `mlartifacts` there, those in
-            buckets share the ones of `runs`, unless `$MLFLOW_TRACKING_URI` names a server.
-        console: Where progress is shown; standard output when not given.
+            in neighbouring folders share `mlflow.db` and `mlartifacts` in their parent folder,
+            and sweeps in buckets share those of `runs`, unless `$MLFLOW_TRACKING_URI` names a
+            server.
+        console: Console for progress; standard output when not given.
 
     Raises:
-        SweepSpecError: Something in the spec cannot work.
+        SweepSpecError: A value in the spec cannot work.
         DataError: A row cannot be used.
         SweepStorageError: The folder holds another sweep, is in use, or cannot be written.
-        SweepFailedError: No trial came to an adapter.
-        ClusterError: Ray cannot be started, or the one in `$RAY_ADDRESS` cannot be joined.
-        TrackingError: MLflow does not let this user in, or not write; one that is away is no
-            error.
-        KeyboardInterrupt: Interrupted; the same call goes on.
+        SweepFailedError: No trial produced an adapter.
+        ClusterError: Ray cannot be started, or the cluster in `$RAY_ADDRESS` cannot be joined.
+        TrackingError: MLflow refuses this user or denies writing. An MLflow server that does not
+            answer is no error.
+        KeyboardInterrupt: The call was interrupted; the same call continues the sweep.
     """
     kept = SweepStorage(storage or RUNS / spec.name)
     folder = kept.folder
     console = console or Console(file=sys.stdout)
-    # What is told in a moment comes before what reads rows or asks a hub.
+    # Quick checks come before those that read rows or ask a hub.
     load_metrics(spec.finals.metrics)
     tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
     require_cache()
@@ -188,7 +188,7 @@ def run_sweep(
             report = replace(report, undelivered=undelivered.rstrip("."))
     if report.status == Outcome.FAILED:
         raise SweepFailedError(
-            f"{spec.name}: no trial came to an adapter: {report.reason.rstrip('.')}. "
+            f"{spec.name}: no trial produced an adapter: {report.reason.rstrip('.')}. "
             f"See {folder / LOG_FILE}."
         )
     return report
@@ -196,7 +196,7 @@ def run_sweep(
 
 @contextmanager
 def _pushing(storage: SweepStorage) -> Iterator[None]:
-    """Bring the driver's own files to a remote storage, however the sweep ends."""
+    """Copy the driver's own files to a remote storage, also after an error."""
     storage.push(DATA_FOLDER)
     try:
         yield
@@ -206,7 +206,7 @@ def _pushing(storage: SweepStorage) -> Iterator[None]:
 
 
 def _train(sweep: _Sweep) -> bool:
-    """Search, train the best again, measure them: all on the same warm hosts.
+    """Run the search and the finals on the same warm hosts.
 
     Returns:
         Whether the user cancelled the sweep meanwhile.
@@ -267,7 +267,7 @@ def _open_budget(sweep: _Sweep, placement: Placement, pool: HostPool) -> Budget:
     """The sweep's budget on this cluster.
 
     Raises:
-        SweepSpecError: GPU time is limited, and there is no GPU.
+        SweepSpecError: The budget limits GPU time, and the cluster has no GPU.
     """
     spec, shape = sweep.spec.budget, placement.shape
     for name in ("gpu_seconds", "money"):
@@ -290,8 +290,8 @@ def _open_budget(sweep: _Sweep, placement: Placement, pool: HostPool) -> Budget:
 
 
 def _search(sweep: _Sweep, stage: Stage) -> None:
-    """Let Ray Tune run trials until the budget is spent or nothing is left to try."""
-    spec, record = sweep.spec, sweep.record
+    """Let Ray Tune run trials until the budget is spent or no configuration is left to try."""
+    spec, record, goal = sweep.spec, sweep.record, sweep.spec.objective
     scheduler = build_scheduler(spec)
     for trial, end in replay_history(scheduler, record.history, spec.horizon).items():
         bundle = bundle_folder(trial) if can_leave_adapter(end.outcome) else None
@@ -303,41 +303,35 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
     def may_start(started: int) -> str:
         return stage.budget.forbids(must_reach, share, None if may_stop else spec.horizon)
 
+    if record.history.start_points is None:  # chosen once: the registry changes until a resume
+        points = choose_start_points(
+            spec,
+            lambda name: Registry(sweep.tracking_uri).best_specs(
+                name, metric=goal.metric, mode=goal.mode
+            ),
+        )
+        record.add(StartPointsChosen(points=points))
     searcher = OptunaSearcher(
         spec,
         record.history,
         {"storage": sweep.storage.location},
-        start_points=_start_points(sweep),
+        start_points=record.history.start_points or [],
         may_start=may_start,
         scheduler=SteeringWithWishes(scheduler, stage.wishes),
     )
     reason = stage.run(searcher, scheduler, scheduler.end_of, share)
-    # A search that found nothing has not ended: what was wrong may be mended before the next run.
+    # A search without an adapter is not recorded as ended: a resume continues it after a fix.
     has_found = any(can_leave_adapter(trial.outcome) for trial in record.history.searched())
     if not stage.wishes.is_cancelled and has_found:
         is_short = len(record.history.searched()) < spec.budget.trials
         sweep.progress.end("search", reason or (searcher.finish_reason if is_short else ""))
 
 
-def _start_points(sweep: _Sweep) -> list[Mapping[str, Any]]:
-    """Where the search begins: chosen once, as the registry may hold more at a resume."""
-    if sweep.record.history.start_points is None:
-        goal = sweep.spec.objective
-        points = choose_start_points(
-            sweep.spec,
-            lambda name: Registry(sweep.tracking_uri).best_specs(
-                name, metric=goal.metric, mode=goal.mode
-            ),
-        )
-        sweep.record.add(StartPointsChosen(points=points))
-    return sweep.record.history.start_points or []
-
-
 def _repeat(sweep: _Sweep, stage: Stage) -> None:
     """Train the finalists again with new seeds, to the full horizon."""
     spec, record = sweep.spec, sweep.record
     for trial in unwanted_repeats(spec, record.history):
-        end = TrialOutcome(Outcome.CANCELLED, "what it repeats is no finalist any more")
+        end = TrialOutcome(Outcome.CANCELLED, "the repeated trial is no longer a finalist")
         record.end_trial(trial.number, end, by="budget")
     reason = ""
     if not are_repeated(spec, record.history):
@@ -354,10 +348,10 @@ def _repeat(sweep: _Sweep, stage: Stage) -> None:
 
 
 def _register(sweep: _Sweep, delivery: Delivery) -> str:
-    """Put the best into the registry; MLflow being away leaves that to a later run.
+    """Register the best adapters; if MLflow does not answer, a later run registers them.
 
     Returns:
-        What was not registered, and why; empty when all was.
+        The error that prevented a registration; empty when all are registered.
     """
     with sweep.phase("registering"):
         try:
@@ -391,7 +385,7 @@ def _conclude(sweep: _Sweep, is_cancelled: bool) -> SweepReport:
 
 
 def _status(sweep: _Sweep) -> tuple[Outcome, str]:
-    """Outcome and reason of a sweep: completed with an adapter, otherwise the commonest reason."""
+    """Outcome and reason of a sweep; without an adapter, the most frequent reason of trials."""
     history = sweep.record.history
     trials = [trial for trial in history.searched() if trial.outcome is not None]
     if history.best(sweep.spec.objective) is not None:

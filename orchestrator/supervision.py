@@ -1,4 +1,4 @@
-"""Beside a running sweep: hears the user's requests, records what hosts use, frees the disk."""
+"""Supervises a running sweep: takes the user's requests, records usage, frees the disk."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from orchestrator.search.schedule import EarlyStopping
 logger = logging.getLogger(__name__)
 
 POLL_S, REMOTE_POLL_S = 0.5, 5.0
-"""Between two looks for requests, in a folder and in a bucket."""
+"""Seconds between two checks for requests: in a folder, in a bucket."""
 
 USAGE_EVERY_S = 30.0
-"""Between two records of usage, and between two removals of checkpoints."""
+"""Seconds between two records of usage, and between two removals of checkpoints."""
 
 LOOK_EVERY_S = 0.25
-"""Between two looks at the budget: Ray Tune asks many times a second."""
+"""Seconds between two checks of the budget; Ray Tune asks many times a second."""
 
 
 class Supervisor:
-    """A thread from entering to leaving.
+    """A thread that runs while the context is open.
 
     Args:
-        record: Where usage is written down.
-        storage: Where requests are left.
-        wishes: Where requests are put.
-        broker: Told to let go of a trial that the user stops.
-        usage: What hosts of this session have used so far.
-        free_disk: Removes what the storage can do without; called as often as usage is recorded.
+        record: Record that gets the usage.
+        storage: Storage with the user's requests.
+        wishes: Collection that gets the requests.
+        broker: Actor that releases a trial when the user stops the trial.
+        usage: Returns the usage of this session's hosts so far.
+        free_disk: Removes unneeded checkpoints; called as often as usage is recorded.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Supervisor:
         self._free_disk()
 
     def write_usage(self) -> None:
-        """Put what hosts have used so far on record."""
+        """Record the usage of the hosts so far."""
         usage = self._usage()
         self._record.add(UsageMeasured(cpu_s=round(usage.cpu_s, 3), gpu_s=round(usage.gpu_s, 3)))
 
@@ -95,7 +95,7 @@ class Supervisor:
                 written = time.monotonic()
                 try:
                     self.write_usage()
-                except SweepStorageError as error:  # the next one holds it, too
+                except SweepStorageError as error:  # usage is a total: the next record makes up
                     logger.warning("usage was not recorded: %s", error)
                 self._free_disk()
 
@@ -115,21 +115,17 @@ class Supervisor:
         for request in requests:
             self._wishes.add(request)
             if request.trial is not None:
-                self._release(request.trial)
-
-    def _release(self, trial: int) -> None:
-        """Tell the trial's proxy at once, before the next report."""
-        try:
-            ray.get(self._broker.leave.remote(trial, None, keep=True))
-        except ray.exceptions.RayError as error:
-            logger.warning("trial %d was not told to stop: %s", trial, error)
+                try:  # at once: the trial's next report may be far away
+                    ray.get(self._broker.leave.remote(request.trial, None, keep=True))
+                except ray.exceptions.RayError as error:
+                    logger.warning("trial %d was not told to stop: %s", request.trial, error)
 
 
 @dataclass(frozen=True)
 class SteeringWithWishes:
-    """What a searcher is told of the scheduler, with the user's word before the scheduler's.
+    """The scheduler as a searcher sees it; a request of the user overrides the scheduler.
 
-    So a search learns of a trial that the user stopped what the log will say of it.
+    The searcher therefore gets the same end of a trial as the log.
     """
 
     scheduler: EarlyStopping
@@ -144,15 +140,15 @@ class SteeringWithWishes:
         return self.scheduler.may_start_fresh(fresh_started)
 
     def end_of(self, trial: int) -> TrialOutcome | None:
-        """How and why a trial was stopped."""
+        """End of a stopped trial; `None` if neither the user nor the scheduler stopped it."""
         return first_end(self.wishes.end_of(trial), self.scheduler.end_of(trial))
 
 
 class SweepStopper(tune.Stopper):  # type: ignore[misc]
-    """Tells Ray Tune when the user or the budget ends a trial, or all of them.
+    """Tells Ray Tune when the user or the budget ends one trial or all trials.
 
     Attributes:
-        reason: Why all trials were told to end; empty before that.
+        reason: Why the budget ended all trials; empty before.
     """
 
     def __init__(
@@ -162,13 +158,13 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]
         share: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Ends all trials when this part of the budget is spent."""
+        """Make a stopper that ends all trials when a share of the budget is spent."""
         self._wishes, self._budget, self._share = wishes, budget, share
         self._clock, self._looked_at = clock, -math.inf
         self.reason = ""
 
     def __getstate__(self) -> dict[str, Any]:
-        # Ray Tune pickles its stoppers; a copy ends nothing.
+        # Ray Tune pickles its stoppers; a copy stops no trial.
         return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:

@@ -27,16 +27,16 @@ _MAX_PROXY_FAILURES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What every run of Ray Tune in a sweep shares.
+    """The values that the search and the finals share for their runs of Ray Tune.
 
     Attributes:
-        record: Where events go.
-        storage: Where the sweep keeps things.
+        record: Record that gets the events.
+        storage: Storage of the sweep.
         horizon: Steps of a trial that is never stopped.
         broker: The actor of `orchestrator.hosts.broker`.
-        max_trials: Trials that can have a seat at once.
-        budget: What may be spent.
-        wishes: What the user asks for meanwhile.
+        max_trials: Trials that can have a seat at the same time.
+        budget: Budget of the sweep.
+        wishes: Requests of the user during the run.
     """
 
     record: SweepRecord
@@ -55,17 +55,17 @@ class Stage:
         share: float = 1.0,
         is_finals: bool = False,
     ) -> str:
-        """Run trials until the searcher has no more, or the budget or the user ends them all.
+        """Run trials until the searcher has no more, or the budget or the user ends all trials.
 
         Args:
-            searcher: Which trials.
-            scheduler: When one is stopped because of others; carries metric and mode.
-            end_of: Why the scheduler stopped a trial, if it did.
-            share: Part of the budget that may be spent.
-            is_finals: These are repeats, not trials of the search.
+            searcher: Proposes the trials.
+            scheduler: Stops trials that are worse than others; carries metric and mode.
+            end_of: Returns the scheduler's reason to stop a trial, or `None`.
+            share: Share of the budget that may be spent.
+            is_finals: Whether the trials are repeats, not trials of the search.
 
         Returns:
-            Why trials were cut short; empty when all came to an end of their own.
+            Why trials were cut short; empty when every trial ended by itself.
 
         Raises:
             SweepStorageError: The log cannot be written, or a host's disk is full.
@@ -94,12 +94,12 @@ class Stage:
         try:
             tuner.fit()
         except tune.TuneError as error:
-            # Ray Tune puts the traceback of what a callback raised into an error of its own.
+            # Ray Tune wraps the error of a callback; `problem` is the original error.
             raise self.record.problem or error from error
         return self._cut_short(stopper.reason, is_finals)
 
     def _cut_short(self, reason: str, is_finals: bool) -> str:
-        """Record the end of trials cut short together; Ray Tune calls no callback for them."""
+        """Record the end of trials cut short, for which Ray Tune calls no callback."""
         by = "user" if self.wishes.is_cancelled else "budget"
         reason = CANCELLED_BY_USER if self.wishes.is_cancelled else reason
         for trial in self.record.history.unfinished():

@@ -1,4 +1,4 @@
-"""How values read in a terminal, on a page and in a log: one spelling for all of them."""
+"""Formats of values and messages, the same in terminals, pages and logs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def format_metric(value: float | None) -> str:
-    """A metric with four decimals; a tiny or huge one with three digits and an exponent."""
+    """A metric with four decimals; a tiny or huge value with three digits and an exponent."""
     if value is None:
         return "-"
     if not math.isfinite(value):
@@ -29,7 +29,7 @@ def format_interval(mean: float | None, half_width: float | None) -> str:
 
 
 def format_bounds(low: float | None, high: float | None) -> str:
-    """`0.2281 … 0.2701`; nothing where there is no interval."""
+    """`0.2281 … 0.2701`; empty without an interval."""
     if low is None or high is None:
         return ""
     return f"{format_metric(low)} … {format_metric(high)}"
@@ -77,14 +77,14 @@ _SHOWN_CHARS = 120
 
 
 def refusal(where: str, value: object, allowed: str, remedy: str, flaw: str = "") -> str:
-    """The message on an impossible value: `where: got value; allowed: this. Remedy`.
+    """The message about an impossible value: `where: got value; allowed: values. Remedy`.
 
     Args:
         where: Dotted field, option or command.
-        value: The value got; a long one is cut.
+        value: The value got; a long value is cut.
         allowed: Values that can work.
         remedy: What the user can do, as a sentence.
-        flaw: What is wrong with the value, when the allowed values do not say it.
+        flaw: What is wrong with the value, where the allowed values do not tell.
     """
     shown = repr(value)
     if len(shown) > _SHOWN_CHARS:
@@ -103,5 +103,5 @@ def last_line(error: BaseException | str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks and without what would steer a terminal."""
+    """The text without line breaks and terminal control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -109,8 +109,8 @@ def test_a_trial_that_a_larger_budget_goes_on_with_stays_with_its_parent(local):
     local.trial(4, "cancelled", 9.0, step=10, reason="the budget is spent", parent=parent)
     local.trial(5, "cancelled", 9.0, step=10, reason="stopped by the user")
     plan = local.end().plan(bundles=True)
-    assert whys(plan.kept)[4] == "a larger budget goes on with it"
-    assert whys(plan.kept)[2] == "trial 4 goes on from it"
+    assert whys(plan.kept)[4] == "a larger budget continues it"
+    assert whys(plan.kept)[2] == "trial 4 continues from it"
     assert {item.trial for item in plan.items} == {0, 3, 5}
 
 
@@ -161,7 +161,7 @@ def test_a_sweep_that_is_not_over_is_refused(local, status):
     local.progress.end("search", "")
     if status == "cancelled":
         local.record.add(event("sweep_ended", status=status, reason=""))
-    said = f"sweep: the sweep is {status}, with work left; allowed: one that is over"
+    said = f"sweep: the sweep is {status}, with work left; allowed: a sweep that has ended"
     with pytest.raises(SweepStorageError, match=said):
         local.plan()
 
@@ -169,7 +169,7 @@ def test_a_sweep_that_is_not_over_is_refused(local, status):
 def test_a_storage_without_a_sweep_is_refused(tmp_path):
     with pytest.raises(SweepStorageError, match="the sweep is not started"):
         plan_pruning(SweepStorage(tmp_path), SweepHistory(), ENDED_SPEC, keep=0, bundles=False)
-    with pytest.raises(SweepStorageError, match="got one without a sweep"):
+    with pytest.raises(SweepStorageError, match="got a folder without a sweep"):
         spec_at_end(SweepHistory())
 
 
@@ -195,7 +195,7 @@ def test_a_plan_of_what_has_changed_since_is_refused(local):
     with local.open_log() as log:
         log.append(event("registered", trial=0, ref="tiny/1", digest="sha256:00"))
     before = local.files()
-    with pytest.raises(SweepStorageError, match="has changed since it was looked at"):
+    with pytest.raises(SweepStorageError, match="has changed since the plan was made"):
         local.prune(plan)
     assert local.files() == before
 
@@ -273,9 +273,7 @@ def test_more_finalists_than_were_kept_are_refused(local):
     local.end()
     local.prune(local.plan(keep=2))
     local.again(replace(ENDED_SPEC, finals=FinalsSpec(top=2, seeds=3, forms=())))
-    said = (
-        r"finals\.top: got 4; allowed: up to 2, as trial 2 comes next and its state.* was pruned"
-    )
+    said = r"finals\.top: got 4; allowed: up to 2, because the state of trial 2, .*, was pruned"
     with pytest.raises(SweepSpecError, match=said):
         local.again(replace(ENDED_SPEC, finals=FinalsSpec(top=4, seeds=0, forms=())))
 
