@@ -1,4 +1,4 @@
-"""The commands `lorchestra adapters …`: what the registry holds, and what can be done with it."""
+"""The commands `lorchestra adapters …`: show, evaluate and change versions in the registry."""
 
 from __future__ import annotations
 
@@ -26,71 +26,79 @@ Command = Callable[[argparse.Namespace], int]
 
 
 def add_adapter_commands(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add a parser for each verb."""
-    _add(verbs, "list", _list, "every version, newest first", name="?")
-    _add(verbs, "show", _show, "all that is recorded of one version", ref=None)
+    """Add a parser for each command."""
+    _add(verbs, "list", _list, "list versions, newest first", name="?")
+    _add(verbs, "show", _show, "show all records of one version", ref=None)
     pull = _add(
-        verbs, "pull", _pull, "copy one version's files, verified, into a folder", ref=None
+        verbs, "pull", _pull, "copy the files of one version into a folder, verified", ref=None
     )
     pull.add_argument("--to", type=Path, required=True, metavar="FOLDER")
-    compare = _add(verbs, "compare", _compare, "versions side by side", refs="+")
-    compare.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots, too")
+    compare = _add(verbs, "compare", _compare, "compare versions side by side", refs="+")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots")
 
     evaluate = _add(
-        verbs, "evaluate", _evaluate, "measure versions on the rows of a file", refs="+"
+        verbs, "evaluate", _evaluate, "evaluate versions on the rows of a file", refs="+"
     )
-    _add_measuring(evaluate, "rows to measure on")
+    _add_evaluation_options(evaluate, "rows to evaluate on")
     evaluate.add_argument("--forms", type=_words, default=(), metavar="FORM,…")
     evaluate.add_argument("--tasks", type=_words, default=(), metavar="TASK,…",
-                          help="of lm-eval, in place of --data")  # fmt: skip
+                          help="tasks of lm-eval, instead of --data")  # fmt: skip
     evaluate.add_argument(
-        "--task-files", type=Path, metavar="FOLDER", help="where tasks are defined"
+        "--task-files", type=Path, metavar="FOLDER", help="folder with definitions of tasks"
     )
     evaluate.add_argument("--limit", type=int, metavar="N", help="examples of a task, at most")
 
-    shrink = _add(verbs, "shrink", _shrink, "register a lower rank that is as good", ref=None)
-    _add_measuring(shrink, "rows to measure on", is_required=True)
+    shrink = _add(verbs, "shrink", _shrink, "register the lowest rank that is as good", ref=None)
+    _add_evaluation_options(shrink, "rows to evaluate on", is_required=True)
     shrink.add_argument("--ranks", type=_numbers, required=True, metavar="N,…")
     shrink.add_argument("--metric", default="loss")
     shrink.add_argument("--tolerance", type=float, default=0.01, metavar="PART",
-                        help="how much worse it may be (default: 0.01)")  # fmt: skip
+                        help="how much worse the measure may be (default: 0.01)")  # fmt: skip
 
-    promote = _add(verbs, "promote", _promote, "make a version champion if it is better", ref=None)
-    _add_measuring(promote, "rows to measure both on, where they were not measured on the same")
+    promote = _add(
+        verbs,
+        "promote",
+        _promote,
+        "make a version champion if it is better than the champion",
+        ref=None,
+    )
+    _add_evaluation_options(promote, "rows for both versions, if not evaluated on the same rows")
     promote.add_argument("--metric", default="loss", help="default: loss")
-    promote.add_argument("--form", help="serving form (default: the one the version is meant for)")
+    promote.add_argument(
+        "--form", help="serving form (default: the form recorded with the version)"
+    )
     promote.add_argument("--min-improvement", type=float, default=0.0, metavar="X")
     promote.add_argument("--confidence", type=float, default=0.95)
     promote.add_argument("--force", action="store_true", help="without a comparison")
     _add_why(promote, is_required=False)
 
-    _add_why(_add(verbs, "retire", _retire, "take a version out of use", ref=None))
-    _add_why(_add(verbs, "unretire", _unretire, "take it back into use", ref=None), False)
-    rollback = _add(verbs, "rollback", _rollback, "give an alias back to who had it", name=None)
+    _add_why(_add(verbs, "retire", _retire, "retire a version", ref=None))
+    _add_why(_add(verbs, "unretire", _unretire, "bring a retired version back", ref=None), False)
+    rollback = _add(
+        verbs, "rollback", _rollback, "point an alias back at its previous version", name=None
+    )
     rollback.add_argument("--alias", default="champion")
     _add_why(rollback)
-    _add(verbs, "history", _history, "who moved which alias, when and why", name=None)
-    clean = _add(verbs, "clean", _clean, "remove models that no version points at")
-    clean.add_argument(
-        "--yes", action="store_true", help="do it; otherwise say what would be done"
-    )
+    _add(verbs, "history", _history, "list moves of aliases: who, when, why", name=None)
+    clean = _add(verbs, "clean", _clean, "remove models without a version")
+    clean.add_argument("--yes", action="store_true", help="remove; without this, only list")
 
 
 def add_runs_option(parser: argparse.ArgumentParser) -> None:
-    """Where a command looks for the registry."""
+    """Add the option for the folder of the registry."""
     parser.add_argument(
         "--runs",
         type=Path,
         default=DEFAULT_RUNS,
-        help="folder with mlflow.db (default: runs); $MLFLOW_TRACKING_URI goes before it",
+        help="folder with mlflow.db (default: runs); $MLFLOW_TRACKING_URI overrides this",
     )
 
 
 def tracking_uri_of(options: argparse.Namespace) -> str:
-    """Where a command looks; it never makes a database where there is none.
+    """The tracking URI of a command; creates no database.
 
     Raises:
-        TrackingError: There is none.
+        TrackingError: The folder has no database.
     """
     from registry import TrackingError, tracking_uri_for
 
@@ -100,7 +108,7 @@ def tracking_uri_of(options: argparse.Namespace) -> str:
             refusal(
                 "--runs",
                 str(options.runs),
-                "the folder that sweeps were run in",
+                "the parent folder of sweeps",
                 "Run a sweep first, or set MLFLOW_TRACKING_URI.",
                 flaw="which has no mlflow.db",
             )
@@ -131,20 +139,20 @@ def _add(
     return parser
 
 
-def _add_measuring(
+def _add_evaluation_options(
     parser: argparse.ArgumentParser, about: str, *, is_required: bool = False
 ) -> None:
     parser.add_argument("--data", type=Path, metavar="FILE", help=about, required=is_required)
-    parser.add_argument("--base-model", metavar="PATH", help="where the base lies on this machine")
+    parser.add_argument("--base-model", metavar="PATH", help="path of the base on this machine")
     parser.add_argument("--max-new-tokens", type=int, default=0, metavar="N",
-                        help="tokens of greedy completions (default: 0, none)")  # fmt: skip
-    parser.add_argument("--pattern", metavar="REGEX", help="compare what it finds")
+                        help="tokens of a greedy completion (default: 0, none)")  # fmt: skip
+    parser.add_argument("--pattern", metavar="REGEX", help="compare the text that it finds")
     parser.add_argument("--choices", type=_words, default=(), metavar="A,B,…")
     parser.add_argument("--metrics", type=_words, default=(), metavar="MODULE:FUNCTION,…")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
-    parser.add_argument("--max-rows", type=int, metavar="N", help="rows, at most")
+    parser.add_argument("--max-rows", type=int, metavar="N", help="evaluate at most N rows")
     parser.add_argument("--skip-cut", action="store_true",
-                        help="leave rows out that are too long for an answer")  # fmt: skip
+                        help="skip rows that are too long for an answer")  # fmt: skip
 
 
 def _add_why(parser: argparse.ArgumentParser, is_required: bool = True) -> None:
@@ -210,7 +218,7 @@ def _history(options: argparse.Namespace) -> int:
     return 0
 
 
-# ----------------------------------------------------------------------------------- measuring
+# ---------------------------------------------------------------------------------- evaluating
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -221,7 +229,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         "--data",
         None if options.data is None else str(options.data),
         "a file of rows, or --tasks",
-        "Say what to measure on.",
+        "Give one of the two.",
     )
     versions = _versions(options, options.refs)
     if options.tasks:
@@ -230,7 +238,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     with _evaluator(options, options.forms) as evaluator:
         for result in evaluator.evaluate(versions):
             failures += bool(result.error)
-            print(f"{result.key} {result.form}: {result.error or _values(result.document or {})}")
+            measures = (result.document or {}).get("measures", {})
+            values = (
+                f"{name} {'-' if one['value'] is None else format(one['value'], '.4g')}"
+                for name, one in measures.items()
+            )
+            print(f"{result.key} {result.form}: {result.error or ', '.join(values)}")
     return 1 if failures else 0
 
 
@@ -291,7 +304,7 @@ def _promote(options: argparse.Namespace) -> int:
     def reevaluate(versions: Sequence[AdapterVersion]) -> None:
         with _evaluator(options, (rule.form,)) as evaluator:
             for result in evaluator.evaluate(versions):
-                print(f"{result.key} {result.form}: {result.error or 'measured'}")
+                print(f"{result.key} {result.form}: {result.error or 'evaluated'}")
 
     decision = adapters.promote(
         version.ref,
@@ -306,7 +319,7 @@ def _promote(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _evaluator(options: argparse.Namespace, forms: tuple[str, ...]) -> Iterator[Evaluator]:
-    """Checked first, as Ray takes seconds to start."""
+    """An evaluator on a running Ray; options are checked before, because Ray takes seconds."""
     from orchestrator.adapters.evaluating import Evaluator, Rows, require_forms
     from orchestrator.hosts.cluster import ray_for_evaluation
     from orchestrator.quiet import hush_noisy_loggers
@@ -324,13 +337,17 @@ def _evaluator(options: argparse.Namespace, forms: tuple[str, ...]) -> Iterator[
             skip_cut=options.skip_cut,
         )
     except SpecError as error:
-        raise SpecError(_as_options(str(error))) from error
+        # The message names a field, `evaluation.max_rows`; the user gave an option, `--max-rows`.
+        text = re.sub(
+            r"evaluation\.(\w+)", lambda name: f"--{name[1].replace('_', '-')}", str(error)
+        )
+        raise SpecError(text) from error
     require_forms(forms)
     rows = Rows.of_file(options.data)
     adapters = _registry(options)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     hush_noisy_loggers()
-    # It warns of a kernel for CPUs that it would download, had it the package for that.
+    # bitsandbytes warns that it cannot download an optional kernel for CPUs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with ray_for_evaluation() as shape:
         yield Evaluator(
@@ -343,23 +360,9 @@ def _evaluator(options: argparse.Namespace, forms: tuple[str, ...]) -> Iterator[
         )
 
 
-def _as_options(text: str) -> str:
-    """A message on `evaluation.max_rows`, of what was given as `--max-rows`."""
-    return re.sub(r"evaluation\.(\w+)", lambda name: f"--{name[1].replace('_', '-')}", text)
-
-
 def _versions(options: argparse.Namespace, refs: Sequence[str]) -> list[AdapterVersion]:
     adapters = _registry(options)
     return [adapters.get_whole(ref) for ref in refs]
-
-
-def _values(document: dict[str, object]) -> str:
-    measures = document["measures"]
-    assert isinstance(measures, dict)
-    return ", ".join(
-        f"{name} {'-' if measure['value'] is None else format(measure['value'], '.4g')}"
-        for name, measure in measures.items()
-    )
 
 
 # ------------------------------------------------------------------------------------- changing

@@ -1,9 +1,8 @@
-"""Versions side by side, in a terminal and as one page that needs neither network nor files."""
+"""Versions side by side, in a terminal and as one self-contained HTML page."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -36,7 +35,7 @@ _UNKNOWN = "-"
 
 
 def render_comparison(comparison: Comparison) -> RenderableType:
-    """For `rich.console.Console.print`."""
+    """The comparison as text for `rich.console.Console.print`."""
     parts: list[RenderableType] = []
     for title, content in (
         ("What differs", _terminal_identity(comparison)),
@@ -53,38 +52,39 @@ def render_comparison(comparison: Comparison) -> RenderableType:
 
 def build_comparison_page(comparison: Comparison) -> str:
     """The whole page as HTML; text from outside is escaped."""
-    return document(
-        f"{' · '.join(comparison.adapters)} – comparison",
-        _about_intervals(comparison),
-        _sections(comparison),
-    )
+    figure = plot_costs(comparison)
+    picture = "" if figure is None else embed(figure, "quality-and-cost")
+    rows = []
+    for cost in comparison.costs:
+        form, data, *amounts = _cost_texts(cost)
+        rows.append([cell(cost.adapter), cell(form), cell(data), *map(number, amounts)])
+    sections = {
+        "To know": "".join(note(one_line(text)) for text in comparison.notes),
+        "What differs": _identity(comparison),
+        "Scores": _scores(comparison),
+        "Differences on the same rows": _differences(comparison),
+        "Quality and cost": picture + table(["adapter", *_COST_HEADS], rows),
+    }
+    title = f"{' · '.join(comparison.adapters)} – comparison"
+    return document(title, _about_intervals(comparison), sections.items())
 
 
 def _about_intervals(comparison: Comparison) -> str:
     misses = 1 / (1 - comparison.confidence)
     return (
-        f"Intervals at {comparison.confidence:.0%}, by drawing rows again; each for itself: of "
-        f"{misses:.0f} differences that are none, about one looks clear."
+        f"Intervals at {comparison.confidence:.0%}, by resampling rows (bootstrap), without a "
+        f"correction for many comparisons: of {misses:.0f} true differences of zero, about one "
+        "looks clear."
     )
-
-
-def _sections(comparison: Comparison) -> Iterator[tuple[str, str]]:
-    yield "To know", "".join(note(one_line(text)) for text in comparison.notes)
-    yield "What differs", _identity(comparison)
-    yield "Scores", _scores(comparison)
-    yield "Differences on the same rows", _differences(comparison)
-    figure = plot_costs(comparison)
-    costs = "" if figure is None else embed(figure, "quality-and-cost")
-    yield "Quality and cost", costs + _costs(comparison)
 
 
 # -------------------------------------------------------------------------------------- identity
 
 
 def _terminal_identity(comparison: Comparison) -> RenderableType:
-    same = ", ".join(
-        f"{name} {_tag(name, value)}" for name, value in _short_shared(comparison).items()
-    )
+    # Digests come last, because they tell readers least.
+    items = sorted(comparison.shared.items(), key=lambda item: item[1].startswith("sha256:"))
+    same = ", ".join(f"{name} {_tag(name, value)}" for name, value in items[:_SHARED])
     left = len(comparison.shared) - _SHARED
     more = f", and {left} more" if left > 0 else ""
     line = Text(one_line(f"The same in all: {same}{more}"), style="dim")
@@ -94,12 +94,6 @@ def _terminal_identity(comparison: Comparison) -> RenderableType:
     for name, values in comparison.differing.items():
         grid.add_row(Text(name), *(Text(_tag(name, value)) for value in values))
     return Group(grid, line)
-
-
-def _short_shared(comparison: Comparison) -> dict[str, str]:
-    """The tags that tell people most: digests last."""
-    items = sorted(comparison.shared.items(), key=lambda item: item[1].startswith("sha256:"))
-    return dict(items[:_SHARED])
 
 
 def _tag(name: str, value: str | None) -> str:
@@ -120,7 +114,7 @@ def _identity(comparison: Comparison) -> str:
     same = table(
         ["", ""], [[cell(name), cell(value)] for name, value in comparison.shared.items()]
     )
-    text = table(["", *comparison.adapters], rows) or note("Nothing that is recorded of them.")
+    text = table(["", *comparison.adapters], rows) or note("No recorded setting differs.")
     return text + folded("The same in all", same)
 
 
@@ -146,7 +140,7 @@ def _terminal_scores(comparison: Comparison) -> RenderableType | None:
     grid = _terminal_table("form", "rows", "measure", *short.values(), right=3)
     for (form, data, digest, measure), scores in rows.items():
         if measure == _PERPLEXITY and (form, data, digest, "loss") in rows:
-            continue  # the same as the loss; the page has it
+            continue  # a function of the loss; only the page shows it
         shown = (_score_text(scores.get(adapter)) for adapter in comparison.adapters)
         grid.add_row(form, Text(one_line(data)), Text(measure), *map(Text, shown))
     return grid
@@ -169,24 +163,19 @@ def _scores(comparison: Comparison) -> str:
         for (form, data, digest, measure), scores in _score_rows(comparison).items()
     ]  # fmt: skip
     if not rows:
-        return note("None of them has a score.")
-    return table(["form", "rows", "measure", *comparison.adapters], rows) + "".join(
-        _score_figures(comparison)
-    )
-
-
-def _score_figures(comparison: Comparison) -> Iterator[str]:
+        return note("No version has a score.")
+    parts = [table(["form", "rows", "measure", *comparison.adapters], rows)]
     digests = dict.fromkeys((one.digest, one.data) for one in comparison.scores)
     for place, (digest, data) in enumerate(digests):
         chosen = [one for one in comparison.scores if (one.digest, one.data) == (digest, data)]
         figure = plot_scores(chosen, comparison.adapters)
         if figure is not None:
-            yield note(f"On {data}: {_rows_text(chosen)}.") + embed(figure, f"scores-{place}")
-
-
-def _rows_text(scores: list[Score]) -> str:
-    rows = [score.rows for score in scores if score.rows is not None]
-    return f"{rows[0]} rows" if rows else "as recorded when the versions were registered"
+            counts = [score.rows for score in chosen if score.rows is not None]
+            source = (
+                f"{counts[0]} rows" if counts else "recorded when the versions were registered"
+            )
+            parts.append(note(f"On {data}: {source}.") + embed(figure, f"scores-{place}"))
+    return "".join(parts)
 
 
 # ----------------------------------------------------------------------------------- differences
@@ -255,16 +244,8 @@ def _terminal_costs(comparison: Comparison) -> RenderableType | None:
     return grid
 
 
-def _costs(comparison: Comparison) -> str:
-    rows = []
-    for cost in comparison.costs:
-        form, data, *amounts = _cost_texts(cost)
-        rows.append([cell(cost.adapter), cell(form), cell(data), *map(number, amounts)])
-    return table(["adapter", *_COST_HEADS], rows)
-
-
 def _cost_texts(cost: Cost) -> list[str]:
-    """Cells under `_COST_HEADS`; of training, the adapter's size is in weights."""
+    """Cells under `_COST_HEADS`; in the row of training, the adapter's size is in weights."""
     memory = _UNKNOWN if cost.peak_memory_gib is None else f"{cost.peak_memory_gib:.2f} GiB"
     size = format_size(cost.adapter_bytes) if cost.adapter_bytes else _UNKNOWN
     if cost.form == TRAINING and cost.trainable_params is not None:
@@ -278,7 +259,7 @@ def _cost_texts(cost: Cost) -> list[str]:
 
 
 def _terminal_table(*heads: str, right: int = 99) -> Table:
-    """A table whose columns from `right` on hold numbers."""
+    """A table with numbers in the columns from `right` on."""
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     for place, head in enumerate(heads):
         grid.add_column(Text(head), justify="right" if place >= right else "left", overflow="fold")

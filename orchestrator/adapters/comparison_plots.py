@@ -19,14 +19,14 @@ _CLEAR, _UNCLEAR = "#0072b2", OUTCOME_COLORS["cancelled"]
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x")
 _COLUMNS = 3
 _ASIDE = 0.5
-"""Room for the versions at one form, of 1 for the form."""
+"""Share of a form's width on the axis that its versions use."""
 
 _COSTS = {"adapter_bytes": "adapter, MB", "peak_memory_gib": "peak memory, GiB"}
 _BYTES = 1e6
 
 
 def short_names(adapters: Sequence[str]) -> dict[str, str]:
-    """Names for legends, without the adapter's name where all names share it."""
+    """Names for legends, without the adapter's name where all versions have the same name."""
     names = {adapter.rpartition("/")[0] for adapter in adapters}
     if len(names) == 1 and "" not in names:
         return {adapter: "/" + adapter.rpartition("/")[2] for adapter in adapters}
@@ -34,10 +34,10 @@ def short_names(adapters: Sequence[str]) -> dict[str, str]:
 
 
 def plot_scores(scores: Sequence[Score], adapters: Sequence[str]) -> Any | None:
-    """A panel for each measure: versions by serving form, with intervals where there are any.
+    """A panel for each measure: versions by serving form, with their intervals.
 
     Args:
-        scores: On the same rows.
+        scores: Scores on the same rows.
         adapters: All versions, in the order of their colours.
     """
     panels = _by_measure(scores)
@@ -48,7 +48,7 @@ def plot_scores(scores: Sequence[Score], adapters: Sequence[str]) -> Any | None:
     for number, each in enumerate(panels.values()):
         for place, adapter in enumerate(adapters):
             points = [score for score in each if score.adapter == adapter]
-            # Side by side, as intervals upon each other could not be told apart.
+            # Side by side, because overlapping intervals are hard to read.
             aside = (place - (len(adapters) - 1) / 2) * _ASIDE / len(adapters)
             figure.add_scatter(
                 x=[forms.index(score.form) + aside for score in points],
@@ -72,10 +72,10 @@ def plot_scores(scores: Sequence[Score], adapters: Sequence[str]) -> Any | None:
 
 
 def plot_differences(differences: Sequence[Difference], adapters: Sequence[str]) -> Any | None:
-    """A forest plot: a panel for each measure, a line for each pair and form, and zero.
+    """A forest plot: a panel for each measure, a line for each pair and form, a mark at zero.
 
     Args:
-        differences: Those without an interval are left out.
+        differences: Differences; those without an interval are left out.
         adapters: All versions.
     """
     known = [one for one in differences if one.interval is not None]
@@ -116,7 +116,7 @@ def plot_differences(differences: Sequence[Difference], adapters: Sequence[str])
                 )
         figure.add_vline(x=0, line={"color": "#d55e00", "width": 1, "dash": "dash"},
                          **_cell(number))  # fmt: skip
-    # Plotly draws categories from the bottom up.
+    # Plotly draws categories from bottom to top.
     figure.update_yaxes(
         type="category", categoryorder="array", categoryarray=lines[::-1], automargin=True
     )
@@ -141,7 +141,7 @@ def plot_costs(comparison: Comparison) -> Any | None:
         return None
     measure = "loss" if "loss" in measures else measures[0]
     places = [place for place in measured if place.score.measure == measure]
-    first = places[0].score.digest  # one set of rows: values of others say something else
+    first = places[0].score.digest  # one set of rows: values on other rows are not comparable
     places = [place for place in places if place.score.digest == first]
     names = [name for name in _COSTS if any(getattr(one.cost, name) for one in places)]
     if not names:
@@ -158,14 +158,14 @@ def plot_costs(comparison: Comparison) -> Any | None:
 def _add_costs(
     figure: Any, name: str, column: int, places: Sequence[_Place], adapters: Sequence[str]
 ) -> str:
-    """Add a panel and return the kind of its axis."""
+    """Add a panel to the figure and return the type of the cost axis."""
     unit = _BYTES if name == "adapter_bytes" else 1.0
     forms = list(dict.fromkeys(place.score.form for place in places))
     seen = []
     for score, cost in places:
         taken = getattr(cost, name)
         if not taken:
-            continue  # nothing beside a merged base
+            continue  # a merged adapter has no weights of its own
         seen.append(taken)
         label = escape(f"{score.adapter}, {score.form}")
         figure.add_scatter(
@@ -193,7 +193,7 @@ def _by_measure(entries: Sequence[Any]) -> Mapping[str, list[Any]]:
 
 
 def _grid(panels: Mapping[str, Sequence[Any]], lines: int = 0) -> Any:
-    """A grid of panels for measures; panels of a row share their lines."""
+    """A grid of panels, one for each measure; with `lines`, panels of a row share the axis."""
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     better = {"min": "less is better", "max": "more is better"}

@@ -1,4 +1,4 @@
-"""Registered versions measured on any rows, by Ray workers, and what was found kept with them."""
+"""Evaluates registered versions on any rows, in Ray workers, and records the results."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from trainables.spec import DataSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows to measure on.
+    """Rows to evaluate on.
 
     Attributes:
-        name: What evaluations call them: a file's name, or the split they are.
-        rows: As dictionaries.
-        read_as: Data whose rows they are, for how their columns are read; `None` where the
-            columns or the adapter's own manifest say it.
+        name: Name of the rows in evaluations: a file's name or a split.
+        rows: The rows as dictionaries.
+        read_as: Data spec that says how to read the columns; `None` where the columns or the
+            adapter's own manifest decide.
     """
 
     name: str
@@ -50,8 +50,8 @@ class Rows:
         """All rows of a file.
 
         Raises:
-            SweepSpecError: There is no such file.
-            DataError: It cannot be read.
+            SweepSpecError: The file does not exist.
+            DataError: The file cannot be read.
         """
         require(
             path.is_file(),
@@ -70,7 +70,7 @@ class Rows:
 
     @property
     def source(self) -> DataSpec:
-        """Data with these rows as `train`, read as `read_as` says."""
+        """Data spec with these rows as `train`, read like `read_as`."""
         rows = tuple(dict(row) for row in self.rows)
         if self.read_as is None:
             return DataSpec(train=rows)
@@ -88,12 +88,12 @@ class Evaluator:
     """Evaluates versions on one set of rows and records the results.
 
     Attributes:
-        rows: The rows.
-        how: What to measure.
+        rows: Rows to evaluate on.
+        how: Measures and limits.
         adapters: The registry.
-        shape: Of the workers, on a running Ray.
-        forms: Serving forms; empty for the one that each version is meant for.
-        base_model: Where the base lies, if not where the versions say.
+        shape: Resources of a worker on the running Ray.
+        forms: Serving forms; empty for the recorded form of each version.
+        base_model: Location of the base, if it differs from the recorded location.
     """
 
     rows: Rows
@@ -109,7 +109,7 @@ class Evaluator:
         """Evaluate local bundles in the forms, without recording the results.
 
         Args:
-            bundles: Their folders, by a key that names them in the results.
+            bundles: Folders of the bundles, by the key of their results.
             forms: Serving forms.
         """
         yield from self._evaluate(
@@ -120,7 +120,7 @@ class Evaluator:
         """Evaluate versions and record the results; a result's key is the version's reference.
 
         Raises:
-            RegistryError: A version cannot be read, or the evaluation not be recorded.
+            RegistryError: A version cannot be read, or an evaluation cannot be recorded.
         """
         with tempfile.TemporaryDirectory() as work:
             orders = {}
@@ -152,7 +152,7 @@ class Evaluator:
         wanted = self.forms or (version.form,)
         if version.tags.get("base.prequantized") == "True":
             kept = tuple(form for form in wanted if form == TRAINED)
-            why = f"trained for {version.ref}, whose base has no unquantized weights"
+            why = f"trained for {version.ref}, because its base has no unquantized weights"
             require(bool(kept), "--forms", ", ".join(wanted), why, "Evaluate it in that form.")
             return kept
         stored = version.tags.get("quantization", "")
@@ -164,11 +164,11 @@ class HarnessRun:
     """Tasks of the evaluation harness to run on versions.
 
     Attributes:
-        tasks: Their names.
-        include_path: A folder that defines tasks, at the same place on every node.
-        limit: Examples of each task, at most.
-        form: Serving form; `None` for the one that each version is meant for.
-        base_model: Where the base lies, if not where the versions say.
+        tasks: Names of the tasks.
+        include_path: Folder with definitions of tasks, at the same path on every node.
+        limit: Maximum number of examples of each task.
+        form: Serving form; `None` for the recorded form of each version.
+        base_model: Location of the base, if it differs from the recorded location.
     """
 
     tasks: tuple[str, ...]
@@ -183,8 +183,8 @@ class HarnessRun:
         """Run the tasks on each version in turn, and record and yield the results.
 
         Raises:
-            SweepError: A task could not be run.
-            RegistryError: A version cannot be read, or the results not be recorded.
+            SweepError: A task failed.
+            RegistryError: A version cannot be read, or the results cannot be recorded.
         """
         worker = ray.remote(_run_harness).options(**shape.options())
         for version in versions:
@@ -218,10 +218,10 @@ def _run_harness(files: Mapping[str, bytes], form: str, order: HarnessRun) -> di
 
 
 def require_forms(forms: Sequence[str]) -> None:
-    """Refuse serving forms that there are not.
+    """Refuse unknown serving forms.
 
     Raises:
-        SweepSpecError: One of them is unknown.
+        SweepSpecError: A form is unknown.
     """
     for form in forms:
         require(

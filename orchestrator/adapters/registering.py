@@ -1,7 +1,7 @@
-"""The best adapters become versions, with all that is known of them, and the first meets the gate.
+"""Registers the best adapters of a sweep as versions and puts the best of them to the gate.
 
-Registering again makes nothing twice: versions are found by their bundle's digest, evaluations by
-what they measured.
+Registering again adds nothing: an existing version is found by its bundle's digest, an existing
+evaluation by its rows and settings.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def registrants(spec: SweepSpec, history: SweepHistory) -> list[Standing]:
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """Brings a sweep's best to the registry.
+    """Registers the best adapters of a sweep.
 
     Attributes:
         spec: The sweep, with a section `register`.
-        record: Its log and history.
-        delivery: Knows the runs of the trials.
-        storage: Where the bundles are.
+        record: Log and history of the sweep.
+        delivery: Finds the MLflow runs of the trials.
+        storage: Storage with the bundles.
         adapters: The registry.
     """
 
@@ -64,10 +64,10 @@ class Registration:
     adapters: Registry
 
     def register_finalists(self) -> None:
-        """Make versions of the finalists and put the best before the promotion gate.
+        """Register the finalists as versions and put the best version to the promotion gate.
 
         Raises:
-            RegistryError: MLflow cannot be used, or a bundle is not what its trial left.
+            RegistryError: MLflow cannot be used, or a bundle has changed since its trial.
         """
         section = self.spec.register
         if section is None:
@@ -83,26 +83,33 @@ class Registration:
         facts = self._facts(section, rank, standing, read_bundle(bundle))
         every = self.spec.eval.keep_every
         kept = range(every, trial.step, every) if every else range(0)
+        tags = {
+            "lorchestra.sweep": str(self.record.history.sweep_id),
+            "lorchestra.trial": str(trial.number),
+            "lorchestra.rank": str(rank),
+        }
+        if standing.half_width is not None:
+            tags |= {
+                "finals.metric": standing.metric,
+                "finals.mean": f"{standing.mean:.6g}",
+                "finals.half_width": f"{standing.half_width:.6g}",
+                "finals.runs": str(len(standing.values)),
+            }
         complete = functools.partial(
             self.adapters.register,
             bundle,
             section.name,
             run_id=self._run_of(trial),
-            tags={
-                "lorchestra.sweep": str(self.record.history.sweep_id),
-                "lorchestra.trial": str(trial.number),
-                "lorchestra.rank": str(rank),
-                **_standing_tags(standing),
-            },
+            tags=tags,
             form=facts.form,
             checkpoints=self.storage.fetch_kept(trial.number, kept),
         )
         version = complete(card=build_card(facts))
-        # Once more with its number, which nobody knows before.
+        # Again with the version number in the card, which is known only now.
         version = complete(card=build_card(replace(facts, version=version.version)))
         for document in read_evaluations(trial, self.storage):
             self.adapters.record_evaluation(version.ref, document)
-        # Last: a version that lacks something is registered again, which completes it.
+        # Last: without this event, a later run registers again and completes the version.
         if trial.ref != str(version.ref):
             self.record.add(
                 AdapterRegistered(trial=trial.number, ref=str(version.ref), digest=version.digest)
@@ -175,31 +182,19 @@ class Registration:
             )
             for result in evaluator.evaluate(versions):
                 if result.error:
-                    logger.warning("%s cannot be measured: %s", result.key, result.error)
+                    logger.warning("%s cannot be evaluated: %s", result.key, result.error)
 
     def _run_of(self, trial: TrialRecord) -> str:
-        """MLflow's id of the trial's run, so that the version can be traced back to the run.
+        """The id of the trial's MLflow run, which the version links to.
 
         Raises:
-            TrackingError: MLflow has not been told of the trial yet.
+            TrackingError: The trial has not been delivered to MLflow yet.
         """
         run_id = self.delivery.trial_run(trial.number)
         if run_id is None:
             problem = self.delivery.problem or "it is slow"
             raise TrackingError(
-                f"trial {trial.number}: MLflow has no run of it yet ({problem}); allowed: "
+                f"trial {trial.number}: MLflow has no run of the trial yet ({problem}); allowed: "
                 "adapters of recorded trials. Run the sweep again when MLflow is back."
             )
         return run_id
-
-
-def _standing_tags(standing: Standing) -> dict[str, str]:
-    """Tags with the mean and interval of the configuration over its seeds."""
-    if standing.half_width is None:
-        return {}
-    return {
-        "finals.metric": standing.metric,
-        "finals.mean": f"{standing.mean:.6g}",
-        "finals.half_width": f"{standing.half_width:.6g}",
-        "finals.runs": str(len(standing.values)),
-    }

@@ -1,4 +1,4 @@
-"""Lower ranks of a registered adapter: each measured, the smallest that is good enough kept."""
+"""Lower ranks of a registered adapter: evaluates each rank, registers the lowest good one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _WHOLE = "whole"
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An adapter of some rank, with its evaluation.
+    """The adapter at a rank, with its evaluation.
 
     Attributes:
-        rank: Its rank.
-        value: Of the measure.
-        adapter_bytes: Size of its weights' file.
-        energy: Part of the squared singular values of the whole adapter that it keeps.
+        rank: Rank of the adapter.
+        value: Value of the measure.
+        adapter_bytes: Size of the file of weights.
+        energy: Kept share of the squared singular values of the whole adapter.
     """
 
     rank: int
@@ -39,10 +39,10 @@ class Shrunk:
     """Result of shrinking: the evaluated ranks and the registered version, if any.
 
     Attributes:
-        whole: The adapter as it was.
+        whole: The adapter at its own rank.
         candidates: The lower ranks, the largest first.
-        chosen: The rank that was registered; `None` when each was worse by more than allowed.
-        version: Its version.
+        chosen: The registered rank; `None` when no lower rank was within the tolerance.
+        version: The registered version.
     """
 
     whole: Candidate
@@ -59,21 +59,21 @@ def shrink_version(
     measure: str = "loss",
     tolerance: float = 0.01,
 ) -> Shrunk:
-    """Register the smallest of these ranks whose adapter is no worse than allowed.
+    """Register the adapter at the lowest rank within the tolerance.
 
     Args:
         version: The adapter to shrink.
-        ranks: Ranks below its own.
-        evaluator: Measures the whole adapter and the lower ranks in the form that it is meant for.
-        measure: What to compare them by.
-        tolerance: How much worse than the whole adapter, as a part of the whole one's value.
+        ranks: Ranks to try, below the rank of the adapter.
+        evaluator: Evaluates the adapter at each rank, in the version's serving form.
+        measure: Measure for the comparison.
+        tolerance: Allowed worsening of the measure, as a share of the whole adapter's value.
 
     Raises:
-        SweepSpecError: A rank is not below the adapter's, or the measure is unknown.
-        SweepError: An adapter could not be measured.
+        SweepSpecError: A rank is not below the adapter's rank, or the measure is unknown.
+        SweepError: An adapter could not be evaluated.
         RegistryError: MLflow cannot be used.
     """
-    # torch, which the commands that only read do without
+    # Imports torch, which commands that only read the registry do not need.
     from trainables.evaluation.shrink import choose_smallest, energy, shrink_bundle
 
     own = int(version.tags["lora.rank"])

@@ -20,7 +20,7 @@ _HEADINGS = (
 )  # fmt: skip
 _RETIRED = "retired"
 _TOLD_APART = ("serving.form", "checkpoints")
-"""Tags with a line of their own."""
+"""Tags shown in lines of their own."""
 
 _FIRST_MEASURES = ("loss", "accuracy")
 _PERPLEXITY = "perplexity"
@@ -40,7 +40,10 @@ def render_versions(versions: Sequence[AdapterVersion]) -> Table | str:
         table.add_row(
             Text(str(version.ref)),
             ", ".join(marks),
-            *(_number(version, f"{split}_{measure}") for measure in ("loss", "accuracy")),
+            *(
+                f"{version.metrics[name]:.4f}" if name in version.metrics else ""
+                for name in (f"{split}_loss", f"{split}_accuracy")
+            ),
             split,
             Text(version.tags.get("quantization", "")),
             Text(version.form),
@@ -59,21 +62,25 @@ def render_version(
     """All records of one version.
 
     Args:
-        version: Which.
-        evaluations: What was measured of it, the newest first; intervals need their examples.
-        moves: Of all aliases of the adapter, the oldest first.
+        version: The version.
+        evaluations: Its evaluations, the newest first; intervals need the examples in them.
+        moves: Moves of all aliases of the adapter, the oldest first.
     """
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     for name, value in _facts(version):
-        table.add_row(name, Text(one_line(value)))  # brackets in it are no markup
+        table.add_row(name, Text(one_line(value)))  # as Text: brackets are no markup here
     for line in _alias_lines(version, moves):
         table.add_row("alias history", Text(line))
     for name, number in sorted(version.metrics.items()):
         table.add_row(name, f"{number:.6g}")
+    hidden = {f"metric.{name}" for name in version.metrics} | set(version.metrics)
+    hidden |= {f"checkpoint.{step}" for step in version.checkpoints} | set(_TOLD_APART)
+    if version.retired:
+        hidden.add(f"lorchestra.{_RETIRED}")
     for name, text in sorted(version.tags.items()):
-        if name not in _hidden_tags(version):
+        if name not in hidden:
             table.add_row(name, Text(text))
     if not evaluations:
         return Group(table)
@@ -84,13 +91,16 @@ def render_evaluations(evaluations: Sequence[Evaluation]) -> RenderableType:
     """A table of a version's newest evaluations, by serving form and rows.
 
     Args:
-        evaluations: The newest first.
+        evaluations: All evaluations, the newest first.
     """
     newest: dict[tuple[str, str], Evaluation] = {}
     for one in evaluations:
         newest.setdefault((one.form, one.data.digest), one)
     shown = sorted(newest.values(), key=lambda one: (one.data.name, SERVING_FORMS.index(one.form)))
-    measures = _measures(shown)
+    names = dict.fromkeys(name for one in shown for name in one.measures)
+    first = [name for name in _FIRST_MEASURES if name in names]
+    rest = [name for name in names if name not in (*first, _PERPLEXITY)]
+    measures = [*first, *rest][:_MOST_MEASURES]
     table = Table(box=None, pad_edge=False)
     for heading in ("form", "rows", *measures):
         table.add_column(Text(heading), overflow="fold")
@@ -100,13 +110,13 @@ def render_evaluations(evaluations: Sequence[Evaluation]) -> RenderableType:
     left = len(evaluations) - len(shown)
     if left == 0:
         return table
-    return Group(table, Text(f"and {left} older or measured in another way", style="dim"))
+    return Group(table, Text(f"and {left} older or with other settings", style="dim"))
 
 
 def render_moves(moves: Sequence[AliasMove]) -> Table | str:
     """One line for each move of an alias, oldest first."""
     if not moves:
-        return "no alias of it was ever moved"
+        return "no alias of this adapter was ever moved"
     table = Table(box=None, pad_edge=False)
     for heading in ("when", "alias", "from", "to", "who", "why"):
         table.add_column(heading, overflow="fold")
@@ -123,7 +133,7 @@ def render_moves(moves: Sequence[AliasMove]) -> Table | str:
 
 
 def render_challenges(challenges: Sequence[Challenge]) -> Table:
-    """A line for each challenge before the gate, oldest first, with its number on these rows."""
+    """One line for each challenge at the gate, oldest first, with a count for the same rows."""
     table = Table(box=None, pad_edge=False)
     for heading in ("when", "challenged", "by", "measure", "rows", "number", "who"):
         table.add_column(heading, overflow="fold")
@@ -185,21 +195,6 @@ def _alias_lines(version: AdapterVersion, moves: Sequence[AliasMove]) -> Iterato
         yield one_line(f"{at} {what} (by {move.who}){why}")
 
 
-def _hidden_tags(version: AdapterVersion) -> set[str]:
-    """Tags that are shown elsewhere, and digests of kept steps."""
-    metrics = {f"metric.{name}" for name in version.metrics} | set(version.metrics)
-    steps = {f"checkpoint.{step}" for step in version.checkpoints}
-    retired = {f"lorchestra.{_RETIRED}"} if version.retired else set()
-    return metrics | steps | retired | set(_TOLD_APART)
-
-
-def _measures(evaluations: Sequence[Evaluation]) -> list[str]:
-    names = dict.fromkeys(name for one in evaluations for name in one.measures)
-    first = [name for name in _FIRST_MEASURES if name in names]
-    rest = [name for name in names if name not in (*first, _PERPLEXITY)]
-    return [*first, *rest][:_MOST_MEASURES]
-
-
 def _score(one: Evaluation, measure: str) -> str:
     if measure not in one.measures:
         return ""
@@ -208,10 +203,6 @@ def _score(one: Evaluation, measure: str) -> str:
         return text
     found = interval(one, measure)
     return f"{text} ({format_bounds(found.low, found.high)})"
-
-
-def _number(version: AdapterVersion, metric: str) -> str:
-    return f"{version.metrics[metric]:.4f}" if metric in version.metrics else ""
 
 
 def _when(version: AdapterVersion) -> str:

@@ -147,7 +147,7 @@ def test_versions_that_are_alike_and_unmeasured_can_be_compared():
     empty = build_comparison(differing={}, scores=(), costs=())
     assert "The same in all" in show(empty)
     page = build_comparison_page(empty)
-    assert "None of them has a score." in page
+    assert "No version has a score." in page
     assert 'id="scores-0"' not in page
 
 

@@ -78,7 +78,7 @@ def test_while_mlflow_lacks_its_run_an_adapter_is_not_registered(evaluated, data
     def away():
         raise TrackingError("MLflow is away")
 
-    with pytest.raises(TrackingError, match=r"trial 1: .* no run of it .*MLflow is away"):
+    with pytest.raises(TrackingError, match=r"trial 1: .* no run of the trial .*MLflow is away"):
         register(evaluated, database, away)
     name = evaluated.spec.register.name
     assert Registry(database).versions(name=name) == []

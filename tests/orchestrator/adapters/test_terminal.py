@@ -136,7 +136,7 @@ def test_a_version_shows_the_newest_evaluation_of_each_form_with_intervals():
     assert lines[1][3:7] == ["2.0000", "(1.0000", "…", "3.0000)"]
     assert "9.0000" not in text
     assert "perplexity" not in text
-    assert "and 1 older or measured in another way" in text
+    assert "and 1 older or with other settings" in text
 
 
 def test_evaluations_read_without_their_rows_have_no_intervals():
