@@ -1,11 +1,12 @@
-"""Carries the event log to MLflow, from a thread of its own.
+"""Delivers the event log to MLflow, from a thread of its own.
 
-The log is the queue: a cursor beside it says how far MLflow has been told. MLflow being away
-never holds a sweep up; what is left is delivered when it is back, by this run or the next.
+The log is the queue: a cursor file beside the log holds the number of delivered events. A sweep
+never waits for an MLflow server that does not answer: this session or the next session delivers
+the rest when the server is back.
 
-Events are told in batches, so that a busy sweep costs few calls. One can be told twice, when an
-answer is lost or the driver is, and then changes nothing: runs are found by tag and points by
-their time.
+Events are delivered in batches, so that a busy sweep needs few calls. An event may be delivered
+twice, after a lost answer or a crash of the driver, and then changes nothing: runs are found by
+tag, and points by their time.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from trainables.whole import replace_file
 logger = logging.getLogger(__name__)
 
 _INTERVAL_S = 2.0
-"""Between two batches: what comes meanwhile is told at once."""
+"""Seconds between two batches; events that arrive meanwhile are in one batch."""
 _PAUSE_S = 0.5
 _MAX_PAUSE_S = 30.0
 _BATCH_BYTES = 2**18
-"""Of the log, about a thousand events: what is in memory while MLflow is away."""
+"""Bytes of the log in one batch, about a thousand events; limits memory while MLflow is away."""
 _LEAVING_S = 60.0
 _FLEEING_S = 5.0
 
@@ -46,14 +47,17 @@ _FLEEING_S = 5.0
 class Delivery:
     """Delivers a sweep's events to MLflow; flushes pending events when the context closes.
 
-    A sweep that is left unfinished has its open runs closed in MLflow, with a tag that says so;
-    the session that goes on with it opens them again.
+    The open runs of an unfinished sweep are closed in MLflow with a tag; the session that
+    continues the sweep opens the runs again.
 
     Args:
         spec: The sweep.
-        log: Path of its event log.
+        log: Path of the sweep's event log.
         connect: Makes the tracker; called again after a failure.
-        report_folder: Files of this folder become artifacts of the sweep's run when it ends.
+        report_folder: Folder whose files become artifacts of the sweep's run at its end.
+
+    Attributes:
+        problem: The error of the last attempt; empty after a success.
     """
 
     def __init__(
@@ -65,14 +69,14 @@ class Delivery:
         self._tracker: Tracker | None = None
         self._tail = LogTail(log)
         self._desk = NewsDesk(spec)
-        self._read: deque[LogEntry] = deque()  # not yet on the desk
-        self._news: deque[News] = deque()  # not yet told
-        self._seen = 0  # events that the desk has taken in
-        self._cursor: int | None = None  # events told, as the file has it
+        self._read: deque[LogEntry] = deque()  # events not yet on the desk
+        self._news: deque[News] = deque()  # news not yet delivered
+        self._seen = 0  # number of events that the desk has
+        self._cursor: int | None = None  # number of delivered events in the cursor file
         self._wake, self._urgent = threading.Event(), threading.Event()
         self._closing = threading.Event()
-        self._delivered = 0  # events that MLflow has been told of
-        self._begun, self._failed = 0, 0  # attempts: how many, and the last one that failed
+        self._delivered = 0  # number of events delivered to MLflow
+        self._begun, self._failed = 0, 0  # number of attempts; number of the last failed attempt
         self._is_running = False
         self._is_ours = True
         self._progress = threading.Condition()
@@ -81,7 +85,7 @@ class Delivery:
 
     def __enter__(self) -> Self:
         self._is_running = True
-        self._wake.set()  # an earlier session may have left something
+        self._wake.set()  # an earlier session may have left events
         self._thread.start()
         return self
 
@@ -91,20 +95,20 @@ class Delivery:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # A driver that lost its storage may have lost it to another one, which goes on.
+        # After a storage error, another driver may own the sweep and its runs in MLflow.
         self._is_ours = not isinstance(error, SweepStorageError)
         self._closing.set()
         self._hurry()
         self._thread.join(timeout=_LEAVING_S if error is None else _FLEEING_S)
 
     def nudge(self) -> None:
-        """There is something new in the log; never waits."""
+        """Wake the thread after a change of the log; never waits."""
         self._wake.set()
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until the events logged so far are delivered; `False` after the timeout.
 
-        Waits no longer than one attempt of its own takes to fail.
+        Also `False` as soon as an attempt fails that began after this call.
         """
         wanted = sum(1 for _ in read_events(self._log))
         with self._progress:
@@ -117,12 +121,12 @@ class Delivery:
             return self._delivered >= wanted
 
     def sweep_run(self) -> str | None:
-        """MLflow's id of the sweep's run, once it was delivered."""
+        """The id of the sweep's MLflow run; `None` before its delivery."""
         tracker, sweep_id = self._tracker, self._desk.history.sweep_id
         return None if tracker is None or sweep_id is None else tracker.find_sweep(sweep_id)
 
     def trial_run(self, trial: int) -> str | None:
-        """MLflow's id of a trial's run, once it was delivered."""
+        """The id of a trial's MLflow run; `None` before its delivery."""
         tracker, sweep_id = self._tracker, self._desk.history.sweep_id
         return None if tracker is None or sweep_id is None else tracker.find_trial(sweep_id, trial)
 
@@ -146,7 +150,7 @@ class Delivery:
                     if is_last:
                         self._attempt(self._leave_unfinished)
                 else:
-                    self._wake.set()  # something is left
+                    self._wake.set()  # events are left
                     pause_s = min(_PAUSE_S * 2**failures, _MAX_PAUSE_S)
                     failures += 1
         finally:
@@ -160,51 +164,49 @@ class Delivery:
             self._begun += 1
         try:
             deliver()
-        # Whatever it was: a thread that ended here would deliver nothing more and tell nobody.
+        # Any error: without this thread, no later event would be delivered, and no user be told.
         except Exception as error:  # noqa: BLE001
-            self._note(error)
+            # The tracker does not wrap an OSError of artifacts.
+            is_foreseen = isinstance(error, TrackingError | OSError)
+            problem = str(error) if is_foreseen else f"{type(error).__name__}: {error}"
+            problem = without_secrets(problem)
+            if not self.problem:
+                trace = "" if is_foreseen else f"\n{without_secrets(format_exc())}"
+                logger.warning("MLflow was not told: %s, trying again later%s", problem, trace)
+            self._tracker = None
+            with self._progress:
+                self.problem, self._failed = problem, self._begun
+                self._progress.notify_all()
             return False
         self.problem = ""
         return True
-
-    def _note(self, error: Exception) -> None:
-        # OSError: artifacts, which the tracker leaves as they are.
-        is_foreseen = isinstance(error, TrackingError | OSError)
-        problem = str(error) if is_foreseen else f"{type(error).__name__}: {error}"
-        problem = without_secrets(problem)
-        if not self.problem:
-            trace = "" if is_foreseen else f"\n{without_secrets(format_exc())}"
-            logger.warning("MLflow was not told: %s, trying again later%s", problem, trace)
-        self._tracker = None
-        with self._progress:
-            self.problem, self._failed = problem, self._begun
-            self._progress.notify_all()
 
     def _deliver_pending(self) -> None:
         if self._tracker is None:
             self._tracker = self._connect()
         is_behind = True
         while is_behind:
-            is_left = bool(self._news or self._read)  # by an attempt that failed
+            is_left = bool(self._news or self._read)  # from a failed attempt
             if not is_left:
                 self._read.extend(self._tail.read_on())
             is_behind = is_left or self._tail.is_behind
             self._gather()
-            # One by one, so that a server which fails now and then is told all in the end.
+            # One by one: with a server that fails now and then, every attempt makes progress.
             is_news = bool(self._news)
             while self._news:
                 self._tell(self._tracker, self._news[0])
                 self._news.popleft()
             if is_news:
-                self._write_cursor(self._seen)
+                replace_file(self._cursor_file, json.dumps({"events": self._seen}).encode())
             with self._progress:
                 self._delivered = self._seen
                 self._progress.notify_all()
 
     def _gather(self) -> None:
-        """Make news of the events that were read."""
+        """Turn the events that were read into news."""
         if self._cursor is None:
-            self._cursor = self._read_cursor()
+            is_kept = self._cursor_file.is_file()
+            self._cursor = json.loads(self._cursor_file.read_text())["events"] if is_kept else 0
         while self._read:
             entry = self._read.popleft()
             self._seen += 1
@@ -233,38 +235,29 @@ class Delivery:
         if self._tracker is not None and history.status == "running" and self._is_ours:
             self._tracker.interrupt(str(history.sweep_id), time.time())
 
-    def _read_cursor(self) -> int:
-        if not self._cursor_file.is_file():
-            return 0
-        delivered: int = json.loads(self._cursor_file.read_text())["events"]
-        return delivered
-
-    def _write_cursor(self, events: int) -> None:
-        replace_file(self._cursor_file, json.dumps({"events": events}).encode())
-
 
 class LogTail:
-    """Reads on in a log that grows: each event once, however long the log is by now.
+    """Reads each event of a growing log once, in batches.
 
     Args:
         log: Path of the event log.
 
     Attributes:
-        is_behind: Whether there was more than the last reading was to bring.
+        is_behind: Whether the log may have more events than the last batch took.
     """
 
     def __init__(self, log: Path) -> None:
         self._log = log
-        self._read = 0  # bytes up to the end of the last event that was read
+        self._read = 0  # bytes up to the end of the last event read
         self.is_behind = False
 
     def read_on(self, max_bytes: int = _BATCH_BYTES) -> list[LogEntry]:
-        """Events since the last call, in order; a line that is still being written waits.
+        """Events since the last call, in order, without a line that is still being written.
 
-        Of a longer log, the events in about `max_bytes`, at least one; `is_behind` says so.
+        Takes about `max_bytes`, at least one event, and sets `is_behind` if the log may have more.
 
         Raises:
-            SweepStorageError: A line before the last one is no event.
+            SweepStorageError: A line before the last line is no event.
         """
         try:
             with self._log.open("rb") as file:

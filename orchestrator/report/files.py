@@ -1,4 +1,4 @@
-"""A report as files: the leaderboard, the page and the pictures."""
+"""Writes a report as files: the leaderboard, the page and the pictures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from trainables.whole import replace_file
 def write_report(
     report: SweepReport, spec: SweepSpec, history: SweepHistory, folder: Path
 ) -> list[Path]:
-    """Write the files of a report, each whole or not at all.
+    """Write the files of a report; an interrupted write leaves no partial file.
 
-    Those are `leaderboard.csv`, `report.html`, `learning_curves.png`, and where trials can be
-    compared by these `pareto.png` and `importance.png`. Pictures of an earlier report that there
-    is nothing to show on any more are removed.
+    The files are `leaderboard.csv`, `report.html`, `learning_curves.png`, and, with enough trials
+    to compare, `pareto.png` and `importance.png`. Pictures of an earlier report that the new
+    report does not have are removed.
 
     Returns:
-        The files, the table first, then the page, then pictures.
+        The files: the table, then the page, then the pictures.
 
     Raises:
         OSError: The folder cannot be written.

@@ -1,4 +1,4 @@
-"""Which searched settings mattered: what each explains of the order of the trials."""
+"""Importance of searched settings: the share of the trials' order that each setting explains."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from orchestrator.spec.sweep import SweepSpec
 from orchestrator.wording import format_setting
 
 FEWEST_TRIALS = 12
-"""Of made-up sweeps over five settings with one that decides, 12 trials named that one in 11 to
-12 cases of 12, 8 trials in 6 to 8 of 12."""
+"""In 12 synthetic sweeps over five settings, one of them decisive, 12 trials identified the
+decisive setting in 11 to 12 sweeps, 8 trials in 6 to 8 sweeps."""
 
-# Beyond these, the parts of 100 to 400 made-up trials changed by a hundredth at most, and the
-# time for them grew fourfold.
+# Beyond these, the shares of 100 to 400 synthetic trials changed by 0.01 at most, and the time
+# grew fourfold.
 _TREES, _DEPTH = 32, 8
 _COLOR = "#0072b2"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """What settings explain of the order of the trials.
+    """Shares of the trials' order that settings explain.
 
     Attributes:
-        parts: Of each setting that varied, its part of what single settings explain of the order;
-            they sum up to 1, largest first. Empty where that cannot be said.
-        constant: Settings of the space that had one value in all trials looked at.
-        trials: How many were looked at.
-        note: One sentence on how it was found, or why it was not.
+        parts: Share of each setting that varied, of all that single settings explain; the shares
+            sum to 1, the largest first. Empty where the trials do not suffice.
+        constant: Settings of the space with one value in all counted trials.
+        trials: Number of counted trials.
+        note: Sentences about the method, or the reason for empty `parts`.
     """
 
     parts: Mapping[str, float] = field(default_factory=dict)
@@ -50,10 +50,10 @@ def find_importance(spec: SweepSpec, history: SweepHistory) -> Importance:
     """The importance of each knob for the first objective, by functional ANOVA.
 
     (F. Hutter, H. Hoos, K. Leyton-Brown, "An Efficient Approach for Assessing Hyperparameter
-    Importance", ICML 2014; Optuna's implementation.) Trials count by their place in the order and
-    not by their value, so that one that went very wrong does not hide what the others say; those
-    that diverged share the last place. Knobs that a trial did not search count with their fixed
-    setting. Not looked at are repeats, copies made by `pbt`, and trials without a measurement.
+    Importance", ICML 2014; Optuna's implementation.) Trials count by rank and not by value, so
+    that a single very bad trial does not hide the differences among the others; diverged trials
+    share the last rank. A knob that a trial did not search counts with its fixed setting. Repeats,
+    copies made by `pbt`, and trials without an evaluation do not count.
     """
     ranked = [record for record in history.ranking(spec.objective) if record.parent is None]
     diverged = [record for record in history.searched() if record.outcome is Outcome.DIVERGED]
@@ -68,30 +68,30 @@ def find_importance(spec: SweepSpec, history: SweepHistory) -> Importance:
     if count < FEWEST_TRIALS:
         return Importance(
             trials=count,
-            note=f"{count} trials with results are too few to tell which settings mattered; it "
-            f"takes {FEWEST_TRIALS}.",
+            note=f"{count} trials with results are too few to tell which settings mattered; at "
+            f"least {FEWEST_TRIALS} are needed.",
         )
     if len(varied) < 2 or len(set(places)) < 2:
         return Importance(
             constant=constant,
             trials=count,
-            note=f"Of {count} trials with results, {len(varied)} settings varied and "
-            f"{len(set(places))} places differ; with fewer than two there is nothing to compare.",
+            note=f"In {count} trials with results, {len(varied)} settings varied and "
+            f"{len(set(places))} ranks differ; a comparison needs at least two of each.",
         )
     return Importance(
         parts=_explain(varied, places),
         constant=constant,
         trials=count,
-        note=f"What each setting explains, by itself, of the order of {count} trials by "
-        f"{spec.objective.metric} (functional ANOVA), as part of what they explain one by one; "
-        "what only several explain together is left out. Trials stopped early count with what "
-        "they measured last. It tells of the values that were tried, which a search draws where "
-        "it expects good ones.",
+        note=f"Share of the order of {count} trials by {spec.objective.metric} that each setting "
+        "explains alone (functional ANOVA), relative to the sum over all settings; effects of "
+        "several settings together are left out. Trials stopped early count with their last "
+        "value. The shares describe the values that were tried, and a search tries more values "
+        "where it expects good ones.",
     )
 
 
 def _explain(varied: Mapping[str, Sequence[Any]], places: Sequence[float]) -> dict[str, float]:
-    # scikit-learn, which Optuna's trees are of, takes a second to import; only reports need it.
+    # Optuna's trees import scikit-learn, which takes a second; only reports need them.
     import optuna
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
@@ -110,7 +110,7 @@ def _explain(varied: Mapping[str, Sequence[Any]], places: Sequence[float]) -> di
 
 
 def _axis(column: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """An Optuna distribution for a column, and the column's values in its terms."""
+    """An Optuna distribution for a column, and the column's values within the distribution."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     if all(map(is_number, column)):

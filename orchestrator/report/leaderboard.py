@@ -1,9 +1,9 @@
-"""Every trial of a sweep in one table: ranked ones first, failures apart from bad results."""
+"""Leaderboard: every trial of a sweep in one table, ranked trials first, then by outcome."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,7 +17,7 @@ from orchestrator.spec.sweep import SweepSpec
 from trainables.spec import TrialSpec
 
 UNFINISHED = "unfinished"
-"""Stands in the column `outcome` for a trial without an end."""
+"""Value of the column `outcome` for a trial that has not ended."""
 
 UNRANKED_ORDER: tuple[str, ...] = (*TRAITS, UNFINISHED)
 """Values of the column `outcome` in the order of trials without a rank."""
@@ -29,26 +29,35 @@ _COSTS = tuple(name for name, one in TRIAL_METRICS.items() if not one.measure)
 def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
     """One row per trial of the search; trials without a comparable value have no `rank`.
 
-    Metrics are those of a trial's last report, missing where not finite.
+    Metrics are those of a trial's last report; values that are not finite are missing. The reason
+    of a trial also names a constraint that keeps its adapter out of the ranking.
     """
     settings = searched_names(spec.search_space)
     metrics = objective_first(spec.objective.metric)
     ranked = history.ranking(spec.objective)
     rows = []
-    for rank, record in _in_order(ranked, history):
+    placed = {record.number for record in ranked}
+    rest = sorted(
+        (record for record in history.searched() if record.number not in placed),
+        key=lambda record: (UNRANKED_ORDER.index(outcome_of(record)), record.number),
+    )
+    for rank, record in [*enumerate(ranked, 1), *((None, record) for record in rest)]:
+        is_adapter = can_leave_adapter(record.outcome)
+        broken = exceeded(record, spec.objective) if is_adapter else ""
+        reason = f"{record.reason}; not {broken}" if broken else record.reason
         rows.append(
             {"rank": rank, "trial": record.number, "outcome": outcome_of(record)}
             | _last_values(record, ("step", *metrics))
             | {name: value for name, value in describe_trial(record).items() if name in settings}
             | _last_values(record, _COSTS)
-            | {"seconds": _seconds(record), "reason": _reason(record, spec)}
+            | {"seconds": _seconds(record), "reason": reason}
         )
     columns = ["rank", "trial", "outcome", "step", *metrics]
     columns += [*settings, *_COSTS, "seconds", "reason"]
     types = dict.fromkeys((*metrics, *_COSTS, "seconds"), "float64")
     whole = [name for name, one in TRIAL_METRICS.items() if one.is_whole]
     types |= dict.fromkeys(("rank", "trial", "step", *whole), "Int64")
-    # Settings stay objects: pandas would turn 4 and None into 4.0 and NaN.
+    # Settings stay objects, because pandas turns 4 and None into 4.0 and NaN.
     return pd.DataFrame(
         {
             name: pd.Series([row[name] for row in rows], dtype=types.get(name, "object"))
@@ -60,7 +69,7 @@ def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
 def find_pareto(objective: ObjectiveSpec, history: SweepHistory) -> tuple[int, ...]:
     """Ranked trials on the Pareto front of the objectives.
 
-    Empty for a single objective, where the ranking says it all.
+    Empty for a single objective, because the ranking shows the best trial.
     """
     if not objective.also:
         return ()
@@ -77,7 +86,7 @@ def find_pareto(objective: ObjectiveSpec, history: SweepHistory) -> tuple[int, .
 
 
 def find_front(costs: Mapping[int, Sequence[float]]) -> tuple[int, ...]:
-    """Numbers on the Pareto front: no other number has all costs as low and one lower."""
+    """Numbers on the Pareto front: no other number dominates a number on the front."""
     return tuple(
         number
         for number, cost in costs.items()
@@ -86,12 +95,13 @@ def find_front(costs: Mapping[int, Sequence[float]]) -> tuple[int, ...]:
 
 
 def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether no cost of `a` is higher than in `b`, and at least one cost is lower."""
     pairs = list(zip(a, b, strict=True))
     return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
 
 
 def objective_first(metric: str) -> list[str]:
-    """The metrics of a table of trials."""
+    """The metrics in a table of trials, the objective first."""
     return [metric, *(name for name in _METRICS if name != metric)]
 
 
@@ -112,18 +122,6 @@ def outcome_of(record: TrialRecord) -> str:
     return UNFINISHED if record.outcome is None else record.outcome.value
 
 
-def _in_order(
-    ranked: list[TrialRecord], history: SweepHistory
-) -> Iterator[tuple[int | None, TrialRecord]]:
-    yield from enumerate(ranked, 1)
-    placed = {record.number for record in ranked}
-    rest = [record for record in history.searched() if record.number not in placed]
-    for record in sorted(
-        rest, key=lambda one: (UNRANKED_ORDER.index(outcome_of(one)), one.number)
-    ):
-        yield None, record
-
-
 def _last_values(record: TrialRecord, names: tuple[str, ...]) -> dict[str, float | None]:
     reports = record.measured
     last: Mapping[str, float] = reports[-1].metrics if reports else {}
@@ -137,14 +135,8 @@ def _last_values(record: TrialRecord, names: tuple[str, ...]) -> dict[str, float
     return found
 
 
-def _reason(record: TrialRecord, spec: SweepSpec) -> str:
-    """Reason of the end, and the constraint that keeps an adapter out of the ranking."""
-    broken = exceeded(record, spec.objective) if can_leave_adapter(record.outcome) else ""
-    return f"{record.reason}; not {broken}" if broken else record.reason
-
-
 def _seconds(record: TrialRecord) -> float | None:
-    """From start to end, or to the last sign of life."""
+    """Seconds from the start to the end, or to the last report of an unfinished trial."""
     end = record.ended_at
     if end is None and record.reports:
         end = record.reports[-1].at

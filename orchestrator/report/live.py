@@ -1,4 +1,4 @@
-"""A sweep as it happens: a table that redraws itself in a terminal, plain lines elsewhere."""
+"""Live view of a sweep: a table that redraws itself in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.journal.history import SweepHistory, TrialRecord, TrialReport
+from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.metrics import HEADLINES
 from orchestrator.outcome import TRAITS, Outcome, can_leave_adapter
 from orchestrator.spec.sweep import SweepSpec
@@ -38,12 +38,12 @@ class TrialLine(NamedTuple):
     Attributes:
         number: The trial's number.
         state: `waiting`, `running`, or the outcome.
-        step: Steps at the last measurement.
-        value: The objective as last measured, where finite.
-        knobs: What the trial tries.
+        step: Step of the last evaluation.
+        value: The objective at the last evaluation; `None` if not finite.
+        knobs: Searched settings of the trial.
         reason: Why the trial ended.
-        is_repeat: The trial repeats a finalist with another seed.
-        is_adapter: The value counts: the trial goes on, or its end can leave an adapter.
+        is_repeat: Whether the trial repeats a finalist with another seed.
+        is_adapter: Whether the value counts: the trial runs, or its outcome can leave an adapter.
     """
 
     number: int
@@ -57,19 +57,19 @@ class TrialLine(NamedTuple):
 
 
 class ProgressDisplay:
-    """Shows a sweep from entering to leaving; whatever happens, leaving restores the terminal.
+    """Shows a sweep while the context is open; its end restores the terminal, also after an error.
 
     Thread-safe: events come from several threads.
 
     Attributes:
-        budget: Says what was spent of each limit; set once that is known.
+        budget: Returns the spent part of each limit as text; set when the budget is known.
     """
 
     def __init__(self, spec: SweepSpec, console: Console) -> None:
         self._spec = spec
         self._console = console
         self._is_live = console.is_terminal and not console.is_dumb_terminal
-        # Reentrant, as a signal handler may update in the midst of an update.
+        # Reentrant, because a signal handler may call `update` during an update.
         self._guard = threading.RLock()
         self._began = time.monotonic()
         self._phase = ""
@@ -86,7 +86,7 @@ class ProgressDisplay:
                 console=self._console,
                 get_renderable=self._render,
                 refresh_per_second=_REFRESH_PER_S,
-                # What others print is sent to a file, not above the table.
+                # `orchestrator.quiet` sends other output to a file.
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
@@ -107,7 +107,7 @@ class ProgressDisplay:
             self._live.stop()
 
     def phase(self, name: str) -> None:
-        """Say what the sweep is doing now, such as `searching`."""
+        """Show the present activity of the sweep, such as `searching`."""
         with self._guard:
             if name != self._phase:
                 self._phase = name
@@ -118,12 +118,12 @@ class ProgressDisplay:
         """Show changes of the history since the last call.
 
         Args:
-            history: What is known of the sweep; another thread may be adding to it.
-            note: A sentence about the moment; it stands until the next one.
+            history: History of the sweep; another thread may add to the history meanwhile.
+            note: A sentence, shown until the next note.
         """
         with self._guard:
             if self._live is not None:
-                self._history = history  # read with the next frame, however much happens till then
+                self._history = history  # the next frame reads it
             else:
                 for line in self._diary.read_on(history):
                     self._say(line)
@@ -134,7 +134,7 @@ class ProgressDisplay:
     def _say(self, line: str) -> None:
         if self._live is None:
             elapsed = f"[{time.monotonic() - self._began:7.1f}s] "
-            # A log's line is one line, however wide: whoever reads it can wrap it.
+            # A line of a log is not wrapped here; the reader's viewer can wrap it.
             self._console.print(Text(elapsed + line), soft_wrap=True)
 
     def _render(self) -> RenderableType:
@@ -150,25 +150,30 @@ class ProgressDisplay:
                 parts.append(Text(one_line(self._note), style="dim"))
             if trials:
                 parts.append(_render_trials(trials, best, self._spec))
-            parts.append(_render_best(best, self._spec))
+            line = "none yet"
+            if best is not None:
+                metric, value = self._spec.objective.metric, format_metric(best.value)
+                place = f"at step {best.step}/{self._spec.horizon} ({best.knobs})"
+                line = f"trial {best.number}, {metric} {value} {place}"
+            parts.append(Text(f"best so far: {line}"))
             return Group(*parts)
 
 
 class Diary:
-    """Turns a growing history into lines, each once.
+    """Turns a growing history into lines; tells each change once.
 
-    The first reading of a resumed sweep tells the past in one line.
+    The first reading of a resumed sweep sums up the past in one line.
     """
 
     def __init__(self, spec: SweepSpec) -> None:
         self._spec = spec
-        self._started, self._reports = 0, 0  # how many of each were told
-        self._going: set[int] = set()  # trials whose end was not told
+        self._started, self._reports = 0, 0  # number of starts and reports told
+        self._going: set[int] = set()  # trials whose end was not told yet
         self._best: int | None = None
         self._is_new = True
 
     def read_on(self, history: SweepHistory) -> list[str]:
-        """What happened since the last reading, in order."""
+        """Lines for the changes since the last reading, in order."""
         entries = sorted(self._entries(history), key=lambda entry: entry[:2])
         lines = [line for *_, line in entries]
         if self._is_new and (history.resumes or history.status not in (None, "running")):
@@ -178,8 +183,8 @@ class Diary:
         return lines
 
     def _entries(self, history: SweepHistory) -> Iterator[tuple[float, int, str]]:
-        """Entries as time, order within the same time, and line."""
-        # Reports before trials: a trial is known by the time it reports.
+        """Entries of time, order within the same time, and line."""
+        # Read reports before trials: the history has every trial of a report.
         reports = history.reports[self._reports :]
         self._reports += len(reports)
         news = list(history.trials.values())[self._started :]
@@ -188,10 +193,13 @@ class Diary:
         for record in sorted(news, key=lambda record: record.number):
             line = f"trial {record.number}  started  {_about(record)}".rstrip()
             yield record.started_at, 0, line
+        names = dict.fromkeys((self._spec.objective.metric, *HEADLINES))
         for number, report in reports:
             if not report.is_fault:
-                line = f"trial {number}  step {report.step}/{self._spec.horizon}"
-                yield report.at, 1, line + "".join(self._measures(report))
+                parts = [f"trial {number}", f"step {report.step}/{self._spec.horizon}"]
+                found = [name for name in names if name in report.metrics]
+                parts += [f"{name} {format_metric(report.metrics[name])}" for name in found]
+                yield report.at, 1, "  ".join(parts)
         for number in sorted(self._going):
             record = history.trials[number]
             if record.outcome is not None:
@@ -199,25 +207,16 @@ class Diary:
                 yield record.ended_at or record.started_at, 2, self._end(record, history)
 
     def _end(self, record: TrialRecord, history: SweepHistory) -> str:
+        """The line for the end of a trial; also updates the best trial so far."""
         parts = [f"trial {record.number}", record.outcome or ""]
         goal = self._spec.objective
-        if self._is_best(record, history):
-            parts.append(f"best so far: {goal.metric} {format_metric(record.last(goal.metric))}")
-        return "  ".join([*parts, one_line(record.reason)]).rstrip()
-
-    def _is_best(self, record: TrialRecord, history: SweepHistory) -> bool:
-        """Whether a trial beats the best so far."""
         numbers = {record.number} if self._best is None else {record.number, self._best}
         two = SweepHistory(trials={number: history.trials[number] for number in numbers})
-        best = two.best(self._spec.objective)
+        best = two.best(goal)
         self._best = None if best is None else best.number
-        return self._best == record.number
-
-    def _measures(self, report: TrialReport) -> Iterator[str]:
-        names = dict.fromkeys((self._spec.objective.metric, *HEADLINES))
-        for name in names:
-            if name in report.metrics:
-                yield f"  {name} {format_metric(report.metrics[name])}"
+        if self._best == record.number:
+            parts.append(f"best so far: {goal.metric} {format_metric(record.last(goal.metric))}")
+        return "  ".join([*parts, one_line(record.reason)]).rstrip()
 
 
 def _read_trials(history: SweepHistory, spec: SweepSpec) -> list[TrialLine]:
@@ -252,25 +251,6 @@ def _about(record: TrialRecord) -> str:
     return settings
 
 
-def _cost(line: TrialLine, spec: SweepSpec) -> float:
-    """The objective where less is better."""
-    if line.value is None:
-        return math.inf
-    return line.value if spec.objective.mode == "min" else -line.value
-
-
-def _choose_rows(trials: list[TrialLine], spec: SweepSpec) -> list[TrialLine]:
-    """Running and waiting trials by number, then ended trials from the best to the failed."""
-    going = ["running", "waiting"]
-
-    def place(line: TrialLine) -> tuple[int, float, int]:
-        if line.state in going:
-            return going.index(line.state), 0.0, line.number
-        return 2 if line.is_adapter else 3, _cost(line, spec), line.number
-
-    return sorted(trials, key=place)[:_MAX_ROWS]
-
-
 def _render_head(
     spec: SweepSpec, phase: str, elapsed: float, trials: list[TrialLine], spent: str
 ) -> RenderableType:
@@ -290,6 +270,16 @@ def _render_head(
 def _render_trials(
     trials: list[TrialLine], best: TrialLine | None, spec: SweepSpec
 ) -> RenderableType:
+    """Running and waiting trials by number, then ended trials from the best to the failed."""
+    going = ["running", "waiting"]
+    sign = 1.0 if spec.objective.mode == "min" else -1.0
+
+    def place(line: TrialLine) -> tuple[int, float, int]:
+        if line.state in going:
+            return going.index(line.state), 0.0, line.number
+        cost = math.inf if line.value is None else sign * line.value
+        return 2 if line.is_adapter else 3, cost, line.number
+
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=True)
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -297,7 +287,7 @@ def _render_trials(
     table.add_column("", width=10)
     table.add_column(spec.objective.metric, justify="right", no_wrap=True)
     table.add_column("settings", ratio=1, no_wrap=True, overflow="ellipsis")
-    for line in _choose_rows(trials, spec):
+    for line in sorted(trials, key=place)[:_MAX_ROWS]:
         is_best = best is not None and line.number == best.number
         table.add_row(
             f"{'* ' if is_best else ''}{line.number}",
@@ -310,12 +300,3 @@ def _render_trials(
         )
     left = len(trials) - _MAX_ROWS
     return Group(table, Text(f"and {left} more trials", style="dim")) if left > 0 else table
-
-
-def _render_best(best: TrialLine | None, spec: SweepSpec) -> Text:
-    if best is None:
-        return Text("best so far: none yet")
-    return Text(
-        f"best so far: trial {best.number}, {spec.objective.metric} {format_metric(best.value)} "
-        f"at step {best.step}/{spec.horizon} ({best.knobs})"
-    )

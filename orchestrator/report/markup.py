@@ -1,4 +1,4 @@
-"""Pieces of a HTML page that needs neither a network nor other files; every text is escaped."""
+"""Pieces of a self-contained HTML page; every text is escaped."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ summary { cursor: pointer; color: #555; }
 
 
 def document(title: str, subtitle: str, sections: Iterable[tuple[str, str]]) -> str:
-    """A whole page.
+    """A whole HTML page.
 
     Args:
-        title: Above it and in the browser's tab; plain text.
+        title: Title of the page and of the browser's tab; plain text.
         subtitle: One line below the title; plain text.
-        sections: Headings in plain text with their content in HTML; those without any are left
-            out.
+        sections: Headings in plain text with their content in HTML; sections without content are
+            left out.
     """
     body = "\n".join(
         f"<section>\n<h2>{escape(heading)}</h2>\n{content}\n</section>"
@@ -56,10 +56,10 @@ def table(
     """An HTML table that scrolls sideways; empty text without rows.
 
     Args:
-        heads: Plain text; all empty for a table without a head.
-        rows: What `cell` and `number` give.
-        styles: A CSS class of each row, or an empty string.
-        is_dense: In smaller letters.
+        heads: Headings in plain text; all empty for a table without a head.
+        rows: Cells from `cell` and `number`.
+        styles: A CSS class for each row, or an empty string.
+        is_dense: Whether to use smaller letters.
     """
     rows = list(rows)
     if not rows:
@@ -77,12 +77,12 @@ def table(
 
 
 def cell(text: str, style: str = "") -> str:
-    """A table's cell of plain text."""
+    """A table cell of plain text."""
     return f'<td class="{style}">{escape(text)}</td>' if style else f"<td>{escape(text)}</td>"
 
 
 def number(text: str) -> str:
-    """A table's cell that ends at the right."""
+    """A table cell of plain text, aligned to the right."""
     return cell(text, "number")
 
 
@@ -97,7 +97,7 @@ def folded(summary: str, content: str) -> str:
 
 
 def embed(figure: Any, name: str) -> str:
-    """A plotly figure as HTML with this element id."""
+    """A plotly figure as an HTML element with this id."""
     return str(
         figure.to_html(
             full_html=False,

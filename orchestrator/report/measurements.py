@@ -1,4 +1,4 @@
-"""What was measured of trials and of the base, set side by side."""
+"""Comparisons within a report: base and adapter, accuracy and completions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BaseComparison(NamedTuple):
 
     @property
     def difference(self) -> float | None:
-        """Adapter minus base, when both were measured."""
+        """Adapter minus base; `None` if either value is missing."""
         if self.base is None or self.adapter is None:
             return None
         return self.adapter - self.base
@@ -29,7 +29,7 @@ class BaseComparison(NamedTuple):
 def compare_with_base(
     base: Mapping[str, Mapping[str, float]], adapter: Mapping[str, Mapping[str, float]]
 ) -> list[BaseComparison]:
-    """Loss and accuracies by split; a measure that neither side has is left out.
+    """Loss and accuracies by split; measures without any value are left out.
 
     Args:
         base: Metrics of the base by split.
@@ -57,7 +57,8 @@ class Generated(NamedTuple):
     """Two measures of the trained form on the same rows.
 
     Attributes:
-        accuracy: Share of rows whose every answer token is the likeliest one after the given ones.
+        accuracy: Share of rows in which every answer token is the most likely next token after
+            the true tokens before.
         exact_match: Share of rows whose greedy completion equals the answer.
     """
 
@@ -66,13 +67,14 @@ class Generated(NamedTuple):
 
     @property
     def warning(self) -> str:
-        """Warning for completions that are worse than the accuracy; empty otherwise."""
+        """A warning if completions are worse than the accuracy suggests; empty otherwise."""
         if self.exact_match > self.accuracy - _WORSE:
             return ""
         return (
             f"{self.accuracy:.1%} of the rows have the right answer token by token, "
-            f"{self.exact_match:.1%} of the completions equal it: completions that run on behind "
-            "the answer, or are cut by finals.max_new_tokens. Read some in scores/trained.json."
+            f"{self.exact_match:.1%} of the completions equal the answer: completions continue "
+            "after the answer, or finals.max_new_tokens cuts them. Read some completions in "
+            "scores/trained.json."
         )
 
 

@@ -1,7 +1,7 @@
-"""What a sweep's events mean for its runs in MLflow, gathered so that little has to be said.
+"""Turns a sweep's events into news for its runs in MLflow, merged so that few calls are needed.
 
-However many events of a trial there are, it is one piece of news; those of the sweep as a whole
-stay where they were among them.
+All new events of a trial become one piece of news. News of the sweep as a whole keeps its place
+in the order.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from trainables.spec import TrialSpec
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOpening:
-    """News that the sweep started or goes on.
+    """News that the sweep started or continues.
 
     Attributes:
-        sweep_id: Which one.
-        name: What its run is called.
-        params: What defines it.
-        tags: More of that.
-        text: The sweep file, as it was started.
+        sweep_id: Id of the sweep.
+        name: Name of the sweep's run.
+        params: Parameters of the run: base, data, search.
+        tags: Tags of the run.
+        text: The sweep file at the first start.
         at_s: Seconds since the epoch.
     """
 
@@ -59,9 +59,9 @@ class SweepClosing:
     """News that the sweep ended.
 
     Attributes:
-        opening: What is to be told first where the sweep's run is missing.
-        status: How it ended.
-        metrics: What its best adapter measures, and the bare base.
+        opening: News that opens the sweep's run if the run is missing.
+        status: Outcome of the sweep.
+        metrics: Metrics of the best adapter, and of the base without an adapter.
         at_s: Seconds since the epoch.
     """
 
@@ -81,14 +81,14 @@ class NewsDesk:
         spec: The sweep.
 
     Attributes:
-        history: What all events so far add up to.
+        history: Sum of all events so far.
     """
 
     def __init__(self, spec: SweepSpec) -> None:
         self._spec = spec
         self.history = SweepHistory()
         self._news: list[News] = []
-        self._trials: dict[int, TrialNews] = {}  # those that can still take up more
+        self._trials: dict[int, TrialNews] = {}  # news that can still take up events
 
     def add(self, entry: LogEntry, *, is_told: bool = False) -> None:
         """Take in the next entry; an entry already delivered gives no news."""
@@ -112,14 +112,19 @@ class NewsDesk:
 
     def _of_trial(self, record: TrialRecord) -> TrialNews:
         if record.number not in self._trials:
-            of = record.repeat_of
-            repeats = "" if of is None else f" (repeats {of:04d})"
+            name = f"trial-{record.number:04d}"
+            tags: dict[str, str] = {}
+            if record.repeat_of is not None:
+                name += f" (repeats {record.repeat_of:04d})"
+                tags["lorchestra.repeat_of"] = str(record.repeat_of)
+            if record.parent is not None:
+                tags["lorchestra.parent"] = f"{record.parent['trial']}@{record.parent['step']}"
             news = TrialNews(
                 trial=record.number,
-                name=f"trial-{record.number:04d}{repeats}",
+                name=name,
                 params=describe(TrialSpec.from_dict(record.spec)),
                 started_at_s=record.started_at,
-                tags=_kinship(record),
+                tags=tags,
             )
             self._trials[record.number] = news
             self._news.append(news)
@@ -127,10 +132,10 @@ class NewsDesk:
 
     def _of_sweep(self, news: SweepOpening | SweepClosing) -> None:
         self._news.append(news)
-        self._trials = {}  # what comes later of a trial is told later
+        self._trials = {}  # later events of a trial become later news
 
     def _begun(self, at_s: float) -> SweepOpening:
-        """News of a start, by the spec of the first start: a resume may read other files."""
+        """News of a start, with the spec of the first start: a resume may have other paths."""
         spec: Mapping[str, Any] = self.history.spec or {}
         return SweepOpening(
             sweep_id=str(self.history.sweep_id),
@@ -150,27 +155,23 @@ class NewsDesk:
         )
 
     def _ended(self, event: SweepEnded, at_s: float) -> SweepClosing:
+        metrics: dict[str, float] = {}
         standings = rank_finalists(self._spec, self.history)
+        if standings:
+            best = standings[0].adapter
+            base = self.history.base_metrics.get(group_key(TrialSpec.from_dict(best.spec)), {})
+            metrics = {
+                **best.reports[-1].metrics,
+                **(best.final_metrics or {}),
+                **{f"base_{name}": v for split in base.values() for name, v in split.items()},
+            }
         return SweepClosing(
-            opening=self._begun(at_s),
-            status=event.status,
-            metrics=self._totals(standings[0].adapter) if standings else {},
-            at_s=at_s,
+            opening=self._begun(at_s), status=event.status, metrics=metrics, at_s=at_s
         )
-
-    def _totals(self, best: TrialRecord) -> dict[str, float]:
-        """Metrics of the best adapter and of its bare base."""
-        key = group_key(TrialSpec.from_dict(best.spec))
-        base = self.history.base_metrics.get(key, {})
-        return {
-            **best.reports[-1].metrics,
-            **(best.final_metrics or {}),
-            **{f"base_{name}": v for split in base.values() for name, v in split.items()},
-        }
 
 
 TrialEvent = TrialStarted | TrialResumed | TrialReported | TrialEnded | FinalistEvaluated
-"""Events that a trial's run in MLflow shows."""
+"""Events that change a trial's run in MLflow."""
 
 
 def _tell(event: TrialEvent, news: TrialNews, record: TrialRecord, at_s: float) -> None:
@@ -178,19 +179,9 @@ def _tell(event: TrialEvent, news: TrialNews, record: TrialRecord, at_s: float) 
     match event:
         case TrialStarted() | TrialResumed():
             news.is_begun, news.end = True, None
-        case TrialReported(is_fault=False):  # stand-ins of a fault are no points of a chart
+        case TrialReported(is_fault=False):  # metrics of a fault are no measurements
             news.points.append(Points(metrics=event.metrics, step=event.step, at_s=at_s))
         case TrialEnded():
             news.end = End(outcome=event.outcome, reason=event.reason, at_s=at_s)
         case FinalistEvaluated():
             news.points.append(Points(metrics=event.metrics, step=record.step, at_s=at_s))
-
-
-def _kinship(record: TrialRecord) -> dict[str, str]:
-    """Tags with the trial that a trial repeats or goes on from."""
-    tags = {}
-    if record.repeat_of is not None:
-        tags["lorchestra.repeat_of"] = str(record.repeat_of)
-    if record.parent is not None:
-        tags["lorchestra.parent"] = f"{record.parent['trial']}@{record.parent['step']}"
-    return tags

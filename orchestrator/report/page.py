@@ -1,10 +1,11 @@
-"""The report as one HTML page that needs neither a network nor other files."""
+"""The report as one self-contained HTML page."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import pandas as pd
@@ -30,46 +31,40 @@ from orchestrator.wording import (
 from trainables.contract import TRAINED
 
 _DETAIL = re.compile(r"(.+?) \(([^()]*\d[^()]*)\)")
-_PERPLEXITY = "perplexity"  # the exponential of the loss, which says it all
+"""A reason that ends with numbers in brackets."""
+_PERPLEXITY = "perplexity"  # left out: the exponential of the loss adds no information
 
 
 def build_page(report: SweepReport, history: SweepHistory, importance: Importance) -> str:
     """The whole page as HTML; text from outside is escaped."""
-    reason = f": {one_line(report.reason)}" if report.reason else ""
-    return document(
-        f"{report.name} – sweep report",
-        f"Sweep {report.sweep_id}, {report.status}{reason}",
-        _sections(report, history, importance),
-    )
-
-
-def _sections(
-    report: SweepReport, history: SweepHistory, importance: Importance
-) -> Iterator[tuple[str, str]]:
     best = None if report.best is None else report.best.trial
     base = report.base_metrics.get("validation", {}).get(report.metric)
     curves = plot_learning_curves(history, metric=report.metric, best=best, base=base)
-    coordinates = plot_parallel_coordinates(report.leaderboard, metric=report.metric)
-    yield "Best adapter", _best(report)
-    yield "Base and best adapter on held-out data", _comparison(report)
-    yield "Data", _data(history)
-    yield "Finals", _finals(report)
-    yield "Serving forms", _forms(report)
+    title, chart = "Learning curves", note("No trial was evaluated yet.")
     if curves.data:
-        yield f"{report.metric} by step", embed(curves, "learning-curves")
-    else:
-        yield "Learning curves", note("Nothing was measured yet.")
-    yield "Quality and cost", _tradeoffs(report)
-    yield "Which settings mattered", _importance(importance)
-    if coordinates is not None:
-        yield (
-            "Settings and objective of ranked trials, the best darkest",
-            embed(coordinates, "coordinates"),
-        )
-    yield "Leaderboard", _leaderboard(report)
-    yield "Outcomes and reasons", _outcomes(history)
-    yield "Time", _phases(report.phases)
-    yield "Spent", _spending(report)
+        title, chart = f"{report.metric} by step", embed(curves, "learning-curves")
+    coordinates = plot_parallel_coordinates(report.leaderboard, metric=report.metric)
+    settings = "" if coordinates is None else embed(coordinates, "coordinates")
+    lines = "".join(f"<p>{escape(line)}</p>" for line in history.data_lines)
+    phases = [[cell(name), number(format_duration(s))] for name, s in report.phases.items()]
+    sections = [
+        ("Best adapter", _best(report)),
+        ("Base and best adapter on held-out data", _comparison(report)),
+        ("Data", lines or note("No facts about the rows were recorded.")),
+        ("Finals", _finals(report)),
+        ("Serving forms", _forms(report)),
+        (title, chart),
+        ("Quality and cost", _tradeoffs(report)),
+        ("Which settings mattered", _importance(importance)),
+        ("Settings and objective of ranked trials, the best darkest", settings),
+        ("Leaderboard", _leaderboard(report)),
+        ("Outcomes and reasons", _outcomes(history)),
+        ("Time", table(["phase", "time"], phases)),
+        ("Spent", _spending(report)),
+    ]
+    reason = f": {one_line(report.reason)}" if report.reason else ""
+    subtitle = f"Sweep {report.sweep_id}, {report.status}{reason}"
+    return document(f"{report.name} – sweep report", subtitle, sections)
 
 
 def _best(report: SweepReport) -> str:
@@ -116,13 +111,6 @@ def _comparison(report: SweepReport) -> str:
     return table(heads, rows) + (note(f"Warning: {warning}") if warning else "")
 
 
-def _data(history: SweepHistory) -> str:
-    """What was said of the rows before anything was trained."""
-    if not history.data_lines:
-        return note("Nothing was recorded of the rows.")
-    return "".join(f"<p>{cell(line)}</p>" for line in history.data_lines)
-
-
 def _forms(report: SweepReport) -> str:
     """Tables of the serving forms; empty when only the trained form was evaluated."""
     scores = list_form_scores(report.forms)
@@ -141,34 +129,28 @@ def _forms(report: SweepReport) -> str:
 
 
 def _form_table(trial: int, scores: Sequence[FormScore]) -> str:
-    rows = [
-        _form_row(score)
-        for score in scores
-        if score.trial == trial and score.measure != _PERPLEXITY
-    ]
+    rows = []
+    for each in scores:
+        if each.trial == trial and each.measure != _PERPLEXITY:
+            score, change = each.score, each.difference
+            texts = (
+                format_metric(score.value),
+                format_bounds(score.low, score.high),
+                "" if change is None else format_difference(change.value),
+                "" if change is None else format_bounds(change.low, change.high),
+            )
+            words = (cell(each.measure), cell(each.form))
+            rows.append([number(str(trial)), *words, *map(number, texts)])
     heads = ["trial", "measure", "form", "score", "interval", "from trained form", "interval"]
     return table(heads, rows)
 
 
 _FORMS_NOTE = (
-    "One adapter on the same held-out rows: beside the stored base that it was trained on "
-    "(trained), beside the base in its compute type (unquantized), merged into that, and merged "
-    "and quantized again. An interval of a difference that holds 0 says that these rows do not "
-    "tell the form from the trained one."
+    "One adapter on the same held-out rows, in four forms: on the stored base of its training "
+    "(trained), on the base in its compute type (unquantized), merged into the unquantized base "
+    "(merged), and merged and quantized again (requantized). If the interval of a difference "
+    "contains 0, these rows show no difference from the trained form."
 )
-
-
-def _form_row(score: FormScore) -> list[str]:
-    change = score.difference
-    return [
-        number(str(score.trial)),
-        cell(score.measure),
-        cell(score.form),
-        number(format_metric(score.score.value)),
-        number(format_bounds(score.score.low, score.score.high)),
-        number("" if change is None else format_difference(change.value)),
-        number("" if change is None else format_bounds(change.low, change.high)),
-    ]
 
 
 def _tradeoffs(report: SweepReport) -> str:
@@ -180,11 +162,11 @@ def _tradeoffs(report: SweepReport) -> str:
     if not report.pareto:
         return figure
     trials = ", ".join(map(str, report.pareto))
-    return figure + note(f"Not bettered in all objectives of the sweep at once: trials {trials}.")
+    return figure + note(f"Pareto front of the sweep's objectives: trials {trials}.")
 
 
 def _importance(importance: Importance) -> str:
-    constant = f" The same in all of them: {', '.join(importance.constant)}."
+    constant = f" Equal in all these trials: {', '.join(importance.constant)}."
     text = note(importance.note + (constant if importance.constant else ""))
     if not importance.parts:
         return text if importance.trials else ""
@@ -220,11 +202,13 @@ def _board_cell(name: str, value: Any) -> str:
 
 
 def _outcomes(history: SweepHistory) -> str:
-    """A table of outcomes and reasons; details of a single trial stand at its number."""
+    """A table of outcomes and reasons; details of a single trial follow its number."""
     ends: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     for record in history.trials.values():
-        what, detail = _split_reason(one_line(record.reason))
-        ends[outcome_of(record), what][record.number] = detail
+        reason, detail = one_line(record.reason), ""
+        if (match := _DETAIL.fullmatch(reason)) is not None:  # many trials can share the rest
+            reason, detail = match.groups()
+        ends[outcome_of(record), reason][record.number] = detail
     rows = []
     for outcome, what in sorted(
         ends, key=lambda key: (UNRANKED_ORDER.index(key[0]), min(ends[key]))
@@ -235,14 +219,8 @@ def _outcomes(history: SweepHistory) -> str:
     return table(["outcome", "count", "reason", "trials"], rows)
 
 
-def _split_reason(reason: str) -> tuple[str, str]:
-    """What many trials can share, and the numbers in brackets at the end."""
-    match = _DETAIL.fullmatch(reason)
-    return (reason, "") if match is None else (match[1], match[2])
-
-
 def _finals(report: SweepReport) -> str:
-    """Finalists with their runs and intervals; nothing when none was trained again."""
+    """Finalists with their runs and intervals; empty when no finalist was trained again."""
     if not any(standing.half_width is not None for standing in report.finals):
         return ""
     rows = [
@@ -261,7 +239,7 @@ def _finals(report: SweepReport) -> str:
 
 
 def _spending(report: SweepReport) -> str:
-    """A table of budgets: spent, allowed and the part spent."""
+    """A table of budgets: spent amount, allowed amount and spent share."""
     spent = {"trials": float(len(report.leaderboard)), **report.spent}
     rows = []
     for name, amount in spent.items():
@@ -286,8 +264,3 @@ def _amount(name: str, amount: float) -> str:
     if name == "trials":
         return f"{amount:.0f}"
     return f"{amount:.2f}" if name == "money" else format_duration(amount)
-
-
-def _phases(phases: Mapping[str, float]) -> str:
-    rows = [[cell(name), number(format_duration(s))] for name, s in phases.items()]
-    return table(["phase", "time"], rows)

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: learning curves and parallel coordinates, and what all pictures share."""
+"""Pictures of a sweep: learning curves, parallel coordinates, and settings of all pictures."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ OUTCOME_COLORS: Mapping[str, str] = {
 
 BEST_COLOR = "#009e73"
 _LOG_RATIO = 20
-"""Values that span more than this are drawn on a logarithmic axis."""
+"""Values with a larger ratio of maximum to minimum are drawn on a logarithmic axis."""
 
 DPI = 150
-"""Of pictures in files."""
+"""Resolution of pictures in files."""
 
 _HEIGHT_PX = 460
 _MAX_TICKS = 8
@@ -40,7 +40,7 @@ Curve = tuple[int, str, list[int], list[float]]
 
 
 def collect_curves(history: SweepHistory, metric: str) -> list[Curve]:
-    """The learning curve of every trial that measured something, by outcome and number."""
+    """The learning curve of every evaluated trial, by outcome and number."""
     curves = []
     for record in history.trials.values():
         points = [
@@ -60,13 +60,13 @@ def draw_learning_curves(
     """The metric of every trial by step, as a PNG of 1200 by 750 pixels.
 
     Args:
-        history: What is known of the sweep.
-        title: Above the picture.
-        metric: What to draw.
-        best: Number of the trial to stress.
+        history: History of the sweep.
+        title: Title of the picture.
+        metric: The metric to draw.
+        best: Number of the trial to highlight.
         base: The metric of the base alone, drawn as a line.
     """
-    # No pyplot: it keeps global state and chooses a backend; a bare figure draws with Agg.
+    # No pyplot, which keeps global state and chooses a backend; a bare figure draws with Agg.
     figure = Figure(figsize=(8, 5), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     curves = collect_curves(history, metric)
@@ -100,7 +100,7 @@ def draw_learning_curves(
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as it would be on disk."""
+    """The figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -152,14 +152,14 @@ def plot_learning_curves(
 
 
 def plot_parallel_coordinates(board: pd.DataFrame, *, metric: str) -> Any | None:
-    """Settings and objective of the ranked trials; `None` for fewer than two of them."""
+    """Settings and objective of the ranked trials; `None` for fewer than two trials."""
     ranked = board[board["rank"].notna()]
     if len(ranked) < 2:
         return None
     names = [*setting_columns(board), metric]
     dimensions = [_dimension(name, list(ranked[name])) for name in names]
     dimensions[-1]["label"] = metric
-    # Dark lines are the good ones. By place and not by value, of which most can be alike.
+    # Good trials are dark. Shades follow the rank, because many values can be nearly equal.
     line = {"color": list(ranked["rank"]), "colorscale": _SHADES}
     figure = go.Figure(go.Parcoords(line=line, dimensions=dimensions))
     figure.update_layout(height=_HEIGHT_PX, margin={"l": 90, "r": 60, "t": 80, "b": 30})
@@ -167,13 +167,13 @@ def plot_parallel_coordinates(board: pd.DataFrame, *, metric: str) -> Any | None
 
 
 def _dimension(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    """An axis: numbers, their logarithms, or places of other values."""
+    """An axis for a setting: numbers, logarithms of numbers, or the places of words."""
     label = name.rpartition(".")[2]
     if all(map(is_number, values)):
         distinct = sorted(set(values))
         if not is_wide(values):
             axis = {"label": label, "values": [float(value) for value in values]}
-            # Between few values there are none that a tick could stand for.
+            # With few distinct values, put ticks at those values only.
             few = {"tickvals": distinct, "ticktext": [format_setting(one) for one in distinct]}
             return axis | (few if len(distinct) <= _FEW else {})
         ticks = _spread_ticks([float(value) for value in distinct])
@@ -193,7 +193,7 @@ def _dimension(name: str, values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _spread_ticks(distinct: Sequence[float]) -> list[float]:
-    """Some of these ascending values, far enough apart to be read on a logarithmic axis."""
+    """A selection of these ascending values, readable as ticks of a logarithmic axis."""
     apart = math.log(distinct[-1] / distinct[0]) / _MAX_TICKS
     ticks = [distinct[0]]
     for value in distinct[1:]:
@@ -203,10 +203,10 @@ def _spread_ticks(distinct: Sequence[float]) -> list[float]:
 
 
 def is_number(value: object) -> bool:
-    """An integer or a float, and no yes or no."""
+    """Whether the value is an integer or a float, and no boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_wide(values: Sequence[float]) -> bool:
-    """The values are better seen on a logarithmic axis."""
+    """Whether a logarithmic axis shows the values better."""
     return bool(values) and min(values) > 0 and max(values) / min(values) > _LOG_RATIO

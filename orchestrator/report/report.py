@@ -1,4 +1,4 @@
-"""What a sweep found: its leaderboard, its best adapter, and what became of that one."""
+"""The report of a sweep: leaderboard, best adapter, its promotion, finals and spending."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from trainables.contract import TRAINED, Mode
 
 @dataclass(frozen=True, kw_only=True)
 class BestAdapter:
-    """The adapter that leads the ranking and goes before the promotion gate.
+    """The best adapter of the ranking, which is put to the promotion gate.
 
     Attributes:
-        ref: Its version, such as `wordnet-classes/1`; `None` when it was not registered.
-        trial: Number of the trial that trained it.
-        repeat_of: Number of the trial of the search that this one repeats with another seed.
-        bundle: Its folder, as recorded: within the sweep's storage when relative.
-        hyperparameters: All of them, under the names of `orchestrator.spec.space.describe`.
-        metrics: `eval_*` as last reported, on validation rows.
-        test_metrics: `test_*`; empty when it was not evaluated on test rows.
-        is_champion: The gate let it through.
+        ref: The version, such as `wordnet-classes/1`; `None` when not registered.
+        trial: Number of the trial that trained the adapter.
+        repeat_of: Number of the trial of the search that `trial` repeats with another seed.
+        bundle: Folder of the bundle, as recorded: within the sweep's storage when relative.
+        hyperparameters: All settings, under the names of `orchestrator.spec.space.describe`.
+        metrics: Last reported `eval_*`, on validation rows.
+        test_metrics: `test_*`; empty when not evaluated on test rows.
+        is_champion: Whether the gate promoted the version.
     """
 
     ref: str | None
@@ -53,27 +53,32 @@ class BestAdapter:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SweepReport:
-    """A sweep, whole or so far.
+    """The report of a sweep that has ended or is running.
 
     Attributes:
-        status: `running`, what the sweep ended with, or `not started`.
-        reason: Why it ended.
+        name: Name of the sweep.
+        sweep_id: Id of the sweep; `None` before its start.
+        storage: Folder of the sweep.
+        status: `running`, `not started`, or the outcome of the sweep.
+        reason: Why the sweep ended.
         leaderboard: One row per trial; see `orchestrator.report.leaderboard`.
-        best: `None` until a trial ended with a finite value of the objective.
-        base_metrics: Of the base alone by split, as the best adapter sits on it.
-        phases: Seconds by name.
-        promotion: Why there is a new champion or none.
-        finals: The finalists as they stand, best first; empty before the finals.
-        verdict: Whether the first of them is better than the second, beyond noise.
-        pareto: Trials that none betters in all objectives at once; empty with one objective.
-        spent: What the sweep has taken: `wall_clock_s`, `cpu_seconds`, `gpu_seconds`, and `money`
-            where the budget has a price.
-        limits: What the budget allows, under the names of `spent` and for `trials`; those without
-            a limit are left out.
-        ended_early: Why the search or the finals left something out.
-        forms: Metrics by trial and serving form, of the trials that were measured in any.
-        form_errors: Why a trial's adapter could not be evaluated in a serving form.
-        undelivered: What is not in MLflow although it was asked for, and why; empty when all is.
+        best: The best adapter; `None` until a trial ends with a finite value of the objective.
+        base_metrics: Metrics by split of the best adapter's base, without an adapter.
+        phases: Seconds of each phase, by name.
+        metric: The objective.
+        mode: Whether less or more of the objective is better.
+        promotion: Why the gate promoted the best adapter or not.
+        finals: The finalists with their standings, best first; empty before the finals.
+        verdict: Whether the first finalist is better than the second, beyond noise.
+        pareto: Trials on the Pareto front of all objectives; empty with one objective.
+        spent: Spent amounts: `wall_clock_s`, `cpu_seconds`, `gpu_seconds`, and `money` if the
+            budget has a price.
+        limits: Limits of the budget, under the names of `spent` and for `trials`; without the
+            names that have no limit.
+        ended_early: Why the search or the finals left out work.
+        forms: Metrics by trial and serving form, for trials evaluated in any form.
+        form_errors: Errors by trial and serving form, for forms that could not be evaluated.
+        undelivered: What is not yet registered or recorded in MLflow, and why; empty when all is.
     """
 
     name: str
@@ -106,7 +111,7 @@ class SweepReport:
         return compare_with_base(self.base_metrics, adapter)
 
     def generated(self) -> Generated | None:
-        """Accuracy and exact match of the best adapter; `None` without generated answers."""
+        """Exact match and accuracy of the best adapter; `None` without generated completions."""
         measured = {} if self.best is None else self.forms.get(self.best.trial, {})
         found = measured.get(TRAINED, {})
         if "exact_match" not in found or "accuracy" not in found:
@@ -115,12 +120,12 @@ class SweepReport:
 
 
 def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> SweepReport:
-    """TrialReport a sweep as far as its history goes.
+    """The report of a sweep, as far as its history goes.
 
     Args:
         spec: The sweep.
-        history: What is known of it.
-        storage: Its folder.
+        history: History of the sweep.
+        storage: Folder of the sweep.
     """
     standings = rank_finalists(spec, history)
     record = standings[0].adapter if standings else None
@@ -146,7 +151,11 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
         pareto=find_pareto(spec.objective, history),
         spent=_sum_up(spec, history),
         ended_early="; ".join(stage.reason for stage in history.stages.values() if stage.reason),
-        limits=_limits(spec),
+        limits={
+            name: float(limit)
+            for name in ("trials", "wall_clock_s", "cpu_seconds", "gpu_seconds", "money")
+            if (limit := getattr(spec.budget, name)) is not None
+        },
         forms={number: one.forms for number, one in history.trials.items() if one.forms},
         form_errors={
             number: errors
@@ -164,12 +173,6 @@ def _sum_up(spec: SweepSpec, history: SweepHistory) -> dict[str, float]:
         "gpu_seconds": meter.gpu_s,
     }
     return spent if price is None else spent | {"money": meter.gpu_s * price / 3600}
-
-
-def _limits(spec: SweepSpec) -> dict[str, float]:
-    names = ("trials", "wall_clock_s", "cpu_seconds", "gpu_seconds", "money")
-    limits = {name: getattr(spec.budget, name) for name in names}
-    return {name: float(limit) for name, limit in limits.items() if limit is not None}
 
 
 def _describe_best(record: TrialRecord, history: SweepHistory) -> BestAdapter:
@@ -202,4 +205,4 @@ def _explain_promotion(spec: SweepSpec, history: SweepHistory, best: BestAdapter
         return "the sweep registers nothing: it has no register section"
     if not spec.register.promote:
         return "register.promote is off"
-    return f"the adapter of trial {best.trial} did not come before the gate yet"
+    return f"the adapter of trial {best.trial} was not put to the gate yet"

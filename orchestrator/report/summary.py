@@ -1,4 +1,4 @@
-"""The end of a run, as text for a terminal."""
+"""The summary of a sweep as text for a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.finals.form_scores import FormScore, list_form_scores
+from orchestrator.finals.form_scores import list_form_scores
 from orchestrator.metrics import HEADLINES
 from orchestrator.report.leaderboard import setting_columns
 from orchestrator.report.measurements import BaseComparison
@@ -29,7 +29,7 @@ _SHOWN_TRIALS = 10
 
 
 def render_summary(report: SweepReport) -> RenderableType:
-    """The end of a run as text for `rich.console.Console.print`; whole in 80 columns."""
+    """The summary as text for `rich.console.Console.print`; complete in 80 columns."""
     head = Text.assemble((report.name, "bold"), f"  {one_line(report.status)}")
     if report.reason:
         head.append(f": {one_line(report.reason)}")
@@ -44,9 +44,9 @@ def render_summary(report: SweepReport) -> RenderableType:
     generated = report.generated()
     if generated is not None and generated.warning:
         parts += [Text(f"Warning: {generated.warning}", style="bold")]
-    served = _best_in_forms(report)
-    if len(served) > 1:
-        parts += [Text(), _render_forms(served)]
+    forms = _render_forms(report)
+    if forms is not None:
+        parts += [Text(), forms]
     failed = {} if report.best is None else report.form_errors.get(report.best.trial, {})
     parts += [
         Text(f"Serving form {form} could not be evaluated: {one_line(error)}")
@@ -129,7 +129,7 @@ def _render_spending(report: SweepReport) -> Iterator[Text]:
 
 
 def _of_limit(spent: str, limit: float | None, show: Callable[[float], str]) -> str:
-    """`7:08 of 10:00`, or what was spent alone where there is no limit."""
+    """`7:08 of 10:00`, or the spent amount alone without a limit."""
     return spent if limit is None else f"{spent} of {show(limit)}"
 
 
@@ -158,22 +158,21 @@ def _render_comparison(report: SweepReport, compared: list[BaseComparison]) -> T
     return table
 
 
-def _best_in_forms(report: SweepReport) -> list[FormScore]:
-    """The best adapter's scores by the objective's measure, or else by the first there is."""
+def _render_forms(report: SweepReport) -> Table | None:
+    """The best adapter in each serving form, by the objective's measure or the first measure."""
     number = None if report.best is None else report.best.trial
     scores = [score for score in list_form_scores(report.forms) if score.trial == number]
     names = [score.measure for score in scores]
     wanted = report.metric.partition("_")[2]
     measure = wanted if wanted in names else next(iter(names), "")
-    return [score for score in scores if score.measure == measure]
-
-
-def _render_forms(scores: list[FormScore]) -> Table:
+    served = [score for score in scores if score.measure == measure]
+    if len(served) < 2:
+        return None
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("serving form", no_wrap=True)
-    for name in (scores[0].measure, "interval", "difference", "interval"):
+    for name in (measure, "interval", "difference", "interval"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one in scores:
+    for one in served:
         change = one.difference
         table.add_row(
             one.form,

@@ -1,4 +1,4 @@
-"""What quality costs: trials by their objective and by memory, size and time of training."""
+"""Tradeoffs of quality and cost: trials by objective and by memory, size and training time."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from orchestrator.report.plots import BEST_COLOR, DPI, is_wide, make_log, to_png
 from trainables.contract import Mode
 
 COSTS: Mapping[str, str] = {name: one.cost for name, one in TRIAL_METRICS.items() if one.cost}
-"""Columns of a leaderboard that are better when smaller, with titles of axes."""
+"""Columns of a leaderboard in which less is better, with titles of axes."""
 
 _FRONT_COLOR, _OTHER_COLOR = "#0072b2", "#b0b0b0"
 _FRONT, _OTHER = "on the front", "others"
 
 
 class Point(NamedTuple):
-    """One ranked trial."""
+    """A ranked trial with a cost and its objective."""
 
     trial: int
     cost: float
@@ -35,9 +35,8 @@ class Tradeoff(NamedTuple):
 
     Attributes:
         cost: A key of `COSTS`.
-        front: Trials that no other betters in the cost or the objective without being worse in
-            the other of the two, the cheapest first.
-        others: The rest.
+        front: Trials on the Pareto front of cost and objective, the cheapest first.
+        others: All other trials.
     """
 
     cost: str
@@ -45,7 +44,7 @@ class Tradeoff(NamedTuple):
     others: list[Point]
 
     def staircase(self) -> tuple[list[float], list[float]]:
-        """Costs, and the best objective to be had for at most that."""
+        """Costs on the front, and the best objective up to each cost."""
         return [point.cost for point in self.front], [point.quality for point in self.front]
 
 
@@ -72,9 +71,9 @@ def plot_tradeoffs(tradeoffs: Sequence[Tradeoff], *, metric: str, best: int | No
     """A plotly figure with a panel for each tradeoff.
 
     Args:
-        tradeoffs: One at least.
+        tradeoffs: At least one tradeoff.
         metric: The objective.
-        best: Number of the trial to stress.
+        best: Number of the trial to highlight.
     """
     figure = make_subplots(rows=1, cols=len(tradeoffs), shared_yaxes=True, horizontal_spacing=0.03)
     for column, tradeoff in enumerate(tradeoffs, 1):
@@ -144,7 +143,7 @@ def draw_tradeoffs(
 
 
 def _groups(tradeoff: Tradeoff, best: int | None) -> list[tuple[str, str, str, int, list[Point]]]:
-    """Names in the legend with colour, symbol, size in pixels, and the points."""
+    """Groups of points: name in the legend, colour, symbol, size in pixels, points."""
     chosen = [point for point in _points(tradeoff) if point.trial == best]
     front = [point for point in tradeoff.front if point.trial != best]
     others = [point for point in tradeoff.others if point.trial != best]

@@ -224,7 +224,7 @@ def test_best_that_came_after_the_champion_is_not_the_champion(spec: SweepSpec) 
     report = build_report(spec, story.history, Path("/storage"))
     assert report.best is not None
     assert (report.best.trial, report.best.ref, report.best.is_champion) == (1, None, False)
-    assert "trial 1 did not come before the gate yet" in report.promotion
+    assert "trial 1 was not put to the gate yet" in report.promotion
     assert "adapters show" not in show(report, 80)
 
 
@@ -234,7 +234,7 @@ def test_best_that_came_after_the_champion_is_not_the_champion(spec: SweepSpec) 
         pytest.param(None, [1.0], "registers nothing", id="no register section"),
         pytest.param(RegisterSpec(promote=False), [1.0], "promote is off", id="switched off"),
         pytest.param(RegisterSpec(), [], "no adapter to promote", id="nothing measured"),
-        pytest.param(RegisterSpec(), [1.0], "did not come before the gate yet", id="not yet"),
+        pytest.param(RegisterSpec(), [1.0], "was not put to the gate yet", id="not yet"),
     ],
 )
 def test_no_promotion_has_a_reason(
@@ -344,7 +344,7 @@ def test_sweep_without_results_is_reported_too(
     _, html, png = write_report(report, spec, story.history, tmp_path)
     assert report.best is None
     assert len(pd.read_csv(tmp_path / "leaderboard.csv")) == 2 * all_failed
-    assert "Nothing was measured yet" in html.read_text()
+    assert "No trial was evaluated yet" in html.read_text()
     assert ("the host was lost" in html.read_text()) == all_failed
     assert png.stat().st_size > 1000
     assert "Best: none" in show(report, 80)
@@ -595,7 +595,7 @@ def test_completions_that_fall_behind_the_accuracy_are_told(
         write_report(report, spec, story.history, tmp_path)
         page = (tmp_path / "report.html").read_text()
         assert "exact match of completions" in page
-        assert ("25.0% of the completions equal it" in page) == is_told
+        assert ("25.0% of the completions equal the answer" in page) == is_told
 
 
 def test_a_form_that_could_not_be_evaluated_is_told_with_its_reason(spec: SweepSpec) -> None:
