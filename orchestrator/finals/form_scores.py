@@ -1,9 +1,9 @@
-"""What an adapter scores in each serving form, and how far that is from the trained one.
+"""Scores of an adapter in each serving form, and their differences from the trained form.
 
-A trial's metrics of a form are its measures (`loss`, `accuracy`, …). Where rows were scored one by
-one, `loss.low` and `loss.high` are the interval of `loss`, `loss.difference` is the form's
-difference from the trained one on the same rows, and `loss.difference.low` and
-`loss.difference.high` are the interval of that.
+The metrics of a trial in a form are its measures (`loss`, `accuracy`, …). With numbers for each
+row, `loss.low` and `loss.high` are the interval of `loss`, `loss.difference` is the difference
+from the trained form on the same rows, and `loss.difference.low` and `loss.difference.high` are
+the interval of the difference.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ class FormScore(NamedTuple):
     """A measure of a trial's adapter in a serving form.
 
     Attributes:
-        trial: Its number.
+        trial: Number of the trial.
         form: A serving form.
-        measure: Such as `loss`.
-        score: The measure.
-        difference: From the trained form; `None` for that one, and where it was not measured.
+        measure: Name of the measure, such as `loss`.
+        score: Value of the measure.
+        difference: Difference from the trained form; `None` for the trained form itself, and
+            where the trained form has no value.
     """
 
     trial: int
@@ -46,7 +47,7 @@ class FormScore(NamedTuple):
 def list_form_scores(
     forms: Mapping[int, Mapping[str, Mapping[str, float]]],
 ) -> list[FormScore]:
-    """All that was measured in serving forms: by trial, measure and form.
+    """All scores in serving forms, ordered by trial, measure and form.
 
     Args:
         forms: Metrics by trial and form.

@@ -1,7 +1,7 @@
-"""The finalists in every serving form: what is served should be what was measured.
+"""Evaluates the finalists in every serving form, so that the served quality is known.
 
-Each finalist's adapter is loaded as a server would load it and evaluated row by row. Evaluation
-documents stay beside the bundle, one file for each form, until the registry takes them.
+The adapter of each finalist is loaded as a server loads adapters, and evaluated row by row.
+Evaluation documents stay beside the bundle, one file for each form, until they are registered.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def evaluate_forms(
 ) -> None:
     """Evaluate the adapter of each finalist in each serving form that the record lacks.
 
-    A form that fails is recorded with its error and not tried again, unless its worker died: the
-    machine can have been the cause. The workers' time counts as the sweep's.
+    A form that fails is recorded with its error and not tried again, unless its worker died, in
+    which case the machine may be the cause. The workers' time counts as usage of the sweep.
     """
     split = deciding_split(spec)
     orders = {
@@ -68,17 +68,29 @@ def evaluate_forms(
     for result in _trained_first(results, compared):
         elapsed, started = time.monotonic() - started, time.monotonic()
         record.add(UsageAdded(cpu_s=elapsed * shape.all_cpus, gpu_s=elapsed * shape.all_gpus))
+        number = int(result.key)
         if result.document is not None:
-            name = evaluation_file(int(result.key), result.form)
+            name = evaluation_file(number, result.form)
             storage.send(name, json.dumps(result.document).encode())
-        _note(spec, record, storage, result)
+        number = int(result.key)
+        if result.error:
+            logger.warning("trial %d cannot be served %s: %s", number, result.form, result.error)
+        record.add(
+            FormEvaluated(
+                trial=number,
+                form=result.form,
+                metrics=_metrics(spec, record.history.trials[number], storage, result),
+                error=result.error,
+                fingerprint="" if result.is_lost else evaluation_fingerprint(spec),
+            )
+        )
         if is_cancelled():
             results.close()
             return
 
 
 def are_forms_evaluated(spec: SweepSpec, history: SweepHistory) -> bool:
-    """Whether every finalist was evaluated in every form, or could not be."""
+    """Whether every finalist was evaluated in every form, or failed in the form."""
     return not any(True for _ in _wanted(spec, history))
 
 
@@ -97,12 +109,19 @@ def read_evaluations(trial: TrialRecord, storage: SweepStorage) -> Iterator[Mapp
 def _wanted(
     spec: SweepSpec, history: SweepHistory
 ) -> Iterator[tuple[TrialRecord, tuple[ServingForm, ...]]]:
+    """Finalists with the serving forms in which the record has no evaluation."""
     fingerprint = evaluation_fingerprint(spec)
     for standing in rank_finalists(spec, history):
         trial = standing.adapter
+        base = trial.spec["base"]
+        facts = history.data_facts.get(base["model"], {})
         forms = tuple(
             form
-            for form in _forms_of(spec, trial, history)
+            for form in forms_of(
+                spec.finals,
+                base["quantization"],
+                is_prequantized=bool(facts.get("prequantized")),
+            )
             if (known := trial.forms_evaluated.get(form)) is None
             or known.fingerprint != fingerprint
         )
@@ -110,24 +129,16 @@ def _wanted(
             yield trial, forms
 
 
-def _forms_of(
-    spec: SweepSpec, trial: TrialRecord, history: SweepHistory
-) -> tuple[ServingForm, ...]:
-    base = trial.spec["base"]
-    facts = history.data_facts.get(base["model"], {})
-    return forms_of(
-        spec.finals, base["quantization"], is_prequantized=bool(facts.get("prequantized"))
-    )
-
-
 def _trained_first(
     results: Iterator[FormResult], compared: Collection[str]
 ) -> Iterator[FormResult]:
-    """Yield an adapter's trained form before the forms to compare with it.
+    """Yield the trained form of an adapter before its other forms.
+
+    The other forms are compared with the trained form.
 
     Args:
-        results: As they come.
-        compared: Adapters whose trained form is yet to come.
+        results: Results in order of arrival.
+        compared: Adapters whose trained form is among the results.
     """
     held: dict[str, list[FormResult]] = {key: [] for key in compared}
     for result in results:
@@ -140,27 +151,12 @@ def _trained_first(
             yield result
 
 
-def _note(spec: SweepSpec, record: SweepRecord, storage: SweepStorage, result: FormResult) -> None:
-    number = int(result.key)
-    if result.error:
-        logger.warning("trial %d cannot be served %s: %s", number, result.form, result.error)
-    record.add(
-        FormEvaluated(
-            trial=number,
-            form=result.form,
-            metrics=_metrics(spec, record.history.trials[number], storage, result),
-            error=result.error,
-            fingerprint="" if result.is_lost else evaluation_fingerprint(spec),
-        )
-    )
-
-
 def _metrics(
     spec: SweepSpec, trial: TrialRecord, storage: SweepStorage, result: FormResult
 ) -> dict[str, float]:
     """Measures with their intervals, and their differences from the trained form.
 
-    As `orchestrator.finals.form_scores` reads them: `loss`, `loss.low`, `loss.difference.low`, ….
+    Under the names of `orchestrator.finals.form_scores`: `loss`, `loss.low`, ….
     """
     if result.document is None:
         return {}
@@ -186,7 +182,7 @@ def _interval(name: str, found: Interval) -> dict[str, float]:
 
 
 def evaluation_fingerprint(spec: SweepSpec) -> str:
-    """Digest of what decides an evaluation's result: settings, metrics, split."""
+    """Digest of all that decides the result of an evaluation: settings, metrics, split."""
     how = spec.finals.evaluation
     text = repr((how, metric_digests(how.metrics), has_test_rows(spec)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

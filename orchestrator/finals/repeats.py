@@ -1,4 +1,4 @@
-"""Trains the finalists again with new seeds, as trials that Ray Tune runs like all others."""
+"""Trains the finalists again with new seeds, as trials of Ray Tune."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainables.spec import TrialSpec
 logger = logging.getLogger(__name__)
 
 _APART = 1_000_003
-"""Between the new seeds of two finalists that may differ by nothing but their seeds."""
+"""Gap between the new seeds of two finalists, which may have equal settings except the seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +36,23 @@ class Repeat:
     seed: int
 
     def spec(self) -> TrialSpec:
-        """The trial to run: the finalist's, under the new seed."""
+        """The finalist's configuration with the new seed."""
         return dataclasses.replace(TrialSpec.from_dict(self.trial.spec), seed=self.seed)
 
 
 def plan_repeats(spec: SweepSpec, history: SweepHistory) -> list[Repeat]:
     """Repeats still to start, the first new seed of each finalist at the head.
 
-    So a budget that ends early has looked at every finalist before it looks at one twice.
+    A budget that ends early therefore repeats every finalist once before any finalist twice.
     """
     planned = []
     for turn in range(1, spec.finals.seeds + 1):
         for trial in finalists(spec, history)[: spec.finals.top]:
-            seed = _new_seed(spec, trial, turn)
+            # A seed that neither the search nor another finalist used with these settings.
+            seed = int(trial.spec["seed"]) + turn
+            if "seed" in spec.search_space.knobs:
+                seed += _APART * (trial.number + 1)
+            seed %= MAX_SEED + 1
             started = {run.spec["seed"] for run in history.repeats_of(trial.number)}
             if seed not in started:
                 planned.append(Repeat(trial=trial, seed=seed))
@@ -56,7 +60,7 @@ def plan_repeats(spec: SweepSpec, history: SweepHistory) -> list[Repeat]:
 
 
 def unwanted_repeats(spec: SweepSpec, history: SweepHistory) -> list[TrialRecord]:
-    """Unfinished repeats of trials that are no finalists any more."""
+    """Unfinished repeats of trials that are no longer finalists."""
     wanted = {trial.number for trial in finalists(spec, history)[: spec.finals.top]}
     return [
         trial
@@ -72,25 +76,17 @@ def are_repeated(spec: SweepSpec, history: SweepHistory) -> bool:
     )
 
 
-def _new_seed(spec: SweepSpec, trial: TrialRecord, turn: int) -> int:
-    """A seed not used with these settings before, by the search or by another finalist."""
-    seed = int(trial.spec["seed"]) + turn
-    if "seed" in spec.search_space.knobs:
-        seed += _APART * (trial.number + 1)
-    return seed % (MAX_SEED + 1)
-
-
 class RepeatSearcher(Searcher):  # type: ignore[misc]
     """Ray Tune's view of the finals: unfinished repeats first, then planned repeats.
 
     Args:
         spec: The sweep.
         history: Its trials so far.
-        constants: Put into every trial's config.
-        may_start: Asked before each new repeat; gives a reason not to, or nothing.
+        constants: Values for the config of every trial.
+        may_start: Called before each new repeat; returns a reason against the start, or "".
 
     Attributes:
-        finish_reason: Why repeats were left out; empty when none was.
+        finish_reason: Why repeats were left out; empty when all were started.
     """
 
     def __init__(
@@ -110,7 +106,7 @@ class RepeatSearcher(Searcher):  # type: ignore[misc]
         self._configs: dict[str, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Ray Tune pickles its searchers; a copy suggests nothing.
+        # Ray Tune pickles its searchers; a copy suggests no trial.
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
@@ -131,7 +127,14 @@ class RepeatSearcher(Searcher):  # type: ignore[misc]
                 logger.warning("%d repeats left out: %s", len(self._planned), self.finish_reason)
                 self._planned.clear()
                 return str(Searcher.FINISHED)
-            config = self._new(self._planned.popleft())
+            repeat = self._planned.popleft()
+            config = {
+                "trial": self._next,
+                "knobs": dict(repeat.trial.knobs),
+                "spec": repeat.spec().to_dict(),
+                "repeat_of": repeat.trial.number,
+            }
+            self._next += 1
         else:
             return str(Searcher.FINISHED)
         self._configs[trial_id] = self._constants | config
@@ -143,17 +146,7 @@ class RepeatSearcher(Searcher):  # type: ignore[misc]
         """Do nothing: the next repeats do not depend on results."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Write nothing: the event log holds all there is to know."""
+        """Write nothing: the event log holds the whole state."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Do nothing: `save` writes no state."""
-
-    def _new(self, repeat: Repeat) -> dict[str, Any]:
-        number = self._next
-        self._next += 1
-        return {
-            "trial": number,
-            "knobs": dict(repeat.trial.knobs),
-            "spec": repeat.spec().to_dict(),
-            "repeat_of": repeat.trial.number,
-        }

@@ -1,8 +1,8 @@
-"""How the finalists stand: the same configuration with several seeds, as a mean and its interval.
+"""Standings of the finalists: each configuration with several seeds, as a mean and its interval.
 
-The search looked at many configurations with one seed each, so its best value flatters. In the
-finals each of the best is trained again to the full horizon with seeds it was not chosen by, and
-all its adapters are measured on test rows that no choice has seen.
+The search tries many configurations with one seed each, so its best value is too optimistic. In
+the finals, each of the best configurations is trained again to the full horizon with new seeds,
+and all adapters are evaluated on test rows, which no choice has seen.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Standing:
 
     Attributes:
         trial: The trial of the search.
-        runs: It, if it was trained from the start to the horizon, and its repeats that were;
-            those that were measured and keep the constraints.
-        metric: What `values` are of.
+        runs: The trial and its repeats, as far as they were trained from the start to the
+            horizon, were evaluated, and keep the constraints.
+        metric: Name of the metric of `values`.
         values: The metric of each run.
-        mean: Of the values; `None` without any.
-        half_width: Of the confidence interval of the mean; `None` for fewer than two values.
+        mean: Mean of the values; `None` without values.
+        half_width: Half width of the mean's confidence interval; `None` for fewer than two values.
     """
 
     trial: TrialRecord
@@ -42,12 +42,12 @@ class Standing:
 
     @property
     def adapter(self) -> TrialRecord:
-        """The run whose adapter stands for the configuration; see `choose_adapter`."""
+        """The run whose adapter represents the configuration: the best run on validation rows."""
         return self.trial if not self.runs else self.runs[0]
 
     @property
     def is_repeated(self) -> bool:
-        """It was trained again with another seed."""
+        """Whether the finalist was trained again with another seed."""
         return any(run.repeat_of is not None for run in self.runs)
 
 
@@ -56,7 +56,7 @@ class Verdict:
     """Whether the first finalist is really better than the second.
 
     Attributes:
-        is_clear: The interval of the difference leaves zero out.
+        is_clear: Whether the interval of the difference excludes zero.
         text: One sentence for the report.
     """
 
@@ -67,7 +67,7 @@ class Verdict:
 def finalists(spec: SweepSpec, history: SweepHistory) -> list[TrialRecord]:
     """The trials of the search that go into the finals, best on validation rows first.
 
-    One whose state was pruned cannot be measured again and is none.
+    A trial whose state was pruned cannot be evaluated again and is no finalist.
     """
     registered = 0 if spec.register is None else spec.register.top
     able = [trial for trial in history.ranking(spec.objective) if "state" not in trial.pruned]
@@ -77,8 +77,8 @@ def finalists(spec: SweepSpec, history: SweepHistory) -> list[TrialRecord]:
 def rank_finalists(spec: SweepSpec, history: SweepHistory) -> list[Standing]:
     """The finalists, best first.
 
-    Those that were trained again by their mean on test rows; the others after them in the order of
-    the search, as test rows are no place to choose from single runs.
+    Repeated finalists come first, by their mean on test rows. The others follow in the order of
+    the search, because a choice among single runs by test rows would be biased.
     """
     standings = [_stand(spec, history, trial) for trial in finalists(spec, history)]
     sign = 1.0 if spec.objective.mode == "min" else -1.0
@@ -88,7 +88,7 @@ def rank_finalists(spec: SweepSpec, history: SweepHistory) -> list[Standing]:
             return True, 0.0
         return False, sign * standing.mean
 
-    return sorted(standings, key=place)  # stable: the rest in the order of the search
+    return sorted(standings, key=place)  # stable: the others keep the order of the search
 
 
 def compare_first_two(standings: Sequence[Standing], confidence: float) -> Verdict | None:
@@ -115,7 +115,7 @@ def compare_first_two(standings: Sequence[Standing], confidence: float) -> Verdi
 
 
 def has_test_rows(spec: SweepSpec) -> bool:
-    """There are rows that only finalists see."""
+    """Whether the data has test rows, on which only finalists are evaluated."""
     return spec.data.test is not None or spec.data.test_fraction > 0
 
 
@@ -125,12 +125,13 @@ def deciding_split(spec: SweepSpec) -> Split:
 
 
 def held_out_name(objective: ObjectiveSpec, metrics: Mapping[str, float]) -> str:
-    """The objective as measured on test rows; as measured on validation rows without any."""
+    """Name of the objective on test rows; on validation rows if it has no value on test rows."""
     on_test = objective.metric.replace("eval_", "test_")
     return on_test if on_test in metrics else objective.metric
 
 
 def _stand(spec: SweepSpec, history: SweepHistory, trial: TrialRecord) -> Standing:
+    """The standing of a finalist, from its complete runs."""
     runs = [
         run
         for run in (trial, *history.repeats_of(trial.number))
@@ -138,26 +139,27 @@ def _stand(spec: SweepSpec, history: SweepHistory, trial: TrialRecord) -> Standi
         and _value(run, spec) is not None
         and not exceeded(run, spec.objective)
     ]
-    if len(runs) > 1:  # one that went on from another's checkpoint is no run of these settings
+    if len(runs) > 1:  # a copy of another trial's checkpoint trained partly with other settings
         runs = [run for run in runs if run.parent is None]
     if not runs and _value(trial, spec) is not None:
-        runs = [trial]  # stopped or cut short, and nothing that went further
+        runs = [trial]  # stopped or cut short, without a complete repeat
     metric = held_out_name(spec.objective, runs[0].final_metrics or {}) if runs else ""
     values = tuple(value for run in runs if (value := _value(run, spec)) is not None)
+    half_width = None
+    if len(values) > 1:
+        error = statistics.stdev(values) / math.sqrt(len(values))
+        half_width = _student_t(spec.finals.confidence, len(values) - 1) * error
+    # Best on validation rows first, because a choice among seeds by test rows would be biased.
+    sign = 1.0 if spec.objective.mode == "min" else -1.0
+    runs.sort(key=lambda run: sign * (run.last(spec.objective.metric) or 0.0))
     return Standing(
         trial=trial,
-        runs=tuple(_by_validation(runs, spec.objective)),
+        runs=tuple(runs),
         metric=metric,
         values=values,
         mean=statistics.fmean(values) if values else None,
-        half_width=_half_width(values, spec.finals.confidence),
+        half_width=half_width,
     )
-
-
-def _by_validation(runs: Sequence[TrialRecord], objective: ObjectiveSpec) -> list[TrialRecord]:
-    """Best on validation rows first: choosing among seeds by test rows would spoil those."""
-    sign = 1.0 if objective.mode == "min" else -1.0
-    return sorted(runs, key=lambda run: sign * (run.last(objective.metric) or 0.0))
 
 
 def _value(run: TrialRecord, spec: SweepSpec) -> float | None:
@@ -169,14 +171,8 @@ def _value(run: TrialRecord, spec: SweepSpec) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _half_width(values: Sequence[float], confidence: float) -> float | None:
-    if len(values) < 2:
-        return None
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return _student_t(confidence, len(values) - 1) * error
-
-
 def _welch_margin(a: Sequence[float], b: Sequence[float], confidence: float) -> float:
+    """Half width of Welch's interval for the difference of two means."""
     parts = [(statistics.variance(values) / len(values), len(values) - 1) for values in (a, b)]
     variance = sum(part for part, _ in parts)
     if variance == 0:
@@ -186,7 +182,7 @@ def _welch_margin(a: Sequence[float], b: Sequence[float], confidence: float) -> 
 
 
 def _student_t(confidence: float, freedom: float) -> float:
-    """How many standard errors to either side hold this part of Student's distribution."""
-    from scipy.stats import t  # takes a second, and only a sweep with finals needs it
+    """Half width, in standard errors, of the interval at a confidence, by Student's t."""
+    from scipy.stats import t  # the import takes a second; only sweeps with finals need it
 
     return float(t.ppf((1 + confidence) / 2, freedom))
