@@ -327,6 +327,7 @@ def _open_stage(
         max_trials=placement.max_trials,
         budget=budget,
         wishes=wishes,
+        pool=pool,
     )
 
 

@@ -4,7 +4,7 @@ SweepError
 ├── SweepSpecError (ValueError)   a sweep file or SweepSpec cannot work
 ├── SweepStorageError (RuntimeError)  the storage folder holds another sweep or is unusable
 │   └── SweepInUseError               another driver runs the sweep in the folder
-├── ClusterError (RuntimeError)       Ray cannot be started or joined
+├── ClusterError (RuntimeError)       Ray cannot be started or joined, or a process of ours died
 └── SweepFailedError (RuntimeError)   no trial produced an adapter
 """
 
@@ -33,7 +33,10 @@ class SweepInUseError(SweepStorageError):
 
 
 class ClusterError(SweepError, RuntimeError):
-    """Ray cannot be started on this machine, or the named Ray cluster cannot be joined."""
+    """Ray cannot be started or joined, or lost a process that the sweep cannot do without.
+
+    The last kind ends a run of the driver, never a trial: the same command continues the sweep.
+    """
 
 
 class SweepFailedError(SweepError, RuntimeError):

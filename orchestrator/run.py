@@ -34,7 +34,7 @@ from orchestrator.errors import SweepError, SweepFailedError
 from orchestrator.finals.forms import evaluate_forms
 from orchestrator.finals.held_out import evaluate_finalists
 from orchestrator.finals.repeats import RepeatSearcher, are_repeated, unwanted_repeats
-from orchestrator.hosts.broker import start_broker
+from orchestrator.hosts.broker import broker_loss_told, start_broker
 from orchestrator.hosts.cluster import Placement, ray_cluster, shape_of_workers
 from orchestrator.hosts.pool import HostPool
 from orchestrator.hosts.reachable import check_ray
@@ -211,12 +211,18 @@ def _train(sweep: _Sweep) -> bool:
     Returns:
         Whether the user cancelled the sweep meanwhile.
     """
-    with ExitStack() as stack:
+    with broker_loss_told(), ExitStack() as stack:
         with sweep.phase("starting Ray"):
             placement = stack.enter_context(ray_cluster(sweep.spec))
             broker = start_broker(sweep.storage.location, max_crashes=sweep.spec.hosts.max_crashes)
             stack.callback(ray.kill, broker)
-            pool = HostPool(broker, sweep.storage, placement.limits, placement.shape)
+            pool = HostPool(
+                broker,
+                sweep.storage,
+                placement.limits,
+                placement.shape,
+                lambda sentence: sweep.display.update(sweep.record.history, sentence),
+            )
             stack.enter_context(pool)
             budget = _open_budget(sweep, placement, pool)
             wishes = Wishes()
@@ -238,6 +244,7 @@ def _train(sweep: _Sweep) -> bool:
             max_trials=placement.max_trials,
             budget=budget,
             wishes=wishes,
+            pool=pool,
         )
         if not sweep.progress.has_ended("search"):
             with sweep.phase("searching"):
@@ -248,7 +255,7 @@ def _train(sweep: _Sweep) -> bool:
                 _repeat(sweep, stage)
         if not wishes.is_cancelled:
             with sweep.phase("evaluating"):
-                evaluate_finalists(sweep.spec, sweep.record, broker, sweep.storage)
+                evaluate_finalists(sweep.spec, sweep.record, broker, sweep.storage, pool.check)
         with sweep.phase("ending hosts"):
             pool.close()
         if not wishes.is_cancelled:

@@ -156,9 +156,14 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]
         wishes: Wishes,
         budget: Budget,
         share: float,
+        is_broken: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Make a stopper that ends all trials when a share of the budget is spent."""
+        """Make a stopper that ends all trials when a share of the budget is spent.
+
+        It also ends them when the hosts cannot go on, which `is_broken` tells.
+        """
+        self._is_broken = is_broken
         self._wishes, self._budget, self._share = wishes, budget, share
         self._clock, self._looked_at = clock, -math.inf
         self.reason = ""
@@ -173,6 +178,8 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Whether all trials end."""
+        if self._is_broken():
+            return True
         now = self._clock()
         if not self._wishes.is_cancelled and now - self._looked_at >= LOOK_EVERY_S:
             self._looked_at = now

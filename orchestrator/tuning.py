@@ -13,6 +13,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.hosts.cluster import PROXY_CPUS
+from orchestrator.hosts.pool import HostPool
 from orchestrator.hosts.proxy import SeatReleaser, TrialProxy
 from orchestrator.journal.paths import bundle_folder
 from orchestrator.journal.recording import SweepRecord, TrialRecorder
@@ -22,7 +23,8 @@ from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.search.budget import Budget
 from orchestrator.supervision import SweepStopper
 
-_MAX_PROXY_FAILURES = 2
+MAX_PROXY_FAILURES = 4
+"""Times that Ray Tune starts the process of a trial again after it raised or died."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class Stage:
         max_trials: Trials that can have a seat at the same time.
         budget: Budget of the sweep.
         wishes: Requests of the user during the run.
+        pool: The hosts; a pool that cannot go on ends the run.
     """
 
     record: SweepRecord
@@ -46,6 +49,7 @@ class Stage:
     max_trials: int
     budget: Budget
     wishes: Wishes
+    pool: HostPool
 
     def run(
         self,
@@ -69,9 +73,13 @@ class Stage:
 
         Raises:
             SweepStorageError: The log cannot be written, or a host's disk is full.
+            ClusterError: The broker or too many hosts died, or a trial's process again and again;
+                the trials in work are not recorded as ended.
         """
-        stopper = SweepStopper(self.wishes, self.budget, share)
-        recorder = TrialRecorder(self.record, self.horizon, end_of, self.wishes)
+        stopper = SweepStopper(
+            self.wishes, self.budget, share, lambda: self.pool.problem is not None
+        )
+        recorder = TrialRecorder(self.record, self.horizon, end_of, self.wishes, self.pool.check)
         tuner = tune.Tuner(
             tune.with_resources(TrialProxy, {"cpu": PROXY_CPUS}),
             tune_config=tune.TuneConfig(
@@ -86,7 +94,7 @@ class Stage:
                 storage_path=str(self.storage.folder / "tune"),
                 callbacks=[recorder, SeatReleaser(self.broker)],
                 stop=stopper,
-                failure_config=tune.FailureConfig(max_failures=_MAX_PROXY_FAILURES),
+                failure_config=tune.FailureConfig(max_failures=MAX_PROXY_FAILURES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),
@@ -96,6 +104,7 @@ class Stage:
         except tune.TuneError as error:
             # Ray Tune wraps the error of a callback; `problem` is the original error.
             raise self.record.problem or error from error
+        self.pool.check()
         return self._cut_short(stopper.reason, is_finals)
 
     def _cut_short(self, reason: str, is_finals: bool) -> str:

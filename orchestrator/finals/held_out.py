@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import ray
 from ray.actor import ActorHandle
@@ -41,12 +41,23 @@ def contenders(spec: SweepSpec, history: SweepHistory) -> list[TrialRecord]:
 
 
 def evaluate_finalists(
-    spec: SweepSpec, record: SweepRecord, broker: ActorHandle, storage: SweepStorage
+    spec: SweepSpec,
+    record: SweepRecord,
+    broker: ActorHandle,
+    storage: SweepStorage,
+    check_hosts: Callable[[], None] = lambda: None,
 ) -> None:
     """Evaluate the finalists on the test rows, and the base alone on both splits.
 
     Results in the record, from before a resume, are not evaluated again. Bundles of other trials
     are exported if they are missing because a driver or host was lost before the export.
+
+    Args:
+        spec: The sweep.
+        record: Record that gets the metrics.
+        broker: The actor of `orchestrator.hosts.broker`.
+        storage: Storage of the sweep.
+        check_hosts: Raises `ClusterError` if the hosts of the sweep cannot go on.
     """
     _await_leaving(broker)
     chosen = contenders(spec, record.history)
@@ -73,7 +84,7 @@ def evaluate_finalists(
         and not storage.has_bundle(trial.number)
         and f"trial-{trial.number}" not in tasks
     }
-    metrics = _run_tasks(broker, tasks | exports)
+    metrics = _run_tasks(broker, tasks | exports, check_hosts)
     for base, trial in bases.items():
         for split in splits:
             name = _base_task_name(trial, split)
@@ -122,7 +133,9 @@ def _await_leaving(broker: ActorHandle) -> None:
         pass
 
 
-def _run_tasks(broker: ActorHandle, tasks: Mapping[str, Task]) -> dict[str, Mapping[str, float]]:
+def _run_tasks(
+    broker: ActorHandle, tasks: Mapping[str, Task], check_hosts: Callable[[], None]
+) -> dict[str, Mapping[str, float]]:
     """Give all tasks to the hosts and wait; returns the metrics of tasks without an error."""
     session = uuid.uuid4().hex[:8]
     for name, task in tasks.items():
@@ -132,6 +145,7 @@ def _run_tasks(broker: ActorHandle, tasks: Mapping[str, Task]) -> dict[str, Mapp
     for name in tasks:
         report: TaskReport | None = None
         while report is None:
+            check_hosts()
             report = ray.get(broker.task_report.remote(f"{session}-{name}", MAX_WAIT_S))
         if report.error:
             logger.warning("finals: task %s failed: %s", name, report.error)

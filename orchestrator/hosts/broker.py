@@ -5,25 +5,42 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.errors import ClusterError
 from orchestrator.hosts.demand import HostLimits, start_hosts
-from orchestrator.hosts.members import HostStart, SeatPhase, SeatStatus
+from orchestrator.hosts.members import HostStart, SeatPhase, SeatStatus, SilentHost
 from orchestrator.hosts.seats import MAX_LONE_CRASHES, Seats
 from trainables.hosts.bench import Failure
-from trainables.hosts.orders import HostReport, Orders, SeatRequest, Task, TaskReport
+from trainables.hosts.orders import (
+    HostProcess,
+    HostReport,
+    Orders,
+    SeatRequest,
+    Task,
+    TaskReport,
+)
+
+logger = logging.getLogger(__name__)
 
 MAX_WAIT_S = 5.0
 """Longest wait of a call: each call of a proxy renews the lease of its trial."""
 
 IDLE_WAIT_S = 1.0
 """How long a host without work is kept waiting."""
+
+PAUSE_S = 5.0
+"""Time between two calls of the pool from which on the broker, or the driver, was stopped."""
+
+PING_S = 5.0
+"""How long a check of the broker waits for an answer; a slow broker is not a dead one."""
 
 T = TypeVar("T")
 
@@ -51,12 +68,36 @@ def start_broker(
     return actor.options(name=name, scheduling_strategy=node).remote(lease_s, max_crashes)
 
 
+@contextlib.contextmanager
+def broker_loss_told() -> Iterator[None]:
+    """Turn Ray's error for a dead actor into one sentence.
+
+    Raises:
+        ClusterError: The broker died, and with it the knowledge of who trains where.
+    """
+    try:
+        yield
+    except ray.exceptions.RayActorError as error:
+        logger.error("the broker died", exc_info=error)
+        raise ClusterError(
+            "the process that seats trials on hosts died (killed from outside, or because memory "
+            "was short). Nothing recorded is lost: run the same command again."
+        ) from error
+
+
+def require_broker(broker: ActorHandle) -> None:
+    """Raise `ClusterError` if the broker is dead; one that is slow to answer is not."""
+    with broker_loss_told(), contextlib.suppress(ray.exceptions.GetTimeoutError):
+        ray.get(broker.ping.remote(), timeout=PING_S)
+
+
 class Broker:
     """Body of the actor; repeating a call with the same arguments does no harm."""
 
     def __init__(self, lease_s: float, max_crashes: int = MAX_LONE_CRASHES) -> None:
         self._seats = Seats(lease_s, max_crashes)
         self._changed = asyncio.Event()
+        self._called_at: float | None = None
 
     # -------------------------------------------------------------------------------- proxies
 
@@ -102,26 +143,38 @@ class Broker:
 
     async def exchange(self, host_id: str, incarnation: str, report: HostReport) -> Orders:
         """Take in a host's report; return the host's orders as soon as there is work."""
-        self._seats.take(host_id, incarnation, report)
+        self._seats.take(host_id, incarnation, report, time.monotonic())
         self._wake()
 
         def look() -> Orders:
-            self._seats.expire(time.monotonic())
             return self._seats.orders(host_id, incarnation)
 
-        return await self._wait(
+        orders = await self._wait(
             look, lambda orders: not orders.is_settled(report.holding), IDLE_WAIT_S
         )
+        self._seats.note_orders(host_id, incarnation, time.monotonic())
+        return orders
+
+    async def beat(self, host_id: str, incarnation: str, process: HostProcess) -> None:
+        """See `Seats.beat`."""
+        self._seats.beat(host_id, incarnation, process, time.monotonic())
 
     # --------------------------------------------------------------------------------- driver
 
     async def start_hosts(self, limits: HostLimits) -> list[HostStart]:
         """See `orchestrator.hosts.demand.start_hosts`."""
         now = time.monotonic()
+        if self._called_at is not None and now - self._called_at > PAUSE_S:
+            self._seats.forgive_pause(now)
+        self._called_at = now
         self._seats.expire(now)
         starts = start_hosts(self._seats, limits, now)
         self._wake()
         return starts
+
+    async def take_silent(self, stopped_s: float, hung_s: float) -> list[SilentHost]:
+        """See `Seats.take_silent`; after `start_hosts`, which sees pauses of the broker."""
+        return self._seats.take_silent(time.monotonic(), stopped_s, hung_s)
 
     async def end_host(self, host_id: str, failure: Failure | None) -> None:
         """See `Seats.end_host`."""
@@ -146,6 +199,9 @@ class Broker:
             return not any(member.is_leaving for member in self._seats.members.values())
 
         return await self._wait(is_settled, bool, wait_s)
+
+    async def ping(self) -> None:
+        """Answer, as a sign of life."""
 
     async def close(self) -> None:
         """See `Seats.close`."""

@@ -81,6 +81,7 @@ def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
         shape=HostShape(
             gpus=1.0 if gpus else 0.0,
             max_failures=spec.hosts.max_failures,
+            hung_s=spec.hosts.max_silence_s,
             torch_threads=max(1, cpus // max_hosts),
         ),
     )

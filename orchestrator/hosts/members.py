@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from trainables.hosts.orders import SeatReport, SeatRequest, Task, TaskReport
+from trainables.hosts.orders import HostProcess, SeatReport, SeatRequest, Task, TaskReport
 from trainables.spec import TrialSpec
 
 
@@ -49,6 +49,15 @@ class HostStart:
     host_id: str
     group: str
     base: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SilentHost:
+    """A host that must be ended, because it gave no sign of life or no report for too long."""
+
+    host_id: str
+    process: HostProcess
+    reason: str
 
 
 @dataclass(kw_only=True)
@@ -127,6 +136,9 @@ class Host:
         since: Time of opening the host, or of last draining another host in favour of this one.
         holding: Seats that the host last reported to hold.
         offered: Seats and tasks with work in the host's last orders.
+        process: Process of the host, for its end.
+        beat_at: Time of the last sign of life; `None` before the first.
+        heard_at: Time of the last exchange of a report for orders; `None` before the first.
     """
 
     host_id: str
@@ -139,6 +151,9 @@ class Host:
     holding: frozenset[str] = frozenset()
     offered: frozenset[str] = frozenset()
     is_draining: bool = False
+    process: HostProcess | None = None
+    beat_at: float | None = None
+    heard_at: float | None = None
 
 
 def group_key(spec: TrialSpec) -> str:

@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -17,10 +18,12 @@ import ray.train
 from ray.actor import ActorHandle
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from orchestrator.hosts.broker import broker_name
+from orchestrator.errors import ClusterError
+from orchestrator.hosts.broker import broker_name, require_broker
 from orchestrator.hosts.demand import HostLimits
-from orchestrator.hosts.members import HostStart
+from orchestrator.hosts.members import HostStart, SilentHost
 from orchestrator.hosts.reservations import release_orphans
+from orchestrator.hosts.silence import STOPPED_S, end_process
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.wording import last_line
@@ -30,6 +33,9 @@ from trainables.spec import BaseSpec
 logger = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 0.3
+MAX_LOST_HOSTS, LOST_WITHIN_S = 5, 600.0
+"""Number of hosts that may be lost within so many seconds by no fault of their trials."""
+
 MAX_CONTROLLER_FAILURES = 10
 """Number of times that Train may retry to place a worker; a try takes a minute by default."""
 
@@ -44,6 +50,7 @@ class HostShape:
         max_failures: Maximum number of worker restarts; after the next crash, another host takes
             over the trials.
         torch_threads: Threads of a torch operation; 0 keeps torch's default.
+        hung_s: Longest time of one piece of work, after which a host is ended and started again.
         build_bench: Makes the engine; `None` makes the training engine.
     """
 
@@ -51,6 +58,7 @@ class HostShape:
     gpus: float = 0.0
     max_failures: int = 5
     torch_threads: int = 1
+    hung_s: float = 3600.0
     build_bench: Callable[[BaseSpec], Bench] | None = None
 
 
@@ -66,18 +74,25 @@ class HostPool:
         storage: Storage of the sweep; Train's own files go to `hosts/` in the folder.
         limits: Limits on the number of hosts.
         shape: Resources of a host.
+        tell: Shows a sentence to the user.
+
+    Attributes:
+        problem: Why the sweep cannot go on in this Ray; `None` while it can.
     """
 
     broker: ActorHandle
     storage: SweepStorage
     limits: HostLimits
     shape: HostShape = field(default_factory=HostShape)
+    tell: Callable[[str], None] = lambda sentence: None
 
     def __post_init__(self) -> None:
         self._closing = threading.Event()
         self._session = uuid.uuid4().hex[:8]  # unique, as Train resumes a run of the same name
         self._runs: list[threading.Thread] = []
         self._spans: dict[str, list[float]] = {}  # start of each host and, if ended, its end
+        self._losses: list[float] = []
+        self.problem: ClusterError | None = None
         self._watch = threading.Thread(target=self._watch_demand, name="host-pool", daemon=True)
 
     def __enter__(self) -> Self:
@@ -103,9 +118,10 @@ class HostPool:
         if self._closing.is_set():
             return True
         deadline = time.monotonic() + timeout_s
-        while not ray.get(self.broker.settle.remote(1.0)) and time.monotonic() < deadline:
-            pass
-        ray.get(self.broker.close.remote())
+        with suppress(ray.exceptions.RayActorError):  # hosts of a dead broker end by themselves
+            while not ray.get(self.broker.settle.remote(1.0)) and time.monotonic() < deadline:
+                pass
+            ray.get(self.broker.close.remote())
         self._closing.set()
         threads = [self._watch, *self._runs]
         for thread in threads:
@@ -114,6 +130,13 @@ class HostPool:
         if late:
             logger.warning("hosts still running after %.0f s: %s", timeout_s, ", ".join(late))
         return not late
+
+    def check(self) -> None:
+        """Raise `ClusterError` if the broker is dead, or if hosts cannot be kept."""
+        if self.problem is None:
+            require_broker(self.broker)
+        else:
+            raise self.problem
 
     def usage(self) -> Usage:
         """Device-seconds of all hosts so far, counted from the order to start a host."""
@@ -129,9 +152,15 @@ class HostPool:
         while not self._closing.wait(WATCH_INTERVAL_S):
             try:
                 starts: list[HostStart] = ray.get(self.broker.start_hosts.remote(self.limits))
+                self._end_silent_hosts()
             except ray.exceptions.RayError as error:
-                logger.error("host pool: the broker does not answer: %s", error)
-                return
+                try:
+                    require_broker(self.broker)
+                except ClusterError as loss:
+                    self.problem = loss
+                    return
+                logger.warning("host pool: the broker did not answer: %s", error)
+                continue
             for start in starts:
                 logger.info("starting host %s for %s", start.host_id, start.group)
                 run = threading.Thread(
@@ -140,23 +169,49 @@ class HostPool:
                 self._runs.append(run)
                 run.start()
 
+    def _end_silent_hosts(self) -> None:
+        """End hosts that are stopped or hung; their trials continue from their checkpoints."""
+        silent: list[SilentHost] = ray.get(
+            self.broker.take_silent.remote(STOPPED_S, self.shape.hung_s)
+        )
+        for host in silent:
+            sentence = f"host {host.host_id} {host.reason}: it is ended and started again"
+            logger.warning("%s", sentence)
+            self.tell(sentence)
+            end_process(host.process)
+
     def _run(self, start: HostStart) -> None:
         """Run a host to the end and tell the broker the result."""
         failure: Failure | None = None
         span = self._spans[start.host_id] = [time.monotonic()]
+        is_lost = False
         try:
             self._build_trainer(start).fit()
-        except Exception as error:  # any error must reach the host's trials
+        except Exception as error:  # any error must reach the host's trials, or end the run
             said = last_line(error) if str(error).strip() else describe_error(error)
-            failure = Failure(fault="failed", reason=f"its host ended: {said}")
-            logger.warning("host %s: %s", start.host_id, failure.reason, exc_info=error)
+            logger.warning("host %s ended: %s", start.host_id, said, exc_info=error)
+            is_lost = True
+            if isinstance(error, ray.train.WorkerGroupError):  # its own worker, again and again
+                failure = Failure(fault="failed", reason=f"its host ended: {said}")
+            else:
+                self._count_loss(said)
         span.append(time.monotonic())
         try:
-            if failure is not None:
+            if is_lost:
                 release_orphans()  # before the broker asks for the next host
             ray.get(self.broker.end_host.remote(start.host_id, failure))
         except ray.exceptions.RayError as error:
             logger.warning("host %s ended after its broker: %s", start.host_id, error)
+
+    def _count_loss(self, said: str) -> None:
+        """Let the host's trials go on in another host, unless hosts are lost again and again."""
+        now = time.monotonic()
+        self._losses = [at for at in self._losses if now - at < LOST_WITHIN_S] + [now]
+        if len(self._losses) >= MAX_LOST_HOSTS:
+            self.problem = ClusterError(
+                f"{len(self._losses)} hosts ended before or during their work, at last: {said}. "
+                "Nothing recorded is lost: see to the cause and run the same command again."
+            )
 
     def _build_trainer(self, start: HostStart) -> TorchTrainer:
         config: dict[str, Any] = {

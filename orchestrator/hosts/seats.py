@@ -18,9 +18,18 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 
-from orchestrator.hosts.members import Errand, Host, HostStart, Member, SeatPhase, SeatStatus
+from orchestrator.hosts.members import (
+    Errand,
+    Host,
+    HostStart,
+    Member,
+    SeatPhase,
+    SeatStatus,
+    SilentHost,
+)
 from trainables.hosts.bench import Failure
 from trainables.hosts.orders import (
+    HostProcess,
     HostReport,
     Orders,
     SeatOrder,
@@ -166,13 +175,15 @@ class Seats:
             host.past.add(host.incarnation)
             self._blame_crash(host)
         host.incarnation, host.holding, host.offered = incarnation, frozenset(), frozenset()
+        host.heard_at = None
         self._seat_waiting()
 
-    def take(self, host_id: str, incarnation: str, report: HostReport) -> None:
+    def take(self, host_id: str, incarnation: str, report: HostReport, now: float = 0.0) -> None:
         """Take in a host's report; a report of a past incarnation is ignored."""
         host = self.hosts.get(host_id)
         if host is None or host.incarnation != incarnation:
             return
+        host.heard_at = now
         host.holding = report.holding
         for seat_report in report.reports:
             member = self.members.get(seat_report.key)
@@ -245,6 +256,48 @@ class Seats:
                 self._dead.pop(host.group, None)  # the cause is found
                 reason = f"its host died {self.max_crashes} times while training it alone"
                 self._fail(active[0], Failure(fault="failed", reason=reason))
+
+    def beat(self, host_id: str, incarnation: str, process: HostProcess, now: float) -> None:
+        """Note a sign of life; one of a past incarnation is ignored."""
+        host = self.hosts.get(host_id)
+        if host is not None and incarnation not in host.past:
+            host.process, host.beat_at = process, now
+
+    def note_orders(self, host_id: str, incarnation: str, now: float) -> None:
+        """Note that a host gets orders now, and begins a piece of work."""
+        host = self.hosts.get(host_id)
+        if host is not None and host.incarnation == incarnation:
+            host.heard_at = now
+
+    def take_silent(self, now: float, stopped_s: float, hung_s: float) -> list[SilentHost]:
+        """Hosts to end, each named once: the caller ends the process, and Ray restarts it.
+
+        Args:
+            now: Present time in seconds.
+            stopped_s: Time without a sign of life: the process is stopped, or its node is gone.
+            hung_s: Time of one piece of work: a step and an evaluation in each seat, or a task.
+        """
+        silent: list[SilentHost] = []
+        for host in self.hosts.values():
+            if host.process is None:
+                continue
+            if host.beat_at is not None and now - host.beat_at > stopped_s:
+                reason = f"gave no sign of life for {now - host.beat_at:.0f} s"
+            elif host.heard_at is not None and now - host.heard_at > hung_s:
+                reason = f"has been in one piece of work for {now - host.heard_at:.0f} s"
+            else:
+                continue
+            silent.append(SilentHost(host_id=host.host_id, process=host.process, reason=reason))
+            host.process, host.beat_at, host.heard_at = None, None, None
+        return silent
+
+    def forgive_pause(self, now: float) -> None:
+        """Let leases and signs of life count from now, after a pause of the broker itself."""
+        for member in self.members.values():
+            member.seen = now
+        for host in self.hosts.values():
+            host.beat_at = None if host.beat_at is None else now
+            host.heard_at = None if host.heard_at is None else now
 
     def refuse(self, host_id: str, failure: Failure) -> None:
         """Note the failure of a host to load the base.

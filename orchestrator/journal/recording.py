@@ -9,7 +9,13 @@ from typing import Any
 
 from ray import tune
 
-from orchestrator.errors import SweepStorageError, full_disk, tells_full_disk
+from orchestrator.errors import (
+    ClusterError,
+    SweepError,
+    SweepStorageError,
+    full_disk,
+    tells_full_disk,
+)
 from orchestrator.journal.events import (
     Event,
     TrialEnded,
@@ -58,7 +64,7 @@ class SweepRecord:
         self.log, self.history = log, history
         self._on_change = on_change
         self._guard = threading.RLock()
-        self.problem: SweepStorageError | None = None
+        self.problem: SweepError | None = None
 
     def add(self, event: Event) -> None:
         """Record one event.
@@ -109,6 +115,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         horizon: Steps of a trial that is never stopped.
         end_of: Returns the outcome of a trial that the scheduler stopped; `None` for others.
         wishes: Requests of the user to stop trials.
+        check_hosts: Raises `ClusterError` if the hosts of the sweep cannot go on.
     """
 
     def __init__(
@@ -117,7 +124,9 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         horizon: int,
         end_of: Callable[[int], TrialOutcome | None],
         wishes: Wishes,
+        check_hosts: Callable[[], None] = lambda: None,
     ) -> None:
+        self._check_hosts = check_hosts
         self._record, self._horizon = record, horizon
         self._end_of, self._wishes = end_of, wishes
 
@@ -178,11 +187,27 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record the failure of a trial's process."""
-        error = last_line(str(trial.get_error() or "no message"))
-        end = settle_end(trial.last_result, self._horizon, error=error)
-        logger.error("trial %d: %s\n%s", trial.config["trial"], end.reason, trial.get_error())
-        self._record.end_trial(trial.config["trial"], end)
+        """Record the error of a trial's process; a process that was killed ends the run instead.
+
+        Raises:
+            ClusterError: The hosts cannot go on, or the process died as often as it was started.
+        """
+        number, said = trial.config["trial"], trial.get_error()
+        try:
+            self._check_hosts()
+            if said is None:  # Ray Tune keeps the text of an error that was raised
+                raise ClusterError(
+                    f"trial {number}: each process that Ray started for it died (killed from "
+                    "outside, or because memory was short). Nothing recorded is lost: run the "
+                    "same command again."
+                )
+        except ClusterError as error:
+            self._record.problem = error
+            raise
+        said = str(said)
+        end = settle_end(trial.last_result, self._horizon, error=last_line(said))
+        logger.error("trial %d: %s\n%s", number, end.reason, said)
+        self._record.end_trial(number, end)
 
     def _require_space(self, trial: int, result: Mapping[str, Any]) -> None:
         """End the sweep if a trial failed on a full disk: a resumed sweep continues the trial.

@@ -300,6 +300,9 @@ class HostsSpec:
             needed to tell a trial that kills its host from its neighbours.
         max_crashes: Number of host crashes during training of a trial alone, after which the trial
             fails; before, the trial continues from its checkpoint.
+        max_silence_s: Longest time in seconds of one piece of work, such as a step and an
+            evaluation in each seat, after which a host counts as hung, is ended and started again.
+            A host that is stopped or unreachable is noticed after a minute.
         checkpoints: `needed` removes a trial's checkpoint during the sweep, as soon as neither the
             finals nor a larger budget can use the checkpoint; `all` keeps all. Adapters stay.
     """
@@ -310,6 +313,7 @@ class HostsSpec:
     fresh: bool = False
     max_failures: int = 5
     max_crashes: int = 2
+    max_silence_s: float = 3600.0
     checkpoints: Literal["needed", "all"] = "needed"
 
     def __post_init__(self) -> None:
@@ -323,6 +327,13 @@ class HostsSpec:
             self.max_failures,
             ">= 0",
             "Use 0 to give up at the first crash.",
+        )
+        require(
+            10 <= self.max_silence_s < math.inf,
+            "hosts.max_silence_s",
+            self.max_silence_s,
+            "10 seconds or more",
+            "Use 3600.",
         )
 
 

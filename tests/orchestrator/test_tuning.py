@@ -7,6 +7,7 @@ import pytest
 import ray
 from ray.tune.search import Searcher
 
+from orchestrator.errors import ClusterError
 from orchestrator.hosts.broker import start_broker
 from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.pool import HostShape
@@ -78,7 +79,7 @@ class Scene:
     def stage(self):
         return Stage(
             record=self.record, storage=self.storage, horizon=self.horizon, broker=self.broker,
-            max_trials=2, budget=self.budget, wishes=self.wishes,
+            max_trials=2, budget=self.budget, wishes=self.wishes, pool=self.pool,
         )  # fmt: skip
 
     def run(self, *specs, numbers=None, **options):
@@ -188,3 +189,18 @@ def test_a_supervisor_hears_requests_and_writes_usage_once_more_when_it_leaves(b
     assert not scene.wishes.is_cancelled
     meter = scene.record.history.meter
     assert (meter.cpu_s, meter.gpu_s) == (3.0, 1.0)
+
+
+def test_a_broker_that_dies_ends_the_run_and_no_trial(build_scene):
+    scene = build_scene()
+
+    def listen(history):
+        if reports_of(history, 0) == 2:
+            ray.kill(scene.broker)
+
+    scene.listeners.append(listen)
+    scene.horizon = 100_000
+    with pytest.raises(ClusterError, match=r"died .* run the same command again"):
+        scene.run(*(scene.base.build_spec(trial, steps=100_000) for trial in range(3)))
+    assert scene.ends() == {}
+    assert scene.record.history.trials[0].step >= 20

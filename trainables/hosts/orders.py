@@ -58,6 +58,14 @@ def kept_bundle(bundle_dir: str, step: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostProcess:
+    """Process of a host: Ray's name of the machine, and the process id there."""
+
+    node_id: str
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeatOrder:
     """Order to hold a seat.
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
@@ -17,12 +20,15 @@ from trainables.base.loading import require_gpu
 from trainables.engine import build_engine
 from trainables.hosts.bench import Bench, Failure, attempt
 from trainables.hosts.host import HostLoop
-from trainables.hosts.orders import HostReport, Orders
+from trainables.hosts.orders import HostProcess, HostReport, Orders
 from trainables.spec import BaseSpec
 from trainables.training.memory import peak_memory_gib
 from trainables.training.state import load_state, save_state
 
 logger = logging.getLogger(__name__)
+
+BEAT_S = 5.0
+"""Seconds between two signs of life of a host."""
 
 
 def run_host(config: dict[str, Any]) -> None:
@@ -46,12 +52,34 @@ def run_host(config: dict[str, Any]) -> None:
     build: Callable[[BaseSpec], Bench] = config.get("build_bench") or build_torch_bench
     host_id, incarnation = config["host_id"], uuid.uuid4().hex
     gpus = [str(one) for one in ray.get_runtime_context().get_accelerator_ids().get("GPU", ())]
-    bench = try_build(build, BaseSpec(**config["base"]), gpus)
-    if isinstance(bench, Failure):
-        ray.get(broker.refuse.remote(host_id, bench))
-        return
-    ray.get(broker.hello.remote(host_id, incarnation))
-    HostLoop(bench, _RayMailbox(broker, host_id, incarnation)).run()
+    with _beating(broker, host_id, incarnation):
+        bench = try_build(build, BaseSpec(**config["base"]), gpus)
+        if isinstance(bench, Failure):
+            ray.get(broker.refuse.remote(host_id, bench))
+            return
+        ray.get(broker.hello.remote(host_id, incarnation))
+        HostLoop(bench, _RayMailbox(broker, host_id, incarnation)).run()
+
+
+@contextmanager
+def _beating(broker: ActorHandle, host_id: str, incarnation: str) -> Iterator[None]:
+    """Give the broker signs of life while the block runs; a stopped process gives none."""
+    process = HostProcess(node_id=ray.get_runtime_context().get_node_id(), pid=os.getpid())
+    is_over = threading.Event()
+
+    def beat() -> None:
+        while True:
+            broker.beat.remote(host_id, incarnation, process)
+            if is_over.wait(BEAT_S):
+                return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def build_torch_bench(base: BaseSpec) -> Bench:

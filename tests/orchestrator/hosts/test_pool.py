@@ -1,11 +1,12 @@
 """The pool on real Ray Train: hosts start, make room, refuse, and are fresh for each trial."""
 
 import logging
+import time
 
 import pytest
 import ray
 
-from orchestrator.errors import SweepError
+from orchestrator.errors import ClusterError, SweepError
 from orchestrator.hosts.broker import start_broker
 from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.members import group_key
@@ -146,12 +147,15 @@ def test_trials_of_a_host_that_is_given_up_go_on_in_the_next_one(pool_of, fake_b
     assert fake_base.bundle(1)["step"] == 20
 
 
-def test_a_trainer_that_cannot_start_fails_its_trials_with_a_reason(pool_of, fake_base, caplog):
+def test_hosts_that_cannot_start_end_the_run_and_not_their_trials(pool_of, fake_base, caplog):
     caplog.set_level(logging.ERROR)
     (fake_base.storage / "hosts").write_text("in the way")
     caller = Caller(fake_base)
-    with pool_of(caller, max_hosts=1, seats=1):
+    with pool_of(caller, max_hosts=1, seats=1) as pool:
         caller.join(0, fake_base.build_spec(0))
-        report = caller.advance(0, 10).report
-    assert report.fault == "failed"
-    assert report.reason.startswith("its host ended: ")
+        deadline = time.monotonic() + 60
+        while pool.problem is None and time.monotonic() < deadline:
+            status = ray.get(caller.broker.advance.remote(0, "a", 10, 1.0))
+        assert (status.phase, status.report) == ("waiting", None)
+        with pytest.raises(ClusterError, match=r"5 hosts ended before .* run the same command"):
+            pool.check()

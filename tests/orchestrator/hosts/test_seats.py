@@ -8,6 +8,7 @@ from orchestrator.hosts.members import HostStart, SeatPhase, base_key, group_key
 from orchestrator.hosts.seats import MAX_DEAD_HOSTS, Seats
 from trainables.hosts.bench import Failure
 from trainables.hosts.orders import (
+    HostProcess,
     HostReport,
     SeatFreed,
     SeatReport,
@@ -584,3 +585,56 @@ def test_group_keys_are_readable_and_blind_to_what_does_not_matter(base, key):
     spec = TrialSpec(base=base, optim=OptimSpec(steps=1), data=DataSpec(train="rows.jsonl"))
     assert group_key(spec) == key
     assert base_key(spec.to_dict()["base"]) == key
+
+
+# ------------------------------------------------------------------------------ silent hosts
+
+PROCESS = HostProcess(node_id="n", pid=7)
+WORK = HostReport()
+
+
+def silent(state, now):
+    return [(host.host_id, host.process, host.reason) for host in state.take_silent(now, 60, 600)]
+
+
+def test_a_host_without_signs_of_life_is_named_once():
+    state = build_seats(hosts=2)
+    for host in ("h0", "h1"):
+        state.beat(host, "one", PROCESS, 0.0)
+    state.beat("h1", "one", PROCESS, 30.0)
+    assert silent(state, 60.0) == []
+    assert silent(state, 61.0) == [("h0", PROCESS, "gave no sign of life for 61 s")]
+    assert silent(state, 62.0) == []  # its end is under way
+    state.hello("h0", "two")
+    state.beat("h0", "one", PROCESS, 63.0)  # of the process that was ended
+    assert silent(state, 500.0) == [("h1", PROCESS, "gave no sign of life for 470 s")]
+
+
+def test_a_host_that_lives_and_never_finishes_is_named():
+    state = build_seats()
+    state.take("h0", "one", WORK, 5.0)
+    state.note_orders("h0", "one", 6.0)
+    for now in range(0, 700, 50):
+        state.beat("h0", "one", PROCESS, now)
+    assert silent(state, 606.0) == []
+    assert silent(state, 607.0) == [("h0", PROCESS, "has been in one piece of work for 601 s")]
+
+
+def test_loading_a_base_may_take_its_time():
+    state = build_seats(hosts=0)
+    state.open_host(HostStart(host_id="h0", group="g", base={}), 1, None)
+    for now in range(0, 5000, 50):
+        state.beat("h0", "one", PROCESS, now)
+    assert silent(state, 5000.0) == []
+    assert silent(state, 5020.0) == [("h0", PROCESS, "gave no sign of life for 70 s")]
+
+
+def test_a_pause_of_the_broker_counts_against_nobody():
+    state = build_seats()
+    join(state, 0)
+    state.beat("h0", "one", PROCESS, 0.0)
+    state.take("h0", "one", WORK, 0.0)
+    state.forgive_pause(5000.0)
+    state.expire(5001.0)
+    assert state.advance(0, "a", 10, 5001.0).phase is SeatPhase.SEATED
+    assert silent(state, 5001.0) == []

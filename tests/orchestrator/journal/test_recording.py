@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.errors import SweepStorageError
+from orchestrator.errors import ClusterError, SweepStorageError
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.log import EventLog, read_events
 from orchestrator.journal.recording import SweepRecord, TrialRecorder
@@ -29,7 +29,14 @@ class Scene:
             self.log, SweepHistory(), lambda history: self.changes.append(len(history.trials))
         )
         self.wishes, self.verdicts = Wishes(), {}
-        self.recorder = TrialRecorder(self.record, HORIZON, self.verdicts.get, self.wishes)
+        self.broken = []
+        self.recorder = TrialRecorder(
+            self.record, HORIZON, self.verdicts.get, self.wishes, self.check_hosts
+        )
+
+    def check_hosts(self):
+        for problem in self.broken:
+            raise problem
 
     def trial(self, number=0, last=None, error=None):
         config = {"trial": number, "knobs": {"lora.rank": 4}, "spec": {"seed": 7}}
@@ -281,3 +288,21 @@ def test_a_trial_that_ran_away_with_its_last_steps_did_not_complete(scene):
     scene.verdicts[0] = TrialOutcome(Outcome.DIVERGED, "ran away")
     scene.complete({"step": 40, "outcome": "completed", "reason": "trained 40 steps"})
     assert scene.end() == (Outcome.DIVERGED, "ran away", None)
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "said"),
+    [
+        ([], None, "trial 0: each process that Ray started for it died"),
+        ([ClusterError("the broker died")], "ActorDiedError", "the broker died"),
+    ],
+    ids=["killed", "without a broker"],
+)
+def test_a_death_around_a_trial_ends_the_run_and_not_the_trial(scene, broken, error, said):
+    scene.start()
+    scene.report(20)
+    scene.broken += broken
+    with pytest.raises(ClusterError, match=said):
+        scene.recorder.on_trial_error(0, [], scene.trial(error=error))
+    assert said in str(scene.record.problem)
+    assert scene.kinds() == ["trial_started", "report"]
