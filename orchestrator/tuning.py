@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ from dataclasses import dataclass
 import ray
 from ray import tune
 from ray.actor import ActorHandle
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.hosts.cluster import PROXY_CPUS
 from orchestrator.hosts.pool import HostPool
 from orchestrator.hosts.proxy import SeatReleaser, TrialProxy
-from orchestrator.journal.paths import bundle_folder
+from orchestrator.journal.paths import TUNE_FOLDER, bundle_folder
 from orchestrator.journal.recording import SweepRecord, TrialRecorder
 from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
 from orchestrator.journal.sweep_storage import SweepStorage
@@ -79,7 +81,14 @@ class Stage:
         stopper = SweepStopper(
             self.wishes, self.budget, share, lambda: self.pool.problem is not None
         )
+        folder = self.storage.folder / TUNE_FOLDER
+        shutil.rmtree(folder, ignore_errors=True)  # pickles that nobody reads, of a killed driver
         recorder = TrialRecorder(self.record, self.horizon, end_of, self.wishes, self.pool.check)
+        # Ray Tune would write the credentials of AWS into a log of each node, in plain text.
+        # Nodes have credentials of their own.
+        class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+            {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+        )
         tuner = tune.Tuner(
             tune.with_resources(TrialProxy, {"cpu": PROXY_CPUS}),
             tune_config=tune.TuneConfig(
@@ -91,7 +100,7 @@ class Stage:
             ),
             run_config=tune.RunConfig(
                 name=f"tune-{uuid.uuid4().hex[:8]}",
-                storage_path=str(self.storage.folder / "tune"),
+                storage_path=str(folder),
                 callbacks=[recorder, SeatReleaser(self.broker)],
                 stop=stopper,
                 failure_config=tune.FailureConfig(max_failures=MAX_PROXY_FAILURES),
@@ -104,6 +113,8 @@ class Stage:
         except tune.TuneError as error:
             # Ray Tune wraps the error of a callback; `problem` is the original error.
             raise self.record.problem or error from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         self.pool.check()
         return self._cut_short(stopper.reason, is_finals)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-import secrets
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import ray
@@ -17,6 +16,7 @@ import ray
 from orchestrator.errors import SweepError
 from orchestrator.hosts.cores import available_cores
 from orchestrator.hosts.demand import HostLimits
+from orchestrator.hosts.embedded import embedded_ray
 from orchestrator.hosts.evaluators import WorkerShape
 from orchestrator.hosts.pool import HostShape
 from orchestrator.hosts.reachable import check_ray, named_address, plain_ray_errors
@@ -137,15 +137,14 @@ def _session(cpus: int) -> Iterator[None]:
         return
     check_ray()
     address = named_address()
-    with plain_ray_errors(), keeping_signals():
-        if address is not None:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            _start_local(cpus)
-    try:
+    with ExitStack() as stack:
+        with plain_ray_errors(), keeping_signals():
+            if address is None:
+                stack.enter_context(embedded_ray(cpus))
+            else:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                stack.callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
@@ -158,25 +157,6 @@ def keeping_signals() -> Iterator[None]:
     finally:
         if is_main:  # in other threads, Python sets no handlers, and so Ray has set none
             signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
-
-
-def _start_local(cpus: int) -> None:
-    # Other users of this machine must not be able to run code as this user. If RAY_AUTH_MODE is
-    # not set, ray.init() turns token authentication on for a new cluster. (Setting the mode here
-    # would be too late: Ray reads it on import.) With a token in the environment, Ray writes no
-    # token file.
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        # No dashboard saves a port, a process and seconds. Train's cleaner of orphaned placement
-        # groups needs the dashboard's API, but placement groups end with this cluster anyway.
-        include_dashboard=False,
-        object_store_memory=200 * 2**20,  # no large objects are stored
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
 
 
 def _placement_on_cluster(spec: SweepSpec) -> Placement:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 import time
 import uuid
@@ -25,6 +26,7 @@ from orchestrator.hosts.members import HostStart, SilentHost
 from orchestrator.hosts.reservations import release_orphans
 from orchestrator.hosts.silence import STOPPED_S, end_process
 from orchestrator.journal.meter import Usage
+from orchestrator.journal.paths import HOSTS_FOLDER
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.wording import last_line
 from trainables.hosts.bench import Bench, Failure, describe_error
@@ -71,7 +73,8 @@ class HostPool:
 
     Args:
         broker: The actor of `orchestrator.hosts.broker`.
-        storage: Storage of the sweep; Train's own files go to `hosts/` in the folder.
+        storage: Storage of the sweep; Train's own files go to `hosts/` in the folder until hosts
+            have ended.
         limits: Limits on the number of hosts.
         shape: Resources of a host.
         tell: Shows a sentence to the user.
@@ -127,6 +130,7 @@ class HostPool:
         for thread in threads:
             thread.join(max(0.1, deadline - time.monotonic()))
         late = [thread.name for thread in threads if thread.is_alive()]
+        shutil.rmtree(self.storage.folder / HOSTS_FOLDER, ignore_errors=True)
         if late:
             logger.warning("hosts still running after %.0f s: %s", timeout_s, ", ".join(late))
         return not late
@@ -178,7 +182,10 @@ class HostPool:
             sentence = f"host {host.host_id} {host.reason}: it is ended and started again"
             logger.warning("%s", sentence)
             self.tell(sentence)
-            end_process(host.process)
+            try:
+                end_process(host.process)
+            except ray.exceptions.RayError as error:  # Ray gives up nodes that it cannot reach
+                logger.warning("host %s cannot be reached: %s", host.host_id, error)
 
     def _run(self, start: HostStart) -> None:
         """Run a host to the end and tell the broker the result."""
@@ -234,7 +241,7 @@ class HostPool:
             ),
             run_config=ray.train.RunConfig(
                 name=f"{start.host_id}-{self._session}",
-                storage_path=str(self.storage.folder / "hosts"),
+                storage_path=str(self.storage.folder / HOSTS_FOLDER),
                 failure_config=ray.train.FailureConfig(
                     max_failures=self.shape.max_failures,
                     controller_failure_limit=MAX_CONTROLLER_FAILURES,

@@ -7,15 +7,14 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from ray.exceptions import RayError
 
 from orchestrator.errors import ClusterError
+from orchestrator.hosts.private_folder import temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +40,9 @@ except Exception as error:
 """
 _REFUSED = "Unauthenticated"
 
-_MAX_SOCKET_BYTES = 107
-_SOCKET = "/ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""The longest path below the folder for temporary files that Ray binds a socket to."""
-_SHORT_FOLDER = Path("/tmp")  # Ray's own default where TMPDIR is not set
-
 
 def check_ray() -> None:
     """Check Ray: the server at `$RAY_ADDRESS` accepts calls, or a local Ray can be started.
-
-    If `$TMPDIR` is too long for Ray's sockets, `$RAY_TMPDIR` is set to `/tmp`.
 
     Raises:
         ClusterError: The named Ray does not answer within seconds, or does not accept the token;
@@ -58,7 +50,7 @@ def check_ray() -> None:
     """
     address = named_address()
     if address is None:
-        _choose_temporary_folder()
+        temporary_folder()
         return
     if address != "auto":
         _require_greeting(address)
@@ -170,41 +162,3 @@ def _no_entry(address: str, said: str) -> ClusterError:
         "this version, with a node on this machine. Correct the cause, or unset RAY_ADDRESS to "
         "start a Ray here."
     )
-
-
-def _choose_temporary_folder() -> None:
-    """Set `$RAY_TMPDIR` if the default folder is too long for Ray's sockets."""
-    named = os.environ.get("RAY_TMPDIR")
-    if named is not None:
-        _require_room(named, "RAY_TMPDIR")
-        return
-    folder = os.environ.get("TMPDIR")
-    if folder and not _is_short(folder):
-        logger.info("TMPDIR is too long for Ray's sockets: they are kept in %s", _SHORT_FOLDER)
-        _require_room(str(_SHORT_FOLDER), "TMPDIR")
-        os.environ["RAY_TMPDIR"] = str(_SHORT_FOLDER)
-    elif folder:
-        _require_room(folder, "TMPDIR")
-
-
-def _require_room(folder: str, name: str) -> None:
-    """Make a folder if missing; raise `ClusterError` if it cannot hold Ray's sockets."""
-    if not _is_short(folder):
-        limit = _MAX_SOCKET_BYTES - len(_SOCKET)
-        raise ClusterError(
-            f"{name}: got {folder}, which is too long for Ray's sockets; allowed: a path of at "
-            f"most {limit} bytes. Set RAY_TMPDIR=/tmp."
-        )
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ClusterError(
-            f"{name}: got {folder}, where Ray cannot keep its sockets ({error.strerror}); "
-            "allowed: a writable folder with space left. Correct it, or set RAY_TMPDIR to another."
-        ) from error
-
-
-def _is_short(folder: str) -> bool:
-    return len(os.fsencode(folder.rstrip("/"))) + len(_SOCKET) <= _MAX_SOCKET_BYTES

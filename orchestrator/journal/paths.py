@@ -9,6 +9,8 @@ REPORT_FOLDER = "report"
 REQUESTS_FOLDER = "requests"
 DATA_FOLDER = "data"
 TRIALS_FOLDER = "trials"
+TUNE_FOLDER, HOSTS_FOLDER = "tune", "hosts"
+"""Files of Ray Tune and Ray Train, which exist while a driver runs; nothing reads them again."""
 
 
 def trial_folder(trial: int) -> str:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -158,7 +159,9 @@ def test_the_user_and_the_budget_end_trials_and_keep_what_they_measured(build_sc
     assert usage[-1].cpu_s == scene.record.history.meter.cpu_s == 90.0
 
 
-def test_a_cancelled_sweep_ends_its_trials_and_leaves_repeats_alone(build_scene):
+def test_a_cancelled_sweep_ends_its_trials_and_leaves_repeats_alone(build_scene, monkeypatch):
+    """It also leaves no secret in a log of Ray, and no pickle of Ray Tune."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "PLANTED")
     scene = build_scene()
     waiting = scene.base.build_spec(7).to_dict()
     scene.record.add(event("trial_started", trial=7, knobs={}, spec=waiting, repeat_of=0))
@@ -172,6 +175,9 @@ def test_a_cancelled_sweep_ends_its_trials_and_leaves_repeats_alone(build_scene)
     assert scene.run(scene.base.build_spec(0, steps=100_000)) == CANCELLED_BY_USER
     (end,) = scene.ends().items()
     assert (end[0], end[1][0], end[1][2]) == (0, Outcome.CANCELLED, "user")
+    assert list(scene.storage.folder.rglob("*.pkl")) == []
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    assert [path for path in logs.rglob("*.log") if b"PLANTED" in path.read_bytes()] == []
     assert [trial.number for trial in scene.record.history.unfinished()] == [7]
 
 

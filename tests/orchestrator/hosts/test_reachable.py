@@ -72,46 +72,6 @@ def test_a_name_that_no_machine_has_is_told(monkeypatch):
         check_ray()
 
 
-def test_a_long_tmpdir_leaves_the_sockets_to_tmp(monkeypatch, tmp_path):
-    long = tmp_path / ("a" * 40) / "slurm_jobdir" / "tmp.node0016"
-    monkeypatch.setenv("TMPDIR", str(long))
-    check_ray()
-    assert os.environ["RAY_TMPDIR"] == "/tmp"
-    assert os.environ["TMPDIR"] == str(long)
-
-
-@pytest.mark.parametrize("address", [None, "", "local"], ids=str)
-def test_a_short_tmpdir_stays(monkeypatch, tmp_path_factory, address):
-    if address is not None:
-        monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setenv("TMPDIR", "/tmp")
-    check_ray()
-    assert "RAY_TMPDIR" not in os.environ
-
-
-def test_a_long_ray_tmpdir_is_refused_with_the_limit(monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "a" * 60)
-    with pytest.raises(ClusterError, match=r"RAY_TMPDIR: .*too long.*at most \d+ bytes\. Set"):
-        check_ray()
-
-
-def test_a_folder_that_cannot_be_written_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setenv("RAY_TMPDIR", "/proc")
-    with pytest.raises(ClusterError, match=r"RAY_TMPDIR: got /proc, where Ray cannot keep"):
-        check_ray()
-
-
-def test_the_longest_allowed_folder_is_one_that_ray_itself_accepts():
-    from ray._private.utils import validate_socket_filepath
-
-    from orchestrator.hosts.reachable import _MAX_SOCKET_BYTES, _SOCKET
-
-    folder = "a" * (_MAX_SOCKET_BYTES - len(_SOCKET))
-    validate_socket_filepath(folder + _SOCKET)
-    with pytest.raises(OSError, match="AF_UNIX"):
-        validate_socket_filepath(folder + "a" + _SOCKET)
-
-
 def test_an_error_of_a_start_is_one_sentence():
     with (
         pytest.raises(ClusterError, match=r"cannot be started here \(The node timed out\); allow"),
