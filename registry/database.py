@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 import mlflow.store.db_migrations
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from registry.errors import TrackingError
 
@@ -59,9 +60,30 @@ def fit_for_use(database: Path) -> Iterator[None]:
         yield
         return
     with _only_one(database.parent):
+        if not database.exists() or database.stat().st_size == 0:
+            _create(database)
         _require_usable(database)
         _follow_move(database)
         yield
+
+
+def _create(database: Path) -> None:
+    """Create MLflow's tables in another file and give it the name when it is whole.
+
+    A process that is killed on the way leaves no half-made database under the name.
+    """
+    making = f".{database.name}-new"
+    for left in database.parent.glob(f"{making}*"):
+        left.unlink(missing_ok=True)
+    new = database.with_name(f"{making}-{os.getpid()}")
+    artifacts = (database.resolve().parent / ARTIFACTS_FOLDER).as_uri()
+    SqlAlchemyStore(f"{SQLITE}{new}", artifacts).engine.dispose()
+    try:
+        os.link(new, database)
+    except FileExistsError:  # empty, or made by another process where files cannot be locked
+        if database.stat().st_size == 0:
+            new.replace(database)
+    new.unlink(missing_ok=True)
 
 
 def _require_usable(database: Path) -> None:
@@ -79,6 +101,11 @@ def _require_usable(database: Path) -> None:
             "older MLflow. Install that MLflow (pip install -U mlflow), or name another database "
             "in MLFLOW_TRACKING_URI."
         )
+    if tables & {"experiments", "alembic_version"} and not _has_runs(database, tables):
+        raise TrackingError(
+            f"{database}: its creation was interrupted, and it holds no run; allowed: a whole "
+            f"database of MLflow. Delete it and run the same command again."
+        )
     if "experiments" not in tables:
         raise TrackingError(
             f"{database}: its tables are not those of MLflow; allowed: a database of MLflow. "
@@ -89,6 +116,13 @@ def _require_usable(database: Path) -> None:
         f"MLflow {mlflow.__version__} needs {_newest_revision()}); allowed: a database of this "
         f"MLflow. Keep a copy, then run: mlflow db upgrade {address}"
     )
+
+
+def _has_runs(database: Path, tables: frozenset[str]) -> bool:
+    if "runs" not in tables:
+        return False
+    with closing(_open(database, "ro")) as connection:
+        return connection.execute("SELECT 1 FROM runs LIMIT 1").fetchone() is not None
 
 
 def _is_ready(database: Path) -> bool:
@@ -103,8 +137,10 @@ def _read(database: Path) -> tuple[frozenset[str], str | None]:
     """
     if not database.exists() or database.stat().st_size == 0:
         return frozenset(), None
+    # A process that was killed in a transaction leaves a journal, which only a writer rolls back.
+    mode = "rw" if Path(f"{database}-journal").exists() else "ro"
     try:
-        with closing(_open(database, "ro")) as connection:
+        with closing(_open(database, mode)) as connection:
             names = "SELECT name FROM sqlite_master WHERE type = 'table'"
             tables = frozenset(row[0] for row in connection.execute(names))
             if "alembic_version" not in tables:

@@ -132,6 +132,55 @@ def test_two_first_starts_in_one_folder_both_run(tmp_path):
     assert ended[0][0] == ended[1][0] != ""
 
 
+def test_a_first_start_that_is_killed_leaves_no_half_made_database(tmp_path):
+    """Killed while MLflow makes its tables, at four moments; the next start makes them anew."""
+    code = (
+        "import os, sys, threading, time\n"
+        "from registry import database\n"
+        "from pathlib import Path\n"
+        "file = Path(sys.argv[1])\n"
+        "def watch():\n"
+        "    while sum(f.stat().st_size for f in file.parent.glob('.mlflow.db-new*')) < "
+        "int(sys.argv[2]):\n"
+        "        time.sleep(0.001)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "threading.Thread(target=watch, daemon=True).start()\n"
+        "with database.fit_for_use(file): print('made', flush=True)\n"
+    )
+    database = tmp_path / "mlflow.db"
+    for size in (1, 40_000, 200_000, 500_000):
+        killed = subprocess.run(
+            [sys.executable, "-c", code, str(database), str(size)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            check=False,
+        )
+        assert (killed.returncode, killed.stdout, database.exists()) == (-9, b"", False)
+    client = connect(f"sqlite:///{database}")
+    assert client.search_experiments()[0].name == "Default"
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_half_made_database_is_told_with_its_remedy(runs):
+    for table in ("alembic_version", "runs"):
+        change(runs, f"DROP TABLE {table}")
+    with pytest.raises(TrackingError, match=r"creation was interrupted.* Delete it and run"):
+        check_access(uri_of(runs), NAME)
+
+
+def test_a_transaction_of_a_killed_process_is_rolled_back(runs):
+    kill_within = (
+        "import os, sqlite3, sys\n"
+        "base = sqlite3.connect(sys.argv[1])\n"
+        "base.execute('PRAGMA cache_size = 1')\n"
+        "base.execute('UPDATE runs SET name = hex(randomblob(200000))')\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", kill_within, str(runs / "mlflow.db")], check=False)
+    assert (runs / "mlflow.db-journal").exists()
+    check_access(uri_of(runs), NAME, "adapter")
+
+
 # ---------------------------------------------------------------------------- moved, copied
 
 
