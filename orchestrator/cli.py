@@ -1,7 +1,7 @@
 """The command `lorchestra`.
 
 Exit codes: 0 done, 1 the command failed, 2 the input cannot work, 3 trained but not all is in
-MLflow, 130 interrupted.
+MLflow; interrupted: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,6 +21,7 @@ from rich.console import Console
 # Imports that take no time; each subcommand imports the rest.
 from orchestrator.adapters.commands import add_adapter_commands, add_runs_option, tracking_uri_of
 from orchestrator.errors import DISK_IS_FULL, SweepError, SweepSpecError, full_disk
+from orchestrator.interrupts import ignore_signals, interrupt_on, raise_swallowed
 from orchestrator.wording import format_size, refusal
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
@@ -128,7 +128,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
     console = Console(file=sys.stdout)
-    arrived = _interrupt_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    interrupt_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
         # Importing Ray, MLflow and Optuna takes seconds: show the first line before, and allow
         # interrupts during the import.
@@ -138,18 +138,17 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
         from orchestrator.report.summary import render_summary
         from orchestrator.run import run_sweep
 
-        if arrived:  # a library may have caught the interrupt as a failed import
-            raise KeyboardInterrupt
+        raise_swallowed()  # a library may have caught the interrupt as a failed import
         report = run_sweep(spec, storage, console=console)
     except KeyboardInterrupt:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        by = ignore_signals()
         with suppress(OSError):  # the terminal may be gone
             print(
                 f"\ninterrupted; nothing recorded is lost. Go on with: {shlex.join(again)}",
                 flush=True,
             )
-        return 130
+        return 128 + by
+    ignore_signals()  # all that was asked for is done
     console.print(render_summary(report))
     if report.status == "cancelled":
         print(f"Go on with: {shlex.join(again)}")
@@ -231,31 +230,13 @@ def _ui(options: argparse.Namespace) -> int:
         print(f"the MLflow UI is at {uri}")
         return 0
     print("starting the MLflow UI, which takes half a minute; Ctrl-C ends it", flush=True)
-    _interrupt_on(signal.SIGTERM)
+    interrupt_on(signal.SIGTERM)
     try:
         with serve_ui(Path(uri.removeprefix("sqlite:///")), options.port) as server:
             print(f"http://127.0.0.1:{options.port}{_TRIALS_PAGE}", flush=True)
             return server.wait()
     except KeyboardInterrupt:
         return 0
-
-
-def _interrupt_on(*numbers: signal.Signals) -> list[int]:
-    """Make signals raise `KeyboardInterrupt`; signals that are ignored, as under nohup, stay so.
-
-    Returns:
-        A list that grows with each signal that arrives.
-    """
-    arrived: list[int] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        arrived.append(number)
-        raise KeyboardInterrupt
-
-    for number in numbers:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
-    return arrived
 
 
 def _complain(error: Exception, code: int) -> int:

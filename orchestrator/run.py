@@ -38,6 +38,7 @@ from orchestrator.hosts.broker import broker_loss_told, start_broker
 from orchestrator.hosts.cluster import Placement, ray_cluster, shape_of_workers
 from orchestrator.hosts.pool import HostPool
 from orchestrator.hosts.reachable import check_ray
+from orchestrator.interrupts import raise_swallowed
 from orchestrator.journal.events import PhaseEnded, StartPointsChosen, SweepEnded
 from orchestrator.journal.history import SweepHistory, exceeded
 from orchestrator.journal.paths import (
@@ -97,6 +98,7 @@ class _Sweep:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Show a phase and record its duration."""
+        raise_swallowed()
         self.display.phase(name)
         started = time.monotonic()
         yield

@@ -16,6 +16,7 @@ from ray import tune
 from ray.actor import ActorHandle
 
 from orchestrator.errors import SweepStorageError
+from orchestrator.interrupts import raise_swallowed
 from orchestrator.journal.events import UsageMeasured
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.paths import REQUESTS_FOLDER
@@ -178,6 +179,7 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Whether all trials end."""
+        raise_swallowed()
         if self._is_broken():
             return True
         now = self._clock()

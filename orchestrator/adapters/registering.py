@@ -17,6 +17,7 @@ from orchestrator.finals.forms import read_evaluations
 from orchestrator.finals.standings import Standing, deciding_split, rank_finalists
 from orchestrator.hosts.cluster import ray_for_evaluation
 from orchestrator.hosts.members import group_key
+from orchestrator.interrupts import raise_swallowed
 from orchestrator.journal.events import AdapterRegistered, PromotionDecided
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.recording import SweepRecord
@@ -73,6 +74,7 @@ class Registration:
         if section is None:
             return
         for rank, standing in enumerate(registrants(self.spec, self.record.history), 1):
+            raise_swallowed()
             version = self._register(section, rank, standing)
             if rank == 1 and section.promote:
                 self._promote(section, version)

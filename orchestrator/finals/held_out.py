@@ -16,6 +16,7 @@ from orchestrator.finals.standings import (
 )
 from orchestrator.hosts.broker import MAX_WAIT_S
 from orchestrator.hosts.members import group_key
+from orchestrator.interrupts import raise_swallowed
 from orchestrator.journal.events import BaseEvaluated, FinalistEvaluated
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.recording import SweepRecord
@@ -145,6 +146,7 @@ def _run_tasks(
     for name in tasks:
         report: TaskReport | None = None
         while report is None:
+            raise_swallowed()
             check_hosts()
             report = ray.get(broker.task_report.remote(f"{session}-{name}", MAX_WAIT_S))
         if report.error:

@@ -144,19 +144,36 @@ def _session(cpus: int) -> Iterator[None]:
             else:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
                 stack.callback(ray.shutdown)
-        yield
+        try:
+            yield
+        finally:
+            with keeping_signals():
+                stack.close()
 
 
 @contextmanager
 def keeping_signals() -> Iterator[None]:
-    """Restore the SIGTERM handler after the block: Ray's handler exits without a message."""
-    is_main = threading.current_thread() is threading.main_thread()
+    """Keep the SIGTERM handler for a start or an end of Ray.
+
+    Ray sets a handler of its own, which exits without a message, and at its end the default one.
+    A SIGTERM that arrives in the block is handed to the handler from before.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python sets no handlers here, and so Ray sets none
+        return
     handler = signal.getsignal(signal.SIGTERM)
+    has_arrived = False
     try:
         yield
+    except SystemExit as exit_:  # of Ray's handler
+        if exit_.code != signal.SIGTERM:
+            raise
+        has_arrived = True
     finally:
-        if is_main:  # in other threads, Python sets no handlers, and so Ray has set none
-            signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+    if has_arrived:
+        signal.raise_signal(signal.SIGTERM)
+        raise SystemExit(signal.SIGTERM)  # a handler that returns does not undo half a start
 
 
 def _placement_on_cluster(spec: SweepSpec) -> Placement:

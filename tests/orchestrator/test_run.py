@@ -541,7 +541,19 @@ def test_a_signal_while_starting_is_an_interrupt(command, number, after_s):
     time.sleep(after_s)
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
-    assert (process.returncode, "Traceback" in said) == (130, False)
+    assert (process.returncode, "Traceback" in said) == (128 + number, False)
+
+
+def test_a_signal_while_ray_starts_is_an_interrupt(command):
+    """Ray takes SIGTERM for itself in its start, and exits without a word."""
+    process = command.start()
+    while "starting Ray" not in (line := process.stdout.readline()) and line:
+        pass
+    time.sleep(1.0)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in said) == (143, False)
+    assert "Go on with: lorchestra run sweep.yaml" in said
 
 
 def test_a_sweep_killed_before_its_promotion_promotes_when_run_again(swept, tmp_path):

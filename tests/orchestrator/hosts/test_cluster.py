@@ -92,6 +92,24 @@ def test_sigterm_does_what_it_did_before_ray_took_it():
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_sigterm_that_ray_answered_is_answered_by_the_handler_from_before():
+    def handler(number, frame):
+        raise KeyboardInterrupt
+
+    def start_ray_and_terminate():
+        with keeping_signals():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start_ray_and_terminate()
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.ray
 def test_a_ray_that_runs_already_is_joined_and_left_running(local_ray, monkeypatch):
     monkeypatch.delenv("TUNE_DISABLE_SIGINT_HANDLER", raising=False)
