@@ -181,6 +181,21 @@ class TrialResumed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StateLost:
+    """A trial's saved state was damaged: the trial continues from an older one.
+
+    Attributes:
+        trial: The trial's number.
+        step: Step of the damaged state.
+        back_to: Step of the older state; 0 without one.
+    """
+
+    trial: int
+    step: int
+    back_to: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialReported:
     """A trial reports its metrics at a step.
 
@@ -334,6 +349,7 @@ Event = (
     | StartPointsChosen
     | TrialStarted
     | TrialResumed
+    | StateLost
     | TrialReported
     | TrialEnded
     | BaseEvaluated
@@ -358,6 +374,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
     "start_points": StartPointsChosen,
     "trial_started": TrialStarted,
     "trial_resumed": TrialResumed,
+    "state_lost": StateLost,
     "report": TrialReported,
     "trial_ended": TrialEnded,
     "base_evaluated": BaseEvaluated,

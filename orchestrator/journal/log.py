@@ -23,6 +23,7 @@ from orchestrator.journal.codec import MalformedEventError, decode_entry, encode
 from orchestrator.journal.events import Event, LogEntry
 from orchestrator.journal.replica import LogReplica
 from trainables.errors import StorageError
+from trainables.whole import sync
 
 
 class EventLog:
@@ -56,7 +57,7 @@ class EventLog:
                 self._file = path.open("ab", buffering=0)
                 self._file.truncate(length)
                 os.fsync(self._file.fileno())
-                _sync_folder(path.parent)
+                sync(path.parent)
             except BaseException:
                 os.close(self._lock)
                 if replica is not None:
@@ -205,12 +206,3 @@ def _take_lock(path: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     return descriptor
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the name of a new file survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,6 +22,7 @@ from orchestrator.journal.paths import (
     CURSOR_FILE,
     EVENTS_FILE,
     REPORT_FOLDER,
+    TRIALS_FOLDER,
     bundle_folder,
     state_folder,
 )
@@ -40,6 +41,7 @@ from trainables.hosts.objects import (
 from trainables.hosts.orders import kept_bundle
 from trainables.hosts.storage import (
     fetch_folder,
+    file_sizes,
     has_folder,
     is_remote,
     join_location,
@@ -291,17 +293,39 @@ def read_history(location: str | Path) -> SweepHistory:
     """The history from a sweep's log, read on any machine; a driver may write meanwhile.
 
     Raises:
-        SweepStorageError: The log is damaged, or the bucket cannot be read.
+        SweepStorageError: The log is damaged, or missing beside trials of a sweep, or the bucket
+            cannot be read.
     """
     address = locate_storage(location)
-    if not is_remote(address):
-        return SweepHistory.read(Path(address) / EVENTS_FILE)
-    with _sweep_errors():
-        content = read_remote_log(address)
     history = SweepHistory()
-    for event in decode_events(content, address):
-        history.apply(event)
+    if not is_remote(address):
+        history = SweepHistory.read(Path(address) / EVENTS_FILE)
+    else:
+        with _sweep_errors():
+            content = read_remote_log(address)
+        for event in decode_events(content, address):
+            history.apply(event)
+    if history.sweep_id is None:
+        _require_no_trials(address, history)
     return history
+
+
+def _require_no_trials(location: str, history: SweepHistory) -> None:
+    """Refuse trials without their sweep's start: a new sweep would continue from their states.
+
+    Raises:
+        SweepStorageError: There are trials.
+    """
+    with _sweep_errors():
+        found = {name.split("/")[0] for name in file_sizes(f"{location}/{TRIALS_FOLDER}")}
+    names = sorted(found | {f"t{number:04d}" for number in history.trials})
+    if names:
+        raise SweepStorageError(
+            f"{location}: holds {len(names)} trials ({names[0]}, …) but no sweep in "
+            f"{EVENTS_FILE}; allowed: the storage of a sweep, or an empty place. Restore "
+            f"{EVENTS_FILE} from a copy, choose another --storage or another name, or remove "
+            f"{TRIALS_FOLDER}/ to start anew."
+        )
 
 
 @contextmanager

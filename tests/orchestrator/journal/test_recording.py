@@ -14,6 +14,7 @@ from orchestrator.journal.requests import STOPPED_BY_USER, Request, Wishes
 from orchestrator.outcome import Outcome, TrialOutcome
 from tests.support.events import event
 from trainables.hosts.orders import WORST_METRICS, fault_metrics
+from trainables.hosts.progress import BACK_TO_STEP, LOST_STEP
 
 HORIZON = 40
 
@@ -112,6 +113,16 @@ def test_a_state_that_finds_no_space_ends_the_sweep_and_not_its_trial(scene, sai
     assert scene.record.problem is not None
     assert scene.kinds() == ["trial_started", "report"]
     assert scene.record.history.trials[0].outcome is None
+
+
+def test_a_damaged_state_is_recorded_once_and_its_marks_are_no_metrics(scene):
+    scene.start()
+    marks = {LOST_STEP: 20.0, BACK_TO_STEP: 10.0}
+    for step in (30, 40):
+        scene.report(step, **marks)
+    assert scene.kinds() == ["trial_started", "state_lost", "report", "report"]
+    assert scene.events()[1][1] == {"trial": 0, "step": 20, "back_to": 10}
+    assert not scene.record.history.reports[0][1].metrics.keys() & marks.keys()
 
 
 def test_a_trial_that_starts_again_is_the_same_trial(scene):

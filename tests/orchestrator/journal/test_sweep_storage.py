@@ -247,6 +247,18 @@ def test_what_others_send_is_collected_once(sweep):
     assert list((sweep.folder / "requests").iterdir()) == []
 
 
+def test_trials_without_the_log_of_their_sweep_are_refused(sweep, tmp_path):
+    assert read_history(sweep.location).sweep_id is None
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "state.json").write_text("{}")
+    put_folder(tmp_path / "files", f"{sweep.state_location(0)}/step-00000010")
+    with pytest.raises(SweepStorageError, match=r"holds 1 trials \(t0000.*Restore events.jsonl"):
+        read_history(sweep.location)
+    with sweep.open_log() as log:
+        log.append(event("sweep_started", sweep_id="s1", spec={}, digest=""))
+    assert read_history(sweep.location).sweep_id == "s1"
+
+
 def test_names_that_lead_out_of_the_mirror_are_refused(s3_location, tmp_path):
     (tmp_path / "files").mkdir()
     put_folder(tmp_path / "files", f"{s3_location}/trials/t0000/bundle")
