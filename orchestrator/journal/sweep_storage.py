@@ -8,6 +8,8 @@ bucket directly.
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -29,6 +31,7 @@ from orchestrator.journal.paths import (
 from orchestrator.journal.replica import LogReplica, read_remote_log
 from orchestrator.wording import refusal
 from trainables.base.origin import cache_folder
+from trainables.contract import MANIFEST, file_record, identity_digest
 from trainables.errors import StorageError
 from trainables.hosts.objects import (
     delete_objects,
@@ -49,6 +52,8 @@ from trainables.hosts.storage import (
     remove_folder,
 )
 from trainables.whole import new_file, remove_tree, replace_file
+
+logger = logging.getLogger(__name__)
 
 _MADE_FROM_LOG = (CURSOR_FILE, REPORT_FOLDER, "trials", "tune", "hosts")
 
@@ -109,15 +114,21 @@ class SweepStorage:
         return join_location(self.location, bundle_folder(trial))
 
     def has_bundle(self, trial: int) -> bool:
-        """Whether a trial has exported its adapter.
+        """Whether a trial has exported its adapter, and no file of it has changed since.
+
+        Files in a bucket are compared by size.
 
         Raises:
             SweepStorageError: The bucket cannot be read.
         """
-        if not self.is_remote:
-            return (Path(self.bundle_location(trial)) / "manifest.json").is_file()
+        location = self.bundle_location(trial)
         with _sweep_errors():
-            return has_folder(self.bundle_location(trial))
+            if not has_folder(location):
+                return False
+            problem = "" if self.is_remote else _damage_of(Path(location))
+        if problem:
+            logger.warning("%s: %s: the adapter is exported again", location, problem)
+        return not problem
 
     def remove_bundle(self, trial: int) -> None:
         """Remove the adapter of a trial that continues.
@@ -253,6 +264,20 @@ class SweepStorage:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _damage_of(bundle: Path) -> str:
+    """The first difference between a bundle and its manifest; empty for a sound bundle."""
+    try:
+        manifest = json.loads((bundle / MANIFEST).read_text())
+        if manifest.get("digest", identity_digest(manifest)) != identity_digest(manifest):
+            return f"{MANIFEST} differs from its digest"
+        for name, record in manifest.get("files", {}).items():
+            if file_record(bundle / name) != record:
+                return f"{name} differs from {MANIFEST}"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"it cannot be read ({error})"
+    return ""
 
 
 def locate_storage(location: str | Path) -> str:

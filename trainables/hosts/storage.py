@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainables.errors import DamagedFolderError, StorageError
@@ -60,13 +60,15 @@ def put_folder(folder: Path, location: str) -> None:
 
 
 def has_folder(location: str) -> bool:
-    """Whether a whole folder exists at a location.
+    """Whether a whole folder exists at a location; in a bucket, each file with its size.
 
     Raises:
         StorageError: The location cannot be read.
     """
     if is_remote(location):
-        return read_object(join_location(location, MARKER)) is not None
+        with suppress(DamagedFolderError):
+            return _whole_files(location) is not None
+        return False
     return Path(location).is_dir()
 
 
