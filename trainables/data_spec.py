@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-from trainables.claims import require, require_choice
+from trainables.claims import require, require_choice, show
 from trainables.errors import SpecError
 
 DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"]
@@ -220,7 +220,7 @@ class DataSpec:
             json.dumps(self.template_args)
         except (TypeError, ValueError) as error:
             raise SpecError(
-                f"data.template_args: got {self.template_args!r} ({error}); allowed: text, "
+                f"data.template_args: got {show(self.template_args)} ({error}); allowed: text, "
                 "numbers, true and false, lists and mappings. Write the values as such."
             ) from error
 
@@ -275,8 +275,8 @@ def template_columns(template: str) -> tuple[str, ...]:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise SpecError(
-            f"data.prompt_template: got {template!r}, which is no template ({error}); allowed: "
-            "text with columns in braces. Double each literal brace: {{ or }}."
+            f"data.prompt_template: got {show(template)}, which is no template ({error}); "
+            "allowed: text with columns in braces. Double each literal brace: {{ or }}."
         ) from error
     names = [name for _, name, _, _ in parts if name is not None]
     is_plain = all(

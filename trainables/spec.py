@@ -13,7 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from trainables.claims import require, require_choice, require_finite
+from trainables.claims import (
+    LARGEST,
+    huge_number,
+    require,
+    require_choice,
+    require_finite,
+    require_types,
+)
 from trainables.data_spec import DataSpec
 from trainables.errors import SpecError
 
@@ -37,15 +44,18 @@ _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 def remedy_for_init(init: str) -> str:
     """Remedy for an invalid `lora.init`, with the reason where PEFT itself has the value."""
-    why = _REFUSED_INITS.get(re.sub(r"_niter_\d+$", "_niter", init))
+    why = _REFUSED_INITS.get(re.sub(r"_niter_\d+$", "_niter", str(init)))
     return f"{init}: {why}. Choose one of these." if why else "Choose one of these."
 
 
 def _settle_floats(spec: object) -> None:
-    """Convert whole numbers in float fields to floats, so that 16 and 16.0 are the same trial."""
+    """Convert whole numbers in float fields to floats, so that 16 and 16.0 are the same trial.
+
+    Larger numbers than `LARGEST` stay: a check refuses them, and some have no float.
+    """
     for one in dataclasses.fields(spec):  # type: ignore[arg-type]
         value = getattr(spec, one.name)
-        if one.type == "float" and isinstance(value, int) and not isinstance(value, bool):
+        if one.type == "float" and type(value) is int and abs(value) <= LARGEST:
             object.__setattr__(spec, one.name, float(value))
 
 
@@ -301,11 +311,11 @@ class TrialSpec:
         Raises:
             SpecError: A value is impossible or a key unknown.
         """
-        lora = dict(values["lora"])
-        if not isinstance(lora["targets"], str):
-            lora["targets"] = tuple(lora["targets"])
         try:
-            return cls(
+            lora = dict(values["lora"])
+            if not isinstance(lora["targets"], str):
+                lora["targets"] = tuple(lora["targets"])
+            spec = cls(
                 base=BaseSpec(**values["base"]),
                 lora=LoraSpec(**lora),
                 optim=OptimSpec(**values["optim"]),
@@ -313,8 +323,23 @@ class TrialSpec:
                 eval=EvalSpec(**values["eval"]),
                 seed=values["seed"],
             )
-        except TypeError as error:
-            raise SpecError(f"trial spec: {error}; rebuild it with TrialSpec.to_dict()") from error
+            huge = huge_number(values)
+        except SpecError:
+            raise
+        # Values of another shape: text in place of a section, a list in place of a number.
+        except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+            raise SpecError(
+                f"trial spec: {type(error).__name__}: {error}; allowed: the values of "
+                "TrialSpec.to_dict(). Rebuild it with TrialSpec.to_dict()."
+            ) from error
+        for one in dataclasses.fields(spec):
+            section = getattr(spec, one.name)
+            if dataclasses.is_dataclass(section):
+                require_types(section, one.name)
+        require_types(spec, "trial")
+        where, number = huge or ("", 0)
+        require(huge is None, where, number, f"at most {LARGEST}", "Use a smaller number.")
+        return spec
 
 
 __all__ = [

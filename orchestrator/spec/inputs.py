@@ -136,6 +136,26 @@ def rename_choices(space: Mapping[str, Any], rename: Rename) -> dict[str, Any]:
     return renamed
 
 
+def without_files(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections of a recorded sweep whose rows and bases are only names."""
+    gone = {split: [{"text": f"rows of {mapping['data'][split]}"}] for split in SPLITS}
+    # Trials record their own base: here it is enough that different bases have different names.
+    names = {mapping["base"]["model"]: "recorded/base"}
+
+    def rename(model: str, _where: str) -> str:
+        return names.setdefault(model, f"recorded/base-{len(names)}")
+
+    search, forbid = mapping.get("search", {}), mapping.get("forbid", ())
+    start = [rename_in_rule(point, rename, "search.start") for point in search.get("start", ())]
+    return {
+        "base": {**mapping["base"], "model": "recorded/base"},
+        "data": {**mapping["data"], **gone},
+        "space": rename_choices(mapping["space"], rename),
+        "forbid": [rename_in_rule(rule, rename, "forbid") for rule in forbid],
+        "search": {**search, "start": start},
+    }
+
+
 def rename_in_rule(rule: Any, rename: Rename, where: str) -> Any:
     """A mapping of settings to values, with other names for the bases."""
     if not isinstance(rule, Mapping) or _MODEL not in rule:

@@ -33,10 +33,9 @@ from orchestrator.spec.inputs import (
     locate_choices,
     locate_data,
     locate_rules,
-    rename_choices,
-    rename_in_rule,
     save_rows,
     with_located_sources,
+    without_files,
 )
 from orchestrator.spec.population import check_pbt
 from orchestrator.spec.sections import (
@@ -365,22 +364,14 @@ def recorded_sweep(mapping: Mapping[str, Any]) -> SweepSpec:
     Raises:
         SweepSpecError: Another version of lorchestra wrote the record.
     """
-    gone = {split: [{"text": f"rows of {mapping['data'][split]}"}] for split in SPLITS}
-    # Trials record their own base: here it is enough that different bases have different names.
-    names = {mapping["base"]["model"]: "recorded/base"}
-
-    def rename(model: str, _where: str) -> str:
-        return names.setdefault(model, f"recorded/base-{len(names)}")
-
-    search, forbid = mapping.get("search", {}), mapping.get("forbid", ())
-    start = [rename_in_rule(point, rename, "search.start") for point in search.get("start", ())]
-    sections = {
-        "base": {**mapping["base"], "model": "recorded/base"},
-        "data": {**mapping["data"], **gone},
-        "space": rename_choices(mapping["space"], rename),
-        "forbid": [rename_in_rule(rule, rename, "forbid") for rule in forbid],
-        "search": {**search, "start": start},
-    }
+    try:
+        sections = without_files(mapping)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise SweepSpecError(
+            f"events.jsonl: the recorded sweep cannot be read ({type(error).__name__}: {error}); "
+            "allowed: what lorchestra wrote. Restore the file from a copy, or read it with the "
+            "version that wrote it."
+        ) from error
     return parse_sweep({**mapping, **sections}, Path.cwd())
 
 

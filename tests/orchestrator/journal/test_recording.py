@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.errors import ClusterError, SweepStorageError
+from orchestrator.journal.events import PhaseEnded
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.log import EventLog, read_events
 from orchestrator.journal.recording import SweepRecord, TrialRecorder
 from orchestrator.journal.requests import STOPPED_BY_USER, Request, Wishes
 from orchestrator.outcome import Outcome, TrialOutcome
-from tests.support.events import event
+from tests.support.events import ANY_TRIAL, event
 from trainables.hosts.orders import WORST_METRICS, fault_metrics
 from trainables.hosts.progress import BACK_TO_STEP, LOST_STEP
 
@@ -40,7 +41,7 @@ class Scene:
             raise problem
 
     def trial(self, number=0, last=None, error=None):
-        config = {"trial": number, "knobs": {"lora.rank": 4}, "spec": {"seed": 7}}
+        config = {"trial": number, "knobs": {"lora.rank": 4}, "spec": ANY_TRIAL}
         return SimpleNamespace(config=config, last_result=last or {}, get_error=lambda: error)
 
     def start(self, number=0, **kin):
@@ -90,7 +91,7 @@ def test_an_event_that_cannot_be_written_changes_nothing(tmp_path):
     heard = []
     record = SweepRecord(log, SweepHistory(), heard.append)
     with pytest.raises(ValueError, match="JSON"):
-        record.add(event("phase", name="searching", seconds=float("nan")))
+        record.add(PhaseEnded(name="searching", seconds=float("nan")))
     log.close()
     assert record.history == SweepHistory()
     assert heard == []
