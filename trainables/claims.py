@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -44,10 +45,22 @@ def require_choice(
     require(value in allowed, where, value, ", ".join(map(str, allowed)), remedy)
 
 
+def require_path(text: str, where: str) -> None:
+    """Require that a text can be a path or an id: no system takes longer ones."""
+    size = len(text.encode(errors="replace"))
+    longest = max(len(part.encode(errors="replace")) for part in text.split("/"))
+    require(
+        size < 4096 and longest <= 255,
+        where,
+        text,
+        "at most 4095 bytes, and 255 between two slashes",
+        "Correct the name or path.",
+    )
+
+
 def require_finite(value: float, where: str, *, above: float | None = None) -> None:
     """Require a finite number that is at least 0, or larger than `above`."""
-    is_finite = abs(value) <= LARGEST if isinstance(value, int) else math.isfinite(value)
-    claim = is_finite and (value >= 0 if above is None else value > above)
+    claim = math.isfinite(value) and (value >= 0 if above is None else value > above)
     require(
         claim,
         where,
@@ -55,6 +68,17 @@ def require_finite(value: float, where: str, *, above: float | None = None) -> N
         "a finite number > 0" if above is not None else "a finite number >= 0",
         "Set a number in that range.",
     )
+
+
+def require_small_numbers(spec: object, section: str = "") -> None:
+    """Refuse whole numbers beyond `LARGEST` in a spec, before other checks write them.
+
+    Raises:
+        SpecError: A number is too large.
+    """
+    where, value = huge_number(spec, section) or ("", None)
+    allowed = f"whole numbers from -{LARGEST} to {LARGEST}"
+    require(value is None, where, value, allowed, "Use a smaller number.")
 
 
 _TYPES: Mapping[type, str] = {
@@ -127,6 +151,8 @@ def huge_number(values: object, where: str = "") -> tuple[str, int] | None:
         nested = values.items()
     elif isinstance(values, list | tuple):
         nested = enumerate(values)
+    elif dataclasses.is_dataclass(values):
+        nested = vars(values).items()
     for name, value in nested:
         found = huge_number(value, f"{where}.{name}" if where else str(name))
         if found is not None:

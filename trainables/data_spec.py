@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-from trainables.claims import require, require_choice, show
+from trainables.claims import (
+    require,
+    require_choice,
+    require_path,
+    require_small_numbers,
+    show,
+)
 from trainables.errors import SpecError
 
 DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"]
@@ -154,6 +160,8 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         self._settle()
+        numbers = {"max_tokens": self.max_tokens, "train_max_tokens": self.train_max_tokens}
+        require_small_numbers({**numbers, "split_seed": self.split_seed}, "data")
         for split in ("train", "validation", "test"):
             source = getattr(self, split)
             require(
@@ -163,6 +171,8 @@ class DataSpec:
                 "a file, a folder, a hub dataset id or at least one row",
                 "Name the data.",
             )
+            if isinstance(source, str):
+                require_path(source, f"data.{split}")
         require_choice(self.format, DataFormat, "data.format")
         require_choice(self.on_bad_row, BadRowPolicy, "data.on_bad_row")
         require_choice(self.on_overlap, OverlapPolicy, "data.on_overlap")

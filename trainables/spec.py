@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from trainables.claims import (
-    LARGEST,
-    huge_number,
     require,
     require_choice,
     require_finite,
+    require_path,
+    require_small_numbers,
     require_types,
 )
 from trainables.data_spec import DataSpec
@@ -44,18 +44,18 @@ _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 def remedy_for_init(init: str) -> str:
     """Remedy for an invalid `lora.init`, with the reason where PEFT itself has the value."""
-    why = _REFUSED_INITS.get(re.sub(r"_niter_\d+$", "_niter", str(init)))
+    # A value of another type comes from a file.
+    why = _REFUSED_INITS.get(
+        re.sub(r"_niter_\d+$", "_niter", init if isinstance(init, str) else "")
+    )
     return f"{init}: {why}. Choose one of these." if why else "Choose one of these."
 
 
 def _settle_floats(spec: object) -> None:
-    """Convert whole numbers in float fields to floats, so that 16 and 16.0 are the same trial.
-
-    Larger numbers than `LARGEST` stay: a check refuses them, and some have no float.
-    """
+    """Convert whole numbers in float fields to floats, so that 16 and 16.0 are the same trial."""
     for one in dataclasses.fields(spec):  # type: ignore[arg-type]
         value = getattr(spec, one.name)
-        if one.type == "float" and type(value) is int and abs(value) <= LARGEST:
+        if one.type == "float" and type(value) is int:
             object.__setattr__(spec, one.name, float(value))
 
 
@@ -90,6 +90,7 @@ class BaseSpec:
             "a hub id, a folder, a .gguf file or package:NAME/FILE",
             "Name a base model.",
         )
+        require_path(self.model, "base.model")
         require_choice(self.quantization, Quantization, "base.quantization")
         require_choice(self.compute_dtype, ComputeDtype, "base.compute_dtype")
 
@@ -122,6 +123,7 @@ class LoraSpec:
     dora: bool = False
 
     def __post_init__(self) -> None:
+        require_small_numbers(self, "lora")
         _settle_floats(self)
         require(1 <= self.rank <= 1024, "lora.rank", self.rank, "1 to 1024", "Use a rank there.")
         require_finite(self.alpha, "lora.alpha", above=0.0)
@@ -195,6 +197,7 @@ class OptimSpec:
     loraplus_ratio: float = 1.0
 
     def __post_init__(self) -> None:
+        require_small_numbers(self, "optim")
         _settle_floats(self)
         require(self.steps >= 1, "optim.steps", self.steps, ">= 1", "Train at least one step.")
         require_finite(self.learning_rate, "optim.learning_rate", above=0.0)
@@ -257,6 +260,7 @@ class EvalSpec:
     keep_every: int = 0
 
     def __post_init__(self) -> None:
+        require_small_numbers(self, "eval")
         require(self.every >= 1, "eval.every", self.every, ">= 1", "Evaluate now and then.")
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, ">= 1", "Raise it.")
         require(
@@ -323,7 +327,6 @@ class TrialSpec:
                 eval=EvalSpec(**values["eval"]),
                 seed=values["seed"],
             )
-            huge = huge_number(values)
         except SpecError:
             raise
         # Values of another shape: text in place of a section, a list in place of a number.
@@ -337,8 +340,7 @@ class TrialSpec:
             if dataclasses.is_dataclass(section):
                 require_types(section, one.name)
         require_types(spec, "trial")
-        where, number = huge or ("", 0)
-        require(huge is None, where, number, f"at most {LARGEST}", "Use a smaller number.")
+        require_small_numbers(values)
         return spec
 
 

@@ -220,12 +220,12 @@ def content_digest(source: str | None) -> str | None:
 def _locate_rows(source: str, folder: Path, where: str) -> str:
     """Absolute path of a file, folder or glob of rows; a hub id unchanged."""
     path = folder / Path(source).expanduser()
-    if path.exists() and source.strip():
+    if _exists(path) and source.strip():
         return str(path.resolve())
     if not names_path(source):
         return source
     pattern = os.path.normpath(path)
-    found = [one for one in files_of(pattern) if one.exists()]
+    found = [one for one in files_of(pattern) if _exists(one)]
     require(
         bool(found),
         where,
@@ -234,6 +234,14 @@ def _locate_rows(source: str, folder: Path, where: str) -> str:
         "Correct the path.",
     )
     return pattern
+
+
+def _exists(path: Path) -> bool:
+    """Whether something has this path; no path is longer than the system allows."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _locate_named(folder: Path, model: str, where: str) -> str:
@@ -248,7 +256,7 @@ def _locate_model(model: str, folder: Path, where: str) -> str:
     if not model.strip():
         return model  # refused by BaseSpec
     path = folder / Path(model).expanduser()
-    if not path.exists():
+    if not _exists(path):
         is_path = model.startswith((".", "~", "/")) or path.suffix in _BASE_SUFFIXES
         require(
             not is_path,

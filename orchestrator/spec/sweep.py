@@ -58,6 +58,7 @@ from orchestrator.spec.settings import (
 from orchestrator.spec.soundness import require_sound
 from orchestrator.spec.space import MAX_LISTED, SearchSpace, parse_space, split_constants
 from orchestrator.spec.yaml_file import load_mapping
+from trainables.claims import LARGEST, huge_number
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
@@ -113,6 +114,7 @@ class SweepSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._require_small_numbers()
         require_slug("name", self.name)
         self._settle_written()
         require(
@@ -211,6 +213,12 @@ class SweepSpec:
 
     def _fill(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    def _require_small_numbers(self) -> None:
+        sections = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        name, value = huge_number({**sections, "data": without_rows(self).data}) or ("", None)
+        allowed = f"whole numbers from -{LARGEST} to {LARGEST}"
+        require(value is None, name, value, allowed, "Use a smaller number.")
 
     def _check_steps(self) -> None:
         every = self.eval.every
