@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from trainables.claims import show
+
 
 def format_metric(value: float | None) -> str:
     """A metric with four decimals; a tiny or huge value with three digits and an exponent."""
@@ -73,9 +75,6 @@ def format_size(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-_SHOWN_CHARS = 120
-
-
 def refusal(where: str, value: object, allowed: str, remedy: str, flaw: str = "") -> str:
     """The message about an impossible value: `where: got value; allowed: values. Remedy`.
 
@@ -86,11 +85,14 @@ def refusal(where: str, value: object, allowed: str, remedy: str, flaw: str = ""
         remedy: What the user can do, as a sentence.
         flaw: What is wrong with the value, where the allowed values do not tell.
     """
-    shown = repr(value)
-    if len(shown) > _SHOWN_CHARS:
-        shown = f"{shown[:_SHOWN_CHARS]}…"
+    shown = show(value)
     problem = f", {flaw}" if flaw else ""
     return f"{where}: got {shown}{problem}; allowed: {allowed}. {remedy}"
+
+
+def shorten(text: str, chars: int = 120) -> str:
+    """The text, cut to a number of characters."""
+    return text if len(text) <= chars else f"{text[:chars]}…"
 
 
 def last_line(error: BaseException | str) -> str:

@@ -20,6 +20,7 @@ from trainables.contract import (
     MANIFEST,
     file_record,
     identity_digest,
+    manifest_flaw,
 )
 
 _ALLOWED = {MANIFEST, *ADAPTER_FILES, CARD}
@@ -59,7 +60,7 @@ def _require_plain_file(path: Path) -> None:
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(
             f"bundle {path.parent}: {MANIFEST} cannot be read ({error}); allowed: the manifest "
             "that training wrote. Export the adapter again."
@@ -67,14 +68,20 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != BUNDLE_FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise IntegrityError(
-            f"bundle {path.parent}: {MANIFEST} has format {found!r}; allowed: {BUNDLE_FORMAT!r}. "
-            "Export the adapter again with this version."
+            f"bundle {path.parent}: {MANIFEST} has format {str(found)[:60]!r}; allowed: "
+            f"{BUNDLE_FORMAT!r}. Export the adapter again with this version."
         )
     missing = [name for name in _RECORDS if not isinstance(manifest.get(name), dict)]
     if missing or set(manifest["files"]) != set(ADAPTER_FILES):
         raise IntegrityError(
             f"bundle {path.parent}: {MANIFEST} lacks {', '.join(missing) or 'a file'}; allowed: "
             f"records of {', '.join(_RECORDS)}, files {', '.join(ADAPTER_FILES)}. Export it again."
+        )
+    flaw = manifest_flaw(manifest)
+    if flaw:
+        raise IntegrityError(
+            f"bundle {path.parent}: in {MANIFEST}, {flaw}; allowed: the manifest that training "
+            "wrote. Export the adapter again."
         )
     if manifest.get("digest") != identity_digest(manifest):
         raise IntegrityError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+from trainables.claims import LARGEST, huge_number, show
 
 # ---------------------------------------------------------------------------------------- bundles
 
@@ -41,6 +43,125 @@ def identity_digest(manifest: Mapping[str, Any]) -> str:
     identity = {key: value for key, value in manifest.items() if key not in _NOT_IDENTITY}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= len("sha256:") + 64
+
+
+def _is_text_if_any(value: object) -> bool:
+    return value is None or _is_text(value)
+
+
+def _is_count_if_any(value: object) -> bool:
+    return value is None or _is_count(value)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST
+
+
+def _is_metric(value: object) -> bool:
+    return type(value) is int or isinstance(value, float)
+
+
+def _is_number(value: object) -> bool:
+    return _is_metric(value) and math.isfinite(cast(float, value))
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_file(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and _is_digest(value.get("sha256"))
+        and _is_count(value.get("bytes"))
+    )
+
+
+def _is_setting(value: object) -> bool:
+    return value is None or _is_text(value) or _is_flag(value) or _is_number(value)
+
+
+_KINDS: Mapping[Callable[[object], bool], str] = {
+    _is_text: "text",
+    _is_digest: "a digest",
+    _is_text_if_any: "text or null",
+    _is_count_if_any: "a whole number or null",
+    _is_flag: "true or false",
+    _is_count: "a whole number",
+    _is_metric: "a number",
+    _is_number: "a finite number",
+    _is_names: "a list of names",
+    _is_file: "a digest with a size",
+    _is_setting: "a number, text, true, false or null",
+}
+
+_NEEDED: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
+    "": {"seed": _is_count, "steps": _is_count, "tokens": _is_count, "digest": _is_digest},
+    "base": {
+        **dict.fromkeys(("model", "source", "digest", "quantization", "compute_dtype"), _is_text),
+        "double_quant": _is_flag,
+        "parameters": _is_count,
+        "revision": _is_text_if_any,
+    },
+    "lora": {
+        "rank": _is_count,
+        **dict.fromkeys(("alpha", "scaling", "dropout"), _is_number),
+        "rslora": _is_flag,
+        "targets": _is_names,
+    },
+    "data": {
+        "prompt_style": _is_text,
+        **dict.fromkeys(("train", "validation", "test"), _is_text_if_any),
+        **dict.fromkeys(("template_digest", "tokenizer_digest"), _is_text_if_any),
+        "max_tokens": _is_count_if_any,
+    },
+}
+"""Values that a manifest must have, by section."""
+
+_EACH = {"files": _is_file, "optim": _is_setting, "metrics": _is_metric, "packages": _is_text}
+"""Sections whose values all have one kind."""
+
+
+def manifest_flaw(manifest: Mapping[str, Any]) -> str:
+    """What is wrong with the values of a manifest, for a message; empty if nothing is.
+
+    A digest says that a manifest was not changed, not that its writer knew the format.
+    """
+    huge = huge_number(manifest)
+    if huge is not None:
+        return f"{huge[0]} is {show(huge[1])}, which is too large"
+    for section in (*filter(None, _NEEDED), *_EACH):
+        if not isinstance(manifest.get(section), Mapping):
+            return f"{section} is {show(manifest.get(section))}, which is no section"
+    for name, value, is_right in _claims(manifest):
+        if not is_right(value):
+            return f"{name} is {show(value)}, which is not {_KINDS[is_right]}"
+    return ""
+
+
+def _claims(
+    manifest: Mapping[str, Any],
+) -> Iterator[tuple[str, object, Callable[[object], bool]]]:
+    """Dotted name, value and wanted kind of each checked value."""
+    for section, needed in _NEEDED.items():
+        values = manifest[section] if section else manifest
+        for name, is_right in needed.items():
+            yield f"{section}.{name}".lstrip("."), values.get(name), is_right
+    for section, is_right in _EACH.items():
+        for name, value in manifest[section].items():
+            yield f"{section}.{name}", value, is_right
 
 
 def digest_file(path: Path) -> str:

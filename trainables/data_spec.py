@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-from trainables.claims import require, require_choice
+from trainables.claims import (
+    require,
+    require_choice,
+    require_path,
+    require_small_numbers,
+    show,
+)
 from trainables.errors import SpecError
 
 DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"]
@@ -154,6 +160,8 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         self._settle()
+        numbers = {"max_tokens": self.max_tokens, "train_max_tokens": self.train_max_tokens}
+        require_small_numbers({**numbers, "split_seed": self.split_seed}, "data")
         for split in ("train", "validation", "test"):
             source = getattr(self, split)
             require(
@@ -163,6 +171,8 @@ class DataSpec:
                 "a file, a folder, a hub dataset id or at least one row",
                 "Name the data.",
             )
+            if isinstance(source, str):
+                require_path(source, f"data.{split}")
         require_choice(self.format, DataFormat, "data.format")
         require_choice(self.on_bad_row, BadRowPolicy, "data.on_bad_row")
         require_choice(self.on_overlap, OverlapPolicy, "data.on_overlap")
@@ -220,7 +230,7 @@ class DataSpec:
             json.dumps(self.template_args)
         except (TypeError, ValueError) as error:
             raise SpecError(
-                f"data.template_args: got {self.template_args!r} ({error}); allowed: text, "
+                f"data.template_args: got {show(self.template_args)} ({error}); allowed: text, "
                 "numbers, true and false, lists and mappings. Write the values as such."
             ) from error
 
@@ -275,8 +285,8 @@ def template_columns(template: str) -> tuple[str, ...]:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise SpecError(
-            f"data.prompt_template: got {template!r}, which is no template ({error}); allowed: "
-            "text with columns in braces. Double each literal brace: {{ or }}."
+            f"data.prompt_template: got {show(template)}, which is no template ({error}); "
+            "allowed: text with columns in braces. Double each literal brace: {{ or }}."
         ) from error
     names = [name for _, name, _, _ in parts if name is not None]
     is_plain = all(

@@ -51,7 +51,7 @@ from trainables.training.optim import apply_gradients
 from trainables.training.probe import Probe
 from trainables.training.row_scores import RowScores, batch_scores, in_order
 from trainables.training.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
-from trainables.training.state import SeatState
+from trainables.training.state import SeatState, require_inputs
 
 SplitName = Literal["validation", "test"]
 
@@ -84,6 +84,7 @@ class Engine:
         """Raises `BaseModelError` for a base whose rows influence each other in a pack."""
         self.base = base
         self._layout = Layout()
+        self._tokenizer_digest = tokenizer_digest(base.tokenizer)
         self._seats: dict[str, Seat] = {}
         self._load_splits = functools.lru_cache(maxsize=16)(self._read_splits)
         self._linears = {
@@ -116,6 +117,8 @@ class Engine:
         Raises:
             SpecError: The seat is taken, or the base has no such target layers.
             DataError: The data cannot be used.
+            StateError: The checkpoint was trained on another base or other rows, or has weights
+                of other shapes.
         """
         if seat in self._seats:
             raise SpecError(f"seat: {seat!r} is taken; allowed: a free name. Leave it first.")
@@ -123,7 +126,9 @@ class Engine:
         self._require_short_rows(splits)
         targets = resolve_targets(tuple(self._linears), spec.lora.targets)
         layers = {name: self._linears[name] for name in targets}
+        inputs = self._inputs(splits)
         if state is not None:
+            require_inputs(state, inputs)
             branches = restored_branches(spec, layers, state)
         else:
             directions = {}
@@ -134,7 +139,7 @@ class Engine:
                     layers, spec.lora.rank, lambda: self._forward(batches)
                 )
             branches = fresh_branches(spec, layers, directions)
-        taken = build_seat(spec, splits, branches, state, passes)
+        taken = build_seat(spec, splits, branches, state, passes, inputs)
         for name, branch in branches.items():
             self._linears[name].branches[seat] = branch
         self._seats[seat] = taken
@@ -197,7 +202,7 @@ class Engine:
             "test": None if splits.test is None else splits.test.digest,
             "prompt_style": splits.prompt_style,
             "template_digest": splits.template_digest,
-            "tokenizer_digest": tokenizer_digest(self.base.tokenizer),
+            "tokenizer_digest": self._tokenizer_digest,
             "max_tokens": data.max_tokens,
             "train_max_tokens": data.train_max_tokens,
             **summarize(splits.raw, splits, chats=chats).to_dict(),
@@ -246,6 +251,15 @@ class Engine:
                 "have no positions, or positions that depend on other rows. Set data.max_tokens "
                 f"to {self._longest_row}."
             )
+
+    def _inputs(self, splits: Splits) -> dict[str, str | None]:
+        return {
+            "base": self.base.record.digest,
+            "training rows": splits.train.digest,
+            "validation rows": splits.validation.digest,
+            "chat template": splits.template_digest,
+            "tokenizer": self._tokenizer_digest,
+        }
 
     # ------------------------------------------------------------------------------ one step
 

@@ -5,7 +5,9 @@
     │   └── DataError            a data file or one of its rows cannot be used
     ├── BaseModelError (RuntimeError)  a base model cannot be found, quantized or trusted
     ├── BundleError (RuntimeError)     a bundle folder is incomplete, changed or unsafe
+    ├── StateError (RuntimeError)      a saved state is damaged or belongs to another trial
     └── StorageError (RuntimeError)    a bucket cannot be read or written
+        └── DamagedFolderError         a folder in a bucket is not as it was uploaded
 
 Messages name the dotted field, the value, the allowed values and the remedy. A class takes no
 argument but the message, because errors are pickled between processes.
@@ -32,5 +34,13 @@ class BundleError(TrialError, RuntimeError):
     """A bundle folder is incomplete, changed or unsafe."""
 
 
+class StateError(TrialError, RuntimeError):
+    """A saved state is damaged, or belongs to another trial or to other inputs."""
+
+
 class StorageError(TrialError, RuntimeError):
     """A bucket cannot be read or written."""
+
+
+class DamagedFolderError(StorageError):
+    """A folder in a bucket is not as it was uploaded."""

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from trainables.claims import show
 from trainables.errors import SpecError
 
 _ALWAYS = ("loss", "perplexity", "bits_per_byte", "token_accuracy", "accuracy")
@@ -97,8 +98,8 @@ class EvaluationSpec:
             matches_nothing = re.compile(pattern).fullmatch("") is not None
         except re.error as error:
             raise SpecError(
-                f"evaluation.pattern: got {pattern!r} ({error}); allowed: a regular expression of "
-                "Python's re. Mend it."
+                f"evaluation.pattern: got {show(pattern)} ({error}); allowed: a regular "
+                "expression of Python's re. Mend it."
             ) from error
         if matches_nothing:
             allowed = "a regular expression that needs at least one character"
@@ -106,4 +107,4 @@ class EvaluationSpec:
 
     def _refuse(self, name: str, allowed: str, remedy: str) -> None:
         value = getattr(self, name)
-        raise SpecError(f"evaluation.{name}: got {value!r}; allowed: {allowed}. {remedy}")
+        raise SpecError(f"evaluation.{name}: got {show(value)}; allowed: {allowed}. {remedy}")

@@ -13,7 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from trainables.claims import require, require_choice, require_finite
+from trainables.claims import (
+    require,
+    require_choice,
+    require_finite,
+    require_path,
+    require_small_numbers,
+    require_types,
+)
 from trainables.data_spec import DataSpec
 from trainables.errors import SpecError
 
@@ -37,7 +44,10 @@ _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 def remedy_for_init(init: str) -> str:
     """Remedy for an invalid `lora.init`, with the reason where PEFT itself has the value."""
-    why = _REFUSED_INITS.get(re.sub(r"_niter_\d+$", "_niter", init))
+    # A value of another type comes from a file.
+    why = _REFUSED_INITS.get(
+        re.sub(r"_niter_\d+$", "_niter", init if isinstance(init, str) else "")
+    )
     return f"{init}: {why}. Choose one of these." if why else "Choose one of these."
 
 
@@ -45,7 +55,7 @@ def _settle_floats(spec: object) -> None:
     """Convert whole numbers in float fields to floats, so that 16 and 16.0 are the same trial."""
     for one in dataclasses.fields(spec):  # type: ignore[arg-type]
         value = getattr(spec, one.name)
-        if one.type == "float" and isinstance(value, int) and not isinstance(value, bool):
+        if one.type == "float" and type(value) is int:
             object.__setattr__(spec, one.name, float(value))
 
 
@@ -80,6 +90,7 @@ class BaseSpec:
             "a hub id, a folder, a .gguf file or package:NAME/FILE",
             "Name a base model.",
         )
+        require_path(self.model, "base.model")
         require_choice(self.quantization, Quantization, "base.quantization")
         require_choice(self.compute_dtype, ComputeDtype, "base.compute_dtype")
 
@@ -112,6 +123,7 @@ class LoraSpec:
     dora: bool = False
 
     def __post_init__(self) -> None:
+        require_small_numbers(self, "lora")
         _settle_floats(self)
         require(1 <= self.rank <= 1024, "lora.rank", self.rank, "1 to 1024", "Use a rank there.")
         require_finite(self.alpha, "lora.alpha", above=0.0)
@@ -185,6 +197,7 @@ class OptimSpec:
     loraplus_ratio: float = 1.0
 
     def __post_init__(self) -> None:
+        require_small_numbers(self, "optim")
         _settle_floats(self)
         require(self.steps >= 1, "optim.steps", self.steps, ">= 1", "Train at least one step.")
         require_finite(self.learning_rate, "optim.learning_rate", above=0.0)
@@ -247,6 +260,7 @@ class EvalSpec:
     keep_every: int = 0
 
     def __post_init__(self) -> None:
+        require_small_numbers(self, "eval")
         require(self.every >= 1, "eval.every", self.every, ">= 1", "Evaluate now and then.")
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, ">= 1", "Raise it.")
         require(
@@ -301,11 +315,11 @@ class TrialSpec:
         Raises:
             SpecError: A value is impossible or a key unknown.
         """
-        lora = dict(values["lora"])
-        if not isinstance(lora["targets"], str):
-            lora["targets"] = tuple(lora["targets"])
         try:
-            return cls(
+            lora = dict(values["lora"])
+            if not isinstance(lora["targets"], str):
+                lora["targets"] = tuple(lora["targets"])
+            spec = cls(
                 base=BaseSpec(**values["base"]),
                 lora=LoraSpec(**lora),
                 optim=OptimSpec(**values["optim"]),
@@ -313,8 +327,21 @@ class TrialSpec:
                 eval=EvalSpec(**values["eval"]),
                 seed=values["seed"],
             )
-        except TypeError as error:
-            raise SpecError(f"trial spec: {error}; rebuild it with TrialSpec.to_dict()") from error
+        except SpecError:
+            raise
+        # Values of another shape: text in place of a section, a list in place of a number.
+        except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+            raise SpecError(
+                f"trial spec: {type(error).__name__}: {error}; allowed: the values of "
+                "TrialSpec.to_dict(). Rebuild it with TrialSpec.to_dict()."
+            ) from error
+        for one in dataclasses.fields(spec):
+            section = getattr(spec, one.name)
+            if dataclasses.is_dataclass(section):
+                require_types(section, one.name)
+        require_types(spec, "trial")
+        require_small_numbers(values)
+        return spec
 
 
 __all__ = [

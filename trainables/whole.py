@@ -1,4 +1,8 @@
-"""Atomic writes of local files and folders: readers find the whole content or none."""
+"""Atomic and durable writes of local files and folders: readers find the whole content or none.
+
+Content is on the disk before its name is, and the name is on the disk when a function returns. So
+a power loss leaves the old content or the new, never an empty or half-written file.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,9 @@ def new_file(target: Path) -> Iterator[Path]:
     try:
         yield writing
         writing.chmod(0o644)  # mkstemp makes files that only the owner may read
+        sync(writing)
         writing.replace(target)
+        sync(target.parent)
     except BaseException:
         writing.unlink(missing_ok=True)
         raise
@@ -57,9 +63,11 @@ def new_folder(target: Path, *, replaces: bool = True) -> Iterator[Path]:
         filling = Path(temporary) / target.name
         filling.mkdir()
         yield filling
+        sync_tree(filling)
         if replaces:
             remove_tree(target)
         filling.rename(target)
+        sync(target.parent)
 
 
 def remove_tree(folder: Path) -> None:
@@ -73,3 +81,27 @@ def remove_tree(folder: Path) -> None:
     except FileNotFoundError:
         return
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush a folder with all its files and folders to the disk.
+
+    Raises:
+        OSError: A file cannot be read, or the disk is full.
+    """
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            sync(path)
+
+
+def sync(path: Path) -> None:
+    """Flush a file's content, or the names in a folder, to the disk.
+
+    Raises:
+        OSError: The file or folder cannot be opened, or the disk is full.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

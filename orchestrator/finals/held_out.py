@@ -51,7 +51,8 @@ def evaluate_finalists(
     """Evaluate the finalists on the test rows, and the base alone on both splits.
 
     Results in the record, from before a resume, are not evaluated again. Bundles of other trials
-    are exported if they are missing because a driver or host was lost before the export.
+    are exported if they are missing, because a driver or host was lost before the export, or
+    damaged.
 
     Args:
         spec: The sweep.
@@ -82,6 +83,7 @@ def evaluate_finalists(
         f"bundle-of-{trial.number}": _trial_task(trial, "validation", storage)
         for trial in record.history.ended()
         if trial.bundle is not None
+        and "state" not in trial.pruned
         and not storage.has_bundle(trial.number)
         and f"trial-{trial.number}" not in tasks
     }
@@ -122,9 +124,12 @@ def _trial_task(trial: TrialRecord, split: Split, storage: SweepStorage) -> Task
 
 
 def _is_evaluated(trial: TrialRecord, split: Split, storage: SweepStorage) -> bool:
-    """Whether the trial has a bundle and all metrics of its evaluation."""
+    """Whether the trial has a sound bundle and all metrics of its evaluation.
+
+    Without a saved state, a missing or damaged bundle cannot be exported again.
+    """
     is_known = split == "validation" or trial.final_metrics is not None
-    return is_known and storage.has_bundle(trial.number)
+    return is_known and ("state" in trial.pruned or storage.has_bundle(trial.number))
 
 
 def _await_leaving(broker: ActorHandle) -> None:

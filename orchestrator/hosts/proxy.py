@@ -111,11 +111,13 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
             state_dir=join_location(storage, state_folder(config["trial"])),
             bundle_dir=join_location(storage, bundle_folder(config["trial"])),
         )
-        self._step = self._copy_state_of_parent(storage, config.get("parent"))
+        self._step = self._copy_state_of_parent(storage, config.get("parent"), spec)
         self._broker = ray.get_actor(broker_name(storage))
         self._join()
 
-    def _copy_state_of_parent(self, storage: str, parent: Mapping[str, int] | None) -> int:
+    def _copy_state_of_parent(
+        self, storage: str, parent: Mapping[str, int] | None, spec: TrialSpec
+    ) -> int:
         """Copy the parent's state, if there is one; returns the step to start from.
 
         A parent without a state below the horizon gives step 0.
@@ -123,7 +125,7 @@ class TrialProxy(tune.Trainable):  # type: ignore[misc]
         if parent is None:
             return 0
         source = join_location(storage, state_folder(parent["trial"]))
-        step = copy_progress(source, self._request.state_dir, below=self._horizon)
+        step = copy_progress(source, self._request.state_dir, spec)
         logger.info("trial %d: from step %s of trial %d", self._trial, step, parent["trial"])
         return step or 0
 

@@ -22,12 +22,25 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import SweepStorageError
-from orchestrator.journal.events import EVENT_TYPES, Event, LogEntry, UnknownEvent
+from orchestrator.journal.events import (
+    EVENT_TYPES,
+    Event,
+    LogEntry,
+    TrialStarted,
+    UnknownEvent,
+)
+from orchestrator.wording import shorten
+from trainables.claims import NumberError, parse_numbers
+from trainables.errors import SpecError
+from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
 
 LOG_FORMAT = 2
 """Format of the lines that this version writes. Lines without one are of format 1."""
+
+_LATEST = 253_402_300_799.0
+"""Last second of the year 9999, in seconds since the epoch."""
 
 _RENAMED_KINDS = {"form_scored": "form_evaluated"}
 """Kinds of format 1 with their present names."""
@@ -72,11 +85,19 @@ def decode_entry(line: bytes, source: str) -> LogEntry:
         SweepStorageError: The line is complete, but this version cannot read it.
     """
     try:
-        values = json.loads(line)
+        values = dict(parse_numbers(line))
+    except NumberError as error:
+        raise _unreadable(source, f"holds {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MalformedEventError(f"no JSON object with event and at: {error}") from error
+    try:
         kind, at = str(values.pop("event")), float(values.pop("at"))
         written_in = int(values.pop("format", 1))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise MalformedEventError(f"no JSON object with event and at: {error}") from error
+        if not 0 <= at <= _LATEST:
+            raise ValueError(f"at is {at}, which is no time")
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        problem = shorten(str(error))
+        raise MalformedEventError(f"no JSON object with event and at: {problem}") from error
     if written_in > LOG_FORMAT:
         raise SweepStorageError(
             f"{source}: got format {written_in} of the event log; allowed: 1 to {LOG_FORMAT}. "
@@ -110,20 +131,42 @@ def parse_event(kind: str, values: Mapping[str, Any], source: str) -> Event | Un
     try:
         return _adapter(kind).validate_python({n: v for n, v in fields.items() if n in known})
     except ValidationError as error:
-        raise SweepStorageError(_explain(kind, error, source)) from error
+        raise _explain(kind, error, source) from error
 
 
-def _explain(kind: str, error: ValidationError, source: str) -> str:
+def require_usable(entry: LogEntry, source: str) -> None:
+    """Refuse a trial whose spec no version can train.
+
+    Args:
+        entry: The entry.
+        source: File and number of the line, for errors.
+
+    Raises:
+        SweepStorageError: The spec of a trial cannot be read.
+    """
+    if isinstance(entry.event, TrialStarted):
+        try:
+            TrialSpec.from_dict(entry.event.spec)
+        except SpecError as error:
+            problem = f"event {entry.kind!r} has spec: {shorten(str(error), 400)}"
+            raise _unreadable(source, problem) from error
+
+
+def _explain(kind: str, error: ValidationError, source: str) -> SweepStorageError:
     lacking = sorted(str(e["loc"][0]) for e in error.errors() if e["type"] == "missing")
     first = error.errors()[0]
-    problem = (
-        f"lacks {', '.join(lacking)}"
-        if lacking
-        else f"has {'.'.join(map(str, first['loc']))}: got {first['input']!r}, {first['msg']}"
-    )
-    return (
-        f"{source}: event {kind!r} {problem}; allowed: logs of formats 1 to {LOG_FORMAT}. Read it "
-        "with the version that wrote it, or start the sweep in another folder."
+    problem = f"lacks {', '.join(lacking)}"
+    if not lacking:
+        where, got = ".".join(map(str, first["loc"])), shorten(repr(first["input"]))
+        problem = f"has {shorten(where)}: got {got}, {shorten(first['msg'])}"
+    return _unreadable(source, f"event {kind!r} {problem}")
+
+
+def _unreadable(source: str, problem: str) -> SweepStorageError:
+    return SweepStorageError(
+        f"{source}: {problem}; allowed: logs of formats 1 to {LOG_FORMAT}. Read it with the "
+        "version that wrote it, restore the file from a copy, or start the sweep in another "
+        "folder."
     )
 
 

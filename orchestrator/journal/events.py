@@ -9,9 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from orchestrator.outcome import Outcome
+
+Count = Annotated[int, Field(ge=0, le=10**12)]
+"""Number of a trial or of a step."""
+
+Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+"""Seconds, or seconds times devices."""
 
 Folder = Literal["state", "bundle"]
 """Saved states of a trial, or the exported adapters of a trial, with those of earlier steps."""
@@ -107,7 +115,7 @@ class PhaseEnded:
     """
 
     name: str
-    seconds: float
+    seconds: Amount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +127,8 @@ class UsageMeasured:
         gpu_s: Seconds times GPUs.
     """
 
-    cpu_s: float
-    gpu_s: float
+    cpu_s: Amount
+    gpu_s: Amount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +140,8 @@ class UsageAdded:
         gpu_s: Seconds times GPUs.
     """
 
-    cpu_s: float
-    gpu_s: float
+    cpu_s: Amount
+    gpu_s: Amount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +168,11 @@ class TrialStarted:
         repeat_of: The finalist that this trial repeats with another seed.
     """
 
-    trial: int
+    trial: Count
     knobs: Mapping[str, Any]
     spec: Mapping[str, Any]
-    parent: Mapping[str, int] | None = None
-    repeat_of: int | None = None
+    parent: Mapping[str, Count] | None = None
+    repeat_of: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +184,23 @@ class TrialResumed:
         step: Last reported step.
     """
 
-    trial: int
-    step: int
+    trial: Count
+    step: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateLost:
+    """A trial's saved state was damaged: the trial continues from an older one.
+
+    Attributes:
+        trial: The trial's number.
+        step: Step of the damaged state.
+        back_to: Step of the older state; 0 without one.
+    """
+
+    trial: Count
+    step: Count
+    back_to: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +214,8 @@ class TrialReported:
         is_fault: The trial broke; the metrics are stand-ins for the searcher.
     """
 
-    trial: int
-    step: int
+    trial: Count
+    step: Count
     metrics: Mapping[str, float]
     is_fault: bool = False
 
@@ -210,10 +233,10 @@ class TrialEnded:
         by: `user` or `budget` for a cancelled trial.
     """
 
-    trial: int
+    trial: Count
     outcome: Outcome
     reason: str
-    step: int
+    step: Count
     bundle: str | None
     by: str = ""
 
@@ -242,7 +265,7 @@ class FinalistEvaluated:
         metrics: Such as `test_loss`.
     """
 
-    trial: int
+    trial: Count
     metrics: Mapping[str, float]
 
 
@@ -259,7 +282,7 @@ class FormEvaluated:
             evaluation, which must be repeated.
     """
 
-    trial: int
+    trial: Count
     form: str
     metrics: Mapping[str, float]
     error: str
@@ -276,7 +299,7 @@ class AdapterRegistered:
         digest: Digest of the bundle.
     """
 
-    trial: int
+    trial: Count
     ref: str
     digest: str
 
@@ -306,7 +329,7 @@ class FoldersPruned:
     """
 
     what: Folder
-    trials: Sequence[int]
+    trials: Sequence[Count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +357,7 @@ Event = (
     | StartPointsChosen
     | TrialStarted
     | TrialResumed
+    | StateLost
     | TrialReported
     | TrialEnded
     | BaseEvaluated
@@ -358,6 +382,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
     "start_points": StartPointsChosen,
     "trial_started": TrialStarted,
     "trial_resumed": TrialResumed,
+    "state_lost": StateLost,
     "report": TrialReported,
     "trial_ended": TrialEnded,
     "base_evaluated": BaseEvaluated,

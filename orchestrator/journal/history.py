@@ -28,6 +28,7 @@ from orchestrator.journal.events import (
     StageEnded,
     StageName,
     StartPointsChosen,
+    StateLost,
     SweepEnded,
     SweepResumed,
     SweepStarted,
@@ -146,6 +147,7 @@ class SweepHistory:
         pins: Commits of hub repositories that the sweep reads; see `orchestrator.journal.pins`.
         data_lines: Sentences on the bases and rows, from the last start.
         data_facts: The same as plain values, by base.
+        states_lost: (seconds since the epoch, event) of each damaged state, in order.
     """
 
     sweep_id: str | None = None
@@ -165,6 +167,7 @@ class SweepHistory:
     pins: Mapping[str, str] = field(default_factory=dict)
     data_lines: tuple[str, ...] = ()
     data_facts: Mapping[str, Any] = field(default_factory=dict)
+    states_lost: list[tuple[float, StateLost]] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> SweepHistory:
@@ -235,6 +238,14 @@ def exceeded(record: TrialRecord, objective: ObjectiveSpec) -> str:
         if value is None or bound.excess(value) > 0:
             return written
     return ""
+
+
+def describe_lost_state(event: StateLost) -> str:
+    """One sentence on a damaged state."""
+    return (
+        f"trial {event.trial}: its saved state of step {event.step} is damaged; the trial "
+        f"continues from step {event.back_to}"
+    )
 
 
 @singledispatch
@@ -341,6 +352,11 @@ def _resume_trial(event: TrialResumed, history: SweepHistory, at: float) -> None
         record.bundle, record.final_metrics, record.ref = None, None, None
         record.forms_evaluated = {}
         record.pruned = frozenset()
+
+
+@_apply.register
+def _lose_state(event: StateLost, history: SweepHistory, at: float) -> None:
+    history.states_lost.append((at, event))
 
 
 @_apply.register

@@ -19,10 +19,16 @@ from types import TracebackType
 from typing import Any
 
 from orchestrator.errors import DISK_IS_FULL, SweepInUseError, SweepStorageError, full_disk
-from orchestrator.journal.codec import MalformedEventError, decode_entry, encode_entry
+from orchestrator.journal.codec import (
+    MalformedEventError,
+    decode_entry,
+    encode_entry,
+    require_usable,
+)
 from orchestrator.journal.events import Event, LogEntry
 from orchestrator.journal.replica import LogReplica
 from trainables.errors import StorageError
+from trainables.whole import sync
 
 
 class EventLog:
@@ -56,7 +62,7 @@ class EventLog:
                 self._file = path.open("ab", buffering=0)
                 self._file.truncate(length)
                 os.fsync(self._file.fileno())
-                _sync_folder(path.parent)
+                sync(path.parent)
             except BaseException:
                 os.close(self._lock)
                 if replica is not None:
@@ -83,6 +89,7 @@ class EventLog:
         """
         with self._guard:
             line = encode_entry(LogEntry(at=time.time(), event=event))
+            entry = decode_entry(line, str(self.path))  # no line that readers would refuse
             try:
                 if self._replica is not None:
                     self._replica.append(line)
@@ -96,7 +103,7 @@ class EventLog:
                     f"{self.path}: cannot append ({error}); allowed: space on a writable disk. "
                     "Free some space and resume the sweep."
                 ) from error
-        return decode_entry(line, str(self.path))
+        return entry
 
     def close(self) -> None:
         """Release the lock; the log stays."""
@@ -162,13 +169,16 @@ def decode_events(content: bytes, source: str) -> Iterator[LogEntry]:
         source: Name of the log, for errors.
 
     Raises:
-        SweepStorageError: A line before the last one is not an event.
+        SweepStorageError: A line before the last one is not an event, or any line is an event
+            of another shape.
     """
     lines = content.split(b"\n")
     # The last part is empty after a complete line and incomplete otherwise.
     for number, line in enumerate(lines[:-1], 1):
         try:
-            yield decode_entry(line, f"{source}, line {number}")
+            entry = decode_entry(line, f"{source}, line {number}")
+            require_usable(entry, f"{source}, line {number}")
+            yield entry
         except MalformedEventError as error:
             if number == len(lines) - 1:
                 return
@@ -205,12 +215,3 @@ def _take_lock(path: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     return descriptor
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the name of a new file survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

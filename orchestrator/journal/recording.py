@@ -18,12 +18,13 @@ from orchestrator.errors import (
 )
 from orchestrator.journal.events import (
     Event,
+    StateLost,
     TrialEnded,
     TrialReported,
     TrialResumed,
     TrialStarted,
 )
-from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.history import SweepHistory, describe_lost_state
 from orchestrator.journal.log import EventLog
 from orchestrator.journal.paths import bundle_folder
 from orchestrator.journal.requests import STOPPED_BY_USER, Wishes
@@ -36,6 +37,7 @@ from orchestrator.outcome import (
 )
 from orchestrator.wording import last_line
 from trainables.hosts.orders import WORST_METRICS, ZERO_METRICS, is_stand_in
+from trainables.hosts.progress import BACK_TO_STEP, LOST_STEP
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +158,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """Record a report, with the values for the searcher and the scheduler."""
         self._require_space(trial.config["trial"], result)
+        self._note_lost_state(trial.config["trial"], result)
         if not result.get("step"):
             return  # ended before the first report
         number, step = trial.config["trial"], result["step"]
@@ -218,6 +221,16 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         if result.get("outcome") == Outcome.FAILED and tells_full_disk(result["reason"]):
             self._record.problem = full_disk(f"trial {trial}: {result['reason']}")
             raise self._record.problem
+
+    def _note_lost_state(self, trial: int, result: Mapping[str, Any]) -> None:
+        """Record once that a trial went back to an older state; every later report says so."""
+        if LOST_STEP not in result:
+            return
+        lost, back_to = int(result[LOST_STEP]), int(result[BACK_TO_STEP])
+        event = StateLost(trial=trial, step=lost, back_to=back_to)
+        if event not in [known for _, known in self._record.history.states_lost]:
+            logger.warning("%s", describe_lost_state(event))
+            self._record.add(event)
 
     def _is_recorded(self, trial: int, step: int, metrics: Mapping[str, float]) -> bool:
         """Whether the log has a report of this step with the same measurements."""

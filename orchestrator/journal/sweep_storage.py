@@ -8,6 +8,8 @@ bucket directly.
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -22,12 +24,14 @@ from orchestrator.journal.paths import (
     CURSOR_FILE,
     EVENTS_FILE,
     REPORT_FOLDER,
+    TRIALS_FOLDER,
     bundle_folder,
     state_folder,
 )
 from orchestrator.journal.replica import LogReplica, read_remote_log
 from orchestrator.wording import refusal
 from trainables.base.origin import cache_folder
+from trainables.contract import MANIFEST, file_record, identity_digest
 from trainables.errors import StorageError
 from trainables.hosts.objects import (
     delete_objects,
@@ -40,6 +44,7 @@ from trainables.hosts.objects import (
 from trainables.hosts.orders import kept_bundle
 from trainables.hosts.storage import (
     fetch_folder,
+    file_sizes,
     has_folder,
     is_remote,
     join_location,
@@ -47,6 +52,8 @@ from trainables.hosts.storage import (
     remove_folder,
 )
 from trainables.whole import new_file, remove_tree, replace_file
+
+logger = logging.getLogger(__name__)
 
 _MADE_FROM_LOG = (CURSOR_FILE, REPORT_FOLDER, "trials", "tune", "hosts")
 
@@ -107,15 +114,21 @@ class SweepStorage:
         return join_location(self.location, bundle_folder(trial))
 
     def has_bundle(self, trial: int) -> bool:
-        """Whether a trial has exported its adapter.
+        """Whether a trial has exported its adapter, and no file of it has changed since.
+
+        Files in a bucket are compared by size.
 
         Raises:
             SweepStorageError: The bucket cannot be read.
         """
-        if not self.is_remote:
-            return (Path(self.bundle_location(trial)) / "manifest.json").is_file()
+        location = self.bundle_location(trial)
         with _sweep_errors():
-            return has_folder(self.bundle_location(trial))
+            if not has_folder(location):
+                return False
+            problem = "" if self.is_remote else _damage_of(Path(location))
+        if problem:
+            logger.warning("%s: %s: the adapter is exported again", location, problem)
+        return not problem
 
     def remove_bundle(self, trial: int) -> None:
         """Remove the adapter of a trial that continues.
@@ -253,6 +266,20 @@ class SweepStorage:
                 path.unlink(missing_ok=True)
 
 
+def _damage_of(bundle: Path) -> str:
+    """The first difference between a bundle and its manifest; empty for a sound bundle."""
+    try:
+        manifest = json.loads((bundle / MANIFEST).read_text())
+        if manifest.get("digest", identity_digest(manifest)) != identity_digest(manifest):
+            return f"{MANIFEST} differs from its digest"
+        for name, record in manifest.get("files", {}).items():
+            if file_record(bundle / name) != record:
+                return f"{name} differs from {MANIFEST}"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"it cannot be read ({error})"
+    return ""
+
+
 def locate_storage(location: str | Path) -> str:
     """The storage location as text: an absolute path, or an address without a final `/`.
 
@@ -291,17 +318,39 @@ def read_history(location: str | Path) -> SweepHistory:
     """The history from a sweep's log, read on any machine; a driver may write meanwhile.
 
     Raises:
-        SweepStorageError: The log is damaged, or the bucket cannot be read.
+        SweepStorageError: The log is damaged, or missing beside trials of a sweep, or the bucket
+            cannot be read.
     """
     address = locate_storage(location)
-    if not is_remote(address):
-        return SweepHistory.read(Path(address) / EVENTS_FILE)
-    with _sweep_errors():
-        content = read_remote_log(address)
     history = SweepHistory()
-    for event in decode_events(content, address):
-        history.apply(event)
+    if not is_remote(address):
+        history = SweepHistory.read(Path(address) / EVENTS_FILE)
+    else:
+        with _sweep_errors():
+            content = read_remote_log(address)
+        for event in decode_events(content, address):
+            history.apply(event)
+    if history.sweep_id is None:
+        _require_no_trials(address, history)
     return history
+
+
+def _require_no_trials(location: str, history: SweepHistory) -> None:
+    """Refuse trials without their sweep's start: a new sweep would continue from their states.
+
+    Raises:
+        SweepStorageError: There are trials.
+    """
+    with _sweep_errors():
+        found = {name.split("/")[0] for name in file_sizes(f"{location}/{TRIALS_FOLDER}")}
+    names = sorted(found | {f"t{number:04d}" for number in history.trials})
+    if names:
+        raise SweepStorageError(
+            f"{location}: holds {len(names)} trials ({names[0]}, …) but no sweep in "
+            f"{EVENTS_FILE}; allowed: the storage of a sweep, or an empty place. Restore "
+            f"{EVENTS_FILE} from a copy, choose another --storage or another name, or remove "
+            f"{TRIALS_FOLDER}/ to start anew."
+        )
 
 
 @contextmanager

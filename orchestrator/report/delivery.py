@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.errors import SweepStorageError
-from orchestrator.journal.events import LogEntry
+from orchestrator.journal.events import LogEntry, SweepStarted
 from orchestrator.journal.log import decode_events, read_events
 from orchestrator.journal.paths import CURSOR_FILE
 from orchestrator.report.news import News, NewsDesk, SweepClosing, SweepOpening
@@ -197,18 +197,18 @@ class Delivery:
                 self._tell(self._tracker, self._news[0])
                 self._news.popleft()
             if is_news:
-                replace_file(self._cursor_file, json.dumps({"events": self._seen}).encode())
+                cursor = {"events": self._seen, "sweep": self._desk.history.sweep_id}
+                replace_file(self._cursor_file, json.dumps(cursor).encode())
             with self._progress:
                 self._delivered = self._seen
                 self._progress.notify_all()
 
     def _gather(self) -> None:
         """Turn the events that were read into news."""
-        if self._cursor is None:
-            is_kept = self._cursor_file.is_file()
-            self._cursor = json.loads(self._cursor_file.read_text())["events"] if is_kept else 0
         while self._read:
             entry = self._read.popleft()
+            if self._cursor is None:
+                self._cursor = _read_cursor(self._cursor_file, entry)
             self._seen += 1
             self._desk.add(entry, is_told=self._seen <= self._cursor)
         self._news.extend(self._desk.take())
@@ -234,6 +234,28 @@ class Delivery:
         history = self._desk.history
         if self._tracker is not None and history.status == "running" and self._is_ours:
             self._tracker.interrupt(str(history.sweep_id), time.time())
+
+
+def _read_cursor(file: Path, first: LogEntry) -> int:
+    """Number of events that earlier sessions delivered.
+
+    A cursor that cannot be read, or that belongs to another sweep, counts as 0: to deliver an
+    event again changes nothing in MLflow.
+
+    Args:
+        file: The cursor file.
+        first: First event of the log.
+    """
+    try:
+        cursor = json.loads(file.read_text())
+        events, sweep = int(cursor["events"]), cursor["sweep"]
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        logger.warning("%s cannot be read (%s): all events are delivered again", file, error)
+        return 0
+    is_ours = isinstance(first.event, SweepStarted) and first.event.sweep_id == sweep
+    return events if is_ours else 0
 
 
 class LogTail:

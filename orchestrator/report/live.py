@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.journal.history import SweepHistory, TrialRecord
+from orchestrator.journal.history import SweepHistory, TrialRecord, describe_lost_state
 from orchestrator.metrics import HEADLINES
 from orchestrator.outcome import TRAITS, Outcome, can_leave_adapter
 from orchestrator.spec.sweep import SweepSpec
@@ -146,8 +146,9 @@ class ProgressDisplay:
             found = (line for line in trials if leader and line.number == leader.number)
             best = next(found, None)
             parts: list[RenderableType] = [head]
-            if self._note:
-                parts.append(Text(one_line(self._note), style="dim"))
+            lost = [describe_lost_state(event) for _, event in self._history.states_lost[-1:]]
+            for note in filter(None, (self._note, *lost)):
+                parts.append(Text(one_line(note), style="dim"))
             if trials:
                 parts.append(_render_trials(trials, best, self._spec))
             line = "none yet"
@@ -167,7 +168,8 @@ class Diary:
 
     def __init__(self, spec: SweepSpec) -> None:
         self._spec = spec
-        self._started, self._reports = 0, 0  # number of starts and reports told
+        # Number of starts, reports and damaged states told.
+        self._started, self._reports, self._lost = 0, 0, 0
         self._going: set[int] = set()  # trials whose end was not told yet
         self._best: int | None = None
         self._is_new = True
@@ -193,6 +195,10 @@ class Diary:
         for record in sorted(news, key=lambda record: record.number):
             line = f"trial {record.number}  started  {_about(record)}".rstrip()
             yield record.started_at, 0, line
+        lost = history.states_lost[self._lost :]
+        self._lost += len(lost)
+        for at, event in lost:
+            yield at, 1, describe_lost_state(event)
         names = dict.fromkeys((self._spec.objective.metric, *HEADLINES))
         for number, report in reports:
             if not report.is_fault:

@@ -135,7 +135,7 @@ class NewsDesk:
         self._trials = {}  # later events of a trial become later news
 
     def _begun(self, at_s: float) -> SweepOpening:
-        """News of a start, with the spec of the first start: a resume may have other paths."""
+        """News of a start, with the paths of the first start: a resume may have others."""
         spec: Mapping[str, Any] = self.history.spec or {}
         return SweepOpening(
             sweep_id=str(self.history.sweep_id),
@@ -143,11 +143,11 @@ class NewsDesk:
             params={
                 "base": spec["base"]["model"],
                 "data": spec["data"]["train"],
-                "search": spec["search"]["algorithm"],
-                "schedule": spec["schedule"]["algorithm"],
-                "objective": spec["objective"]["metric"],
-                "steps": spec["optim"]["steps"],
-                "seed": spec["seed"],
+                "search": self._spec.search.algorithm,
+                "schedule": self._spec.schedule.algorithm,
+                "objective": self._spec.objective.metric,
+                "steps": self._spec.horizon,
+                "seed": self._spec.seed,
             },
             tags={"lorchestra.digest": str(self.history.digest)},
             text=yaml.safe_dump(dict(spec)),

@@ -136,6 +136,26 @@ def rename_choices(space: Mapping[str, Any], rename: Rename) -> dict[str, Any]:
     return renamed
 
 
+def without_files(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections of a recorded sweep whose rows and bases are only names."""
+    gone = {split: [{"text": f"rows of {mapping['data'][split]}"}] for split in SPLITS}
+    # Trials record their own base: here it is enough that different bases have different names.
+    names = {mapping["base"]["model"]: "recorded/base"}
+
+    def rename(model: str, _where: str) -> str:
+        return names.setdefault(model, f"recorded/base-{len(names)}")
+
+    search, forbid = mapping.get("search", {}), mapping.get("forbid", ())
+    start = [rename_in_rule(point, rename, "search.start") for point in search.get("start", ())]
+    return {
+        "base": {**mapping["base"], "model": "recorded/base"},
+        "data": {**mapping["data"], **gone},
+        "space": rename_choices(mapping["space"], rename),
+        "forbid": [rename_in_rule(rule, rename, "forbid") for rule in forbid],
+        "search": {**search, "start": start},
+    }
+
+
 def rename_in_rule(rule: Any, rename: Rename, where: str) -> Any:
     """A mapping of settings to values, with other names for the bases."""
     if not isinstance(rule, Mapping) or _MODEL not in rule:
@@ -200,12 +220,12 @@ def content_digest(source: str | None) -> str | None:
 def _locate_rows(source: str, folder: Path, where: str) -> str:
     """Absolute path of a file, folder or glob of rows; a hub id unchanged."""
     path = folder / Path(source).expanduser()
-    if path.exists() and source.strip():
+    if _exists(path) and source.strip():
         return str(path.resolve())
     if not names_path(source):
         return source
     pattern = os.path.normpath(path)
-    found = [one for one in files_of(pattern) if one.exists()]
+    found = [one for one in files_of(pattern) if _exists(one)]
     require(
         bool(found),
         where,
@@ -214,6 +234,14 @@ def _locate_rows(source: str, folder: Path, where: str) -> str:
         "Correct the path.",
     )
     return pattern
+
+
+def _exists(path: Path) -> bool:
+    """Whether something has this path; no path is longer than the system allows."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _locate_named(folder: Path, model: str, where: str) -> str:
@@ -228,7 +256,7 @@ def _locate_model(model: str, folder: Path, where: str) -> str:
     if not model.strip():
         return model  # refused by BaseSpec
     path = folder / Path(model).expanduser()
-    if not path.exists():
+    if not _exists(path):
         is_path = model.startswith((".", "~", "/")) or path.suffix in _BASE_SUFFIXES
         require(
             not is_path,

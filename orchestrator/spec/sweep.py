@@ -33,10 +33,9 @@ from orchestrator.spec.inputs import (
     locate_choices,
     locate_data,
     locate_rules,
-    rename_choices,
-    rename_in_rule,
     save_rows,
     with_located_sources,
+    without_files,
 )
 from orchestrator.spec.population import check_pbt
 from orchestrator.spec.sections import (
@@ -59,6 +58,7 @@ from orchestrator.spec.settings import (
 from orchestrator.spec.soundness import require_sound
 from orchestrator.spec.space import MAX_LISTED, SearchSpace, parse_space, split_constants
 from orchestrator.spec.yaml_file import load_mapping
+from trainables.claims import LARGEST, huge_number
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
@@ -114,6 +114,7 @@ class SweepSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._require_small_numbers()
         require_slug("name", self.name)
         self._settle_written()
         require(
@@ -212,6 +213,12 @@ class SweepSpec:
 
     def _fill(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    def _require_small_numbers(self) -> None:
+        sections = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        name, value = huge_number({**sections, "data": without_rows(self).data}) or ("", None)
+        allowed = f"whole numbers from -{LARGEST} to {LARGEST}"
+        require(value is None, name, value, allowed, "Use a smaller number.")
 
     def _check_steps(self) -> None:
         every = self.eval.every
@@ -365,22 +372,14 @@ def recorded_sweep(mapping: Mapping[str, Any]) -> SweepSpec:
     Raises:
         SweepSpecError: Another version of lorchestra wrote the record.
     """
-    gone = {split: [{"text": f"rows of {mapping['data'][split]}"}] for split in SPLITS}
-    # Trials record their own base: here it is enough that different bases have different names.
-    names = {mapping["base"]["model"]: "recorded/base"}
-
-    def rename(model: str, _where: str) -> str:
-        return names.setdefault(model, f"recorded/base-{len(names)}")
-
-    search, forbid = mapping.get("search", {}), mapping.get("forbid", ())
-    start = [rename_in_rule(point, rename, "search.start") for point in search.get("start", ())]
-    sections = {
-        "base": {**mapping["base"], "model": "recorded/base"},
-        "data": {**mapping["data"], **gone},
-        "space": rename_choices(mapping["space"], rename),
-        "forbid": [rename_in_rule(rule, rename, "forbid") for rule in forbid],
-        "search": {**search, "start": start},
-    }
+    try:
+        sections = without_files(mapping)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise SweepSpecError(
+            f"events.jsonl: the recorded sweep cannot be read ({type(error).__name__}: {error}); "
+            "allowed: what lorchestra wrote. Restore the file from a copy, or read it with the "
+            "version that wrote it."
+        ) from error
     return parse_sweep({**mapping, **sections}, Path.cwd())
 
 

@@ -106,6 +106,25 @@ def test_a_storage_that_is_a_file_is_told_in_one_sentence(capsys, workplace):
     assert "events.jsonl: cannot be read (Not a directory); allowed: a f" in complaint(capsys)
 
 
+@pytest.mark.parametrize("log", [None, b"", b'{"event":"phase","at":1.0,"na'], ids=str)
+@pytest.mark.parametrize("command", ["run", "resume", "status", "prune", "cancel"])
+def test_trials_without_their_sweeps_log_are_refused(capsys, workplace, command, log):
+    rows = [json.dumps({"prompt": f"{n} ->", "completion": " b"}) for n in range(60)]
+    Path("rows.jsonl").write_text("\n".join(rows))
+    write_sweep(data={"train": "rows.jsonl"})
+    state = Path("runs/tiny/trials/t0000/state/step-00000010")
+    state.mkdir(parents=True)
+    (state / "state.json").write_text("{}")
+    if log is not None:
+        Path("runs/tiny/events.jsonl").write_bytes(log)
+    assert main([command, "sweep.yaml" if command == "run" else "runs/tiny"]) == 1
+    said = complaint(capsys)
+    assert "runs/tiny: holds 1 trials (t0000, …) but no sweep in events.jsonl" in said
+    assert "Restore events.jsonl from a copy, choose another --storage" in said
+    assert state.is_dir()
+    assert not Path("runs/tiny/data").exists()
+
+
 def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

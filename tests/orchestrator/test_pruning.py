@@ -358,5 +358,5 @@ def test_a_pruned_sweep_runs_again_and_on(local_ray, tiny_base, tiny_data, tmp_p
     events = [one.kind for one in read_events(storage.folder / "events.jsonl")]
     assert events.count("trial_started") == 4
     assert len([trial for trial in range(3) if storage.has_bundle(trial)]) == 1
-    with pytest.raises(SweepSpecError, match=r"finals\.top: got 4; allowed: up to [12], as trial"):
+    with pytest.raises(SweepSpecError, match=r"finals\.top: got 4; allowed: up to [12], because"):
         run_quietly(replace(spec, finals=FinalsSpec(top=4, seeds=0, forms=())), storage.location)

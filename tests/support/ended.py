@@ -24,7 +24,10 @@ ENDED_SPEC = SweepSpec(
     finals=FinalsSpec(top=1, seeds=0, forms=()),
 )
 LOSSES = {0: 4.0, 1: 1.0, 2: 3.0, 3: 2.0}
-STATE, BUNDLE = 300, 100
+TRIAL_SPEC = TrialSpec(
+    base=ENDED_SPEC.base, optim=ENDED_SPEC.optim, data=ENDED_SPEC.data, eval=ENDED_SPEC.eval
+)
+STATE, BUNDLE = 5000, 100
 """Bytes of what each trial leaves."""
 
 
@@ -44,14 +47,8 @@ class EndedSweep:
         return self.storage.open_log(Lease(self.storage.location, settle_s=0.0))
 
     def trial(self, number, outcome, loss, step=20, reason="", **more):
-        spec = TrialSpec(
-            base=ENDED_SPEC.base,
-            optim=ENDED_SPEC.optim,
-            data=ENDED_SPEC.data,
-            eval=ENDED_SPEC.eval,
-        )
         self.record.add(
-            event("trial_started", trial=number, knobs={}, spec=spec.to_dict(), **more)
+            event("trial_started", trial=number, knobs={}, spec=TRIAL_SPEC.to_dict(), **more)
         )
         self.record.add(event("report", trial=number, step=step, metrics={"eval_loss": loss}))
         self.leave(number, step)
@@ -64,15 +61,21 @@ class EndedSweep:
         """Put a state and a bundle into the storage."""
         folder = self.storage.folder / f"made-{number}{part}"
         folder.mkdir(parents=True)
-        (folder / "manifest.json").write_bytes(b"b" * BUNDLE)
+        (folder / "manifest.json").write_bytes(b"{}".ljust(BUNDLE))
         put_folder(folder, self.storage.bundle_location(number) + part)
-        report = {"step": float(step)}
-        size = STATE - len('[{"step": 20.0}]')
+        location = self.storage.state_location(number)
+        self.save(location, step, 1000)
+        own = [size for name, size in file_sizes(location).items() if "_whole" not in name]
+        self.save(location, step, 1000 + STATE - sum(own))
+
+    def save(self, location, step, size):
+        """Save a state whose weights take `size` bytes."""
         save_progress(
-            self.storage.state_location(number),
+            location,
             step,
-            [report],
+            [{"step": float(step)}],
             lambda into: (into / "state.json").write_bytes(b"s" * size),
+            TRIAL_SPEC,
         )
 
     def end(self, status="completed"):

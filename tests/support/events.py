@@ -4,6 +4,15 @@ from typing import Any
 
 from orchestrator.journal.codec import parse_event
 from orchestrator.journal.events import LogEntry
+from trainables.spec import BaseSpec, DataSpec, OptimSpec, TrialSpec
+
+ANY_TRIAL = TrialSpec(
+    base=BaseSpec(model="owner/name"),
+    optim=OptimSpec(steps=40),
+    data=DataSpec(train="owner/rows"),
+    seed=7,
+).to_dict()
+"""Settings of a trial, for tests in which any will do."""
 
 
 def event(kind: str, **fields: Any) -> Any:

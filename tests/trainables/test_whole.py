@@ -1,5 +1,8 @@
 """Files and folders appear whole, replace older ones in one step, and leave nothing on failure."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from trainables.whole import new_file, new_folder, remove_tree, replace_file
@@ -62,3 +65,34 @@ def test_a_folder_that_is_not_to_be_replaced_stays(tmp_path):
 def test_removing_what_is_not_there_is_fine(tmp_path):
     remove_tree(tmp_path / "nothing")
     assert names(tmp_path) == []
+
+
+@pytest.fixture
+def flushed(monkeypatch):
+    """Names and contents that were flushed to the disk, in order."""
+    seen, fsync = [], os.fsync
+
+    def watch(descriptor):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        seen.append((path, names(path) if path.is_dir() else path.read_bytes()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    return seen
+
+
+def test_a_file_is_on_the_disk_before_its_name_is(tmp_path, flushed):
+    replace_file(tmp_path / "a.json", b"new")
+    (_, content), (folder, present) = flushed
+    assert (content, folder, present) == (b"new", tmp_path, ["a.json"])
+
+
+def test_a_folder_is_on_the_disk_before_its_name_is(tmp_path, flushed):
+    with new_folder(tmp_path / "bundle") as filling:
+        (filling / "deep").mkdir()
+        (filling / "deep" / "weights").write_bytes(b"w")
+    contents = [content for _, content in flushed]
+    assert contents[:-1] == [["weights"], b"w", ["deep"]]
+    folder, present = flushed[-1]
+    assert folder == tmp_path
+    assert "bundle" in present

@@ -32,8 +32,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trainables.base.layers import require_text_only
 from trainables.base.origin import COMPLETE, BaseSource, SourceKind, cache_entry, locate
 from trainables.base.stored import read_stored_form, settle_form
+from trainables.contract import file_record
 from trainables.errors import BaseModelError
 from trainables.spec import BaseSpec
+from trainables.whole import sync, sync_tree
 
 logger = logging.getLogger(__name__)
 
@@ -196,8 +198,8 @@ def load_tokenizer(source: BaseSource) -> Any:
 def stored_form(spec: BaseSpec, source: BaseSource) -> Path:
     """Folder of a base in its stored form, built on first use.
 
-    Two processes that call at the same time build the folder once. An entry whose writer died is
-    written again.
+    Two processes that call at the same time build the folder once. An entry whose writer died, or
+    whose files have changed since, is written again.
     """
     if spec.quantization == "none":
         return source.folder if source.gguf_file is None else _plain_entry(source)
@@ -399,20 +401,41 @@ def _build_once(entry: Path, build: Any) -> Path:
             shutil.rmtree(building, ignore_errors=True)
             raise
         gc.collect()
-        sizes = {file.name: file.stat().st_size for file in building.iterdir()}
-        (building / COMPLETE).write_text(json.dumps({"bytes": sizes}, sort_keys=True))
+        files = {file.name: file_record(file) for file in sorted(building.iterdir())}
+        (building / COMPLETE).write_text(json.dumps({"files": files}, sort_keys=True))
         building.chmod(0o755)
+        sync_tree(building)
         building.rename(entry)
+        sync(entry.parent)
     return entry
 
 
 def _is_complete(entry: Path) -> bool:
-    """Whether an entry was finished and every file still has the recorded size."""
-    note = entry / COMPLETE
-    if not note.is_file():
+    """Whether an entry was finished and no file has changed since.
+
+    Sizes are compared at every call; contents once in each process, as that takes half a second
+    per gigabyte.
+    """
+    if not (entry / COMPLETE).is_file():
         return False
-    sizes = json.loads(note.read_text())["bytes"]
-    return all(
-        (entry / name).is_file() and (entry / name).stat().st_size == size
-        for name, size in sizes.items()
-    )
+    try:
+        files = dict(json.loads((entry / COMPLETE).read_text())["files"])
+        changed = [
+            name
+            for name, record in files.items()
+            if not (entry / name).is_file() or (entry / name).stat().st_size != record["bytes"]
+        ]
+        if not changed and str(entry) not in _CHECKED:
+            changed = [name for name in files if file_record(entry / name) != files[name]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        logger.warning("base cache entry %s cannot be read (%s): building it again", entry, error)
+        return False
+    if changed:
+        logger.warning("%s: %s changed since it was built: building it again", entry, changed[0])
+        return False
+    _CHECKED.add(str(entry))
+    return True
+
+
+_CHECKED: set[str] = set()
+"""Cache entries whose contents this process has compared with their digests."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from trainables.errors import SpecError
+from trainables.errors import SpecError, StateError
 from trainables.hosts.bench import Bench, Failure, Stepped, attempt
 from trainables.hosts.orders import (
     HostReport,
@@ -28,7 +28,7 @@ from trainables.hosts.orders import (
     fault_metrics,
     kept_bundle,
 )
-from trainables.hosts.progress import find_progress, load_reports, save_progress
+from trainables.hosts.progress import find_progress, save_progress
 from trainables.hosts.storage import writing_folder
 from trainables.spec import TrialSpec
 from trainables.training.optim import learning_rate_at
@@ -46,7 +46,8 @@ class _Seat:
     """A trial in its seat; `losses` and `busy_s` start anew after each report.
 
     `host_s` continues from the saved reports: seconds of host time for the trial, where each seat
-    of a packed step counts an equal share.
+    of a packed step counts an equal share. `marks` of a damaged state are in every later report,
+    because only the last report of a step is sure to reach the proxy.
     """
 
     key: str
@@ -60,6 +61,7 @@ class _Seat:
     losses: list[float] = field(default_factory=list)
     busy_s: float = 0.0
     host_s: float = 0.0
+    marks: dict[str, float] = field(default_factory=dict)
 
     def last_report(self) -> dict[str, Any]:
         return self.reports[-1] if self.reports else {}
@@ -120,7 +122,7 @@ class HostLoop:
             if order.key not in self._seats and order.key not in self._ended:
                 self._seat(order)
             if order.is_leaving:
-                self._export(order.key)
+                self._export(order.key, order.known)
 
     def _seat(self, order: SeatOrder) -> None:
         spec = attempt(lambda: TrialSpec.from_dict(order.request.spec))
@@ -134,13 +136,13 @@ class HostLoop:
             self._fail(seat, failure)
 
     def _enter(self, seat: _Seat) -> None:
-        """Join the engine with the newest saved state, or at the start."""
-        with find_progress(seat.request.state_dir) as kept:
-            state = None if kept is None else self._bench.load_state(kept)
-            reports = [] if kept is None else load_reports(kept)
+        """Join the engine with the newest sound state, or at the start."""
+        with find_progress(seat.request.state_dir, seat.spec) as found:
+            state = None if found.folder is None else self._bench.load_state(found.folder)
         self._engine.join(seat.key, seat.spec, state, seat.passes)
         seat.is_entered = True
-        seat.reports = reports
+        seat.marks = seat.marks | found.marks
+        seat.reports = list(found.reports)
         seat.step = int(seat.last_report().get("step", 0))
         seat.tokens = int(seat.last_report().get("tokens", 0))
         seat.losses, seat.busy_s = [], 0.0
@@ -155,27 +157,30 @@ class HostLoop:
     def _drop(self, key: str) -> None:
         self._vacate(self._seats.pop(key))
 
-    def _export(self, key: str) -> None:
+    def _export(self, key: str, known: int) -> None:
         """Export a bundle of the last report and free the seat; without a report, only free it."""
         seat = self._seats.get(key)
         failure = None
         if seat is not None:
-            if seat.reports:
-                failure = attempt(lambda: self._write_bundle(seat))
+            if seat.reports or known:
+                failure = attempt(lambda: self._write_bundle(seat, known))
             self._drop(key)
         error = failure.reason if isinstance(failure, Failure) else ""
         self._freed.append(SeatFreed(key=key, error=error))
 
-    def _write_bundle(self, seat: _Seat) -> None:
-        if seat.step != seat.last_report()["step"]:  # ordered away between two reports
+    def _write_bundle(self, seat: _Seat, known: int) -> None:
+        reported = max(known, int(seat.last_report().get("step", 0)))
+        if seat.step != seat.last_report().get("step", 0):  # ordered away between two reports
             self._vacate(seat)
             self._enter(seat)
+        if seat.step < reported:  # the state of the last report is damaged
+            raise _lost_state(seat.request.state_dir, reported)
         with writing_folder(seat.request.bundle_dir) as folder:
             self._engine.export(seat.key, folder, seat.last_report())
 
     def _fail(self, seat: _Seat, failure: Failure) -> None:
         self._drop(seat.key)
-        last = {**seat.last_report(), "host_s": seat.host_s}
+        last = {**seat.last_report(), **seat.marks, "host_s": seat.host_s}
         self._end(seat.key, seat.step, last, failure)
 
     def _end(self, key: str, step: int, last: Mapping[str, Any], failure: Failure) -> None:
@@ -232,7 +237,8 @@ class HostLoop:
         seat.tokens = int(result.tokens)
         seat.losses.append(float(result.loss))
         seat.busy_s += elapsed_s
-        if seat.step >= until:
+        # Steps below `until` are reported by a trial that went back to an older state.
+        if seat.step >= until or seat.step % seat.spec.eval.every == 0:
             self._report_step(seat)
 
     def _report_step(self, seat: _Seat) -> None:
@@ -247,6 +253,7 @@ class HostLoop:
             reason = f"eval_loss is {report['eval_loss']} at step {seat.step}"
             self._fail(seat, Failure(fault="diverged", reason=reason))
             return
+        report |= seat.marks
         report["host_s"] = seat.host_s  # the time of saving counts in the next report
         reports = [*seat.reports, report]
         started = self._clock()
@@ -280,8 +287,13 @@ class HostLoop:
             with writing_folder(kept_bundle(seat.request.bundle_dir, seat.step)) as bundle:
                 self._engine.export(seat.key, bundle, reports[-1])
         state = self._engine.snapshot(seat.key)
-        folder = seat.request.state_dir
-        save_progress(folder, seat.step, reports, lambda into: self._bench.save_state(state, into))
+        save_progress(
+            seat.request.state_dir,
+            seat.step,
+            reports,
+            lambda into: self._bench.save_state(state, into),
+            seat.spec,
+        )
 
     def _tell(self, seat: _Seat, report: dict[str, Any]) -> None:
         self._reports.append(SeatReport(key=seat.key, step=report["step"], metrics=report))
@@ -342,13 +354,15 @@ class HostLoop:
         spec = TrialSpec.from_dict(task.spec)
         if task.state_dir is None:
             return _named(self._engine.evaluate_base(spec, task.split), task.split)
-        with find_progress(task.state_dir) as kept:
-            if kept is None:
+        with find_progress(task.state_dir, spec) as found:
+            if found.damaged:
+                raise _lost_state(task.state_dir, found.damaged[0])
+            if found.folder is None:
                 raise SpecError(
                     f"task.state_dir: got {task.state_dir!r}; allowed: a folder with a saved "
                     "state. Train the trial to its first report."
                 )
-            state, known = self._bench.load_state(kept), load_reports(kept)[-1]
+            state, known = self._bench.load_state(found.folder), found.reports[-1]
         seat = f"task-{order.task_id}"
         self._engine.join(seat, spec, state)
         try:
@@ -359,6 +373,14 @@ class HostLoop:
         finally:
             self._engine.leave(seat)
         return metrics
+
+
+def _lost_state(state_dir: str, step: int) -> StateError:
+    return StateError(
+        f"{state_dir}: the saved state of step {step} is damaged, so that its adapter cannot be "
+        "exported; allowed: the state as it was saved. Restore the folder from a copy and run the "
+        "sweep again."
+    )
 
 
 def _with_sizes(seat: _Seat, failure: Failure) -> Failure:

@@ -10,10 +10,10 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trainables.errors import StorageError
+from trainables.errors import DamagedFolderError, StorageError
 from trainables.hosts.objects import (
     delete_objects,
     download_file,
@@ -60,14 +60,44 @@ def put_folder(folder: Path, location: str) -> None:
 
 
 def has_folder(location: str) -> bool:
-    """Whether a whole folder exists at a location.
+    """Whether a whole folder exists at a location; in a bucket, each file with its size.
 
     Raises:
         StorageError: The location cannot be read.
     """
     if is_remote(location):
-        return read_object(join_location(location, MARKER)) is not None
+        with suppress(DamagedFolderError):
+            return _whole_files(location) is not None
+        return False
     return Path(location).is_dir()
+
+
+def _whole_files(location: str) -> list[str] | None:
+    """Names of the files of a folder in a bucket; `None` if there is no whole folder.
+
+    Raises:
+        DamagedFolderError: A file is missing or has another size.
+        StorageError: The bucket cannot be read, or a name leads out of the folder.
+    """
+    marker = read_object(join_location(location, MARKER))
+    if marker is None:
+        return None
+    found = object_sizes(location)
+    try:
+        files: dict[str, int] = dict(json.loads(marker)["files"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise DamagedFolderError(
+            f"{location}/{MARKER}: cannot be read ({error}); allowed: the object as lorchestra "
+            "wrote it. Restore it from a copy, or remove the folder."
+        ) from error
+    for name, size in files.items():
+        path_below(Path(), name)
+        if found.get(name) != size:
+            raise DamagedFolderError(
+                f"{location}/{name}: has {found.get(name, 'no')} bytes; allowed: {size}, as "
+                "uploaded. Let only one sweep write below its storage location."
+            )
+    return list(files)
 
 
 def fetch_folder(location: str, into: Path) -> Path | None:
@@ -78,22 +108,18 @@ def fetch_folder(location: str, into: Path) -> Path | None:
         into: An empty folder for the files, created when missing.
 
     Raises:
-        StorageError: The location cannot be read, or a file differs from the stored one.
+        DamagedFolderError: A file is missing or has another size.
+        StorageError: The location cannot be read.
     """
     if not is_remote(location):
         return Path(location) if Path(location).is_dir() else None
-    marker = read_object(join_location(location, MARKER))
-    if marker is None:
+    files = _whole_files(location)
+    if files is None:
         return None
-    for name, size in json.loads(marker)["files"].items():
+    for name in files:
         file = path_below(into, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         download_file(join_location(location, name), file)
-        if file.stat().st_size != size:
-            raise StorageError(
-                f"{location}/{name}: has {file.stat().st_size} bytes; allowed: {size}, as "
-                "uploaded. Let only one sweep write below its storage location."
-            )
     into.mkdir(parents=True, exist_ok=True)
     return into
 

@@ -22,6 +22,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from trainables.base.loading import BaseRecord
+from trainables.claims import show
 from trainables.contract import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
@@ -30,6 +31,7 @@ from trainables.contract import (
     MANIFEST,
     file_record,
     identity_digest,
+    manifest_flaw,
 )
 from trainables.errors import BundleError
 from trainables.spec import LoraSpec, TrialSpec
@@ -115,20 +117,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(
             f"{folder}: no readable {MANIFEST} ({error}); export it again"
         ) from error
-    if manifest.get("format") != BUNDLE_FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != BUNDLE_FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise BundleError(
-            f"{folder}/{MANIFEST}: format is {manifest.get('format')!r}; allowed: "
-            f"{BUNDLE_FORMAT!r}. Export the adapter again with this version."
+            f"{folder}/{MANIFEST}: format is {show(found)}; allowed: {BUNDLE_FORMAT!r}. Export "
+            "the adapter again with this version."
+        )
+    flaw = manifest_flaw(manifest)
+    if flaw:
+        raise BundleError(
+            f"{folder}/{MANIFEST}: {flaw}; allowed: a manifest that training wrote. Export the "
+            "adapter again."
         )
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file() or file_record(path) != expected:
             raise BundleError(f"{path}: differs from its manifest; export the adapter again")
-    if identity_digest(manifest) != manifest["digest"]:
+    if identity_digest(manifest) != manifest.get("digest"):
         raise BundleError(f"{folder}/{MANIFEST}: changed since it was written; export it again")
     return manifest
 

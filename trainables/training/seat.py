@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
+from trainables.errors import StateError
 from trainables.packing.kernels import Branch, PackedLinear, layer_shape, row_norms
 from trainables.packing.lora import initial_weights
 from trainables.rows.data import Splits
@@ -31,6 +33,7 @@ class Seat:
         branches: Adapter branches by full layer name.
         splits: Rows for training and evaluation.
         lengths: Tokens of each training row.
+        inputs: Digests of the base and the rows, as `SeatState` has them.
         passes: Forward passes per micro-batch.
         step: Optimizer steps taken.
         tokens: Tokens trained on, without padding.
@@ -43,6 +46,7 @@ class Seat:
     optimizer: torch.optim.AdamW
     splits: Splits
     lengths: tuple[int, ...]
+    inputs: Mapping[str, str | None] = field(default_factory=dict)
     passes: int = 1
     step: int = 0
     tokens: int = 0
@@ -77,13 +81,21 @@ def fresh_branches(
 def restored_branches(
     spec: TrialSpec, layers: Mapping[str, PackedLinear], state: SeatState
 ) -> dict[str, Branch]:
-    """Adapter branches restored from a checkpoint."""
+    """Adapter branches restored from a checkpoint.
+
+    Raises:
+        StateError: The checkpoint has no such weights, or weights of another shape.
+    """
     lora, branches = spec.lora, {}
     for name, packed in layers.items():
         device = packed.base.weight.device
+        wide, high = layer_shape(packed.base)
+        shapes: dict[str, tuple[int, ...]] = {"a": (lora.rank, wide), "b": (high, lora.rank)}
+        if lora.dora:
+            shapes["magnitude"] = (high,)
         leaves = {
-            leaf: state.tensors[f"{name}/{leaf}"].to(device, copy=True)
-            for leaf in (("a", "b", "magnitude") if lora.dora else ("a", "b"))
+            leaf: _saved(state, f"{name}/{leaf}", shape).to(device, copy=True)
+            for leaf, shape in shapes.items()
         }
         branches[name] = Branch(
             name,
@@ -102,6 +114,7 @@ def build_seat(
     branches: dict[str, Branch],
     state: SeatState | None = None,
     passes: int = 1,
+    inputs: Mapping[str, str | None] = MappingProxyType({}),
 ) -> Seat:
     """A seat at the start of its training, or restored from a checkpoint."""
     seat = Seat(
@@ -114,6 +127,7 @@ def build_seat(
             spec.optim,
         ),
         lengths=tuple(len(row.input_ids) for row in splits.train.rows),
+        inputs=inputs,
         passes=passes,
     )
     if state is not None:
@@ -137,13 +151,30 @@ def snapshot(seat: Seat) -> SeatState:
         moments = seat.optimizer.state.get(parameter, {})
         for moment in _MOMENTS if moments else ():
             tensors[f"{name}/{moment}"] = _kept(moments[moment])
-    return SeatState(spec=seat.spec, step=seat.step, tokens=seat.tokens, tensors=tensors)
+    return SeatState(
+        spec=seat.spec,
+        step=seat.step,
+        tokens=seat.tokens,
+        tensors=tensors,
+        inputs=seat.inputs,
+    )
 
 
 def _leaves(seat: Seat) -> Iterator[tuple[str, nn.Parameter]]:
     for layer, branch in seat.branches.items():
         for leaf, parameter in branch.named_parameters():
             yield f"{layer}/{leaf}", parameter
+
+
+def _saved(state: SeatState, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    tensor = state.tensors.get(name)
+    if tensor is None or tuple(tensor.shape) != shape:
+        found = "no weights" if tensor is None else f"weights of shape {tuple(tensor.shape)}"
+        raise StateError(
+            f"the saved state of step {state.step}: it has {found} for {name}; allowed: the shape "
+            f"{shape} of this trial. Choose another storage for the sweep."
+        )
+    return tensor
 
 
 def _kept(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,17 @@ from dataclasses import replace
 import pytest
 import ray
 
-from orchestrator.finals.held_out import contenders, evaluate_finalists
+from orchestrator.finals.held_out import (
+    are_finalists_evaluated,
+    contenders,
+    evaluate_finalists,
+)
 from orchestrator.hosts.members import group_key
 from orchestrator.journal.paths import bundle_folder, state_folder
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.spec.finals_sections import FinalsSpec
+from tests.support.damage import empty
+from tests.support.events import event
 from trainables.hosts.orders import TaskReport
 from trainables.spec import TrialSpec
 
@@ -161,4 +167,19 @@ def test_a_sweep_without_an_adapter_measures_nothing(local_ray, build_scene):
     scene = build_scene()
     for trial in scene.losses:
         scene.record.history.trials[trial].outcome = None
+    assert evaluate(scene) == {}
+
+
+@pytest.mark.ray
+def test_a_damaged_bundle_is_exported_again_where_the_state_is_kept(local_ray, build_scene):
+    scene = build_scene()
+    evaluate(scene)
+    storage = SweepStorage(scene.storage)
+    assert are_finalists_evaluated(scene.spec, scene.record, storage)
+    for trial in (0, 1):
+        empty(scene.storage / bundle_folder(trial) / "manifest.json")
+    assert not are_finalists_evaluated(scene.spec, scene.record, storage)
+    assert sorted(evaluate(scene)) == ["bundle-of-0", "trial-1"]
+    scene.record.add(event("pruned", what="state", trials=[0, 1]))
+    assert are_finalists_evaluated(scene.spec, scene.record, storage)
     assert evaluate(scene) == {}

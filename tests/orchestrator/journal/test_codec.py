@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -27,7 +27,7 @@ def sample(kind: Any) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return arguments[0]
-    if origin is UnionType:
+    if origin in (Union, UnionType):
         return sample(next(each for each in arguments if each is not NoneType))
     if origin is Sequence:
         return [sample(arguments[0])]

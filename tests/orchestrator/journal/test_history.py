@@ -9,7 +9,7 @@ from orchestrator.journal.history import SweepHistory, exceeded
 from orchestrator.journal.log import EventLog
 from orchestrator.outcome import Outcome
 from orchestrator.spec.sections import ObjectiveSpec
-from tests.support.events import entry, event
+from tests.support.events import ANY_TRIAL, entry, event
 
 
 def fold(*events: tuple[str, dict[str, Any]]) -> SweepHistory:
@@ -20,7 +20,7 @@ def fold(*events: tuple[str, dict[str, Any]]) -> SweepHistory:
 
 
 def started(trial: int) -> tuple[str, dict[str, Any]]:
-    return "trial_started", {"trial": trial, "knobs": {"lora.rank": trial}, "spec": {}}
+    return "trial_started", {"trial": trial, "knobs": {"lora.rank": trial}, "spec": ANY_TRIAL}
 
 
 def report(trial: int, step: int, loss: float) -> tuple[str, dict[str, Any]]:
@@ -152,7 +152,7 @@ def test_a_trial_beyond_a_constraint_is_not_ranked() -> None:
 
 
 def test_repeats_are_no_part_of_the_search() -> None:
-    repeat = ("trial_started", {"trial": 1, "knobs": {}, "spec": {}, "repeat_of": 0})
+    repeat = ("trial_started", {"trial": 1, "knobs": {}, "spec": ANY_TRIAL, "repeat_of": 0})
     history = fold(
         *(started(0), report(0, 10, 2.0), ended(0)), repeat, report(1, 10, 1.0), ended(1)
     )
@@ -165,7 +165,7 @@ def test_a_trial_keeps_its_parent_and_who_cancelled_it() -> None:
     parent = {"trial": 0, "step": 10, "replaces": 2}
     end = {"outcome": "cancelled", "reason": "", "step": 0, "bundle": None, "by": "user"}
     history = fold(
-        ("trial_started", {"trial": 3, "knobs": {}, "spec": {}, "parent": parent}),
+        ("trial_started", {"trial": 3, "knobs": {}, "spec": ANY_TRIAL, "parent": parent}),
         ("trial_ended", {"trial": 3, **end}),
     )
     assert history.trials[3].parent == parent

@@ -62,7 +62,7 @@ def test_event_lacking_a_field_is_refused(tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="'step' and 'metrics'"):
             log.append(TrialReported(trial=0))  # type: ignore[call-arg]
         with pytest.raises(ValueError, match="JSON"):
-            log.append(event("phase", name="search", seconds=math.nan))
+            log.append(PhaseEnded(name="search", seconds=math.nan))
     assert (tmp_path / "events.jsonl").read_bytes() == b""
 
 

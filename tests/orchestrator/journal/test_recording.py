@@ -7,13 +7,15 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.errors import ClusterError, SweepStorageError
+from orchestrator.journal.events import PhaseEnded
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.log import EventLog, read_events
 from orchestrator.journal.recording import SweepRecord, TrialRecorder
 from orchestrator.journal.requests import STOPPED_BY_USER, Request, Wishes
 from orchestrator.outcome import Outcome, TrialOutcome
-from tests.support.events import event
+from tests.support.events import ANY_TRIAL, event
 from trainables.hosts.orders import WORST_METRICS, fault_metrics
+from trainables.hosts.progress import BACK_TO_STEP, LOST_STEP
 
 HORIZON = 40
 
@@ -39,7 +41,7 @@ class Scene:
             raise problem
 
     def trial(self, number=0, last=None, error=None):
-        config = {"trial": number, "knobs": {"lora.rank": 4}, "spec": {"seed": 7}}
+        config = {"trial": number, "knobs": {"lora.rank": 4}, "spec": ANY_TRIAL}
         return SimpleNamespace(config=config, last_result=last or {}, get_error=lambda: error)
 
     def start(self, number=0, **kin):
@@ -89,7 +91,7 @@ def test_an_event_that_cannot_be_written_changes_nothing(tmp_path):
     heard = []
     record = SweepRecord(log, SweepHistory(), heard.append)
     with pytest.raises(ValueError, match="JSON"):
-        record.add(event("phase", name="searching", seconds=float("nan")))
+        record.add(PhaseEnded(name="searching", seconds=float("nan")))
     log.close()
     assert record.history == SweepHistory()
     assert heard == []
@@ -112,6 +114,16 @@ def test_a_state_that_finds_no_space_ends_the_sweep_and_not_its_trial(scene, sai
     assert scene.record.problem is not None
     assert scene.kinds() == ["trial_started", "report"]
     assert scene.record.history.trials[0].outcome is None
+
+
+def test_a_damaged_state_is_recorded_once_and_its_marks_are_no_metrics(scene):
+    scene.start()
+    marks = {LOST_STEP: 20.0, BACK_TO_STEP: 10.0}
+    for step in (30, 40):
+        scene.report(step, **marks)
+    assert scene.kinds() == ["trial_started", "state_lost", "report", "report"]
+    assert scene.events()[1][1] == {"trial": 0, "step": 20, "back_to": 10}
+    assert not scene.record.history.reports[0][1].metrics.keys() & marks.keys()
 
 
 def test_a_trial_that_starts_again_is_the_same_trial(scene):

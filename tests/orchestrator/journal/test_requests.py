@@ -17,7 +17,7 @@ from orchestrator.journal.requests import (
 )
 from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from orchestrator.outcome import Outcome
-from tests.support.events import event
+from tests.support.events import ANY_TRIAL, event
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def storage(location):
     with storage.open_log() as events:
         events.append(event("sweep_started", sweep_id="s", spec={}, digest="d"))
         for trial in range(3):
-            events.append(event("trial_started", trial=trial, knobs={}, spec={}))
+            events.append(event("trial_started", trial=trial, knobs={}, spec=ANY_TRIAL))
         for trial in range(2):
             events.append(event("report", trial=trial, step=10, metrics={"eval_loss": 1.0}))
         end = {"outcome": "completed", "reason": "", "step": 10, "bundle": "b"}

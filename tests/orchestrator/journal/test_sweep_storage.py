@@ -13,7 +13,10 @@ from orchestrator.journal.lease import Lease
 from orchestrator.journal.log import read_events
 from orchestrator.journal.replica import SEGMENT_EVENTS
 from orchestrator.journal.sweep_storage import SweepStorage, read_history
+from tests.support.bundles import write_bundle
+from tests.support.damage import DAMAGES
 from tests.support.events import event
+from trainables.contract import ADAPTER_FILES
 from trainables.hosts.objects import delete_objects, list_objects, upload_file, write_object
 from trainables.hosts.storage import put_folder
 
@@ -245,6 +248,39 @@ def test_what_others_send_is_collected_once(sweep):
     request.unlink()
     sweep.collect("requests")
     assert list((sweep.folder / "requests").iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["manifest.json", *ADAPTER_FILES])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_bundle_that_changed_since_its_export_counts_as_missing(tmp_path, damage, file):
+    sweep = SweepStorage(tmp_path)
+    bundle = tmp_path / "trials" / "t0000" / "bundle"
+    bundle.parent.mkdir(parents=True)
+    assert not sweep.has_bundle(0)
+    write_bundle(bundle, seed=1)
+    assert sweep.has_bundle(0)
+    DAMAGES[damage](bundle / file)
+    assert not sweep.has_bundle(0)
+
+
+def test_an_object_of_a_bundle_that_changed_its_size_counts_as_missing(s3_location, tmp_path):
+    sweep = SweepStorage(s3_location)
+    put_folder(write_bundle(tmp_path / "made", seed=1), sweep.bundle_location(0))
+    assert sweep.has_bundle(0)
+    write_object(f"{sweep.bundle_location(0)}/adapter_config.json", b"{")
+    assert not sweep.has_bundle(0)
+
+
+def test_trials_without_the_log_of_their_sweep_are_refused(sweep, tmp_path):
+    assert read_history(sweep.location).sweep_id is None
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "state.json").write_text("{}")
+    put_folder(tmp_path / "files", f"{sweep.state_location(0)}/step-00000010")
+    with pytest.raises(SweepStorageError, match=r"holds 1 trials \(t0000.*Restore events.jsonl"):
+        read_history(sweep.location)
+    with sweep.open_log() as log:
+        log.append(event("sweep_started", sweep_id="s1", spec={}, digest=""))
+    assert read_history(sweep.location).sweep_id == "s1"
 
 
 def test_names_that_lead_out_of_the_mirror_are_refused(s3_location, tmp_path):

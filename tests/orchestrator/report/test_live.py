@@ -112,6 +112,19 @@ def test_each_thing_that_happened_is_one_line(spec: SweepSpec, sweep: Sweep) -> 
     ]
 
 
+@pytest.mark.parametrize("terminal", [False, True], ids=["plain", "terminal"])
+def test_a_damaged_state_is_said(spec: SweepSpec, sweep: Sweep, terminal: bool) -> None:
+    console = open_console(terminal)
+    with ProgressDisplay(spec, console) as display:
+        sweep.start(3)
+        sweep.tell("state_lost", trial=3, step=40, back_to=20)
+        display.update(sweep.history)
+        display.update(sweep.history)
+    said = "trial 3: its saved state of step 40 is damaged; the trial continues from step 20"
+    lines = last_frame(console) if terminal else plain_lines(console)
+    assert [line.strip() for line in lines].count(said) == 1
+
+
 def test_nothing_is_said_twice(spec: SweepSpec, sweep: Sweep) -> None:
     console = open_console(terminal=False)
     with ProgressDisplay(spec, console) as display:

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from tests.support.damage import DAMAGES
 from trainables.base import loading as bases
 from trainables.base.loading import count_parameters, load_base
 from trainables.base.origin import cache_folder, locate
+from trainables.contract import file_record
 from trainables.errors import BaseModelError
 from trainables.spec import BaseSpec
 
@@ -100,6 +102,22 @@ def test_a_damaged_or_half_written_entry_is_built_anew(tiny_base, fresh_cache):
     assert not half_written.exists()
     (entry / "complete.json").unlink()
     assert torch.equal(logits_of(load_base(spec).model), expected)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "complete.json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_changed_since_is_found_by_the_next_process(
+    tiny_base, fresh_cache, damage, file, monkeypatch
+):
+    spec = spec_of(tiny_base, "nf4")
+    expected = logits_of(load_base(spec).model)
+    (entry,) = (fresh_cache / "bases").glob("*/nf4-dq")
+    DAMAGES[damage](entry / file)
+    monkeypatch.setattr(bases, "_CHECKED", set())
+    assert torch.equal(logits_of(load_base(spec).model), expected)
+    assert json.loads((entry / "complete.json").read_text())["files"]["model.safetensors"] == (
+        file_record(entry / "model.safetensors")
+    )
 
 
 def test_two_processes_build_an_entry_once(tiny_base, fresh_cache):

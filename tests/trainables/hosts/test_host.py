@@ -9,6 +9,7 @@ import pytest
 from orchestrator.hosts.members import HostStart
 from orchestrator.hosts.seats import Seats
 from tests.support import fake_engine
+from tests.support.damage import DAMAGES, garble
 from trainables.errors import SpecError
 from trainables.hosts.bench import Bench, Failure, attempt
 from trainables.hosts.host import HostLoop
@@ -399,6 +400,70 @@ def test_a_task_on_a_state_that_is_not_there_says_so(sweep):
     sweep.run()
     assert "task.state_dir: got" in sweep.state.errands["final"].report.error
     assert sweep.steps(0) == [10, 20]
+
+
+def states(sweep, trial=0):
+    return sorted((sweep.folder / f"t{trial}" / "state").iterdir())
+
+
+def stop_after(sweep, reports):
+    """Train until a trial has some reports, then lose the host."""
+
+    def die(number):
+        if len(sweep.heard[0]) >= reports:
+            raise ConnectionError
+
+    sweep.say = die
+    with pytest.raises(ConnectionError):
+        sweep.run()
+    sweep.say = lambda number: None
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_trial_with_a_damaged_state_trains_on_from_the_state_before(sweep, damage, solo_weights):
+    stop_after(sweep.add(0, steps=40), 2)
+    newest = states(sweep)[-1]
+    assert newest.name == "step-00000020"
+    DAMAGES[damage](newest / "state.json")
+    sweep.run()
+    assert sweep.log("join")[-1].endswith(" 10")
+    assert sweep.steps(0) == [10, 20, 30, 40]
+    assert sweep.weights(0) == solo_weights(0, steps=40)
+    marks = [report.metrics.get("lost_state_of_step") for report in sweep.heard[0]]
+    assert marks == [None, None, 20.0, 20.0]
+    assert sweep.heard[0][-1].metrics["continued_from_step"] == 10.0
+
+
+def test_a_trial_without_a_sound_state_trains_from_the_beginning(sweep, solo_weights):
+    stop_after(sweep.add(0, steps=40), 2)
+    for state in states(sweep):
+        garble(state / "state.json")
+    sweep.run()
+    assert sweep.weights(0) == solo_weights(0, steps=40)
+    assert sweep.heard[0][-1].metrics["continued_from_step"] == 0.0
+
+
+def test_a_damaged_state_of_an_ended_trial_is_not_exported_as_another_step(sweep):
+    stop_after(sweep.add(0, steps=40), 2)
+    garble(states(sweep)[-1] / "state.json")
+    sweep.state.leave(0, "a", True, 0.0)
+    later = sweep.run()
+    assert not (later.folder / "t0" / "bundle").exists()
+    task = Task(
+        spec=sweep.specs[0].to_dict(), split="test", state_dir=str(sweep.folder / "t0" / "state")
+    )
+    evaluating = Sweep(sweep.folder)
+    evaluating.state.submit_task("final", "g", task, 0.0)
+    evaluating.run()
+    assert "state of step 20 is damaged" in evaluating.state.errands["final"].report.error
+
+
+def test_a_state_of_another_trial_fails_the_trial_in_one_sentence(sweep):
+    stop_after(sweep.add(0, steps=40), 2)
+    other = Sweep(sweep.folder).add(0, steps=40, lr=5e-3).run()
+    (report,) = other.heard[0]
+    assert (report.fault, report.trace) == ("failed", "")
+    assert "belongs to another trial, with optim.learning_rate 0.001" in report.reason
 
 
 class AcceleratorError(RuntimeError):

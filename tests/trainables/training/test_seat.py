@@ -1,11 +1,15 @@
 """A seat out of a checkpoint is the seat that went into it."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.support.damage import DAMAGES
 from trainables.engine import build_engine
+from trainables.errors import StateError
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
 from trainables.training.state import load_state, save_state
 
@@ -49,3 +53,59 @@ def test_a_dora_snapshot_holds_magnitudes_and_their_moments(spec):
     assert f"{name}/exp_avg_sq" in after
     # per layer: A (4, in), B (out, 4) and a magnitude (out,); q_proj 64 x 64, down_proj 64 x 128
     assert engine.trainable_params("seat") == 2 * (4 * (64 + 64) + 64 + 4 * (128 + 64) + 64)
+
+
+def trained_state(spec, folder, steps=1):
+    engine = build_engine(spec.base)
+    engine.join("seat", spec)
+    for _ in range(steps):
+        engine.step(["seat"])
+    save_state(engine.snapshot("seat"), folder)
+    engine.leave("seat")
+    return engine
+
+
+def test_a_state_is_seated_only_on_its_own_base_rows_and_shapes(spec, tiny_data, tmp_path):
+    (tmp_path / "state").mkdir()
+    engine = trained_state(spec, tmp_path / "state")
+    state = load_state(tmp_path / "state")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(tiny_data.read_text().splitlines(keepends=True)[:-4]))
+    refused = {
+        "another training rows": (replace(spec, data=DataSpec(train=str(rows))), state),
+        "another base": (spec, replace(state, inputs={**state.inputs, "base": "sha256:00"})),
+        "another tokenizer": (spec, replace(state, inputs={**state.inputs, "tokenizer": None})),
+        r"shape \(4, 64\) for": (replace(spec, lora=replace(spec.lora, rank=8)), state),
+        "no weights for": (replace(spec, lora=replace(spec.lora, targets=("k_proj",))), state),
+    }
+    for message, (other, saved) in refused.items():
+        with pytest.raises(StateError, match=message):
+            engine.join("seat", other, saved)
+    assert engine.seats == ()
+    copied = tmp_path / "copy.jsonl"
+    copied.write_bytes(tiny_data.read_bytes())
+    engine.join("seat", replace(spec, data=DataSpec(train=str(copied))), state)
+
+
+@pytest.mark.parametrize("file", ["state.json", "state.safetensors"])
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "garbled"])
+def test_files_that_are_no_state_are_told_in_one_sentence(
+    tiny_base, tiny_data, tmp_path, damage, file
+):
+    spec = TrialSpec(
+        base=BaseSpec(model=str(tiny_base), quantization="none", compute_dtype="float32"),
+        optim=OptimSpec(steps=6, batch_size=4),
+        data=DataSpec(train=str(tiny_data)),
+    )
+    trained_state(spec, tmp_path)
+    DAMAGES[damage](tmp_path / file)
+    with pytest.raises(StateError, match="the saved state cannot be read"):
+        load_state(tmp_path)
+
+
+def test_a_state_with_text_for_a_step_is_told(spec, tmp_path):
+    trained_state(spec, tmp_path)
+    values = json.loads((tmp_path / "state.json").read_text())
+    (tmp_path / "state.json").write_text(json.dumps({**values, "step": [1]}))
+    with pytest.raises(StateError, match="cannot be read"):
+        load_state(tmp_path)
