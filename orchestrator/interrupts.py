@@ -13,7 +13,7 @@ _arrived: list[int] = []
 
 
 def interrupt_on(*numbers: signal.Signals) -> None:
-    """Make signals raise `KeyboardInterrupt`; signals that are ignored, as under nohup, stay so."""
+    """Make signals raise `KeyboardInterrupt`; ignored ones, as under nohup, stay so."""
     _arrived.clear()
     for number in numbers:
         if signal.getsignal(number) is not signal.SIG_IGN:
