@@ -216,7 +216,11 @@ def _train(sweep: _Sweep) -> bool:
     with broker_loss_told(), ExitStack() as stack:
         with sweep.phase("starting Ray"):
             placement = stack.enter_context(ray_cluster(sweep.spec))
-            broker = start_broker(sweep.storage.location, max_crashes=sweep.spec.hosts.max_crashes)
+            broker = start_broker(
+                sweep.storage.location,
+                max_crashes=sweep.spec.hosts.max_crashes,
+                epoch=sweep.record.history.resumes,
+            )
             stack.callback(ray.kill, broker)
             pool = HostPool(
                 broker,

@@ -38,6 +38,10 @@ class StateError(TrialError, RuntimeError):
     """A saved state is damaged, or belongs to another trial or to other inputs."""
 
 
+class SupersededError(TrialError, RuntimeError):
+    """Another seat has taken the trial over; see `trainables.hosts.claims`."""
+
+
 class StorageError(TrialError, RuntimeError):
     """A bucket cannot be read or written."""
 

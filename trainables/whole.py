@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,12 +47,16 @@ def replace_file(target: Path, content: bytes) -> None:
 
 
 @contextmanager
-def new_folder(target: Path, *, replaces: bool = True) -> Iterator[Path]:
+def new_folder(
+    target: Path, *, replaces: bool = True, guard: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
     """Empty folder to fill; when the block ends well, the folder is renamed to `target`.
 
     Args:
         target: Final path of the folder; missing parents are created.
         replaces: Whether an older folder at `target` is removed.
+        guard: Called when the content is on the disk, just before it gets its name; an error
+            leaves `target` as it was.
 
     Raises:
         OSError: The parent of `target` cannot be written; or `target` exists and `replaces` is
@@ -64,6 +68,7 @@ def new_folder(target: Path, *, replaces: bool = True) -> Iterator[Path]:
         filling.mkdir()
         yield filling
         sync_tree(filling)
+        guard()
         if replaces:
             remove_tree(target)
         filling.rename(target)

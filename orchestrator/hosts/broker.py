@@ -51,7 +51,10 @@ def broker_name(location: str) -> str:
 
 
 def start_broker(
-    location: str, lease_s: float = 60.0, max_crashes: int = MAX_LONE_CRASHES
+    location: str,
+    lease_s: float = 60.0,
+    max_crashes: int = MAX_LONE_CRASHES,
+    epoch: int = 0,
 ) -> ActorHandle:
     """The broker actor of a sweep, beside its driver.
 
@@ -65,7 +68,7 @@ def start_broker(
             time.sleep(0.05)
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(num_cpus=0, max_concurrency=10_000)(Broker)
-    return actor.options(name=name, scheduling_strategy=node).remote(lease_s, max_crashes)
+    return actor.options(name=name, scheduling_strategy=node).remote(lease_s, max_crashes, epoch)
 
 
 @contextlib.contextmanager
@@ -94,8 +97,10 @@ def require_broker(broker: ActorHandle) -> None:
 class Broker:
     """Body of the actor; repeating a call with the same arguments does no harm."""
 
-    def __init__(self, lease_s: float, max_crashes: int = MAX_LONE_CRASHES) -> None:
-        self._seats = Seats(lease_s, max_crashes)
+    def __init__(
+        self, lease_s: float, max_crashes: int = MAX_LONE_CRASHES, epoch: int = 0
+    ) -> None:
+        self._seats = Seats(lease_s, max_crashes, epoch)
         self._changed = asyncio.Event()
         self._called_at: float | None = None
 

@@ -68,6 +68,7 @@ class Member:
         is_suspect: A host died while training this trial, and the trial has not reported since.
         lone_crashes: Number of successive hosts that died while training this trial alone.
         is_moved: The host ended while the trial was leaving; only one more host may export it.
+        claim: Number of the present seating; see `trainables.hosts.claims`.
     """
 
     key: str
@@ -83,6 +84,7 @@ class Member:
     is_suspect: bool = False
     lone_crashes: int = 0
     is_moved: bool = False
+    claim: int = 0
 
     @property
     def known(self) -> int:

@@ -28,6 +28,7 @@ from orchestrator.hosts.members import (
     SilentHost,
 )
 from trainables.hosts.bench import Failure
+from trainables.hosts.claims import PER_DRIVER
 from trainables.hosts.orders import (
     HostProcess,
     HostReport,
@@ -57,9 +58,13 @@ class Seats:
         lease_s: A trial whose proxy is silent for longer loses its seat without an export.
         max_crashes: Number of host crashes after which a trial that was training alone, or a task
             in work, is taken to be the cause and fails.
+        epoch: Number of drivers that the sweep had before this one.
     """
 
-    def __init__(self, lease_s: float, max_crashes: int = MAX_LONE_CRASHES) -> None:
+    def __init__(
+        self, lease_s: float, max_crashes: int = MAX_LONE_CRASHES, epoch: int = 0
+    ) -> None:
+        self._claims = itertools.count(epoch * PER_DRIVER + 1)
         self.lease_s, self.max_crashes = lease_s, max_crashes
         self.members: dict[str, Member] = {}  # in the order they joined: the waiting line
         self.hosts: dict[str, Host] = {}
@@ -176,6 +181,8 @@ class Seats:
             self._blame_crash(host)
         host.incarnation, host.holding, host.offered = incarnation, frozenset(), frozenset()
         host.heard_at = None
+        for member in self._seated(host_id):
+            member.claim = next(self._claims)
         self._seat_waiting()
 
     def take(self, host_id: str, incarnation: str, report: HostReport, now: float = 0.0) -> None:
@@ -405,6 +412,7 @@ class Seats:
         for member in self.members.values():
             if member.is_waiting and not self._is_held_elsewhere(member):
                 member.host = self._find_seat(member.group)
+                member.claim = next(self._claims) if member.host else 0
         for errand in self.errands.values():
             if errand.is_waiting:
                 errand.host = self._find_seat(errand.group)
@@ -448,4 +456,5 @@ def _order(member: Member) -> SeatOrder:
         known=member.known,
         until=member.until,
         is_leaving=member.is_leaving,
+        claim=member.claim,
     )

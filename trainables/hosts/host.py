@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from trainables.errors import SpecError, StateError
 from trainables.hosts.bench import Bench, Failure, Stepped, attempt
+from trainables.hosts.claims import claim, require_claim
 from trainables.hosts.orders import (
     HostReport,
     Orders,
@@ -62,6 +63,11 @@ class _Seat:
     busy_s: float = 0.0
     host_s: float = 0.0
     marks: dict[str, float] = field(default_factory=dict)
+    claim: int = 0
+
+    def require_claim(self) -> None:
+        """Raise `SupersededError` if another seat has taken the trial over."""
+        require_claim(self.request.state_dir, self.claim)
 
     def last_report(self) -> dict[str, Any]:
         return self.reports[-1] if self.reports else {}
@@ -129,7 +135,7 @@ class HostLoop:
         if isinstance(spec, Failure):
             self._end(order.key, order.known, {}, spec)
             return
-        seat = _Seat(key=order.key, request=order.request, spec=spec)
+        seat = _Seat(key=order.key, request=order.request, spec=spec, claim=order.claim)
         self._seats[order.key] = seat
         failure = attempt(lambda: self._enter(seat))
         if isinstance(failure, Failure):
@@ -137,6 +143,7 @@ class HostLoop:
 
     def _enter(self, seat: _Seat) -> None:
         """Join the engine with the newest sound state, or at the start."""
+        claim(seat.request.state_dir, seat.claim)
         with find_progress(seat.request.state_dir, seat.spec) as found:
             state = None if found.folder is None else self._bench.load_state(found.folder)
         self._engine.join(seat.key, seat.spec, state, seat.passes)
@@ -175,7 +182,7 @@ class HostLoop:
             self._enter(seat)
         if seat.step < reported:  # the state of the last report is damaged
             raise _lost_state(seat.request.state_dir, reported)
-        with writing_folder(seat.request.bundle_dir) as folder:
+        with writing_folder(seat.request.bundle_dir, seat.require_claim) as folder:
             self._engine.export(seat.key, folder, seat.last_report())
 
     def _fail(self, seat: _Seat, failure: Failure) -> None:
@@ -284,7 +291,8 @@ class HostLoop:
         every = seat.spec.eval.keep_every
         if every and seat.step % every == 0 and seat.step < seat.spec.optim.steps:
             # Before the state: a trial resumed from the state of this step skips the step.
-            with writing_folder(kept_bundle(seat.request.bundle_dir, seat.step)) as bundle:
+            kept = kept_bundle(seat.request.bundle_dir, seat.step)
+            with writing_folder(kept, seat.require_claim) as bundle:
                 self._engine.export(seat.key, bundle, reports[-1])
         state = self._engine.snapshot(seat.key)
         save_progress(
@@ -293,6 +301,7 @@ class HostLoop:
             reports,
             lambda into: self._bench.save_state(state, into),
             seat.spec,
+            seat.require_claim,
         )
 
     def _tell(self, seat: _Seat, report: dict[str, Any]) -> None:

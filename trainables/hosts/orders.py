@@ -74,6 +74,7 @@ class SeatOrder:
         known: Step of the broker's last report.
         until: Last permitted step of the seat.
         is_leaving: Export the bundle, then free the seat.
+        claim: Number of this seating; see `trainables.hosts.claims`.
     """
 
     key: str
@@ -81,6 +82,7 @@ class SeatOrder:
     known: int
     until: int
     is_leaving: bool
+    claim: int = 0
 
     @property
     def is_due(self) -> bool:

@@ -28,14 +28,12 @@ from trainables.contract import file_record, identity_digest
 from trainables.errors import DamagedFolderError, SpecError, StateError, StorageError
 from trainables.hosts.storage import (
     fetch_folder,
-    is_remote,
     join_location,
     list_folders,
-    put_folder,
     remove_folder,
+    writing_folder,
 )
 from trainables.spec import TrialSpec
-from trainables.whole import new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +90,7 @@ def save_progress(
     reports: Sequence[Metrics],
     save: Callable[[Path], None],
     spec: TrialSpec,
+    guard: Callable[[], None] = lambda: None,
 ) -> None:
     """Save a state with its reports, whole or not at all.
 
@@ -103,6 +102,7 @@ def save_progress(
         reports: Metrics of each report so far, oldest first.
         save: Writes the state into the given local folder.
         spec: The trial.
+        guard: Called just before the state gets its name; an error saves nothing.
 
     Raises:
         StorageError: A remote location cannot be written.
@@ -119,14 +119,9 @@ def save_progress(
 
     name = f"step-{step:08d}"
     kept = join_location(state_dir, name)
-    if is_remote(state_dir):
-        with tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary:
-            write(Path(temporary))
-            put_folder(Path(temporary), kept)
-    else:
-        with new_folder(Path(kept)) as writing:  # a seat that repeats steps replaces its state
-            write(writing)
-    others = [other for other in list_folders(state_dir) if other != name]
+    with writing_folder(kept, guard) as writing:  # a seat that repeats steps replaces its state
+        write(writing)
+    others = [other for other in _state_names(state_dir) if other != name]
     before = max((other for other in others if other < name), default=None)
     for other in others:
         if other != before or step >= spec.optim.steps:

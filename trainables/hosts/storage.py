@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -181,20 +181,27 @@ def remove_folder(location: str) -> None:
 
 
 @contextmanager
-def writing_folder(location: str) -> Iterator[Path]:
+def writing_folder(location: str, guard: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Local folder to write; the files are at the location once the block ends well.
 
-    For a local location the folder is the location itself and may not exist yet.
+    Args:
+        location: Where the files will be, in place of an older folder.
+        guard: Called just before the files get their name; an error leaves the location as it
+            was.
 
     Raises:
-        StorageError: The location cannot be written.
+        StorageError: A remote location cannot be written.
+        OSError: A local location cannot be written.
     """
     if not is_remote(location):
-        yield Path(location)
+        with new_folder(Path(location), guard=guard) as folder:
+            yield folder
         return
     with tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary:
         folder = Path(temporary) / "folder"
+        folder.mkdir()
         yield folder
+        guard()
         put_folder(folder, location)
 
 

@@ -12,6 +12,7 @@ from tests.support import fake_engine
 from tests.support.damage import DAMAGES, garble
 from trainables.errors import SpecError
 from trainables.hosts.bench import Bench, Failure, attempt
+from trainables.hosts.claims import claim
 from trainables.hosts.host import HostLoop
 from trainables.hosts.orders import SeatRequest, Task
 from trainables.hosts.storage import fetch_folder, join_location, list_folders
@@ -493,3 +494,19 @@ def test_a_device_that_is_lost_takes_the_host_down():
 )
 def test_errors_are_told_in_one_line(error, failure):
     assert attempt(fail_with(error)) == failure
+
+
+def test_a_host_that_wakes_after_its_trial_was_given_away_writes_nothing(sweep):
+    """It is stopped in the middle of a stretch; meanwhile another seat takes the trial over."""
+    sweep.add(3, steps=40)
+
+    def give_away(number):
+        if number == 16:
+            claim(join_location(sweep.location, "t3", "state"), 500)
+
+    sweep.say = give_away
+    sweep.run()
+    assert sweep.heard[3][-1].fault == "failed"
+    assert "that seat 500 has taken over" in sweep.heard[3][-1].reason
+    assert [state.name for state in states(sweep, 3)] == ["step-00000010"]
+    assert not (sweep.folder / "t3" / "bundle").exists()

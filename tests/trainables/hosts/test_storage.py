@@ -123,7 +123,7 @@ def test_what_is_written_in_a_block_is_there_when_it_ends_well(location, tmp_pat
         raise RuntimeError("died")
     assert not has_folder(there)
     with writing_folder(there) as writing:
-        writing.mkdir(parents=True)
+        writing.mkdir(exist_ok=True)
         (writing / "manifest.json").write_text("{}")
     assert contents(fetch_folder(there, tmp_path / "into")) == {"manifest.json": b"{}"}
 
