@@ -182,8 +182,20 @@ def _find_tracking_faults(traces: Traces) -> Iterator[str]:
         yield f"MLflow: versions {dict(tracked.versions)}, not {registered}"
 
 
-def find_differences(traces: Traces, reference: Traces) -> list[str]:
-    """Where a sweep came out otherwise than an undisturbed one of the same spec."""
+def find_differences(traces: Traces, reference: Traces, is_exact: bool = True) -> list[str]:
+    """Where a sweep came out otherwise than an undisturbed one of the same spec.
+
+    Args:
+        traces: What the sweep left.
+        reference: What the undisturbed one left.
+        is_exact: Whether all follows from the spec; else only how many trials of the search and
+            repeats were finished, and that one version is champion.
+    """
+    if not is_exact:
+        return [
+            *_differ("finished trials: ", _finished(traces), _finished(reference)),
+            *([] if traces.tracked.champion else ["no version is champion"]),
+        ]
     return [
         *_differ("", _results(traces.events), _results(reference.events)),
         *_differ("adapter of ", traces.adapters, reference.adapters),
@@ -194,6 +206,21 @@ def find_differences(traces: Traces, reference: Traces) -> list[str]:
             {"champion": reference.tracked.champion},
         ),
     ]
+
+
+def _finished(traces: Traces) -> dict[str, Any]:
+    """Numbers of the trials that ended with an adapter or were stopped as worse than others."""
+    repeats = {
+        each.event.trial
+        for each in traces.events
+        if isinstance(each.event, TrialStarted) and each.event.repeat_of is not None
+    }
+    ended = {
+        each.event.trial
+        for each in traces.events
+        if isinstance(each.event, TrialEnded) and each.event.outcome in ("completed", "stopped")
+    }
+    return {"search": sorted(ended - repeats), "repeats": sorted(ended & repeats)}
 
 
 def _differ(what: str, found: Mapping[Any, Any], wanted: Mapping[Any, Any]) -> Iterator[str]:
