@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from orchestrator.errors import SweepStorageError
 from orchestrator.finals.standings import deciding_split, has_test_rows, rank_finalists
 from orchestrator.hosts.evaluators import (
     EvaluationOrder,
@@ -98,12 +99,20 @@ def read_evaluations(trial: TrialRecord, storage: SweepStorage) -> Iterator[Mapp
     """The evaluation documents of a trial's adapter.
 
     Raises:
-        SweepStorageError: The bucket cannot be read.
+        SweepStorageError: The bucket or a document cannot be read.
     """
     for form in trial.forms:
         name = evaluation_file(trial.number, form)
         storage.pull(name)
-        yield json.loads((storage.folder / name).read_text(encoding="utf-8"))
+        try:
+            document = dict(json.loads((storage.folder / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise SweepStorageError(
+                f"{storage.folder / name}: the evaluation cannot be read ({error}); allowed: the "
+                "file as lorchestra wrote it. Restore it from a copy, or change "
+                "finals.max_new_tokens, so that all forms are evaluated again."
+            ) from error
+        yield document
 
 
 def _wanted(

@@ -16,7 +16,10 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from orchestrator.errors import SweepInUseError, SweepStorageError
+from orchestrator.wording import last_line
 from trainables.errors import StorageError
 from trainables.hosts.objects import create_object, delete_objects, read_object, write_object
 
@@ -44,6 +47,9 @@ class _Holder:
     machine: str
     pid: int
     at: float
+
+
+_HOLDER = TypeAdapter(_Holder)
 
 
 class Lease:
@@ -146,7 +152,14 @@ class Lease:
 
     def _read(self) -> _Holder | None:
         content = read_object(f"{self._location}/{LOCK_FILE}")
-        return None if content is None else _Holder(**json.loads(content))
+        try:
+            return None if content is None else _HOLDER.validate_json(content)
+        except ValueError as error:
+            raise StorageError(
+                f"{self._location}/{LOCK_FILE}: is no lock of a driver "
+                f"({last_line(error)}); allowed: the object as lorchestra wrote it. Remove it "
+                "if no driver runs the sweep."
+            ) from error
 
     def _encode(self) -> bytes:
         holder = _Holder(

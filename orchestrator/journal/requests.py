@@ -12,7 +12,9 @@ import threading
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import TypeAdapter
 
 from orchestrator.errors import SweepInUseError, SweepSpecError
 from orchestrator.journal.events import SessionLost, SweepEnded, TrialEnded
@@ -38,8 +40,13 @@ class Request:
         trial: Number of the trial to stop.
     """
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
     kind: Literal["stop", "cancel"]
     trial: int | None = None
+
+
+_REQUEST = TypeAdapter(Request)
 
 
 class Wishes:
@@ -85,8 +92,8 @@ def take_requests(folder: Path) -> list[Request]:
     taken = []
     for path in sorted((folder / REQUESTS_FOLDER).glob("*.json")):
         try:
-            taken.append(Request(**json.loads(path.read_text())))
-        except (ValueError, TypeError) as error:
+            taken.append(_REQUEST.validate_json(path.read_bytes()))
+        except (OSError, ValueError) as error:
             logger.warning("%s is not a request: %s", path, error)
         path.unlink()
     return taken

@@ -2,6 +2,9 @@
 
 from dataclasses import replace
 
+import pytest
+
+from orchestrator.errors import SweepStorageError
 from orchestrator.finals.forms import (
     _trained_first,
     are_forms_evaluated,
@@ -91,3 +94,13 @@ def test_scores_are_read_where_they_were_put(build_scene, location):
     note(scene, 1, "trained", "this", error="too large")
     (document,) = read_evaluations(scene.record.history.trials[1], storage)
     assert document["form"] == "merged"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff"], ids=str)
+def test_a_damaged_evaluation_is_told_in_one_sentence(build_scene, tmp_path, content):
+    scene = build_scene()
+    storage = SweepStorage(tmp_path)
+    storage.send(evaluation_file(1, "merged"), content)
+    note(scene, 1, "merged", "this")
+    with pytest.raises(SweepStorageError, match=r"scores/merged\.json: the evaluation cannot"):
+        list(read_evaluations(scene.record.history.trials[1], storage))

@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.errors import SweepInUseError, SweepStorageError
 from orchestrator.journal.lease import LOCK_FILE, Lease
+from trainables.errors import StorageError
 from trainables.hosts.objects import list_objects, read_object, write_object
 
 TAKER = """
@@ -130,3 +131,11 @@ def test_of_two_that_take_it_at_once_the_later_writer_has_it(open_lease):
     write_object(f"{first._location}/{LOCK_FILE}", first._encode())
     thread.join()
     assert len(refused) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"owner": [1]}'], ids=str)
+def test_a_lock_that_cannot_be_read_is_told_and_not_taken(open_lease, s3_location, content):
+    write_object(f"{s3_location}/{LOCK_FILE}", content)
+    with pytest.raises(StorageError, match=r"lock\.json: is no lock of a driver"):
+        open_lease().take()
+    assert read_object(f"{s3_location}/{LOCK_FILE}") == content

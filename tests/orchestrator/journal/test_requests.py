@@ -55,6 +55,9 @@ def test_a_folder_without_requests_has_none(tmp_path):
 def test_what_is_no_request_is_dropped(storage):
     storage.send("requests/torn.json", b"{")
     storage.send("requests/other.json", b'{"kind": "stop", "what": 1}')
+    storage.send("requests/list.json", b'{"kind": "stop", "trial": [1]}')
+    storage.send("requests/huge.json", b'{"kind": "stop", "trial": 1' + b"0" * 5000 + b"}")
+    storage.send("requests/kind.json", b'{"kind": "jump"}')
     post_request(storage, Request(kind="cancel"))
     assert requests_of(storage) == [Request(kind="cancel")]
     assert requests_of(storage) == []
