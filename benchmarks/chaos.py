@@ -44,7 +44,7 @@ from chaos_checks import Traces, find_differences, find_faults, read_traces
 
 from orchestrator.journal.events import LogEntry, PhaseEnded, StageEnded
 from orchestrator.journal.log import read_events
-from registry.server import serve_ui
+from registry.tracking.server import serve_ui
 
 Victim = Literal["driver", "host", "proxy", "server"]
 VICTIMS: tuple[Victim, ...] = ("driver", "host", "proxy", "server")

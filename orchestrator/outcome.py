@@ -1,7 +1,7 @@
 """Outcomes of trials, and the effect of each outcome on the search, the finals and reports.
 
-A new outcome needs a member of `Outcome` and a row of `TRAITS`. (`registry.tracking` holds the
-status of the run in MLflow for each outcome.)
+A new outcome needs a member of `Outcome` and a row of `TRAITS`. (`registry.tracking.tracker` holds
+the status of the run in MLflow for each outcome.)
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ from orchestrator.spec.sweep import SweepSpec
 from orchestrator.supervision import SteeringWithWishes, Supervisor
 from orchestrator.tuning import Stage
 from registry import Registry, RegistryError, Tracker, tracking_uri_for
-from registry.access import check_access
+from registry.tracking.access import check_access
 from trainables.errors import TrialError
 from trainables.evaluation.answers import load_metrics
 

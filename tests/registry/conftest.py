@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from registry import Registry
-from registry.connection import connect
+from registry.tracking.connection import connect
 from tests.support.bundles import write_bundle
 
 # Warnings of MLflow 3.17.2 about itself, which nothing here can mend.

@@ -1,0 +1,380 @@
+"""History of alias moves, in numbered slots of which each can be written once.
+
+MLflow overwrites an alias without a check and keeps no history. A param of a run, however, can be
+written once: the primary key of the params table refuses a second value in one step, in SQLite
+and PostgreSQL alike (mlflow/store/tracking/sqlalchemy_store.py, `log_param`). So each adapter has
+one run whose params are the moves of its aliases:
+
+    move.000001 = {"alias": "champion", "from": null, "to": 1, "who": ..., "at": ..., "why": ...}
+    done.000001 = true   (a tag; `void` if the alias was not set in the end)
+    challenge.000001 = {"champion": 1, "candidate": 2, "data": "sha256:...", "number": 1, ...}
+
+A challenge is written before the gate decides, so that it counts whatever comes after. The next
+process finishes a move that was cut short. Users who may write runs in the experiment of
+the ledgers may move aliases.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import RegisteredModel
+from mlflow.exceptions import MlflowException
+
+from registry.errors import ConflictError
+from registry.tracking.connection import if_exists, is_already_there, plain_errors
+from registry.tracking.experiments import adapters_experiment
+from registry.tracking.limits import shortened
+from registry.tracking.search import find_runs
+from registry.versions.refs import require_name
+
+logger = logging.getLogger(__name__)
+
+OUTSIDE = "outside lorchestra"
+"""`AliasMove.who` of a move that somebody made in MLflow itself."""
+
+_LEDGER_TAG = "lorchestra.ledger"
+_MOVE, _DONE, _CHALLENGE = "move.", "done.", "challenge."
+# MLflow cuts params at 6000 characters; JSON may write one character as six.
+_MAX_WHY = 800
+_MAX_WHO = 100
+_TRIES = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class AliasMove:
+    """A move of an alias from one version to another.
+
+    Attributes:
+        number: Place among all moves of the adapter's aliases, from 1.
+        alias: Name of the alias.
+        source: Version before the move; `None` if the alias did not exist.
+        target: Version after the move; `None` if the alias was removed.
+        who: User, or `outside lorchestra`.
+        at: Time of the move; for a move from outside, the time of its discovery.
+        why: Reason that the user gave.
+        is_rollback: Whether the move undoes earlier moves.
+        is_done: Whether the alias was set; otherwise a process is about to set it.
+    """
+
+    number: int
+    alias: str
+    source: int | None
+    target: int | None
+    who: str
+    at: datetime
+    why: str
+    is_rollback: bool = False
+    is_done: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Challenge:
+    """A comparison of a candidate with the champion by the gate.
+
+    Attributes:
+        champion: Version of the champion.
+        candidate: Version of the candidate.
+        data: Digest of the rows.
+        data_name: `test`, `validation` or a file's name.
+        evaluation: Digest of the candidate's evaluation: adapter, form, rows and conditions.
+        metric: Measure compared by.
+        number: Place among the challenges of this champion on these rows, from 1; 0 before it is
+            counted. The same candidate, evaluation and metric again are the same challenge.
+        who: User.
+        at: Time of the first decision.
+    """
+
+    champion: int
+    candidate: int
+    data: str
+    data_name: str
+    evaluation: str
+    metric: str
+    number: int = 0
+    who: str
+    at: datetime
+
+    @property
+    def looks_at(self) -> tuple[int, str]:
+        """Key of challenges that are counted together: champion and rows."""
+        return self.champion, self.data
+
+    def is_same(self, other: Challenge) -> bool:
+        """Whether another challenge compares the same numbers, and so spends no level."""
+        mine, theirs = (
+            (*one.looks_at, one.candidate, one.evaluation, one.metric) for one in (self, other)
+        )
+        return mine == theirs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """The moves of an adapter's aliases, oldest first, and its aliases at present.
+
+    Attributes:
+        run_id: Run that keeps the moves.
+        moves: All moves but those marked void.
+        slots: Number of written slots, void ones included.
+        aliases: Version of each alias.
+    """
+
+    run_id: str
+    moves: tuple[AliasMove, ...]
+    slots: int
+    aliases: Mapping[str, int]
+
+    @property
+    def undone(self) -> list[AliasMove]:
+        """Moves in progress, or cut short when their process was killed."""
+        return [move for move in self.moves if not move.is_done]
+
+    def last(self, alias: str) -> AliasMove | None:
+        """The latest move of an alias."""
+        return next((move for move in reversed(self.moves) if move.alias == alias), None)
+
+    def last_number(self, alias: str) -> int:
+        """Number of the latest move of an alias; 0 when it was never moved."""
+        move = self.last(alias)
+        return 0 if move is None else move.number
+
+
+def history(client: MlflowClient, name: str) -> list[AliasMove]:
+    """All moves of an adapter's aliases, oldest first; none for an unknown name.
+
+    Moves from outside that are not in the ledger are listed with the present time. Nothing is
+    written.
+
+    Raises:
+        RefError: MLflow cannot hold the name.
+        TrackingError: The server cannot be used.
+    """
+    require_name(name)
+    with plain_errors(client.tracking_uri):
+        model = if_exists(client.get_registered_model, name)
+        if model is None:
+            return []
+        ledger = _ledger(_find_run(client, model), model)
+        undone = {move.alias for move in ledger.undone}
+        outside = [move for move in moves_from_outside(ledger) if move.alias not in undone]
+        return [*ledger.moves, *outside]
+
+
+def challenges(client: MlflowClient, name: str) -> list[Challenge]:
+    """All challenges of an adapter's champions, oldest first; none for an unknown name.
+
+    Raises:
+        RefError: MLflow cannot hold the name.
+        TrackingError: The server cannot be used.
+    """
+    require_name(name)
+    with plain_errors(client.tracking_uri):
+        model = if_exists(client.get_registered_model, name)
+        run = None if model is None else _find_run(client, model)
+        return [] if run is None else _challenges(run)
+
+
+def count_challenge(client: MlflowClient, run_id: str, challenge: Challenge) -> Challenge:
+    """Number a challenge; a new challenge is written into the ledger.
+
+    Raises:
+        ConflictError: Other processes kept writing challenges.
+    """
+    for _ in range(_TRIES):
+        known = _challenges(client.get_run(run_id))
+        same = next((one for one in known if challenge.is_same(one)), None)
+        if same is not None:
+            return same
+        number = 1 + sum(one.looks_at == challenge.looks_at for one in known)
+        counted = replace(challenge, number=number)
+        if _write_once(client, run_id, f"{_CHALLENGE}{len(known) + 1:06d}", _record(counted)):
+            return counted
+    raise ConflictError(
+        f"version {challenge.candidate}: other processes wrote {_TRIES} challenges meanwhile; "
+        "allowed: one at a time. Promote it again."
+    )
+
+
+def ensure_model(client: MlflowClient, name: str) -> str:
+    """Run id of an adapter's ledger; makes the registered model and the ledger if missing."""
+    model = if_exists(client.get_registered_model, name)
+    if model is None:
+        run_id = _create_run(client, name)
+        try:
+            # In one step: the process that creates the model has created the only ledger.
+            client.create_registered_model(name, tags={_LEDGER_TAG: run_id})
+        except MlflowException as error:
+            client.delete_run(run_id)
+            if not is_already_there(error):
+                raise
+            model = client.get_registered_model(name)
+        else:
+            return run_id
+    run = _find_run(client, model)
+    if run is None:
+        return _adopt(client, name)
+    if run.info.lifecycle_stage == "deleted":
+        client.restore_run(run.info.run_id)
+    return str(run.info.run_id)
+
+
+def read_ledger(client: MlflowClient, name: str, run_id: str) -> Ledger:
+    """The ledger and the aliases at present."""
+    # The moves are read first: a move between the two reads then shows as one from outside, and
+    # writing that one down fails, as its slot is taken.
+    run = client.get_run(run_id)
+    return _ledger(run, client.get_registered_model(name))
+
+
+def moves_from_outside(ledger: Ledger) -> list[AliasMove]:
+    """Moves that explain where the aliases differ from the ledger."""
+    names = sorted({move.alias for move in ledger.moves} | set(ledger.aliases))
+    found: list[AliasMove] = []
+    for alias in names:
+        last = ledger.last(alias)
+        was, now = None if last is None else last.target, ledger.aliases.get(alias)
+        if was != now:
+            found.append(
+                AliasMove(
+                    number=ledger.slots + len(found) + 1,
+                    alias=alias,
+                    source=was,
+                    target=now,
+                    who=OUTSIDE,
+                    at=datetime.now(UTC),
+                    why="found in MLflow",
+                )
+            )
+    return found
+
+
+def append(client: MlflowClient, run_id: str, move: AliasMove) -> None:
+    """Write a move into its slot.
+
+    Raises:
+        ConflictError: Another process wrote the slot first.
+    """
+    if not _write_once(client, run_id, f"{_MOVE}{move.number:06d}", _text(move)):
+        raise ConflictError(
+            f"alias {move.alias!r}: another process wrote move {move.number} first; allowed: "
+            "one at a time. Look at the history and decide again."
+        )
+
+
+def mark(
+    client: MlflowClient, run_id: str, move: AliasMove, outcome: Literal["true", "void"]
+) -> None:
+    """Mark a move as done (`true`) or as never carried out (`void`)."""
+    client.set_tag(run_id, f"{_DONE}{move.number:06d}", outcome)
+
+
+def _write_once(client: MlflowClient, run_id: str, key: str, text: str) -> bool:
+    """Whether this process was the first to write the param."""
+    try:
+        client.log_param(run_id, key, text)
+    except MlflowException:
+        written = client.get_run(run_id).data.params.get(key)
+        if written is None:
+            raise
+        return bool(written == text)
+    return True
+
+
+def _find_run(client: MlflowClient, model: RegisteredModel) -> Run | None:
+    run_id = model.tags.get(_LEDGER_TAG)
+    return None if run_id is None else if_exists(client.get_run, run_id)
+
+
+def _create_run(client: MlflowClient, name: str) -> str:
+    run = client.create_run(
+        adapters_experiment(client), tags=_identity(name), run_name=f"aliases of {name}"
+    )
+    client.set_terminated(run.info.run_id)  # MLflow lets a finished run be written
+    return str(run.info.run_id)
+
+
+def _adopt(client: MlflowClient, name: str) -> str:
+    """Give a ledger to a model that has none; processes at the same time agree on the oldest."""
+    experiments = [adapters_experiment(client)]
+    if not any(find_runs(client, experiments, _identity(name))):
+        _create_run(client, name)
+    oldest = next(find_runs(client, experiments, _identity(name)))
+    client.set_registered_model_tag(name, _LEDGER_TAG, oldest.info.run_id)
+    return str(client.get_registered_model(name).tags[_LEDGER_TAG])
+
+
+def _identity(name: str) -> dict[str, str]:
+    return {"lorchestra.kind": "ledger", "lorchestra.adapter": name}
+
+
+def _ledger(run: Run | None, model: RegisteredModel) -> Ledger:
+    params = {} if run is None else run.data.params
+    tags = {} if run is None else run.data.tags
+    slots = sorted(key.removeprefix(_MOVE) for key in params if key.startswith(_MOVE))
+    moves = [_read(slot, params[_MOVE + slot], tags.get(_DONE + slot)) for slot in slots]
+    return Ledger(
+        run_id="" if run is None else run.info.run_id,
+        moves=tuple(move for move in moves if move is not None),
+        slots=len(slots),
+        aliases={alias: int(version) for alias, version in model.aliases.items()},
+    )
+
+
+def _read(slot: str, text: str, outcome: str | None) -> AliasMove | None:
+    record = json.loads(text)
+    if outcome == "void":
+        return None
+    return AliasMove(
+        number=int(slot),
+        alias=record["alias"],
+        source=record["from"],
+        target=record["to"],
+        who=record["who"],
+        at=datetime.fromisoformat(record["at"]),
+        why=record["why"],
+        is_rollback=record["rollback"],
+        is_done=outcome is not None,
+    )
+
+
+def _challenges(run: Run) -> list[Challenge]:
+    keys = sorted(key for key in run.data.params if key.startswith(_CHALLENGE))
+    names = {one.name for one in fields(Challenge)}
+    found = []
+    for key in keys:
+        record = json.loads(run.data.params[key])
+        known = {name: value for name, value in record.items() if name in names}
+        found.append(Challenge(**known | {"at": datetime.fromisoformat(record["at"])}))
+    return found
+
+
+def _record(challenge: Challenge) -> str:
+    record = asdict(challenge) | {
+        "who": shortened(challenge.who, _MAX_WHO),
+        "at": challenge.at.isoformat(timespec="milliseconds"),
+        "nonce": uuid.uuid4().hex,
+    }
+    return json.dumps(record)
+
+
+def _text(move: AliasMove) -> str:
+    record: dict[str, Any] = {
+        "alias": move.alias,
+        "from": move.source,
+        "to": move.target,
+        "who": shortened(move.who, _MAX_WHO),
+        "at": move.at.isoformat(timespec="milliseconds"),
+        "why": shortened(move.why, _MAX_WHY),
+        "rollback": move.is_rollback,
+        # Two processes that make the same move at the same time must not write equal texts.
+        "nonce": uuid.uuid4().hex,
+    }
+    return json.dumps(record)
