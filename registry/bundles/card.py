@@ -6,26 +6,23 @@ A card is short, as MLflow keeps 5,000 characters of a description.
 
 from __future__ import annotations
 
-import json
 import math
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from registry.bundles.markdown import code, code_block, one_line, plain, table
+from registry.bundles.card_usage import loading_section
+from registry.bundles.markdown import code, plain, table
 from registry.errors import RegistryError
 from registry.evaluations.evaluation import Evaluation
 from registry.evaluations.significance import interval
-from trainables.contract import ADAPTER_WEIGHTS, FORM_WORDS, MERGED_FORMS, SERVING_FORMS
+from trainables.contract import ADAPTER_WEIGHTS, FORM_WORDS, SERVING_FORMS
 
 _LICENSES = ("base", "data", "adapter")
 _LEFT_OUT = "perplexity"  # the exponential of the loss
 _MOST_MEASURES = 6
 _MOST_TARGETS = 12
-# Ranks that vLLM reserves memory for: vllm/config/lora.py, MaxLoRARanks.
-_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,24 +62,6 @@ def build_card(facts: CardFacts) -> str:
     Raises:
         RegistryError: The form or a key of `licenses` is unknown.
     """
-    _require_known(facts)
-    version = "" if facts.version is None else f", version {facts.version}"
-    sections = {
-        "How it was found": _found(facts),
-        "Scores": _scores(facts),
-        "Memory and speed": _costs(facts),
-        "Data": _data(facts),
-        "Licences": "\n".join(
-            f"- {kind}: {plain(facts.licenses.get(kind) or 'not stated')}" for kind in _LICENSES
-        ),
-        "Loading": _loading(facts),
-    }
-    titled = (f"## {title}\n\n{content}" for title, content in sections.items() if content)
-    parts = [f"# {plain(facts.name)}{version}", _summary(facts), *titled]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _require_known(facts: CardFacts) -> None:
     if facts.form not in SERVING_FORMS:
         raise RegistryError(
             f"card.form: got {facts.form!r}; allowed: {', '.join(SERVING_FORMS)}. "
@@ -94,6 +73,20 @@ def _require_known(facts: CardFacts) -> None:
             f"card.licenses: got {', '.join(strange)}; allowed: {', '.join(_LICENSES)}. "
             "Name one of these."
         )
+    version = "" if facts.version is None else f", version {facts.version}"
+    sections = {
+        "How it was found": _found(facts),
+        "Scores": _scores(facts),
+        "Memory and speed": _costs(facts),
+        "Data": _data(facts),
+        "Licences": "\n".join(
+            f"- {kind}: {plain(facts.licenses.get(kind) or 'not stated')}" for kind in _LICENSES
+        ),
+        "Loading": loading_section(facts.name, facts.version, facts.manifest, facts.form),
+    }
+    titled = (f"## {title}\n\n{content}" for title, content in sections.items() if content)
+    parts = [f"# {plain(facts.name)}{version}", _summary(facts), *titled]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 # -------------------------------------------------------------------------------------- identity
@@ -102,29 +95,23 @@ def _require_known(facts: CardFacts) -> None:
 def _summary(facts: CardFacts) -> str:
     base, lora = facts.manifest["base"], facts.manifest["lora"]
     revision = f" at {code(base['revision'])}" if base.get("revision") else ""
-    stored = _stored(base)
+    kind, stored = base["quantization"], plain(base["compute_dtype"])
+    if kind != "none":
+        is_double = base.get("double_quant") and kind != "int8"
+        double = " with double quantization" if is_double else ""
+        stored = f"{plain(kind)}{double}, computing in {stored}"
     flags = [word for key, word in (("rslora", "rsLoRA"), ("dora", "DoRA")) if lora.get(key)]
     dropout = f", dropout {_number(lora['dropout'])}" if lora.get("dropout") else ""
+    targets = ", ".join(map(code, lora["targets"][:_MOST_TARGETS]))
+    left_out = len(lora["targets"]) - _MOST_TARGETS
+    if left_out > 0:
+        targets += f" and {left_out} more"
     return (
         f"A LoRA adapter for {code(base['model'])}{revision}, trained on the base as {stored}: "
         f"rank {lora['rank']}, alpha {_number(lora['alpha'])}{dropout}"
-        f"{''.join(f', {word}' for word in flags)}, on {_targets(lora['targets'])}. "
+        f"{''.join(f', {word}' for word in flags)}, on {targets}. "
         f"It is meant to be used {FORM_WORDS[facts.form]} (form `{facts.form}`)."
     )
-
-
-def _stored(base: Mapping[str, Any]) -> str:
-    kind = base["quantization"]
-    if kind == "none":
-        return plain(base["compute_dtype"])
-    double = " with double quantization" if base.get("double_quant") and kind != "int8" else ""
-    return f"{plain(kind)}{double}, computing in {plain(base['compute_dtype'])}"
-
-
-def _targets(targets: Sequence[str]) -> str:
-    shown = ", ".join(map(code, targets[:_MOST_TARGETS]))
-    left = len(targets) - _MOST_TARGETS
-    return f"{shown} and {left} more" if left > 0 else shown
 
 
 def _found(facts: CardFacts) -> str:
@@ -252,131 +239,25 @@ def _data(facts: CardFacts) -> str:
     ]
     counts = {one.data.name: one.data.rows for one in facts.evaluations}
     rows = [[*row, str(counts.get(row[0], "–"))] for row in rows]
-    style = (
+    sentences = [
         f"Prompts are {plain(data.get('prompt_style'))}, rows are cut at "
         f"{plain(data.get('max_tokens'))} tokens."
-    )
-    listed = table(["split", "digest of its rows", "rows measured"], rows)
-    said = " ".join([style, *_layout(data.get("layout") or {}), *_overlaps(data)])
-    return f"{listed}\n\n{said}" if listed else said
-
-
-def _layout(layout: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences on prompts made from several columns or by a template."""
+    ]
+    layout = data.get("layout") or {}
     if layout.get("template"):
-        yield f"Prompts were made of columns by {code(repr(layout['template']))}."
+        sentences.append(f"Prompts were made of columns by {code(repr(layout['template']))}.")
     elif layout.get("format") == "alpaca":
-        yield "Prompts were made in Alpaca's words around instruction and input."
-
-
-def _overlaps(data: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences on rows shared by two splits, from the counts in a manifest's `data.overlaps`."""
-    names = {"train": "training"}
-    for one in data.get("overlaps", ()):
-        said = {key: plain(names.get(value, value)) for key, value in one.items()}
-        near = f", and {said['near']} more are nearly the same as one" if one["near"] else ""
-        yield (
+        sentences.append("Prompts were made in Alpaca's words around instruction and input.")
+    for overlap in data.get("overlaps", ()):
+        # A count, or the name of a split.
+        said = {k: plain("training" if v == "train" else v) for k, v in overlap.items()}
+        near = f", and {said['near']} more are nearly the same as one" if overlap["near"] else ""
+        sentences.append(
             f"{said['same']} of {said['total']} {said['rows']} rows are also {said['other']} "
             f"rows{near}."
         )
-
-
-# --------------------------------------------------------------------------------------- loading
-
-
-def _loading(facts: CardFacts) -> str:
-    version = "VERSION" if facts.version is None else str(facts.version)
-    ref, folder = f"{facts.name}/{version}", "adapter"
-    base = facts.manifest["base"]
-    from_hub = base.get("source") == "hub"
-    model = str(base["model"]) if from_hub else "BASE"
-    lines = [
-        "import mlflow, peft",
-        "from registry import Registry",
-        "",
-        "adapters = Registry(URI)",
-        f"model = adapters.load({ref!r})",
-        f"model = mlflow.pyfunc.load_model({f'models:/{ref}'!r})  # after set_tracking_uri(URI)",
-        *_asking(facts.manifest["data"]),
-        "",
-        f"# with PEFT, on the base loaded with transformers {_how_loaded(facts)}",
-        f"folder = adapters.pull({ref!r}, {folder!r})",
-        "model = peft.PeftModel.from_pretrained(base, folder)",
-    ]
-    if facts.form in MERGED_FORMS:
-        lines += ['model.merge_and_unload().save_pretrained("merged")']
-    parts = [code_block("python", lines), _chat_settings(facts.manifest["data"])]
-    parts += _vllm(facts, model, folder)
-    if not from_hub:
-        parts.append(f"BASE is a folder with {code(base['model'])} in transformers' format.")
-    return "\n\n".join(part for part in parts if part)
-
-
-def _asking(data: Mapping[str, Any]) -> list[str]:
-    """Python lines that call a loaded version with an example input."""
-    if data.get("prompt_style") != "chat":
-        return ['model.predict({"prompt": ["…"]})']
-    turns = '[{"role": "user", "content": "…"}]'
-    has_tools = any(split.get("tools") for split in (data.get("learned") or {}).values())
-    tools = ', "tools": [{…}]' if has_tools else ""
-    return [f'model.predict([{{"messages": {turns}{tools}}}])']
-
-
-def _chat_settings(data: Mapping[str, Any]) -> str:
-    """Settings that make another server write the prompts used in training."""
-    said = []
-    ends: Mapping[str, int] = data.get("end_tokens") or {}
-    if ends:
-        option = code(f'"stop_token_ids": {sorted(ends.values())}')
-        said.append(f"Answers end with {', '.join(map(code, ends))}: stop there ({option}).")
-    if data.get("template"):
-        said.append(f"Its chat template is the one named {code(data['template'])}.")
-    args = dict(data.get("template_args") or {})
-    day = args.pop("strftime_now", None)
-    if day is not None:
-        said.append(f"Where its chat template writes today's date, training had {code(day)}.")
-    for name, value in sorted(args.items()):
-        said.append(f"Its chat template is given {code(f'{name}={json.dumps(value)}')}.")
-    if data.get("prefill_cut"):
-        cut = code(json.dumps(data["prefill_cut"]))
-        said.append(f"Prompts were trained without the {cut} that the template ends them with.")
-    return " ".join(said)
-
-
-def _how_loaded(facts: CardFacts) -> str:
-    base = facts.manifest["base"]
-    if facts.form == "trained" and base["quantization"] != "none":
-        return "and manifest.json's quantization_config"
-    return f"in {base['compute_dtype']}"
-
-
-def _vllm(facts: CardFacts, model: str, folder: str) -> Iterator[str]:
-    """Commands for vLLM (docs.vllm.ai, features/lora and features/quantization/bnb)."""
-    base, lora = facts.manifest["base"], facts.manifest["lora"]
-    quantized = facts.form in ("trained", "requantized") and base["quantization"] != "none"
-    flags = " --quantization bitsandbytes" if quantized else ""
-    if facts.form in MERGED_FORMS:
-        yield code_block("sh", [f"vllm serve merged{flags}"])
-    elif lora.get("dora"):
-        yield "vLLM serves no DoRA adapters: merge it first, and measure the form `merged`."
-        return
-    elif lora["rank"] > _VLLM_RANKS[-1]:
-        yield f"vLLM serves ranks up to {_VLLM_RANKS[-1]}; merge it first, and measure `merged`."
-        return
-    else:
-        rank = next(one for one in _VLLM_RANKS if one >= lora["rank"])
-        revision = f" --revision {shlex.quote(base['revision'])}" if base.get("revision") else ""
-        served = shlex.quote(f"{one_line(facts.name)}={folder}")
-        command = (
-            f"vllm serve {shlex.quote(one_line(model))}{revision}{flags} --enable-lora "
-            f"--max-lora-rank {rank} --lora-modules {served}"
-        )
-        yield code_block("sh", [command])
-    if quantized:
-        yield (
-            "vLLM quantizes the base in its own way (nf4), which was not measured here; the form "
-            "`unquantized` or `merged` is what it computes without that flag."
-        )
+    listed = table(["split", "digest of its rows", "rows measured"], rows)
+    return "\n\n".join(part for part in (listed, " ".join(sentences)) if part)
 
 
 # ----------------------------------------------------------------------------------------- numbers

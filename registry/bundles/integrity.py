@@ -40,21 +40,17 @@ def read_bundle(folder: Path) -> dict[str, Any]:
             "Check the path."
         )
     for path in sorted(folder.iterdir()):
-        _require_plain_file(path)
+        if path.is_symlink() or not path.is_file() or path.name not in _ALLOWED:
+            kind = "link" if path.is_symlink() else "file" if path.is_file() else "folder"
+            raise IntegrityError(
+                f"bundle {folder}: unexpected {kind} {path.name!r}; allowed: the files "
+                f"{', '.join(sorted(_ALLOWED))}. Pickles and code are never loaded: remove it."
+            )
     manifest = _read_manifest(folder / MANIFEST)
     for name, expected in manifest["files"].items():
         _require_unchanged(folder / name, expected)
     _require_safetensors(folder / ADAPTER_WEIGHTS)
     return manifest
-
-
-def _require_plain_file(path: Path) -> None:
-    if path.is_symlink() or not path.is_file() or path.name not in _ALLOWED:
-        kind = "link" if path.is_symlink() else "file" if path.is_file() else "folder"
-        raise IntegrityError(
-            f"bundle {path.parent}: unexpected {kind} {path.name!r}; allowed: the files "
-            f"{', '.join(sorted(_ALLOWED))}. Pickles and code are never loaded: remove it."
-        )
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

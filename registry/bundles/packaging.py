@@ -24,7 +24,17 @@ CHECKPOINTS_IN_MODEL = "checkpoints"
 """Folder of the bundles of earlier steps among a version's files, each in `step-N`."""
 
 _CODE = Path(__file__).parents[1] / "flavor.py"
-_PARAMS = {"max_new_tokens": 64}
+_SIGNATURE = ModelSignature(
+    inputs=Schema(
+        [
+            ColSpec("string", "prompt", required=False),
+            ColSpec(AnyType(), "messages", required=False),
+            ColSpec(AnyType(), "tools", required=False),
+        ]
+    ),
+    outputs=Schema([ColSpec("string")]),
+    params=ParamSchema([ParamSpec("max_new_tokens", "long", 64)]),
+)
 
 
 def write_model(  # noqa: PLR0913
@@ -56,21 +66,24 @@ def write_model(  # noqa: PLR0913
         if card:
             (adapter / CARD).write_text(card, encoding="utf-8")
         shutil.copyfile(_CODE, code)
-        _save_model(
-            path=str(folder),
-            mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
-            python_model=str(code),
-            artifacts={"adapter": str(adapter)},
-            # Only options that differ between uses: the bundle itself holds the rest.
-            model_config={
-                "base_model": manifest["base"]["model"],
-                "device": "auto",
-                "batch_size": 8,
-                "form": form,
-            },
-            signature=_signature(),
-            pip_requirements=pip_requirements(manifest),
-        )
+        with warnings.catch_warnings():
+            # The signature is given and needs no example to be inferred from.
+            warnings.filterwarnings("ignore", ".*An input example was not provided", UserWarning)
+            pyfunc().save_model(
+                path=str(folder),
+                mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
+                python_model=str(code),
+                artifacts={"adapter": str(adapter)},
+                # Only options that differ between uses: the bundle itself holds the rest.
+                model_config={
+                    "base_model": manifest["base"]["model"],
+                    "device": "auto",
+                    "batch_size": 8,
+                    "form": form,
+                },
+                signature=_SIGNATURE,
+                pip_requirements=pip_requirements(manifest),
+            )
     for cache in folder.rglob("__pycache__"):
         shutil.rmtree(cache)
     for step, checkpoint in (checkpoints or {}).items():
@@ -112,27 +125,6 @@ def pip_requirements(manifest: Mapping[str, Any]) -> list[str]:
         *pinned,
         *(name for name in others if name not in versions),
     ]
-
-
-def _save_model(**options: Any) -> None:
-    with warnings.catch_warnings():
-        # The signature is given and needs no example to be inferred from.
-        warnings.filterwarnings("ignore", ".*An input example was not provided", UserWarning)
-        pyfunc().save_model(**options)
-
-
-def _signature() -> ModelSignature:
-    return ModelSignature(
-        inputs=Schema(
-            [
-                ColSpec("string", "prompt", required=False),
-                ColSpec(AnyType(), "messages", required=False),
-                ColSpec(AnyType(), "tools", required=False),
-            ]
-        ),
-        outputs=Schema([ColSpec("string")]),
-        params=ParamSchema([ParamSpec(name, "long", value) for name, value in _PARAMS.items()]),
-    )
 
 
 def _forget_local_paths(folder: Path) -> None:

@@ -99,8 +99,13 @@ def register(  # noqa: PLR0913
         ensure_model(client, name)
         known = _find(client, name, manifest["digest"])
         if known is not None:
-            _require_same(known, form, earlier)
-            _update(client, known, wanted, card)
+            if known.form != form:
+                raise RegistryError(
+                    f"adapter {known.ref}: it was registered for the form {known.form}; got "
+                    f"{form!r} for the same bundle; allowed: one form for each name. Register it "
+                    "under another name."
+                )
+            _update(client, known, wanted, earlier, card)
             version = known.version
         else:
             wanted |= {FORM_TAG: form}
@@ -158,22 +163,19 @@ def _find(client: MlflowClient, name: str, digest: str) -> AdapterVersion | None
     return same[-1] if same else None
 
 
-def _require_same(known: AdapterVersion, form: str, earlier: Mapping[int, str]) -> None:
-    if known.form != form:
-        raise RegistryError(
-            f"adapter {known.ref}: it was registered for the form {known.form}; got {form!r} for "
-            "the same bundle; allowed: one form for each name. Register it under another name."
-        )
+def _update(
+    client: MlflowClient,
+    known: AdapterVersion,
+    wanted: Mapping[str, str],
+    earlier: Mapping[int, str],
+    card: str,
+) -> None:
+    """Write new tags and a new card to a version; the bundles of earlier steps stay."""
     if any(known.tags.get(checkpoint_tag(step)) != one for step, one in earlier.items()):
         logger.warning(
             "%s: it keeps the steps %s as registered; got %s",
             known.ref, list(known.checkpoints) or "none", sorted(earlier),
         )  # fmt: skip
-
-
-def _update(
-    client: MlflowClient, known: AdapterVersion, wanted: Mapping[str, str], card: str
-) -> None:
     number = str(known.version)
     entry = client.get_model_version(known.name, number)
     for key, value in wanted.items():
@@ -248,20 +250,15 @@ def _link(client: MlflowClient, run_id: str, model_id: str, manifest: Mapping[st
     """Link the model and its training run, and show the last metrics with the model."""
     step = manifest["steps"]
     client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step)])
-    metrics = [
-        Metric(key, value, _time_of(client, run_id, key, value, step), step, model_id=model_id)
-        for key, value in manifest["metrics"].items()
-        if math.isfinite(value)  # MLflow turns a model's NaN into 0
-    ]
+    metrics = []
+    for key, value in manifest["metrics"].items():
+        if math.isfinite(value):  # MLflow turns a model's NaN into 0
+            points = reversed(client.get_metric_history(run_id, key))
+            # With the time of the run's existing point, logging the point again adds none.
+            same = (p.timestamp for p in points if (p.step, p.value) == (step, value))
+            at_ms = int(next(same, time.time() * 1000))
+            metrics.append(Metric(key, value, at_ms, step, model_id=model_id))
     client.log_batch(run_id, metrics=metrics)
-
-
-def _time_of(client: MlflowClient, run_id: str, key: str, value: float, step: int) -> int:
-    """Timestamp (ms) of the run's existing point, so that logging again adds none; else now."""
-    for point in reversed(client.get_metric_history(run_id, key)):
-        if (point.step, point.value) == (step, value):
-            return int(point.timestamp)
-    return round(time.time() * 1000)
 
 
 def _description(card: str) -> str:

@@ -75,8 +75,7 @@ def compare(
             f"compare: got {', '.join(map(str, refs)) or 'no adapter'}; allowed: two or more "
             "versions. Name another, such as NAME@champion."
         )
-    sides = [_side(client, AdapterRef.parse(ref)) for ref in refs]
-    _refuse_twins(refs, sides)
+    sides = _read_sides(client, refs)
     differing, shared = _identities(sides)
     return Comparison(
         adapters=tuple(side.name for side in sides),
@@ -94,14 +93,18 @@ def compare(
     )
 
 
-def _side(client: MlflowClient, ref: AdapterRef) -> _Side:
-    version = get_version(client, ref)
-    exact = dataclasses.replace(version.ref, step=ref.step)
-    evaluations = list_evaluations(client, exact)
-    return _Side(ref=exact, version=version, evaluations=evaluations)
+def _read_sides(client: MlflowClient, refs: Sequence[str | AdapterRef]) -> list[_Side]:
+    """The versions with their evaluations.
 
-
-def _refuse_twins(refs: Sequence[str | AdapterRef], sides: Sequence[_Side]) -> None:
+    Raises:
+        RefError: Two references name one version.
+    """
+    sides = []
+    for ref in map(AdapterRef.parse, refs):
+        version = get_version(client, ref)
+        exact = dataclasses.replace(version.ref, step=ref.step)
+        evaluations = list_evaluations(client, exact)
+        sides.append(_Side(ref=exact, version=version, evaluations=evaluations))
     seen: dict[str, str] = {}
     for ref, side in zip(refs, sides, strict=True):
         if side.name in seen:
@@ -110,18 +113,24 @@ def _refuse_twins(refs: Sequence[str | AdapterRef], sides: Sequence[_Side]) -> N
                 "each version once. Leave one out."
             )
         seen[side.name] = str(ref)
+    return sides
 
 
 def _identities(
     sides: Sequence[_Side],
 ) -> tuple[dict[str, tuple[str | None, ...]], dict[str, str]]:
+    """Identity tags with different values, and those with the same value in all versions."""
+
+    def place(tag: str) -> tuple[int, str]:
+        return next(i for i, start in enumerate(_IDENTITY) if tag.startswith(start)), tag
+
     tags = []
     for side in sides:
         kept = {k: v for k, v in side.version.tags.items() if k.startswith(_IDENTITY)}
         step = {} if side.ref.step is None else {"steps": str(side.ref.step)}
         tags.append(kept | {"serving.form": side.version.form} | step)
     names = dict.fromkeys(name for one in tags for name in one)
-    values = {name: tuple(one.get(name) for one in tags) for name in sorted(names, key=_place)}
+    values = {name: tuple(one.get(name) for one in tags) for name in sorted(names, key=place)}
     differing = {name: found for name, found in values.items() if len(set(found)) > 1}
     shared = {
         name: found[0]
@@ -129,10 +138,6 @@ def _identities(
         if name not in differing and found[0] is not None
     }
     return differing, shared
-
-
-def _place(tag: str) -> tuple[int, str]:
-    return next(i for i, start in enumerate(_IDENTITY) if tag.startswith(start)), tag
 
 
 def _scores(sides: Sequence[_Side], confidence: float) -> list[Score]:

@@ -150,7 +150,14 @@ def _fill(
     plain = _without_infinities(document)
     # Not gzipped: a server sends such a file with a content encoding, and it arrives unpacked.
     client.log_text(run_id, json.dumps(plain), _FILE)
-    client.log_text(run_id, json.dumps(_table(plain["examples"])), _TABLE)
+    columns = plain["examples"]
+    rows = zip(*(column[:_TABLE_ROWS] for column in columns.values()), strict=True)
+    # MLflow's pages read tables in pandas' split orientation.
+    table = {
+        "columns": ["row", *columns],
+        "data": [[number, *row] for number, row in enumerate(rows)],
+    }
+    client.log_text(run_id, json.dumps(table), _TABLE)
     client.set_tag(run_id, _TABLES_TAG, json.dumps([{"path": _TABLE, "type": "table"}]))
     summary = json.dumps({key: value for key, value in plain.items() if key != "examples"})
     if len(summary) <= MAX_TAG_CHARS:
@@ -172,15 +179,6 @@ def _fill(
         params=[Param(key, str(value)) for key, value in params.items() if value is not None],
     )
     client.set_terminated(run_id, "FINISHED")
-
-
-def _table(examples: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """The first rows as MLflow's pages read tables: pandas' split orientation."""
-    rows = zip(*(column[:_TABLE_ROWS] for column in examples.values()), strict=True)
-    return {
-        "columns": ["row", *examples],
-        "data": [[number, *row] for number, row in enumerate(rows)],
-    }
 
 
 def _metrics(evaluation: Evaluation, at_ms: int, model_id: str | None) -> list[Metric]:

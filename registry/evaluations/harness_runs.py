@@ -66,12 +66,19 @@ def record_harness(client: MlflowClient, ref: AdapterRef | str, results: Mapping
 
 
 def _open(client: MlflowClient, version: AdapterVersion, results: Mapping[str, Any]) -> str:
+    """Id of the run for results of these tasks under these conditions; made if missing."""
+    tasks = results["tasks"]
+    conditions = {
+        **{key: results[key] for key in ("adapter", "form", "limit", "packages")},
+        "tasks": {name: [task["version"], task["num_fewshot"]] for name, task in tasks.items()},
+    }
+    digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
     tags = {
         "lorchestra.kind": "harness",
         "lorchestra.adapter": version.name,
         "lorchestra.version": str(version.version),
         "lorchestra.form": results["form"],
-        _TAG: _digest(results),
+        _TAG: f"sha256:{digest}",
     }
     if version.run_id is None:
         experiment = adapters_experiment(client)
@@ -81,20 +88,9 @@ def _open(client: MlflowClient, version: AdapterVersion, results: Mapping[str, A
     identity = {key: tags[key] for key in (_TAG, "lorchestra.adapter", "lorchestra.version")}
     for known in find_runs(client, [experiment], identity):
         return str(known.info.run_id)
-    title = f"harness {version.ref} {results['form']} {' '.join(sorted(results['tasks']))}"
+    title = f"harness {version.ref} {results['form']} {' '.join(sorted(tasks))}"
     run = client.create_run(experiment, tags=tags, run_name=title[:200])
     return str(run.info.run_id)
-
-
-def _digest(results: Mapping[str, Any]) -> str:
-    conditions = {
-        **{key: results[key] for key in ("adapter", "form", "limit", "packages")},
-        "tasks": {
-            name: [task["version"], task["num_fewshot"]] for name, task in results["tasks"].items()
-        },
-    }
-    text = json.dumps(conditions, sort_keys=True)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def _metrics(results: Mapping[str, Any]) -> dict[str, float]:

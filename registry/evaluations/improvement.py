@@ -27,7 +27,7 @@ from scipy.special import stdtrit
 
 from registry.evaluations.evaluation import Evaluation
 from registry.evaluations.significance import Interval, require_comparable
-from trainables.contract import Formula, Numbers
+from trainables.contract import Numbers
 
 SIGN_FLIPS = "sign-flip test"
 STUDENT = "skewness-corrected t"
@@ -106,7 +106,11 @@ def _oriented_interval(
     base = float(columns[1][0].sum() / columns[1][1].sum())
 
     def change(ratio: float) -> float:
-        return sign * _change(formula, base, sign * ratio)
+        """Change of the measure, oriented by `sign`, if its ratio changes from `base`."""
+        if formula.scale != "exp":
+            return sign * float(formula.scaled(sign * ratio))
+        with np.errstate(over="ignore"):
+            return sign * float(np.exp(base) * np.expm1(sign * ratio))
 
     return Interval(
         estimate=change(float(of.sum() / per.sum())),
@@ -142,11 +146,13 @@ def sign_flip_ends(
     rows = len(columns)
     wanted = draws or min(max(_DRAWS, math.ceil(_DRAWS_BELOW / level)), _MOST_DRAWS)
     is_sample = rows > _ALL_SUBSETS
-    blocks = _sampled(rows, wanted - 1, rng) if is_sample else _all_subsets(rows)
-    sums = np.concatenate([block @ columns for block in blocks])
     if is_sample:
+        sums = np.concatenate([block @ columns for block in _sampled(rows, wanted - 1, rng)])
         # The empty subset, as which the rows themselves are counted, keeps the level exact.
         sums = np.concatenate([np.zeros((1, sums.shape[1])), sums])
+    else:
+        subsets = (np.arange(1 << rows)[:, None] >> np.arange(rows)) & 1
+        sums = subsets.astype(np.float64) @ columns
     beyond = math.floor(level * len(sums) + 1e-9)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = sums[:, 1:] / sums[:, :1]
@@ -201,14 +207,6 @@ def _differences(
     return (np.round(of / step) * step)[is_used], per[is_used]
 
 
-def _change(formula: Formula, base: float, difference: float) -> float:
-    """Change of a measure whose ratio changes from `base` by `difference`."""
-    if formula.scale != "exp":
-        return float(formula.scaled(difference))
-    with np.errstate(over="ignore"):
-        return float(np.exp(base) * np.expm1(difference))
-
-
 def _blocks(columns: Numbers, rng: np.random.Generator) -> Numbers:
     """The rows, or sums over blocks of rows: of shape (at most 256, k)."""
     rows = len(columns)
@@ -216,10 +214,6 @@ def _blocks(columns: Numbers, rng: np.random.Generator) -> Numbers:
         return columns
     block = rng.permutation(rows) % _BLOCKS
     return np.stack([np.bincount(block, column, _BLOCKS) for column in columns.T], axis=1)
-
-
-def _all_subsets(rows: int) -> Iterator[Numbers]:
-    yield ((np.arange(1 << rows)[:, None] >> np.arange(rows)) & 1).astype(np.float64)
 
 
 def _sampled(rows: int, draws: int, rng: np.random.Generator) -> Iterator[Numbers]:

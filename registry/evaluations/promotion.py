@@ -342,23 +342,17 @@ def _available(
 ) -> str:
     """Which evaluations a version has in the rule's form, for a message."""
     in_form = [one for one in evaluations if one.form == rule.form]
-    usable = [
-        f"{one.data.name} data {one.data.digest} ({_conditions(one)})"
-        for one in in_form
-        if rule.metric in one.measures
-    ]
+    usable = []
+    for data in (one.data for one in in_form if rule.metric in one.measures):
+        digests = {"tokenizer": data.tokenizer_digest, "template": data.template_digest}
+        known = [f"{key} {value}" for key, value in digests.items() if value is not None]
+        conditions = ", ".join([f"{data.rows} rows", f"max_tokens {data.max_tokens}", *known])
+        usable.append(f"{data.name} data {data.digest} ({conditions})")
     if usable:
         return f"{version.ref} has {' and '.join(usable)}"
-    known = {name for one in in_form for name in one.measures}
-    others = f", only {', '.join(sorted(known))}" if known else ""
+    measures = {name for one in in_form for name in one.measures}
+    others = f", only {', '.join(sorted(measures))}" if measures else ""
     return f"{version.ref} has no such evaluation{others}"
-
-
-def _conditions(evaluation: Evaluation) -> str:
-    data = evaluation.data
-    digests = {"tokenizer": data.tokenizer_digest, "template": data.template_digest}
-    known = [f"{key} {value}" for key, value in digests.items() if value is not None]
-    return ", ".join([f"{data.rows} rows", f"max_tokens {data.max_tokens}", *known])
 
 
 def _refused(reason: str) -> PromotionDecision:

@@ -9,7 +9,6 @@ the rows are paired, so that the difficulty of a row cancels out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,13 +59,21 @@ def interval(
     """
     columns = np.stack(evaluation.columns(measure), axis=1)
     formula = evaluation.measures[measure].formula
-    sums = _resampled_sums(columns, draws, seed)
-    whole = columns.sum(axis=0, keepdims=True)
-    return _interval(
-        _value(formula, whole[:, 0], whole[:, 1]),
-        _value(formula, sums[:, 0], sums[:, 1]),
-        confidence,
+    # One row of sums over all rows, then a row for each draw.
+    sums = np.concatenate(
+        [columns.sum(axis=0, keepdims=True), _resampled_sums(columns, draws, seed)]
     )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = formula.scaled(sums[:, 0] / sums[:, 1])
+    estimate, drawn = float(values[0]), values[1:]
+    if not math.isfinite(estimate):
+        return Interval(estimate=math.nan, low=math.nan, high=math.nan, confidence=confidence)
+    # A draw of rows without any answer token has no number.
+    drawn = drawn[np.isfinite(drawn)]
+    tail = (1 - confidence) / 2
+    # Each end is one of the draws, not a mean of two, so that a monotone scale maps ends to ends.
+    low, high = np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf")
+    return Interval(estimate=estimate, low=float(low), high=float(high), confidence=confidence)
 
 
 def require_comparable(candidate: Evaluation, champion: Evaluation, measure: str) -> None:
@@ -103,15 +110,11 @@ def obstacle(candidate: Evaluation, champion: Evaluation, measure: str) -> str:
     for key in ways[0]:
         if ways[0][key] != ways[1][key]:
             return f"the candidate has {key} {ways[0][key]}, the champion has {ways[1][key]}"
-    return _cut_apart(candidate, champion, new)
-
-
-def _cut_apart(candidate: Evaluation, champion: Evaluation, formula: Formula) -> str:
-    """Reason if two tokenizers or length limits cut the answers at different places."""
-    if formula.of not in _OF_GIVEN_ANSWERS or formula.per == "answer_tokens":
-        return ""
-    new, old = (one.examples.get("answer_bytes") for one in (candidate, champion))
-    return "" if new == old else "their answers were cut at different places"
+    # Two tokenizers or length limits may cut an answer at different places.
+    lengths = [one.examples.get("answer_bytes") for one in both]
+    needs_lengths = new.of in _OF_GIVEN_ANSWERS and new.per != "answer_tokens"
+    is_cut_apart = needs_lengths and lengths[0] != lengths[1]
+    return "their answers were cut at different places" if is_cut_apart else ""
 
 
 def _way_of(evaluation: Evaluation, formula: Formula) -> dict[str, object]:
@@ -122,40 +125,17 @@ def _way_of(evaluation: Evaluation, formula: Formula) -> dict[str, object]:
     return way
 
 
-def _value(formula: Formula, of: Numbers, per: Numbers) -> Numbers:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return formula.scaled(of / per)
-
-
-def _interval(whole: Numbers, drawn: Numbers, confidence: float) -> Interval:
-    if not np.isfinite(whole).all():
-        return Interval(estimate=math.nan, low=math.nan, high=math.nan, confidence=confidence)
-    # A draw of rows without any answer token has no number.
-    drawn = drawn[np.isfinite(drawn)]
-    tail = (1 - confidence) / 2
-    # Each end is one of the draws, not a mean of two, so that a monotone scale maps ends to ends.
-    low, high = np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf")
-    return Interval(
-        estimate=float(whole[0]), low=float(low), high=float(high), confidence=confidence
-    )
-
-
 def _resampled_sums(columns: Numbers, draws: int, seed: int) -> Numbers:
     """Sums of columns (rows, k) over rows drawn with replacement: (draws, k)."""
-    # Column by column, so that equal columns have equal sums to the last bit.
-    parts = [
-        np.stack([counts @ column for column in columns.T.copy()], axis=1)
-        for counts in _counts(len(columns), draws, seed)
-    ]
-    return np.concatenate(parts)
-
-
-def _counts(rows: int, draws: int, seed: int) -> Iterator[Numbers]:
-    """Counts of each row in each draw, in blocks of shape (draws, rows)."""
     rng = np.random.default_rng(seed)
+    rows = len(columns)
     at_once = max(1, _CELLS // rows)
+    sums = []
     for start in range(0, draws, at_once):
         some = min(at_once, draws - start)
         cells = rng.integers(rows, size=(some, rows)) + rows * np.arange(some)[:, None]
         counts = np.bincount(cells.ravel(), minlength=some * rows)
-        yield counts.reshape(some, rows).astype(np.float64)
+        counts_of_draws = counts.reshape(some, rows).astype(np.float64)
+        # Column by column, so that equal columns have equal sums to the last bit.
+        sums.append(np.stack([counts_of_draws @ column for column in columns.T.copy()], axis=1))
+    return np.concatenate(sums)
