@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from registry.evaluations.promotion import PromotionDecision, PromotionRule
     from registry.tracking.connection import tracking_uri_for
     from registry.tracking.tracker import Tracker
-    from registry.versions.ledger import AliasMove
+    from registry.versions.entries import AliasMove
     from registry.versions.refs import AdapterRef
     from registry.versions.versions import AdapterVersion
 
@@ -63,7 +63,7 @@ _HOMES = {
     "registry.evaluations.promotion": ("PromotionDecision", "PromotionRule"),
     "registry.tracking.connection": ("tracking_uri_for",),
     "registry.tracking.tracker": ("Tracker",),
-    "registry.versions.ledger": ("AliasMove",),
+    "registry.versions.entries": ("AliasMove",),
     "registry.versions.refs": ("AdapterRef",),
     "registry.versions.versions": ("AdapterVersion",),
 }

@@ -17,8 +17,8 @@ from registry.evaluations.evaluation import Evaluation
 from registry.evaluations.promotion import PromotionDecision, PromotionRule
 from registry.tracking.connection import connect, without_secrets
 from registry.versions import aliases, garbage, ledger, versions
+from registry.versions.entries import AliasMove, Challenge
 from registry.versions.garbage import Garbage
-from registry.versions.ledger import AliasMove, Challenge
 from registry.versions.refs import AdapterRef
 from registry.versions.versions import AdapterVersion
 

@@ -67,6 +67,7 @@ COVERED_BY = {
     "registry.tracking.experiments": "tests/registry/tracking/test_tracker.py",
     "registry.tracking.limits": "tests/registry/tracking/test_tracker.py",
     "registry.tracking.trial_news": "tests/registry/tracking/test_tracker.py",
+    "registry.versions.entries": "tests/registry/versions/test_ledger.py",
     "trainables.chat.asking": "tests/trainables/chat/test_turns.py",
     "trainables.chat.ending": "tests/trainables/chat/test_turns.py",
     "trainables.chat.learned": "tests/trainables/rows/test_chat_summary.py",

@@ -100,9 +100,9 @@ def _read_sides(client: MlflowClient, refs: Sequence[str | AdapterRef]) -> list[
         RefError: Two references name one version.
     """
     sides = []
-    for ref in map(AdapterRef.parse, refs):
-        version = get_version(client, ref)
-        exact = dataclasses.replace(version.ref, step=ref.step)
+    for parsed in map(AdapterRef.parse, refs):
+        version = get_version(client, parsed)
+        exact = dataclasses.replace(version.ref, step=parsed.step)
         evaluations = list_evaluations(client, exact)
         sides.append(_Side(ref=exact, version=version, evaluations=evaluations))
     seen: dict[str, str] = {}

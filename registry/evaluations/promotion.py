@@ -25,7 +25,8 @@ from registry.evaluations.improvement import improvement_interval, least_rows
 from registry.evaluations.significance import Interval, obstacle
 from registry.tracking.connection import plain_errors
 from registry.versions.aliases import CHALLENGER, CHAMPION, drop_alias, get_whole, move_alias
-from registry.versions.ledger import Challenge, Ledger, count_challenge
+from registry.versions.entries import Challenge
+from registry.versions.ledger import Ledger, count_challenge
 from registry.versions.moves import current_user, settle
 from registry.versions.refs import AdapterRef
 from registry.versions.versions import AdapterVersion, get_version

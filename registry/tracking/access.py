@@ -54,8 +54,7 @@ def check_access(tracking_uri: str, experiment: str, model: str | None = None) -
             used.
     """
     if not is_server(tracking_uri):
-        _require_database(tracking_uri)
-        _require_experiments(tracking_uri, experiment, model)
+        _require_database(tracking_uri, experiment, model)
         return
     prepare()
     server = _Server(address=tracking_uri.rstrip("/"), deadline=time.monotonic() + _PATIENCE_S)
@@ -193,7 +192,12 @@ def _require_versions(server: _Server, model: str) -> None:
         server.ask("POST", "model-versions/create", what, name=model)
 
 
-def _require_database(tracking_uri: str) -> None:
+def _require_database(tracking_uri: str, experiment: str, model: str | None) -> None:
+    """Refuse an address of another kind, and a SQLite file that cannot be used.
+
+    Raises:
+        TrackingError: Also if an experiment in the file was deleted.
+    """
     kind = tracking_uri.partition("://")[0].partition("+")[0]
     if "://" not in tracking_uri or kind not in _DATABASES:
         raise TrackingError(
@@ -210,10 +214,6 @@ def _require_database(tracking_uri: str) -> None:
                 f"folder, and {folder} cannot be written. Mend its permissions or choose another "
                 "file."
             )
-
-
-def _require_experiments(tracking_uri: str, experiment: str, model: str | None) -> None:
-    """Raise `TrackingError` if a SQLite file cannot be used, or an experiment in it is deleted."""
     database = sqlite_file(tracking_uri)
     if database is None or not database.exists():
         return

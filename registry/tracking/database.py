@@ -201,11 +201,18 @@ def _follow_move(database: Path) -> None:
         return
     here = database.resolve().parent / ARTIFACTS_FOLDER
     with closing(_open(database, "ro")) as connection:
-        earlier = [
-            place
-            for place in _places(connection)
-            if place != here and (here.exists() or not place.exists())
-        ]
+        found = connection.execute("SELECT DISTINCT artifact_location FROM experiments")
+        parts = [urlsplit(address or "") for (address,) in found]
+    local = [part for part in parts if part.scheme == "file" and not part.netloc]
+    places = [Path(unquote(part.path)) for part in local]
+    earlier = [
+        place
+        for place in places
+        # An address that MLflow itself chose ends with the number of the experiment.
+        if place.name == ARTIFACTS_FOLDER
+        and place != here
+        and (here.exists() or not place.exists())
+    ]
     if not earlier:
         return
     try:
@@ -220,15 +227,6 @@ def _follow_move(database: Path) -> None:
             f"written into it ({error}); allowed: a database that this user can write. Mend its "
             "permissions, or move it back."
         ) from error
-
-
-def _places(connection: sqlite3.Connection) -> list[Path]:
-    """Folders named `mlartifacts` that experiments keep their artifacts in."""
-    found = connection.execute("SELECT DISTINCT artifact_location FROM experiments")
-    parts = [urlsplit(row[0] or "") for row in found]
-    paths = [Path(unquote(one.path)) for one in parts if one.scheme == "file" and not one.netloc]
-    # MLflow's own choice ends with the number of the experiment.
-    return [path for path in paths if path.name == ARTIFACTS_FOLDER]
 
 
 def _replace(connection: sqlite3.Connection, old: str, new: str) -> None:

@@ -132,7 +132,13 @@ class Tracker:
             key = (sweep_id, news.trial)
             run = self._find_trial(key, news.started_at_s)
             if run is None:
-                tags = {**news.tags, "mlflow.parentRunId": self._sweep_run_id(sweep_id)}
+                sweep = self._look_up((sweep_id, None))
+                if sweep is None:
+                    raise TrackingError(
+                        f"tracking: sweep {sweep_id!r} has no run; allowed: trials of a started "
+                        "sweep. Call start_sweep first."
+                    )
+                tags = {**news.tags, "mlflow.parentRunId": sweep.run_id}
                 run = self._create(key, news.name, news.started_at_s, tags)
             elif news.is_begun and news.end is None:
                 self._reopen(run)
@@ -235,15 +241,6 @@ class Tracker:
         if before is None or before.run_id == known.run_id:
             self._runs[key] = known
         return known
-
-    def _sweep_run_id(self, sweep_id: str) -> str:
-        run = self._look_up((sweep_id, None))
-        if run is None:
-            raise TrackingError(
-                f"tracking: sweep {sweep_id!r} has no run; allowed: trials of a started sweep. "
-                "Call start_sweep first."
-            )
-        return run.run_id
 
     # ------------------------------------------------------------------------------ writing runs
 

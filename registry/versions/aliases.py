@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from registry.errors import AdapterNotFoundError, RefError, RetiredError
 from registry.tracking.connection import plain_errors
-from registry.versions.ledger import AliasMove
+from registry.versions.entries import AliasMove
 from registry.versions.moves import current_user, move, settle
 from registry.versions.refs import AdapterRef, require_alias, require_name
 from registry.versions.versions import RETIRED_TAG, AdapterVersion, get_version, list_versions

@@ -71,7 +71,16 @@ def find_garbage(client: MlflowClient, *, older_than_s: float = 86400) -> list[G
         models = [model for model in find_models(client) if _changed_ms(model) <= newest_ms]
         needed = _find_needed(client)
         garbage = [
-            _describe(client, model) for model in models if not _is_needed(client, model, needed)
+            Garbage(
+                model_id=model.model_id,
+                digest=model.params[DIGEST_TAG],
+                run_id=model.source_run_id or None,  # a server says "" for none
+                location=model.artifact_location,
+                changed_at=datetime.fromtimestamp(_changed_ms(model) / 1000, UTC),
+                bytes=_size(client, model.model_id),
+            )
+            for model in models
+            if not _is_needed(client, model, needed)
         ]
     return sorted(garbage, key=lambda one: (one.changed_at, one.model_id))
 
@@ -152,17 +161,6 @@ def _is_needed(client: MlflowClient, model: LoggedModel, needed: str) -> bool:
 
 def _is_ours(model: LoggedModel) -> bool:
     return model.name == "adapter" and DIGEST_TAG in model.params
-
-
-def _describe(client: MlflowClient, model: LoggedModel) -> Garbage:
-    return Garbage(
-        model_id=model.model_id,
-        digest=model.params[DIGEST_TAG],
-        run_id=model.source_run_id or None,  # a server says "" for none
-        location=model.artifact_location,
-        changed_at=datetime.fromtimestamp(_changed_ms(model) / 1000, UTC),
-        bytes=_size(client, model.model_id),
-    )
 
 
 def _size(client: MlflowClient, model_id: str, folder: str | None = None) -> int:

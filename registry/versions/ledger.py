@@ -16,13 +16,11 @@ the ledgers may move aliases.
 
 from __future__ import annotations
 
-import json
 import logging
-import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -32,88 +30,23 @@ from mlflow.exceptions import MlflowException
 from registry.errors import ConflictError
 from registry.tracking.connection import if_exists, is_already_there, plain_errors
 from registry.tracking.experiments import adapters_experiment
-from registry.tracking.limits import shortened
 from registry.tracking.search import find_runs
+from registry.versions.entries import (
+    OUTSIDE,
+    AliasMove,
+    Challenge,
+    format_challenge,
+    format_move,
+    parse_challenge,
+    parse_move,
+)
 from registry.versions.refs import require_name
 
 logger = logging.getLogger(__name__)
 
-OUTSIDE = "outside lorchestra"
-"""`AliasMove.who` of a move that somebody made in MLflow itself."""
-
 _LEDGER_TAG = "lorchestra.ledger"
 _MOVE, _DONE, _CHALLENGE = "move.", "done.", "challenge."
-# MLflow cuts params at 6000 characters; JSON may write one character as six.
-_MAX_WHY = 800
-_MAX_WHO = 100
 _TRIES = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class AliasMove:
-    """A move of an alias from one version to another.
-
-    Attributes:
-        number: Place among all moves of the adapter's aliases, from 1.
-        alias: Name of the alias.
-        source: Version before the move; `None` if the alias did not exist.
-        target: Version after the move; `None` if the alias was removed.
-        who: User, or `outside lorchestra`.
-        at: Time of the move; for a move from outside, the time of its discovery.
-        why: Reason that the user gave.
-        is_rollback: Whether the move undoes earlier moves.
-        is_done: Whether the alias was set; otherwise a process is about to set it.
-    """
-
-    number: int
-    alias: str
-    source: int | None
-    target: int | None
-    who: str
-    at: datetime
-    why: str
-    is_rollback: bool = False
-    is_done: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Challenge:
-    """A comparison of a candidate with the champion by the gate.
-
-    Attributes:
-        champion: Version of the champion.
-        candidate: Version of the candidate.
-        data: Digest of the rows.
-        data_name: `test`, `validation` or a file's name.
-        evaluation: Digest of the candidate's evaluation: adapter, form, rows and conditions.
-        metric: Measure compared by.
-        number: Place among the challenges of this champion on these rows, from 1; 0 before it is
-            counted. The same candidate, evaluation and metric again are the same challenge.
-        who: User.
-        at: Time of the first decision.
-    """
-
-    champion: int
-    candidate: int
-    data: str
-    data_name: str
-    evaluation: str
-    metric: str
-    number: int = 0
-    who: str
-    at: datetime
-
-    @property
-    def looks_at(self) -> tuple[int, str]:
-        """Key of challenges that are counted together: champion and rows."""
-        return self.champion, self.data
-
-    def is_same(self, other: Challenge) -> bool:
-        """Whether another challenge compares the same numbers, and so spends no level."""
-        mine, theirs = (
-            (*one.looks_at, one.candidate, one.evaluation, one.metric) for one in (self, other)
-        )
-        return mine == theirs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +128,8 @@ def count_challenge(client: MlflowClient, run_id: str, challenge: Challenge) -> 
             return same
         number = 1 + sum(one.looks_at == challenge.looks_at for one in known)
         counted = replace(challenge, number=number)
-        if _write_once(client, run_id, f"{_CHALLENGE}{len(known) + 1:06d}", _record(counted)):
+        slot = f"{_CHALLENGE}{len(known) + 1:06d}"
+        if _write_once(client, run_id, slot, format_challenge(counted)):
             return counted
     raise ConflictError(
         f"version {challenge.candidate}: other processes wrote {_TRIES} challenges meanwhile; "
@@ -262,7 +196,7 @@ def append(client: MlflowClient, run_id: str, move: AliasMove) -> None:
     Raises:
         ConflictError: Another process wrote the slot first.
     """
-    if not _write_once(client, run_id, f"{_MOVE}{move.number:06d}", _text(move)):
+    if not _write_once(client, run_id, f"{_MOVE}{move.number:06d}", format_move(move)):
         raise ConflictError(
             f"alias {move.alias!r}: another process wrote move {move.number} first; allowed: "
             "one at a time. Look at the history and decide again."
@@ -319,62 +253,19 @@ def _ledger(run: Run | None, model: RegisteredModel) -> Ledger:
     params = {} if run is None else run.data.params
     tags = {} if run is None else run.data.tags
     slots = sorted(key.removeprefix(_MOVE) for key in params if key.startswith(_MOVE))
-    moves = [_read(slot, params[_MOVE + slot], tags.get(_DONE + slot)) for slot in slots]
+    outcomes = {slot: tags.get(_DONE + slot) for slot in slots}
     return Ledger(
         run_id="" if run is None else run.info.run_id,
-        moves=tuple(move for move in moves if move is not None),
+        moves=tuple(
+            parse_move(int(slot), params[_MOVE + slot], is_done=outcome is not None)
+            for slot, outcome in outcomes.items()
+            if outcome != "void"
+        ),
         slots=len(slots),
         aliases={alias: int(version) for alias, version in model.aliases.items()},
     )
 
 
-def _read(slot: str, text: str, outcome: str | None) -> AliasMove | None:
-    record = json.loads(text)
-    if outcome == "void":
-        return None
-    return AliasMove(
-        number=int(slot),
-        alias=record["alias"],
-        source=record["from"],
-        target=record["to"],
-        who=record["who"],
-        at=datetime.fromisoformat(record["at"]),
-        why=record["why"],
-        is_rollback=record["rollback"],
-        is_done=outcome is not None,
-    )
-
-
 def _challenges(run: Run) -> list[Challenge]:
     keys = sorted(key for key in run.data.params if key.startswith(_CHALLENGE))
-    names = {one.name for one in fields(Challenge)}
-    found = []
-    for key in keys:
-        record = json.loads(run.data.params[key])
-        known = {name: value for name, value in record.items() if name in names}
-        found.append(Challenge(**known | {"at": datetime.fromisoformat(record["at"])}))
-    return found
-
-
-def _record(challenge: Challenge) -> str:
-    record = asdict(challenge) | {
-        "who": shortened(challenge.who, _MAX_WHO),
-        "at": challenge.at.isoformat(timespec="milliseconds"),
-        "nonce": uuid.uuid4().hex,
-    }
-    return json.dumps(record)
-
-
-def _text(move: AliasMove) -> str:
-    record: dict[str, Any] = {
-        "alias": move.alias,
-        "from": move.source,
-        "to": move.target,
-        "who": shortened(move.who, _MAX_WHO),
-        "at": move.at.isoformat(timespec="milliseconds"),
-        "why": shortened(move.why, _MAX_WHY),
-        "rollback": move.is_rollback,
-        # Two processes that make the same move at the same time must not write equal texts.
-        "nonce": uuid.uuid4().hex,
-    }
-    return json.dumps(record)
+    return [parse_challenge(run.data.params[key]) for key in keys]

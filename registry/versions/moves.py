@@ -20,8 +20,8 @@ from mlflow.exceptions import MlflowException
 
 from registry.errors import ConflictError, RetiredError
 from registry.tracking.connection import if_exists, is_missing
+from registry.versions.entries import AliasMove
 from registry.versions.ledger import (
-    AliasMove,
     Ledger,
     append,
     ensure_model,

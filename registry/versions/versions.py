@@ -124,7 +124,13 @@ def list_versions(client: MlflowClient, name: str | None = None) -> list[Adapter
         TrackingError: The server cannot be used.
     """
     with plain_errors(client.tracking_uri):
-        return _all_versions(client) if name is None else find_versions(client, name)
+        if name is not None:
+            return find_versions(client, name)
+        # Two searches for any number of names.
+        search = functools.partial(client.search_registered_models, max_results=PAGE_SIZE)
+        aliases = {model.name: model.aliases for model in all_pages(search)}
+        found = [_version(entry, aliases.get(entry.name, {})) for entry in _entries(client, None)]
+    return sorted(found, key=lambda version: (version.name, -version.version))
 
 
 def find_versions(client: MlflowClient, name: str) -> list[AdapterVersion]:
@@ -135,14 +141,6 @@ def find_versions(client: MlflowClient, name: str) -> list[AdapterVersion]:
         return []
     found = [_version(entry, model.aliases) for entry in _entries(client, f"name = '{name}'")]
     return sorted(found, key=lambda version: -version.version)
-
-
-def _all_versions(client: MlflowClient) -> list[AdapterVersion]:
-    """Versions of all adapters, by two searches for any number of names."""
-    models = all_pages(functools.partial(client.search_registered_models, max_results=PAGE_SIZE))
-    aliases = {model.name: model.aliases for model in models}
-    found = [_version(entry, aliases.get(entry.name, {})) for entry in _entries(client, None)]
-    return sorted(found, key=lambda version: (version.name, -version.version))
 
 
 def _entries(client: MlflowClient, wanted: str | None) -> list[Any]:

@@ -10,9 +10,8 @@ from mlflow.exceptions import MlflowException
 
 from registry import Registry
 from registry.errors import ConflictError, RefError
+from registry.versions.entries import AliasMove, Challenge
 from registry.versions.ledger import (
-    AliasMove,
-    Challenge,
     adapters_experiment,
     append,
     challenges,

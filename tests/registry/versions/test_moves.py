@@ -14,7 +14,8 @@ from mlflow.exceptions import MlflowException
 
 from registry import Registry
 from registry.errors import ConflictError, RetiredError
-from registry.versions.ledger import AliasMove, append, ensure_model
+from registry.versions.entries import AliasMove
+from registry.versions.ledger import append, ensure_model
 from registry.versions.moves import current_user, move, settle
 from registry.versions.versions import RETIRED_TAG
 
