@@ -7,7 +7,6 @@ A bundle holds `adapter_config.json`, `adapter_model.safetensors`, `manifest.jso
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,18 @@ def read_bundle(folder: Path) -> dict[str, Any]:
             )
     manifest = _read_manifest(folder / MANIFEST)
     for name, expected in manifest["files"].items():
-        _require_unchanged(folder / name, expected)
+        if not (folder / name).is_file():
+            raise IntegrityError(
+                f"bundle {folder}: {name} is missing; allowed: the files of its manifest. "
+                "Copy the whole folder."
+            )
+        found = file_record(folder / name)
+        if found != dict(expected):
+            raise IntegrityError(
+                f"bundle {folder}: {name} has {found['bytes']} bytes and sha256 "
+                f"{found['sha256']}; allowed: {expected.get('bytes')} bytes and "
+                f"{expected.get('sha256')}, as its manifest says. Copy or export it again."
+            )
     _require_safetensors(folder / ADAPTER_WEIGHTS)
     return manifest
 
@@ -85,21 +95,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{manifest.get('digest')!r}, allowed: {identity_digest(manifest)!r}. Export it again."
         )
     return manifest
-
-
-def _require_unchanged(path: Path, expected: Mapping[str, Any]) -> None:
-    if not path.is_file():
-        raise IntegrityError(
-            f"bundle {path.parent}: {path.name} is missing; allowed: the files of its manifest. "
-            "Copy the whole folder."
-        )
-    found = file_record(path)
-    if found != dict(expected):
-        raise IntegrityError(
-            f"bundle {path.parent}: {path.name} has {found['bytes']} bytes and sha256 "
-            f"{found['sha256']}; allowed: {expected.get('bytes')} bytes and "
-            f"{expected.get('sha256')}, as its manifest says. Copy or export it again."
-        )
 
 
 def _require_safetensors(path: Path) -> None:

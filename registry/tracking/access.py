@@ -61,7 +61,12 @@ def check_access(tracking_uri: str, experiment: str, model: str | None = None) -
     try:
         _require_runs(server, experiment)
         if model is not None:
-            _require_versions(server, model)
+            found = server.ask("GET", "registered-models/get", f"see model {model!r}", name=model)
+            if found.is_missing:
+                server.ask("POST", "registered-models/create", "make registered models")
+            else:
+                what = f"make versions of model {model!r}"
+                server.ask("POST", "model-versions/create", what, name=model)
             _require_runs(server, ADAPTERS_EXPERIMENT)
     except _AwayError as away:
         logger.warning(
@@ -181,15 +186,6 @@ def _require_runs(server: _Server, experiment: str) -> None:
     what = f"write runs to experiment {experiment!r}"
     number = entity.get("experiment_id")
     server.ask("POST", "runs/create", what, experiment_id=number, start_time="never")
-
-
-def _require_versions(server: _Server, model: str) -> None:
-    found = server.ask("GET", "registered-models/get", f"see model {model!r}", name=model)
-    if found.is_missing:
-        server.ask("POST", "registered-models/create", "make registered models")
-    else:
-        what = f"make versions of model {model!r}"
-        server.ask("POST", "model-versions/create", what, name=model)
 
 
 def _require_database(tracking_uri: str, experiment: str, model: str | None) -> None:
