@@ -166,7 +166,7 @@ def goes_on(trial: TrialRecord, is_failed: bool) -> bool:
 
     Trials that ended because the budget was spent or the sweep was cancelled continue. If the
     whole sweep failed, trials that failed before their first evaluation also continue: the user
-    may have mended the cause.
+    may have corrected the cause.
     """
     if trial.outcome is Outcome.CANCELLED:
         return trial.reason != STOPPED_BY_USER.reason

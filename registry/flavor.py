@@ -154,7 +154,7 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
         from transformers import GenerationConfig
 
         ends = self.ends
-        # Nobody attends to it, but the base looks it up: any token that it surely knows does.
+        # The mask hides padding, but the base looks it up: token 0 exists in every base.
         pad = 0
         length = max(map(len, prompts))
         # Left padding: every prompt ends where its completion begins.
@@ -496,7 +496,7 @@ def _cached(record: Mapping[str, Any], form: str) -> Path | None:
 def _from_pretrained(folder: Path, dtype: Any, device: str, quantization: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    # Given as None, it would hide the config that a stored form carries.
+    # An explicit None would hide the config that a stored form carries.
     options = {} if quantization is None else {"quantization_config": quantization}
     return AutoModelForCausalLM.from_pretrained(
         str(folder),
@@ -529,10 +529,10 @@ def _digest_file(path: Path) -> str:
 
 
 def _decode_greedily(model: Any, tokenizer: Any, data: Mapping[str, Any]) -> list[int]:
-    """End tokens of a completion: the trained end tokens and the base's own.
+    """Remove the base's generation settings; returns the tokens that end a completion.
 
-    Other generation settings of the base, such as a repetition penalty, are removed, because the
-    adapter was evaluated by greedy completions.
+    The adapter was evaluated by greedy completions, without settings such as a repetition
+    penalty. Completions end with the trained end tokens and the base's own.
     """
     from transformers import GenerationConfig
 

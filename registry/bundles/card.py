@@ -120,7 +120,7 @@ def _found(facts: CardFacts) -> str:
     if sweep.get("name") or sweep.get("id"):
         named = " ".join(code(sweep[key]) for key in ("name", "id") if sweep.get(key))
         tried = f", which tried {sweep['trials']} configurations" if sweep.get("trials") else ""
-        place = f"; this one came out as number {sweep['rank']}" if sweep.get("rank") else ""
+        place = f"; this one ranked number {sweep['rank']}" if sweep.get("rank") else ""
         lines.append(f"Found by the sweep {named}{tried}{place}.")
     if sweep.get("mean") is not None and sweep.get("half_width") is not None:
         runs = sweep.get("runs")
@@ -166,8 +166,8 @@ def _scores(facts: CardFacts) -> str:
         for name, rows in {one.data.name: one.data.rows for one in evaluations}.items()
     )
     return table(heads, rows) + (
-        f"\n\nOn {counted}; in brackets intervals at {facts.confidence:.0%} over rows. They speak "
-        "of rows like these, and of no others."
+        f"\n\nOn {counted}; in brackets intervals at {facts.confidence:.0%} over rows. They hold "
+        "for rows like these only."
     )
 
 

@@ -97,7 +97,7 @@ def register(  # noqa: PLR0913
     wanted = {**(tags or {}), **_tags(manifest)}
     with plain_errors(client.tracking_uri):
         ensure_model(client, name)
-        known = _find(client, name, manifest["digest"])
+        known = _find_by_digest(client, name, manifest["digest"])
         if known is not None:
             if known.form != form:
                 raise RegistryError(
@@ -157,7 +157,7 @@ def _read_checkpoints(
     return found
 
 
-def _find(client: MlflowClient, name: str, digest: str) -> AdapterVersion | None:
+def _find_by_digest(client: MlflowClient, name: str, digest: str) -> AdapterVersion | None:
     """First version with a digest; two processes may have created a version each."""
     same = [found for found in find_versions(client, name) if found.digest == digest]
     return same[-1] if same else None
@@ -233,12 +233,14 @@ def _create(
     logger.info("registered %s/%s from %s", name, created.version, model.bundle)
     # A user who collects garbage may not see this version, but reads this tag of the model.
     client.set_logged_model_tags(logged.model_id, {VERSION_TAG: f"{name}/{created.version}"})
-    return _settle_race(client, name, int(created.version), model.manifest)
+    return _resolve_duplicate(client, name, int(created.version), model.manifest)
 
 
-def _settle_race(client: MlflowClient, name: str, made: int, manifest: Mapping[str, Any]) -> int:
+def _resolve_duplicate(
+    client: MlflowClient, name: str, made: int, manifest: Mapping[str, Any]
+) -> int:
     """Number of the first version, if two processes each registered the same bundle."""
-    first = _find(client, name, manifest["digest"])
+    first = _find_by_digest(client, name, manifest["digest"])
     if first is None or first.version >= made:
         return made
     client.delete_model_version(name, str(made))  # the files are garbage now

@@ -107,7 +107,9 @@ def _differences(first: Side, second: Side, confidence: float) -> Iterator[Diffe
         (key for key in ours if key in theirs), key=lambda key: (form_place(key[0]), key[1])
     )
     if not common:
-        yield Difference(first=first.name, second=second.name, reason=_why_nothing(first, second))
+        yield Difference(
+            first=first.name, second=second.name, reason=_reason_for_none(first, second)
+        )
     for key in common:
         form, digest, measure = key
         one, other = ours[key], theirs[key]
@@ -132,7 +134,8 @@ def _differences(first: Side, second: Side, confidence: float) -> Iterator[Diffe
         )
 
 
-def _why_nothing(first: Side, second: Side) -> str:
+def _reason_for_none(first: Side, second: Side) -> str:
+    """Reason why two versions have no evaluations to compare."""
     lacking = [side.name for side in (first, second) if not side.evaluations]
     if lacking:
         return f"no evaluation of {' and of '.join(lacking)}; evaluate with `adapters evaluate`"
@@ -161,8 +164,8 @@ def _notes(sides: Sequence[Side]) -> Iterator[str]:
     for side in sides:
         if not side.evaluations:
             yield (
-                f"{side.name} was not evaluated: its scores are those recorded when it was "
-                "registered, without intervals."
+                f"{side.name} was not evaluated: its scores were recorded at registration, "
+                "without intervals."
             )
         if side.version.retired:
             yield f"{side.name} is retired: {side.version.retired}."

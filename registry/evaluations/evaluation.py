@@ -246,7 +246,7 @@ def _require_known(evaluation: Evaluation) -> None:
     broken = [claim for claim, holds in checks.items() if not holds]
     if broken:
         raise IntegrityError(
-            f"evaluation of {evaluation.adapter}: it does not hold that {'; '.join(broken)}; "
+            f"evaluation of {evaluation.adapter}: not true: {'; '.join(broken)}; "
             "allowed: the document that an evaluation writes. Evaluate again."
         )
 

@@ -61,8 +61,8 @@ def record_evaluation(
     evaluation = Evaluation.from_document(document)
     if evaluation.adapter != version.digest_at(ref.step):
         raise IntegrityError(
-            f"evaluation of {ref}: it is of the adapter {evaluation.adapter}; allowed: "
-            f"{version.digest_at(ref.step)}, which is {ref}. Record it for the adapter it is of."
+            f"evaluation of {ref}: it belongs to the adapter {evaluation.adapter}; allowed: "
+            f"{version.digest_at(ref.step)}, which is {ref}. Record it for its own adapter."
         )
     with plain_errors(client.tracking_uri):
         homes = _experiments(client, version)
@@ -218,7 +218,7 @@ def _read(client: MlflowClient, run: Run, with_examples: bool) -> Evaluation:
             ) from error
     if evaluation.digest != tags["lorchestra.evaluation"]:
         raise IntegrityError(
-            f"evaluation run {run_id}: what it keeps has digest {evaluation.digest}; allowed: "
+            f"evaluation run {run_id}: its evaluation has digest {evaluation.digest}; allowed: "
             f"{tags['lorchestra.evaluation']}, as recorded. Delete the run and evaluate again."
         )
     at = datetime.fromtimestamp(run.info.start_time / 1000, UTC)

@@ -42,8 +42,8 @@ def record_harness(client: MlflowClient, ref: AdapterRef | str, results: Mapping
     version = get_version(client, ref)
     if results["adapter"] != version.digest:
         raise IntegrityError(
-            f"harness results of {version.ref}: they are of the adapter {results['adapter']}; "
-            f"allowed: {version.digest}. Record them for the adapter they are of."
+            f"harness results of {version.ref}: they belong to the adapter {results['adapter']}; "
+            f"allowed: {version.digest}. Record them for their own adapter."
         )
     with plain_errors(client.tracking_uri):
         run_id = _open(client, version, results)

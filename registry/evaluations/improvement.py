@@ -1,6 +1,6 @@
-"""Intervals of differences between two evaluations, right for a few rows, too.
+"""Intervals of differences between two evaluations, valid for a few rows as well.
 
-The promotion gate decides by them, and comparisons and reports show them.
+The promotion gate decides by these intervals; comparisons and reports show them.
 
 Two intervals are computed, and the wider end of both is taken on either side:
 
@@ -44,7 +44,7 @@ _DRAWS_BELOW = 32
 
 _CELLS = 1 << 22
 _GRID_BITS = 40
-"""Differences are rounded to this many bits below the largest number, so that ties are ties."""
+"""Differences are rounded to this many bits below the largest number: ties become equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +131,8 @@ def sign_flip_ends(
 ) -> Ends:
     """Ends of the sums' ratio by sign flips; beyond each, the truth lies with chance `level`.
 
-    A ratio θ is refused if few subsets of the rows have a ratio as small as θ: flipping the signs
-    of `of − θ · per` in a subset makes the sum no smaller exactly in these.
+    A ratio θ is refused if few subsets of the rows have a ratio as small as θ: in exactly these
+    subsets, flipping the signs of `of − θ · per` does not make the sum smaller.
 
     Args:
         of: Numerators, of shape (rows, sets).
@@ -148,7 +148,7 @@ def sign_flip_ends(
     is_sample = rows > _ALL_SUBSETS
     if is_sample:
         sums = np.concatenate([block @ columns for block in _sampled(rows, wanted - 1, rng)])
-        # The empty subset, as which the rows themselves are counted, keeps the level exact.
+        # The empty subset stands for the rows as they are; counting it keeps the level exact.
         sums = np.concatenate([np.zeros((1, sums.shape[1])), sums])
     else:
         subsets = (np.arange(1 << rows)[:, None] >> np.arange(rows)) & 1
@@ -163,7 +163,7 @@ def sign_flip_ends(
 
 
 def student_ends(of: Numbers, per: Numbers, level: float) -> Ends:
-    """Ends of the sums' ratio by Student's t, corrected for skewness; arguments as above."""
+    """Ends of the sums' ratio by Student's t, corrected for skewness; see `sign_flip_ends`."""
     rows = len(of)
     if rows < 2:
         nothing = np.full(of.shape[1], math.inf)

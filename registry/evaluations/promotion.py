@@ -3,8 +3,8 @@
 The improvement must be larger than chance explains: its interval lies wholly above the required
 minimum. Promoting a version moves the alias `champion`.
 
-The chance of a wrong promotion, (1 - confidence) / 2, is meant for all challenges of one champion
-on the same rows together. So challenge number k gets the share 1 / (k (k + 1)) of it, and these
+The chance of a wrong promotion, (1 - confidence) / 2, holds for all challenges of one champion on
+the same rows together. Challenge number k gets the share 1 / (k (k + 1)) of this chance; the
 shares add up to at most 1 (alpha spending with an open end). The ledger counts the challenges.
 """
 
@@ -137,7 +137,7 @@ def promote(
                     reevaluate([candidate, champion])
                 reevaluate = None
                 continue  # the champion may have moved during the evaluation: read it again
-            number = _number_of(client, ledger, (candidate, champion), pairs, rule.metric)
+            number = _challenge_number(client, ledger, (candidate, champion), pairs, rule.metric)
             decision = decide(candidate, champion, *evaluations, rule, challenge=number)
         try:
             _move_aliases(client, candidate, champion, decision, moves, why)
@@ -147,8 +147,8 @@ def promote(
         logger.info("promotion of %s: %s", exact, decision.reason)
         return decision
     raise ConflictError(
-        f"adapter {exact}: the champion was moved by others {_TRIES} times while this decided; "
-        "allowed: one at a time. Look at its history and try again."
+        f"adapter {exact}: other processes moved the champion {_TRIES} times during the decision; "
+        "allowed: one at a time. Look at the history and try again."
     )
 
 
@@ -227,7 +227,7 @@ def confidence_of(challenge: int, rule: PromotionRule) -> float:
 def is_above(low: float, minimum: float, size: float) -> bool:
     """Whether the lower end of an improvement lies above a minimum by more than rounding.
 
-    An improvement of 0.1 on each row does not lie above 0.1, whatever the rows' last bits are.
+    An improvement of 0.1 on each row does not lie above 0.1, however the last bits are rounded.
 
     Args:
         low: Lower end.
@@ -241,7 +241,7 @@ def _percent(confidence: float) -> str:
     return f"{100 * confidence:.6g} %"
 
 
-def _number_of(
+def _challenge_number(
     client: MlflowClient,
     ledger: Ledger,
     versions: tuple[AdapterVersion, AdapterVersion | None],
@@ -255,7 +255,7 @@ def _number_of(
     new, old = pairs[0]
     are_finite = all(math.isfinite(one.measures[metric].value) for one in (new, old))
     if new.data.rows < _LEAST_ROWS or not are_finite:
-        return 1  # chance has no part in the decision
+        return 1  # no interval is computed: the decision spends no chance
     challenge = Challenge(
         champion=champion.version,
         candidate=candidate.version,
@@ -280,7 +280,7 @@ def _find_champion(
         try:
             champion = get_version(client, AdapterRef(name=name, version=version))
         except AdapterNotFoundError:
-            logger.warning("%s/%s is the champion and no adapter: passed over", name, version)
+            logger.warning("%s/%s: ignored as champion, since it is no adapter", name, version)
     return champion, ledger.last_number(CHAMPION)
 
 

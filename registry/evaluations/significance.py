@@ -102,14 +102,14 @@ def obstacle(candidate: Evaluation, champion: Evaluation, measure: str) -> str:
             return f"the {side} has no such measure but {', '.join(sorted(one.measures))}"
     new, old = (one.measures[measure].formula for one in both)
     if new != old:
-        return "it is defined in two ways"
+        return "the two evaluations define it in two ways"
     rows = [f"{one.data.digest} ({one.data.rows} rows)" for one in both]
     if rows[0] != rows[1]:
         return f"the candidate has data {rows[0]}, the champion has {rows[1]}"
-    ways = [_way_of(one, new) for one in both]
-    for key in ways[0]:
-        if ways[0][key] != ways[1][key]:
-            return f"the candidate has {key} {ways[0][key]}, the champion has {ways[1][key]}"
+    settings = [_settings_of(one, new) for one in both]
+    for key, value in settings[0].items():
+        if value != settings[1][key]:
+            return f"the candidate has {key} {value}, the champion has {settings[1][key]}"
     # Two tokenizers or length limits may cut an answer at different places.
     lengths = [one.examples.get("answer_bytes") for one in both]
     needs_lengths = new.of in _OF_GIVEN_ANSWERS and new.per != "answer_tokens"
@@ -117,12 +117,12 @@ def obstacle(candidate: Evaluation, champion: Evaluation, measure: str) -> str:
     return "their answers were cut at different places" if is_cut_apart else ""
 
 
-def _way_of(evaluation: Evaluation, formula: Formula) -> dict[str, object]:
+def _settings_of(evaluation: Evaluation, formula: Formula) -> dict[str, object]:
     """Settings that a measure depends on, besides the rows."""
-    way = evaluation.data.tokens_record if formula.per == "answer_tokens" else {}
+    settings = evaluation.data.tokens_record if formula.per == "answer_tokens" else {}
     if formula.of not in _OF_GIVEN_ANSWERS:
-        way["generation"] = evaluation.generation
-    return way
+        settings["generation"] = evaluation.generation
+    return settings
 
 
 def _resampled_sums(columns: Numbers, draws: int, seed: int) -> Numbers:

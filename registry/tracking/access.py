@@ -49,9 +49,9 @@ def check_access(tracking_uri: str, experiment: str, model: str | None = None) -
         model: Registered model of the versions, if any are registered.
 
     Raises:
-        TrackingError: The address is of neither kind, another software answers, the user is
-            unknown or lacks a permission, an experiment was deleted, or the database cannot be
-            used.
+        TrackingError: The address names neither a server nor a database, other software answers
+            at it, the user is unknown or lacks a permission, an experiment was deleted, or the
+            database cannot be used.
     """
     if not is_server(tracking_uri):
         _require_database(tracking_uri, experiment, model)
@@ -70,14 +70,14 @@ def check_access(tracking_uri: str, experiment: str, model: str | None = None) -
             _require_runs(server, ADAPTERS_EXPERIMENT)
     except _AwayError as away:
         logger.warning(
-            "tracking server %s does not answer (%s): records wait on disk until it does",
+            "tracking server %s does not answer (%s): records wait on disk until it answers",
             without_secrets(tracking_uri),
             away,
         )
 
 
 class _AwayError(Exception):
-    """The server does not answer, or is too busy or broken to."""
+    """The server does not answer, or reports that it is busy or broken."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ class _Server:
             values: Parameters of the request.
 
         Raises:
-            TrackingError: The user is unknown or lacks the permission, or this is no MLflow.
+            TrackingError: The user is unknown or lacks the permission, or other software answers.
         """
         answer = self._call(method, path, values)
         if answer.status == 401:
             raise TrackingError(
-                f"tracking server {self.name}: does not let in {_who(self.address)} (it says: "
+                f"tracking server {self.name}: it does not accept {_who(self.address)} (it says: "
                 f"{answer.said}); allowed: its users. Set {_LOGIN}, or MLFLOW_TRACKING_TOKEN, or "
                 "ask its administrator for an account."
             )
@@ -134,8 +134,8 @@ class _Server:
             raise _AwayError(f"{answer.status}: {answer.said}")
         if answer.values is None:
             raise TrackingError(
-                f"tracking server {self.name}: what answers there is no MLflow server "
-                f"({answer.status}: {answer.said}); allowed: the address of one, as "
+                f"tracking server {self.name}: it is no MLflow server "
+                f"({answer.status}: {answer.said}); allowed: the address of an MLflow server, as "
                 "http://host:5000. Correct MLFLOW_TRACKING_URI."
             )
         return answer
@@ -147,7 +147,7 @@ class _Server:
     def _call(self, method: str, path: str, values: Mapping[str, Any]) -> _Answer:
         left_s = self.deadline - time.monotonic()
         if left_s <= 0:
-            raise _AwayError("it is slow")
+            raise _AwayError(f"no answer within {_PATIENCE_S:g} s")
         body = {"params": values} if method == "GET" else {"json": values}
         try:
             response = http_request(
@@ -189,10 +189,10 @@ def _require_runs(server: _Server, experiment: str) -> None:
 
 
 def _require_database(tracking_uri: str, experiment: str, model: str | None) -> None:
-    """Refuse an address of another kind, and a SQLite file that cannot be used.
+    """Refuse an address of no database, and a SQLite file that cannot be used.
 
     Raises:
-        TrackingError: Also if an experiment in the file was deleted.
+        TrackingError: The address or the file is refused, or an experiment in it was deleted.
     """
     kind = tracking_uri.partition("://")[0].partition("+")[0]
     if "://" not in tracking_uri or kind not in _DATABASES:
@@ -207,8 +207,8 @@ def _require_database(tracking_uri: str, experiment: str, model: str | None) -> 
         if not (folder.is_dir() and os.access(path if path.exists() else folder, os.W_OK)):
             raise TrackingError(
                 f"MLFLOW_TRACKING_URI: got {tracking_uri}; allowed: a SQLite file in a writable "
-                f"folder, and {folder} cannot be written. Mend its permissions or choose another "
-                "file."
+                f"folder, and {folder} cannot be written. Correct its permissions or choose "
+                "another file."
             )
     database = sqlite_file(tracking_uri)
     if database is None or not database.exists():

@@ -92,7 +92,7 @@ def artifact_location_for(tracking_uri: str) -> str | None:
 def plain_errors(tracking_uri: str) -> Iterator[None]:
     """Turn MLflow's errors into `TrackingError`, with the server's address and a remedy.
 
-    Errors of the artifact store are turned too: those of HTTP, a disk or S3.
+    Errors of the artifact store (HTTP, disk, S3) are turned as well.
     """
     try:
         yield
@@ -135,7 +135,7 @@ def without_secrets(text: str) -> str:
     """The text without users and passwords in addresses, and without MLflow's credentials."""
     for name in _SECRETS:
         secret = os.environ.get(name)
-        if secret and len(secret) > 3:  # a shorter one is in half of all words
+        if secret and len(secret) > 3:  # a shorter secret occurs in ordinary words
             text = text.replace(secret, "***")
     return re.sub(r"(?<=://)[^/\s]+@", "", text)
 

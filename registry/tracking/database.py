@@ -1,7 +1,7 @@
-"""A SQLite file of MLflow, made fit for use: its version, its first creation, its addresses.
+"""A SQLite file of MLflow, made fit for use: its schema, its creation, its artifact addresses.
 
-MLflow records artifact addresses as absolute paths. Here artifacts lie beside their database, so
-that a runs folder which was moved or copied gets its addresses back from where it lies now.
+MLflow records artifact addresses as absolute paths. Here artifacts lie beside their database:
+after a runs folder was moved or copied, the place of the database gives the new addresses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SQLITE = "sqlite:///"
 ARTIFACTS_FOLDER = "mlartifacts"
 
 _WAIT_S = 30.0
-"""For another process that writes to the database."""
+"""Longest wait for another process that writes to the database."""
 
 _ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -97,8 +97,8 @@ def _require_usable(database: Path) -> None:
     if revision is not None and not _is_known(revision):
         raise TrackingError(
             f"{database}: a newer MLflow wrote it (its schema is {revision}, this MLflow "
-            f"{mlflow.__version__} has {_newest_revision()}); allowed: a database of this or an "
-            "older MLflow. Install that MLflow (pip install -U mlflow), or name another database "
+            f"{mlflow.__version__} has {_newest_revision()}); allowed: a database of this "
+            "MLflow. Install the newer MLflow (pip install -U mlflow), or name another database "
             "in MLFLOW_TRACKING_URI."
         )
     if tables & {"experiments", "alembic_version"} and not _has_runs(database, tables):
@@ -192,7 +192,7 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 def _follow_move(database: Path) -> None:
-    """Have addresses below the earlier place of `mlartifacts` point beside the database.
+    """Rewrite addresses below the earlier place of `mlartifacts` to the place of the database.
 
     Raises:
         TrackingError: The database cannot be written.
@@ -224,8 +224,8 @@ def _follow_move(database: Path) -> None:
     except sqlite3.Error as error:
         raise TrackingError(
             f"{database}: it was moved here from {earlier[0].parent}, and the new place cannot be "
-            f"written into it ({error}); allowed: a database that this user can write. Mend its "
-            "permissions, or move it back."
+            f"written into it ({error}); allowed: a database that this user can write. Correct "
+            "its permissions, or move it back."
         ) from error
 
 

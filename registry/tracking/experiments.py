@@ -1,4 +1,4 @@
-"""Experiments of MLflow, found by name or created, and the one of adapters without a sweep."""
+"""Experiments of MLflow: found by name or created; one keeps ledgers and lone adapters."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def find_experiment(client: MlflowClient, name: str, artifact_location: str | No
 
 
 def deleted_experiment(tracking_uri: str, name: str, number: str) -> TrackingError:
-    """Message for a deleted experiment, with the command to restore it."""
+    """Error for a deleted experiment, with the command to restore it."""
     address = without_secrets(tracking_uri)
     return TrackingError(
         f"experiment {name!r}: it was deleted; allowed: an active experiment. Restore it: "

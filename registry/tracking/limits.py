@@ -1,4 +1,4 @@
-"""Lengths that MLflow 3.17 allows; its client cuts long batches by itself."""
+"""Lengths that MLflow 3.17 allows; MLflow's client splits long batches by itself."""
 
 from __future__ import annotations
 

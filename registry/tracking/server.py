@@ -18,7 +18,7 @@ from registry.tracking.database import ARTIFACTS_FOLDER, SQLITE, fit_for_use
 _SWITCHES = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # several processes for nothing here
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its jobs would run in more processes
     "PYTHONWARNINGS": "ignore",
 }
 _START_S = 180.0
@@ -31,8 +31,7 @@ def serve_ui(database: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     The server's output goes to `mlflow-ui.log` beside the database.
 
     Raises:
-        TrackingError: The port is taken, the database cannot be used, or the server did not come
-            up.
+        TrackingError: The port is taken, the database cannot be used, or the server did not start.
     """
     log = database.with_name("mlflow-ui.log")
     command = [
@@ -43,11 +42,11 @@ def serve_ui(database: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     ]
     if _answers(port):
         raise TrackingError(
-            f"--port: got {port}, where something answers already; allowed: a free port. "
-            "Choose another one."
+            f"--port: got {port}, which another server uses; allowed: a free port. Choose another "
+            "port."
         )
     with fit_for_use(database):
-        pass  # addresses of a folder that was moved
+        pass  # corrects the addresses of a folder that was moved
     with log.open("wb") as out:
         server = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | _SWITCHES
@@ -69,8 +68,8 @@ def _await_health(server: subprocess.Popen[bytes], port: int, log: Path) -> None
     while not _answers(port):
         if server.poll() is not None or time.monotonic() > deadline:
             raise TrackingError(
-                f"--port: the MLflow server did not come up on port {port}; see {log}. "
-                "Choose another port, or mend what it says there."
+                f"--port: the MLflow server did not start on port {port}; see {log}. "
+                "Choose another port, or correct the error in the log."
             )
         time.sleep(0.3)
 

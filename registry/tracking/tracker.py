@@ -59,8 +59,8 @@ class _Known:
 class Tracker:
     """Writes the runs of one experiment, each once.
 
-    Every method raises `TrackingError` when the server cannot be used. The call can be repeated
-    later with a new tracker, as the old one does not know how much of it the server carried out.
+    Every method raises `TrackingError` when the server cannot be used. A caller repeats the call
+    later with a new tracker: the old tracker does not know which part the server carried out.
     """
 
     def __init__(

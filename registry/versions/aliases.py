@@ -124,7 +124,7 @@ def rollback(
 
 
 def retire(client: MlflowClient, ref: AdapterRef | str, reason: str) -> AdapterVersion:
-    """Take a version out of use: the files stay, the aliases go, and no alias can be set.
+    """Take a version out of use: its files stay, its aliases are removed, none can be set.
 
     Raises:
         AdapterNotFoundError: There is no such version.
@@ -142,7 +142,7 @@ def retire(client: MlflowClient, ref: AdapterRef | str, reason: str) -> AdapterV
     with plain_errors(client.tracking_uri):
         number = str(version.version)
         client.set_model_version_tag(version.name, number, RETIRED_TAG, json.dumps(record))
-        settle(client, version.name)  # from now on no process begins to point an alias here
+        settle(client, version.name)  # waits for moves that began before the tag was set
         retired = get_version(client, version.ref)
         if CHAMPION in retired.aliases:  # promoted meanwhile
             client.delete_model_version_tag(version.name, number, RETIRED_TAG)
@@ -177,8 +177,8 @@ def get_whole(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
     ref = AdapterRef.parse(ref)
     if ref.step is not None:
         raise RefError(
-            f"adapter reference: got {ref}; allowed: a whole version, as aliases and states are "
-            f"of versions and not of their steps. Write {ref.name}/{ref.version}."
+            f"adapter reference: got {ref}; allowed: a version without a step, as aliases and "
+            f"retirement belong to whole versions. Write {ref.name}/{ref.version}."
         )
     return get_version(client, ref)
 

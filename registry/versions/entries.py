@@ -73,14 +73,14 @@ class Challenge:
     at: datetime
 
     @property
-    def looks_at(self) -> tuple[int, str]:
+    def count_key(self) -> tuple[int, str]:
         """Key of challenges that are counted together: champion and rows."""
         return self.champion, self.data
 
     def is_same(self, other: Challenge) -> bool:
-        """Whether another challenge compares the same numbers, and so spends no level."""
+        """Whether another challenge compares the same numbers: a repetition is not counted."""
         mine, theirs = (
-            (*one.looks_at, one.candidate, one.evaluation, one.metric) for one in (self, other)
+            (*one.count_key, one.candidate, one.evaluation, one.metric) for one in (self, other)
         )
         return mine == theirs
 

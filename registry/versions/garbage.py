@@ -107,9 +107,9 @@ def collect_garbage(client: MlflowClient, found: Sequence[Garbage]) -> list[Garb
             if model is None or not _is_ours(model):
                 continue
             if _changed_ms(model) != round(one.changed_at.timestamp() * 1000):
-                logger.info("%s: was touched meanwhile and stays", one.model_id)
+                logger.info("%s: changed meanwhile and kept", one.model_id)
             elif _is_needed(client, model, _find_needed(client)):
-                logger.info("%s: a version points at it by now", one.model_id)
+                logger.info("%s: used by a version now and kept", one.model_id)
             else:
                 _delete(client, model)
                 deleted.append(one)

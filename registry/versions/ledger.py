@@ -1,4 +1,4 @@
-"""History of alias moves, in numbered slots of which each can be written once.
+"""History of alias moves, in numbered slots that can be written once each.
 
 MLflow overwrites an alias without a check and keeps no history. A param of a run, however, can be
 written once: the primary key of the params table refuses a second value in one step, in SQLite
@@ -9,9 +9,9 @@ one run whose params are the moves of its aliases:
     done.000001 = true   (a tag; `void` if the alias was not set in the end)
     challenge.000001 = {"champion": 1, "candidate": 2, "data": "sha256:...", "number": 1, ...}
 
-A challenge is written before the gate decides, so that it counts whatever comes after. The next
-process finishes a move that was cut short. Users who may write runs in the experiment of
-the ledgers may move aliases.
+A challenge is written before the gate decides: it counts even if the process ends before the
+decision. The next process finishes a move that was cut short. Users who may write runs in the
+experiment of the ledgers may move aliases.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Ledger:
     aliases: Mapping[str, int]
 
     @property
-    def undone(self) -> list[AliasMove]:
+    def unfinished(self) -> list[AliasMove]:
         """Moves in progress, or cut short when their process was killed."""
         return [move for move in self.moves if not move.is_done]
 
@@ -96,8 +96,8 @@ def history(client: MlflowClient, name: str) -> list[AliasMove]:
         if model is None:
             return []
         ledger = _ledger(_find_run(client, model), model)
-        undone = {move.alias for move in ledger.undone}
-        outside = [move for move in moves_from_outside(ledger) if move.alias not in undone]
+        unfinished = {move.alias for move in ledger.unfinished}
+        outside = [move for move in moves_from_outside(ledger) if move.alias not in unfinished]
         return [*ledger.moves, *outside]
 
 
@@ -126,7 +126,7 @@ def count_challenge(client: MlflowClient, run_id: str, challenge: Challenge) -> 
         same = next((one for one in known if challenge.is_same(one)), None)
         if same is not None:
             return same
-        number = 1 + sum(one.looks_at == challenge.looks_at for one in known)
+        number = 1 + sum(one.count_key == challenge.count_key for one in known)
         counted = replace(challenge, number=number)
         slot = f"{_CHALLENGE}{len(known) + 1:06d}"
         if _write_once(client, run_id, slot, format_challenge(counted)):
@@ -162,8 +162,8 @@ def ensure_model(client: MlflowClient, name: str) -> str:
 
 def read_ledger(client: MlflowClient, name: str, run_id: str) -> Ledger:
     """The ledger and the aliases at present."""
-    # The moves are read first: a move between the two reads then shows as one from outside, and
-    # writing that one down fails, as its slot is taken.
+    # The moves are read first: a move between the two reads then looks like a move from outside,
+    # and recording it fails, because its slot is taken.
     run = client.get_run(run_id)
     return _ledger(run, client.get_registered_model(name))
 

@@ -34,8 +34,8 @@ from registry.versions.versions import RETIRED_TAG
 logger = logging.getLogger(__name__)
 
 _TRIES = 20
-# A process needs about 0.1 s between writing a slot and setting the alias. Other processes wait
-# this long before they finish its move; a move that is already old they finish at once.
+# A process needs about 0.1 s between writing a slot and setting the alias. Other processes finish
+# the move after a wait of `_PATIENCE_S`, or at once if the move is older than `_OLD_S`.
 _PATIENCE_S = 5.0
 _OLD_S = 60.0
 
@@ -53,10 +53,10 @@ def settle(client: MlflowClient, name: str) -> Ledger:
     deadline = time.monotonic() + _PATIENCE_S
     for _ in range(_TRIES):
         ledger = _await_others(client, name, run_id, deadline)
-        outside = [] if ledger.undone else moves_from_outside(ledger)
-        if not ledger.undone and not outside:
+        outside = [] if ledger.unfinished else moves_from_outside(ledger)
+        if not ledger.unfinished and not outside:
             return ledger
-        for cut_short in ledger.undone:
+        for cut_short in ledger.unfinished:
             _finish(client, name, ledger, cut_short)
         _record_outside(client, run_id, outside)
     raise _conflict(name, "its aliases")
@@ -151,9 +151,9 @@ def _await_others(client: MlflowClient, name: str, run_id: str, deadline: float)
     """The ledger once no move is in progress, or after the deadline for the latest move."""
     while True:
         ledger = read_ledger(client, name, run_id)
-        if not ledger.undone or time.monotonic() >= deadline:
+        if not ledger.unfinished or time.monotonic() >= deadline:
             return ledger
-        age_s = (datetime.now(UTC) - ledger.undone[-1].at).total_seconds()
+        age_s = (datetime.now(UTC) - ledger.unfinished[-1].at).total_seconds()
         if age_s > _OLD_S:
             return ledger
         time.sleep(0.1)
@@ -196,7 +196,7 @@ def _follow_later_moves(client: MlflowClient, name: str, run_id: str, done: Alia
 
 
 def _is_retired(client: MlflowClient, name: str, target: int | None) -> bool:
-    """Whether a version is retired; not if it is deleted, as setting an alias then fails."""
+    """Whether a version is retired; a deleted version is not: setting its alias fails anyway."""
     if target is None:
         return False
     version = if_exists(client.get_model_version, name, str(target))
@@ -212,6 +212,6 @@ def _set_alias(client: MlflowClient, name: str, alias: str, target: int | None) 
 
 def _conflict(name: str, what: str) -> ConflictError:
     return ConflictError(
-        f"adapter {name}: {what} was moved by another process meanwhile; allowed: one at a time. "
-        "Look at its history and decide again."
+        f"adapter {name}: another process moved {what} meanwhile; allowed: one at a time. Look at "
+        "the history and decide again."
     )

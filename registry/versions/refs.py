@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from registry.errors import RefError
 
-# MLflow refuses `/` and `:`; `@` would make a reference ambiguous; quotes and backslashes would
-# need escaping in MLflow's filter language, which has none.
+# MLflow refuses `/` and `:`; `@` would make a reference ambiguous; MLflow's filter language cannot
+# escape quotes and backslashes.
 _NAME = re.compile(r"[^/:@'\"`\\\s\x00-\x1f]([^/:@'\"`\\\x00-\x1f]*[^/:@'\"`\\\s\x00-\x1f])?")
 _ALIAS = re.compile(r"[\w-]+", re.ASCII)
 _VERSION_AND_STEP = re.compile(r"([0-9]{1,18})(?:@step-([0-9]{1,18}))?")

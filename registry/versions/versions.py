@@ -110,7 +110,7 @@ def get_version(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
     elif ref.version is not None:
         versions = [version for version in versions if version.version == ref.version]
     if not versions:
-        raise AdapterNotFoundError(_what_there_is(client, ref))
+        raise AdapterNotFoundError(_not_found_message(client, ref))
     versions[0].digest_at(ref.step)  # refuses a step without a bundle
     return versions[0]
 
@@ -180,12 +180,13 @@ def _retirement(tag: str | None) -> str:
         return tag or "(no reason)"  # somebody set the tag by hand
 
 
-def _what_there_is(client: MlflowClient, ref: AdapterRef) -> str:
+def _not_found_message(client: MlflowClient, ref: AdapterRef) -> str:
+    """Message with the adapter's versions and aliases, or else with the adapters that exist."""
     versions = list_versions(client, ref.name)
     if versions:
-        there = [str(version.ref) for version in versions[:10]]
-        there += [f"{ref.name}@{alias}" for version in versions for alias in version.aliases]
-        return f"adapter {ref}: not found; allowed: {', '.join(there)}. Choose one of these."
+        known = [str(version.ref) for version in versions[:10]]
+        known += [f"{ref.name}@{alias}" for version in versions for alias in version.aliases]
+        return f"adapter {ref}: not found; allowed: {', '.join(known)}. Choose one of these."
     names = sorted({version.name for version in list_versions(client)})
     return (
         f"adapter {ref}: not found; allowed: {', '.join(names[:20]) or '(none registered yet)'}. "

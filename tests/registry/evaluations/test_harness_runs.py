@@ -43,5 +43,5 @@ def test_results_of_another_adapter_are_refused(
     adapters: Registry, new_bundle: Callable[..., Path], name: str
 ) -> None:
     adapters.register(new_bundle(), name)
-    with pytest.raises(IntegrityError, match="of the adapter sha256:no"):
+    with pytest.raises(IntegrityError, match="to the adapter sha256:no"):
         adapters.record_harness(name, results("sha256:no"))

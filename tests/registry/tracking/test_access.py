@@ -91,7 +91,7 @@ def test_a_wrong_password_is_told_without_it(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not-her-password")
-    expected = r"does not let in user 'admin'.*MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASS"
+    expected = r"does not accept user 'admin'.*MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASS"
     with pytest.raises(TrackingError, match=expected) as caught:
         check_access(shared_server.address, name)
     assert "not-her-password" not in str(caught.value)
@@ -196,5 +196,6 @@ def test_a_database_file_is_not_opened(tmp_path: Path) -> None:
 
 def test_a_database_file_must_be_in_a_writable_folder(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(TrackingError, match=r"got .*; allowed: .*runs cannot be written\. Mend"):
+    expected = r"got .*; allowed: .*runs cannot be written\. Correct"
+    with pytest.raises(TrackingError, match=expected):
         check_access(f"sqlite:///{tmp_path}/runs/mlflow.db", "e")

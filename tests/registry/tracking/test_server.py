@@ -54,7 +54,7 @@ def test_a_server_that_cannot_start_is_told_with_its_log(tracking_uri: str) -> N
         mute.bind(("127.0.0.1", 0))  # taken, yet nothing answers
         port = mute.getsockname()[1]
         with (
-            pytest.raises(TrackingError, match=rf"did not come up on port {port}; see .*\.log"),
+            pytest.raises(TrackingError, match=rf"did not start on port {port}; see .*\.log"),
             serve_ui(database, port),
         ):
             pass

@@ -40,13 +40,13 @@ def test_move_is_read_as_it_was_written(client: MlflowClient, name: str) -> None
     run_id = ensure_model(client, name)
     written = new_move(1, is_rollback=True)
     append(client, run_id, written)
-    (found,) = read_ledger(client, name, run_id).undone
+    (found,) = read_ledger(client, name, run_id).unfinished
     assert (found.number, found.alias, found.source, found.target) == (1, "champion", None, 1)
     assert (found.who, found.why, found.is_rollback) == ("ann", "it is better", True)
     assert abs((found.at - written.at).total_seconds()) < 0.01
     mark(client, run_id, written, "true")
     ledger = read_ledger(client, name, run_id)
-    assert ledger.undone == []
+    assert ledger.unfinished == []
     assert (ledger.last_number("champion"), ledger.last_number("blue")) == (1, 0)
 
 

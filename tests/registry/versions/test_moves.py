@@ -80,7 +80,7 @@ def test_move_since_what_was_expected_is_a_conflict(client: MlflowClient, model:
     move(client, model, "champion", 1, "", expected=0)
     move(client, model, "blue", 3, "")
     move(client, model, "champion", 2, "", expected=1)  # another alias is no obstacle
-    with pytest.raises(ConflictError, match="alias 'champion' was moved"):
+    with pytest.raises(ConflictError, match="moved alias 'champion'"):
         move(client, model, "champion", 3, "", expected=1)
     assert stands(client, model) == 2
 
@@ -94,7 +94,7 @@ def test_move_that_was_cut_short_is_finished(
     if alias_was_set:
         client.set_registered_model_alias(model, "champion", "2")
     ledger = settle(client, model)
-    assert (stands(client, model), ledger.undone) == (2, [])
+    assert (stands(client, model), ledger.unfinished) == (2, [])
     assert targets(client, model) == [1, 2]
 
 
