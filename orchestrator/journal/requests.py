@@ -42,7 +42,7 @@ class Request:
     trial: int | None = None
 
 
-class Wishes:
+class UserRequests:
     """All requests to a sweep so far; thread-safe."""
 
     def __init__(self) -> None:

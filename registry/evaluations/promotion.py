@@ -246,14 +246,14 @@ def _challenge_number(
     ledger: Ledger,
     versions: tuple[AdapterVersion, AdapterVersion | None],
     pairs: Sequence[tuple[Evaluation, Evaluation]],
-    metric: str,
+    measure: str,
 ) -> int:
     """Number of the challenge in the ledger; 1, and nothing is written, without a comparison."""
     candidate, champion = versions
     if champion is None or candidate.retired or not pairs:
         return 1
     new, old = pairs[0]
-    are_finite = all(math.isfinite(one.measures[metric].value) for one in (new, old))
+    are_finite = all(math.isfinite(one.measures[measure].value) for one in (new, old))
     if new.data.rows < _LEAST_ROWS or not are_finite:
         return 1  # no interval is computed: the decision spends no chance
     challenge = Challenge(
@@ -262,7 +262,7 @@ def _challenge_number(
         data=new.data.digest,
         data_name=new.data.name,
         evaluation=new.digest,
-        metric=metric,
+        metric=measure,
         who=current_user(),
         at=datetime.now(UTC),
     )
