@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from registry.evaluations.comparison import Comparison
     from registry.evaluations.evaluation import Evaluation
-    from registry.evaluations.promotion import PromotionDecision, PromotionRule
+    from registry.evaluations.gate import PromotionDecision, PromotionRule
     from registry.tracking.connection import tracking_uri_for
     from registry.tracking.tracker import Tracker
     from registry.versions.entries import AliasMove
@@ -60,7 +60,7 @@ _HOMES = {
     ),
     "registry.evaluations.comparison": ("Comparison",),
     "registry.evaluations.evaluation": ("Evaluation",),
-    "registry.evaluations.promotion": ("PromotionDecision", "PromotionRule"),
+    "registry.evaluations.gate": ("PromotionDecision", "PromotionRule"),
     "registry.tracking.connection": ("tracking_uri_for",),
     "registry.tracking.tracker": ("Tracker",),
     "registry.versions.entries": ("AliasMove",),

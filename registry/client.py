@@ -14,7 +14,7 @@ from registry.bundles import loading, registration, warmstart
 from registry.evaluations import comparing, evaluation_runs, harness_runs, promotion
 from registry.evaluations.comparison import Comparison
 from registry.evaluations.evaluation import Evaluation
-from registry.evaluations.promotion import PromotionDecision, PromotionRule
+from registry.evaluations.gate import PromotionDecision, PromotionRule
 from registry.tracking.connection import connect, without_secrets
 from registry.versions import aliases, garbage, ledger, versions
 from registry.versions.entries import AliasMove, Challenge

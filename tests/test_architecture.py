@@ -64,6 +64,7 @@ COVERED_BY = {
     "trainables.hosts.objects": "tests/trainables/hosts/test_storage.py",
     "registry.evaluations.comparison": "tests/registry/evaluations/test_comparing.py",
     "registry.bundles.card_usage": "tests/registry/bundles/test_card.py",
+    "registry.evaluations.gate": "tests/registry/evaluations/test_promotion.py",
     "registry.tracking.experiments": "tests/registry/tracking/test_tracker.py",
     "registry.tracking.limits": "tests/registry/tracking/test_tracker.py",
     "registry.tracking.trial_news": "tests/registry/tracking/test_tracker.py",

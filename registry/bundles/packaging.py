@@ -20,9 +20,6 @@ from trainables.contract import CARD, digest_file
 ADAPTER_IN_MODEL = "artifacts/adapter"
 """Folder of the bundle among a version's files."""
 
-CHECKPOINTS_IN_MODEL = "checkpoints"
-"""Folder of the bundles of earlier steps among a version's files, each in `step-N`."""
-
 _CODE = Path(__file__).parents[1] / "flavor.py"
 _SIGNATURE = ModelSignature(
     inputs=Schema(
@@ -93,7 +90,7 @@ def write_model(  # noqa: PLR0913
 
 def checkpoint_folder(step: int) -> str:
     """Folder of the bundle of an earlier step among a version's files."""
-    return f"{CHECKPOINTS_IN_MODEL}/step-{step}"
+    return f"checkpoints/step-{step}"
 
 
 def pyfunc() -> Any:

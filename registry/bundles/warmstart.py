@@ -15,12 +15,12 @@ from mlflow.exceptions import MlflowException
 
 from registry.bundles.packaging import ADAPTER_IN_MODEL
 from registry.tracking.connection import plain_errors
+from registry.versions.aliases import CHAMPION
 from registry.versions.versions import AdapterVersion, list_versions
 from trainables.contract import MANIFEST
 
 logger = logging.getLogger(__name__)
 
-_CHAMPION = "champion"
 _SECTIONS = ("base", "lora", "optim", "seed")
 
 
@@ -54,7 +54,7 @@ def best_specs(
 
     def order(version: AdapterVersion) -> tuple[bool, float, int]:
         value = sign * version.metrics.get(metric, math.nan)
-        is_champion = _CHAMPION in version.aliases
+        is_champion = CHAMPION in version.aliases
         return not is_champion, value if math.isfinite(value) else math.inf, -version.version
 
     versions = sorted(list_versions(client, name), key=order)

@@ -66,7 +66,7 @@ def record_harness(client: MlflowClient, ref: AdapterRef | str, results: Mapping
 
 
 def _open(client: MlflowClient, version: AdapterVersion, results: Mapping[str, Any]) -> str:
-    """Id of the run for results of these tasks under these conditions; made if missing."""
+    """Id of the run for the results' tasks and conditions; a missing run is created."""
     tasks = results["tasks"]
     conditions = {
         **{key: results[key] for key in ("adapter", "form", "limit", "packages")},

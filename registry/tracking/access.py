@@ -77,7 +77,7 @@ def check_access(tracking_uri: str, experiment: str, model: str | None = None) -
 
 
 class _AwayError(Exception):
-    """The server does not answer, or reports that it is busy or broken."""
+    """The server does not answer, or answers as busy or broken."""
 
 
 @dataclass(frozen=True)

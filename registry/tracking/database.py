@@ -68,7 +68,7 @@ def fit_for_use(database: Path) -> Iterator[None]:
 
 
 def _create(database: Path) -> None:
-    """Create MLflow's tables in another file and give it the name when it is whole.
+    """Create MLflow's tables in another file, which gets the database's name when whole.
 
     A process that is killed on the way leaves no half-made database under the name.
     """

@@ -52,7 +52,11 @@ def move_alias(
     """
     require_alias(alias)
     version = get_whole(client, ref)
-    require_in_use(version)
+    if version.retired:
+        raise RetiredError(
+            f"adapter {version.ref}: it was retired ({version.retired}); allowed: versions in "
+            "use. Choose another, or bring it back: unretire."
+        )
     with plain_errors(client.tracking_uri):
         return move(client, version.name, alias, version.version, why, expected=expected)
 
@@ -124,7 +128,7 @@ def rollback(
 
 
 def retire(client: MlflowClient, ref: AdapterRef | str, reason: str) -> AdapterVersion:
-    """Take a version out of use: its files stay, its aliases are removed, none can be set.
+    """Take a version out of use: aliases are removed and cannot be set, files stay.
 
     Raises:
         AdapterNotFoundError: There is no such version.
@@ -181,19 +185,6 @@ def get_whole(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
             f"retirement belong to whole versions. Write {ref.name}/{ref.version}."
         )
     return get_version(client, ref)
-
-
-def require_in_use(version: AdapterVersion) -> None:
-    """Refuse a retired version.
-
-    Raises:
-        RetiredError: The version is retired.
-    """
-    if version.retired:
-        raise RetiredError(
-            f"adapter {version.ref}: it was retired ({version.retired}); allowed: versions in "
-            "use. Choose another, or bring it back: unretire."
-        )
 
 
 def _require_no_champion(version: AdapterVersion) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from registry.errors import NotComparableError
 from registry.evaluations.evaluation import Evaluation
+from registry.evaluations.gate import PromotionRule, confidence_of
 from registry.evaluations.improvement import (
     Ends,
     difference_interval,
@@ -18,7 +19,6 @@ from registry.evaluations.improvement import (
     sign_flip_ends,
     student_ends,
 )
-from registry.evaluations.promotion import PromotionRule, confidence_of
 from tests.support.bundles import new_document
 
 NewDocument = Callable[..., dict[str, Any]]

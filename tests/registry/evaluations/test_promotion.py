@@ -11,7 +11,7 @@ import pytest
 
 from registry import Registry
 from registry.errors import RefError, RuleError
-from registry.evaluations.promotion import PromotionDecision, PromotionRule
+from registry.evaluations.gate import PromotionDecision, PromotionRule
 from registry.versions.versions import AdapterVersion
 from tests.support.bundles import new_document
 
