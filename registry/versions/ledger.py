@@ -16,7 +16,6 @@ experiment of the ledgers may move aliases.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -41,8 +40,6 @@ from registry.versions.entries import (
     parse_move,
 )
 from registry.versions.refs import require_name
-
-logger = logging.getLogger(__name__)
 
 _LEDGER_TAG = "lorchestra.ledger"
 _MOVE, _DONE, _CHALLENGE = "move.", "done.", "challenge."

@@ -97,10 +97,10 @@ def test_a_wrong_password_is_told_without_it(
     assert "not-her-password" not in str(caught.value)
     monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
     monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
-    with pytest.raises(TrackingError, match="let in a user without name and password"):
+    with pytest.raises(TrackingError, match="accept a user without name and password"):
         check_access(shared_server.address, name)
     secret = shared_server.address.replace("http://", "http://eve:hunter-two@")
-    with pytest.raises(TrackingError, match="let in user 'eve'") as caught:
+    with pytest.raises(TrackingError, match="accept user 'eve'") as caught:
         check_access(secret, name)
     assert "hunter-two" not in str(caught.value)
 
