@@ -21,8 +21,8 @@ from orchestrator.journal.events import (
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.log import read_events
 from registry import Registry
-from registry.connection import connect
-from registry.search import find_runs
+from registry.tracking.connection import connect
+from registry.tracking.search import find_runs
 
 TIMED = ("tokens_per_s", "peak_memory_gib", "host_s")
 """Metrics that tell how fast the machine was."""

@@ -23,7 +23,7 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 
 from orchestrator.journal.events import LogEntry
 from orchestrator.journal.log import read_events
-from registry.server import serve_ui
+from registry.tracking.server import serve_ui
 from tests.support import tiny
 from tests.support.servers import Proxy, proxy
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from registry.improvement import sign_flip_ends, student_ends
-from registry.promotion import PromotionRule, confidence_of
+from registry.evaluations.gate import PromotionRule, confidence_of
+from registry.evaluations.improvement import sign_flip_ends, student_ends
 
 LEVEL = 0.025
 ROWS = (5, 8, 12, 20, 40, 100, 200)

@@ -43,7 +43,7 @@ from orchestrator.journal.events import SweepStarted
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.paths import REPORT_FOLDER
 from orchestrator.journal.recording import SweepRecord
-from orchestrator.journal.requests import Wishes
+from orchestrator.journal.requests import UserRequests
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.quiet import hush_noisy_loggers
 from orchestrator.report.delivery import Delivery
@@ -317,8 +317,8 @@ def _open_stage(
     budget = Budget(spec.budget, record.history, usage=pool.usage)
     watch.watch(budget, "exhausted", "budget")
     watch.watch(budget, "forbids", "budget")
-    wishes = Wishes()
-    stack.enter_context(Supervisor(record, storage, wishes, broker, pool.usage))
+    requests = UserRequests()
+    stack.enter_context(Supervisor(record, storage, requests, broker, pool.usage))
     return Stage(
         record=record,
         storage=storage,
@@ -326,7 +326,7 @@ def _open_stage(
         broker=broker,
         max_trials=placement.max_trials,
         budget=budget,
-        wishes=wishes,
+        requests=requests,
         pool=pool,
     )
 

@@ -50,7 +50,7 @@ from orchestrator.outcome import Outcome
 from orchestrator.report.delivery import Delivery
 from orchestrator.spec.sweep import SweepSpec, parse_sweep
 from registry import Tracker
-from registry.connection import artifact_location_for, connect
+from registry.tracking.connection import artifact_location_for, connect
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 AT_ONCE = 8

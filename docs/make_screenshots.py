@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # pages.py, without a package of its own
 import pages  # noqa: E402
 
-from registry.connection import connect  # noqa: E402
-from registry.server import serve_ui  # noqa: E402
+from registry.tracking.connection import connect  # noqa: E402
+from registry.tracking.server import serve_ui  # noqa: E402
 
 IS_TRIAL = "tags.`lorchestra.kind` = 'trial'"
 SETTINGS = ("quantization", "lora.rank", "lora.alpha", "lora.targets", "optim.learning_rate")

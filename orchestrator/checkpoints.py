@@ -12,7 +12,7 @@ from orchestrator.journal.events import FoldersPruned
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.sweep_storage import SweepStorage
-from orchestrator.resuming import goes_on
+from orchestrator.resuming import continues_on_resume
 from orchestrator.spec.sweep import SweepSpec
 from trainables.errors import StorageError
 from trainables.hosts.storage import remove_folder
@@ -38,7 +38,7 @@ def unneeded_checkpoints(spec: SweepSpec, history: SweepHistory) -> list[int]:
         and trial.repeat_of is None
         and trial.ref is None
         and "state" not in trial.pruned
-        and not goes_on(trial, is_failed=True)
+        and not continues_on_resume(trial, is_failed=True)
     ]
 
 

@@ -223,7 +223,7 @@ def _prune(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from registry.server import serve_ui
+    from registry.tracking.server import serve_ui
 
     uri = tracking_uri_of(options)
     if not uri.startswith("sqlite:///"):

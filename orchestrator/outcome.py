@@ -1,7 +1,7 @@
 """Outcomes of trials, and the effect of each outcome on the search, the finals and reports.
 
-A new outcome needs a member of `Outcome` and a row of `TRAITS`. (`registry.tracking` holds the
-status of the run in MLflow for each outcome.)
+A new outcome needs a member of `Outcome` and a row of `TRAITS`. (`registry.tracking.tracker` holds
+the status of the run in MLflow for each outcome.)
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class OutcomeTraits:
         can_leave_adapter: Whether the trial's last state is a usable adapter.
         is_decided_outside: Whether the scheduler or the user ends the trial; the trial itself
             does not learn the reason.
-        may_be_mended: Whether the machine or the set-up can be the cause: the same configuration
-            may work in a later run.
+        may_be_corrected: Whether the machine or the set-up can be the cause: the same
+            configuration may work in a later run.
     """
 
     color: str
@@ -37,7 +37,7 @@ class OutcomeTraits:
     lesson: Lesson
     can_leave_adapter: bool = False
     is_decided_outside: bool = False
-    may_be_mended: bool = False
+    may_be_corrected: bool = False
 
 
 TRAITS: Mapping[Outcome, OutcomeTraits] = {
@@ -53,10 +53,10 @@ TRAITS: Mapping[Outcome, OutcomeTraits] = {
     ),
     Outcome.DIVERGED: OutcomeTraits(color="#d55e00", style="red", lesson="worst"),
     Outcome.INFEASIBLE: OutcomeTraits(
-        color="#cc79a7", style="magenta", lesson="worst", may_be_mended=True
+        color="#cc79a7", style="magenta", lesson="worst", may_be_corrected=True
     ),
     Outcome.FAILED: OutcomeTraits(
-        color="#000000", style="bold red", lesson="nothing", may_be_mended=True
+        color="#000000", style="bold red", lesson="nothing", may_be_corrected=True
     ),
     Outcome.CANCELLED: OutcomeTraits(
         color="#999999",

@@ -24,7 +24,7 @@ from orchestrator.journal.lease import Lease
 from orchestrator.journal.paths import TRIALS_FOLDER, bundle_folder, state_folder, trial_folder
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import Outcome
-from orchestrator.resuming import goes_on
+from orchestrator.resuming import continues_on_resume
 from orchestrator.search.schedule import build_scheduler, replay_history
 from orchestrator.spec.complaint import require
 from orchestrator.spec.sweep import SweepSpec, recorded_sweep
@@ -233,7 +233,7 @@ def _unfinished_business(spec: SweepSpec, history: SweepHistory) -> Iterator[tup
     """Trials that the sweep would continue or copy with a larger budget, with the reason."""
     is_failed = history.status == Outcome.FAILED
     for trial in history.ended():
-        if goes_on(trial, is_failed):
+        if continues_on_resume(trial, is_failed):
             yield trial.number, "a larger budget continues it"
             if trial.parent is not None:
                 yield trial.parent["trial"], f"trial {trial.number} continues from it"

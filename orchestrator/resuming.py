@@ -151,7 +151,7 @@ class SweepProgress:
                 self.record.end_trial(record.number, STOPPED_BY_USER, bundle, by="user")
         for trial in self.record.history.ended():
             stage: StageName = "search" if trial.repeat_of is None else "repeats"
-            if stage in stages and goes_on(trial, is_failed):
+            if stage in stages and continues_on_resume(trial, is_failed):
                 self.storage.remove_bundle(trial.number)  # the trial will train further
                 self.record.add(TrialResumed(trial=trial.number, step=trial.step))
 
@@ -161,14 +161,14 @@ class SweepProgress:
         return {name: values[name] for name in _STAGES[stage]}
 
 
-def goes_on(trial: TrialRecord, is_failed: bool) -> bool:
+def continues_on_resume(trial: TrialRecord, is_failed: bool) -> bool:
     """Whether an ended trial continues when its sweep is resumed.
 
     Trials that ended because the budget was spent or the sweep was cancelled continue. If the
     whole sweep failed, trials that failed before their first evaluation also continue: the user
-    may have mended the cause.
+    may have corrected the cause.
     """
     if trial.outcome is Outcome.CANCELLED:
         return trial.reason != STOPPED_BY_USER.reason
-    may_be_mended = trial.outcome is not None and TRAITS[trial.outcome].may_be_mended
-    return is_failed and may_be_mended and not trial.measured
+    may_be_corrected = trial.outcome is not None and TRAITS[trial.outcome].may_be_corrected
+    return is_failed and may_be_corrected and not trial.measured

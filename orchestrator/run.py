@@ -50,7 +50,7 @@ from orchestrator.journal.paths import (
 )
 from orchestrator.journal.pins import settle_pins
 from orchestrator.journal.recording import SweepRecord
-from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
+from orchestrator.journal.requests import CANCELLED_BY_USER, UserRequests
 from orchestrator.journal.sweep_storage import SweepStorage, read_history, require_cache
 from orchestrator.outcome import Outcome, TrialOutcome, can_leave_adapter
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_held, library_chatter_to
@@ -66,10 +66,10 @@ from orchestrator.search.startpoints import choose_start_points
 from orchestrator.spec.complaint import require
 from orchestrator.spec.data_report import inspect_inputs, read_local_rows, with_fetched_configs
 from orchestrator.spec.sweep import SweepSpec
-from orchestrator.supervision import SteeringWithWishes, Supervisor
+from orchestrator.supervision import SteeringWithRequests, Supervisor
 from orchestrator.tuning import Stage
 from registry import Registry, RegistryError, Tracker, tracking_uri_for
-from registry.access import check_access
+from registry.tracking.access import check_access
 from trainables.errors import TrialError
 from trainables.evaluation.answers import load_metrics
 
@@ -231,12 +231,12 @@ def _train(sweep: _Sweep) -> bool:
             )
             stack.enter_context(pool)
             budget = _open_budget(sweep, placement, pool)
-            wishes = Wishes()
+            requests = UserRequests()
             stack.enter_context(
                 Supervisor(
                     sweep.record,
                     sweep.storage,
-                    wishes,
+                    requests,
                     broker,
                     pool.usage,
                     partial(remove_unneeded, sweep.spec, sweep.record, sweep.storage),
@@ -249,31 +249,31 @@ def _train(sweep: _Sweep) -> bool:
             broker=broker,
             max_trials=placement.max_trials,
             budget=budget,
-            wishes=wishes,
+            requests=requests,
             pool=pool,
         )
         if not sweep.progress.has_ended("search"):
             with sweep.phase("searching"):
                 _search(sweep, stage)
         is_searched = sweep.progress.has_ended("search")
-        if is_searched and not wishes.is_cancelled and not sweep.progress.has_ended("repeats"):
+        if is_searched and not requests.is_cancelled and not sweep.progress.has_ended("repeats"):
             with sweep.phase("training the best again"):
                 _repeat(sweep, stage)
-        if not wishes.is_cancelled:
+        if not requests.is_cancelled:
             with sweep.phase("evaluating"):
                 evaluate_finalists(sweep.spec, sweep.record, broker, sweep.storage, pool.check)
         with sweep.phase("ending hosts"):
             pool.close()
-        if not wishes.is_cancelled:
+        if not requests.is_cancelled:
             with sweep.phase("evaluating serving forms"):
                 evaluate_forms(
                     sweep.spec,
                     sweep.record,
                     sweep.storage,
                     shape_of_workers(),
-                    lambda: wishes.is_cancelled,
+                    lambda: requests.is_cancelled,
                 )
-        return wishes.is_cancelled
+        return requests.is_cancelled
 
 
 def _open_budget(sweep: _Sweep, placement: Placement, pool: HostPool) -> Budget:
@@ -330,12 +330,12 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
         {"storage": sweep.storage.location},
         start_points=record.history.start_points or [],
         may_start=may_start,
-        scheduler=SteeringWithWishes(scheduler, stage.wishes),
+        scheduler=SteeringWithRequests(scheduler, stage.requests),
     )
     reason = stage.run(searcher, scheduler, scheduler.end_of, share)
     # A search without an adapter is not recorded as ended: a resume continues it after a fix.
     has_found = any(can_leave_adapter(trial.outcome) for trial in record.history.searched())
-    if not stage.wishes.is_cancelled and has_found:
+    if not stage.requests.is_cancelled and has_found:
         is_short = len(record.history.searched()) < spec.budget.trials
         sweep.progress.end("search", reason or (searcher.finish_reason if is_short else ""))
 
@@ -356,7 +356,7 @@ def _repeat(sweep: _Sweep, stage: Stage) -> None:
         )
         reason = stage.run(searcher, FIFOScheduler(), lambda trial: None, is_finals=True)
         reason = reason or searcher.finish_reason
-    if not stage.wishes.is_cancelled:
+    if not stage.requests.is_cancelled:
         sweep.progress.end("repeats", reason)
 
 

@@ -21,7 +21,7 @@ from orchestrator.journal.events import UsageMeasured
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.paths import REQUESTS_FOLDER
 from orchestrator.journal.recording import SweepRecord
-from orchestrator.journal.requests import Wishes, take_requests
+from orchestrator.journal.requests import UserRequests, take_requests
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import TrialOutcome, first_end
 from orchestrator.search.budget import Budget
@@ -46,7 +46,7 @@ class Supervisor:
     Args:
         record: Record that gets the usage.
         storage: Storage with the user's requests.
-        wishes: Collection that gets the requests.
+        requests: Collection that gets the requests.
         broker: Actor that releases a trial when the user stops the trial.
         usage: Returns the usage of this session's hosts so far.
         free_disk: Removes unneeded checkpoints; called as often as usage is recorded.
@@ -56,13 +56,13 @@ class Supervisor:
         self,
         record: SweepRecord,
         storage: SweepStorage,
-        wishes: Wishes,
+        requests: UserRequests,
         broker: ActorHandle,
         usage: Callable[[], Usage],
         free_disk: Callable[[], object] = lambda: None,
     ) -> None:
         self._free = free_disk
-        self._record, self._storage, self._wishes = record, storage, wishes
+        self._record, self._storage, self._requests = record, storage, requests
         self._broker, self._usage = broker, usage
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
@@ -114,7 +114,7 @@ class Supervisor:
             logger.warning("requests cannot be read: %s", error)
             return
         for request in requests:
-            self._wishes.add(request)
+            self._requests.add(request)
             if request.trial is not None:
                 try:  # at once: the trial's next report may be far away
                     ray.get(self._broker.leave.remote(request.trial, None, keep=True))
@@ -123,14 +123,14 @@ class Supervisor:
 
 
 @dataclass(frozen=True)
-class SteeringWithWishes:
+class SteeringWithRequests:
     """The scheduler as a searcher sees it; a request of the user overrides the scheduler.
 
     The searcher therefore gets the same end of a trial as the log.
     """
 
     scheduler: EarlyStopping
-    wishes: Wishes
+    requests: UserRequests
 
     def next_heir(self) -> Heir | None:
         """See `EarlyStopping.next_heir`."""
@@ -142,7 +142,7 @@ class SteeringWithWishes:
 
     def end_of(self, trial: int) -> TrialOutcome | None:
         """End of a stopped trial; `None` if neither the user nor the scheduler stopped it."""
-        return first_end(self.wishes.end_of(trial), self.scheduler.end_of(trial))
+        return first_end(self.requests.end_of(trial), self.scheduler.end_of(trial))
 
 
 class SweepStopper(tune.Stopper):  # type: ignore[misc]
@@ -154,7 +154,7 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]
 
     def __init__(
         self,
-        wishes: Wishes,
+        requests: UserRequests,
         budget: Budget,
         share: float,
         is_broken: Callable[[], bool] = lambda: False,
@@ -165,7 +165,7 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]
         It also ends them when the hosts cannot go on, which `is_broken` tells.
         """
         self._is_broken = is_broken
-        self._wishes, self._budget, self._share = wishes, budget, share
+        self._requests, self._budget, self._share = requests, budget, share
         self._clock, self._looked_at = clock, -math.inf
         self.reason = ""
 
@@ -175,7 +175,7 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether this trial ends."""
-        return "trial" in result and self._wishes.is_stopped(result["trial"])
+        return "trial" in result and self._requests.is_stopped(result["trial"])
 
     def stop_all(self) -> bool:
         """Whether all trials end."""
@@ -183,7 +183,7 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]
         if self._is_broken():
             return True
         now = self._clock()
-        if not self._wishes.is_cancelled and now - self._looked_at >= LOOK_EVERY_S:
+        if not self._requests.is_cancelled and now - self._looked_at >= LOOK_EVERY_S:
             self._looked_at = now
             self.reason = self._budget.exhausted(self._share)
-        return self._wishes.is_cancelled or bool(self.reason)
+        return self._requests.is_cancelled or bool(self.reason)

@@ -19,7 +19,7 @@ from orchestrator.hosts.pool import HostPool
 from orchestrator.hosts.proxy import SeatReleaser, TrialProxy
 from orchestrator.journal.paths import TUNE_FOLDER, bundle_folder
 from orchestrator.journal.recording import SweepRecord, TrialRecorder
-from orchestrator.journal.requests import CANCELLED_BY_USER, Wishes
+from orchestrator.journal.requests import CANCELLED_BY_USER, UserRequests
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.search.budget import Budget
@@ -40,7 +40,7 @@ class Stage:
         broker: The actor of `orchestrator.hosts.broker`.
         max_trials: Trials that can have a seat at the same time.
         budget: Budget of the sweep.
-        wishes: Requests of the user during the run.
+        requests: Requests of the user during the run.
         pool: The hosts; a pool that cannot go on ends the run.
     """
 
@@ -50,7 +50,7 @@ class Stage:
     broker: ActorHandle
     max_trials: int
     budget: Budget
-    wishes: Wishes
+    requests: UserRequests
     pool: HostPool
 
     def run(
@@ -79,11 +79,11 @@ class Stage:
                 the trials in work are not recorded as ended.
         """
         stopper = SweepStopper(
-            self.wishes, self.budget, share, lambda: self.pool.problem is not None
+            self.requests, self.budget, share, lambda: self.pool.problem is not None
         )
         folder = self.storage.folder / TUNE_FOLDER
         shutil.rmtree(folder, ignore_errors=True)  # pickles that nobody reads, of a killed driver
-        recorder = TrialRecorder(self.record, self.horizon, end_of, self.wishes, self.pool.check)
+        recorder = TrialRecorder(self.record, self.horizon, end_of, self.requests, self.pool.check)
         # Ray Tune would write the credentials of AWS into a log of each node, in plain text.
         # Nodes have credentials of their own.
         class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
@@ -120,8 +120,8 @@ class Stage:
 
     def _cut_short(self, reason: str, is_finals: bool) -> str:
         """Record the end of trials cut short, for which Ray Tune calls no callback."""
-        by = "user" if self.wishes.is_cancelled else "budget"
-        reason = CANCELLED_BY_USER if self.wishes.is_cancelled else reason
+        by = "user" if self.requests.is_cancelled else "budget"
+        reason = CANCELLED_BY_USER if self.requests.is_cancelled else reason
         for trial in self.record.history.unfinished():
             if (trial.repeat_of is not None) != is_finals:
                 continue

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from registry.client import Registry
-    from registry.comparison import Comparison
-    from registry.connection import tracking_uri_for
     from registry.errors import (
         AdapterNotFoundError,
         ConflictError,
@@ -22,12 +20,14 @@ if TYPE_CHECKING:
         RegistryError,
         TrackingError,
     )
-    from registry.evaluation import Evaluation
-    from registry.ledger import AliasMove
-    from registry.promotion import PromotionDecision, PromotionRule
-    from registry.refs import AdapterRef
-    from registry.tracking import Tracker
-    from registry.versions import AdapterVersion
+    from registry.evaluations.comparison import Comparison
+    from registry.evaluations.evaluation import Evaluation
+    from registry.evaluations.gate import PromotionDecision, PromotionRule
+    from registry.tracking.connection import tracking_uri_for
+    from registry.tracking.tracker import Tracker
+    from registry.versions.entries import AliasMove
+    from registry.versions.refs import AdapterRef
+    from registry.versions.versions import AdapterVersion
 
 __all__ = [
     "AdapterNotFoundError",
@@ -49,10 +49,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "registry.versions": ("AdapterVersion",),
     "registry.client": ("Registry",),
-    "registry.comparison": ("Comparison",),
-    "registry.connection": ("tracking_uri_for",),
     "registry.errors": (
         "AdapterNotFoundError",
         "ConflictError",
@@ -61,14 +58,14 @@ _HOMES = {
         "RegistryError",
         "TrackingError",
     ),
-    "registry.ledger": ("AliasMove",),
-    "registry.evaluation": ("Evaluation",),
-    "registry.promotion": (
-        "PromotionDecision",
-        "PromotionRule",
-    ),
-    "registry.refs": ("AdapterRef",),
-    "registry.tracking": ("Tracker",),
+    "registry.evaluations.comparison": ("Comparison",),
+    "registry.evaluations.evaluation": ("Evaluation",),
+    "registry.evaluations.gate": ("PromotionDecision", "PromotionRule"),
+    "registry.tracking.connection": ("tracking_uri_for",),
+    "registry.tracking.tracker": ("Tracker",),
+    "registry.versions.entries": ("AliasMove",),
+    "registry.versions.refs": ("AdapterRef",),
+    "registry.versions.versions": ("AdapterVersion",),
 }
 
 

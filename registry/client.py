@@ -10,27 +10,17 @@ from typing import Any, Literal
 
 from mlflow import MlflowClient
 
-from registry import (
-    aliases,
-    comparing,
-    evaluation_runs,
-    garbage,
-    harness_runs,
-    ledger,
-    loading,
-    promotion,
-    registration,
-    versions,
-    warmstart,
-)
-from registry.comparison import Comparison
-from registry.connection import connect, without_secrets
-from registry.evaluation import Evaluation
-from registry.garbage import Garbage
-from registry.ledger import AliasMove, Challenge
-from registry.promotion import PromotionDecision, PromotionRule
-from registry.refs import AdapterRef
-from registry.versions import AdapterVersion
+from registry.bundles import loading, registration, warmstart
+from registry.evaluations import comparing, evaluation_runs, harness_runs, promotion
+from registry.evaluations.comparison import Comparison
+from registry.evaluations.evaluation import Evaluation
+from registry.evaluations.gate import PromotionDecision, PromotionRule
+from registry.tracking.connection import connect, without_secrets
+from registry.versions import aliases, garbage, ledger, versions
+from registry.versions.entries import AliasMove, Challenge
+from registry.versions.garbage import Garbage
+from registry.versions.refs import AdapterRef
+from registry.versions.versions import AdapterVersion
 
 
 class Registry:
@@ -85,21 +75,21 @@ class Registry:
         data: str | None = None,
         with_examples: bool = True,
     ) -> list[Evaluation]:
-        """Evaluations of a version, the newest first; see `registry.evaluation_runs`."""
+        """Evaluations of a version, the newest first."""
         return evaluation_runs.list_evaluations(
             self._client, ref, form=form, data=data, with_examples=with_examples
         )
 
     def history(self, name: str) -> list[AliasMove]:
-        """All moves of an adapter's aliases, the oldest first; see `registry.ledger`."""
+        """All moves of an adapter's aliases, the oldest first."""
         return ledger.history(self._client, name)
 
     def challenges(self, name: str) -> list[Challenge]:
-        """All challenges of an adapter's champions, the oldest first; see `registry.ledger`."""
+        """All challenges of an adapter's champions, the oldest first."""
         return ledger.challenges(self._client, name)
 
     def compare(self, refs: Sequence[AdapterRef | str], *, confidence: float = 0.95) -> Comparison:
-        """Two or more versions side by side; see `registry.comparing`."""
+        """Two or more versions side by side."""
         return comparing.compare(self._client, refs, confidence=confidence)
 
     def best_specs(
@@ -110,19 +100,19 @@ class Registry:
         metric: str = "eval_loss",
         mode: Literal["min", "max"] = "min",
     ) -> list[dict[str, Any]]:
-        """Training settings of an adapter's best versions; see `registry.warmstart`."""
+        """Training settings of an adapter's best versions."""
         return warmstart.best_specs(self._client, name, limit, metric=metric, mode=mode)
 
     # -------------------------------------------------------------------------------------- files
 
     def pull(self, ref: AdapterRef | str, destination: str | Path) -> Path:
-        """Copy a version's checked bundle to a folder; see `registry.loading`."""
+        """Copy a version's checked bundle to a folder."""
         return loading.pull(self._client, ref, destination)
 
     def load(
         self, ref: AdapterRef | str, *, base_model: str | None = None, form: str | None = None
     ) -> Any:
-        """A version as an MLflow model that completes prompts; see `registry.loading`."""
+        """A version as an MLflow model that completes prompts."""
         return loading.load(self._client, ref, base_model=base_model, form=form)
 
     # ------------------------------------------------------------------------------------ writing
@@ -138,7 +128,7 @@ class Registry:
         checkpoints: Mapping[int, Path] = MappingProxyType({}),
         card: str = "",
     ) -> AdapterVersion:
-        """Register a bundle as the next version of an adapter; see `registry.registration`."""
+        """Register a bundle as the next version of an adapter."""
         return registration.register(
             self._client,
             bundle,
@@ -151,11 +141,11 @@ class Registry:
         )
 
     def record_evaluation(self, ref: AdapterRef | str, document: Mapping[str, Any]) -> str:
-        """Record a version's evaluation; returns the run id. See `registry.evaluation_runs`."""
+        """Record a version's evaluation; returns the run id."""
         return evaluation_runs.record_evaluation(self._client, ref, document)
 
     def record_harness(self, ref: AdapterRef | str, results: Mapping[str, Any]) -> str:
-        """Record harness results of a version; returns the run id. See `registry.harness_runs`."""
+        """Record harness results of a version; returns the run id."""
         return harness_runs.record_harness(self._client, ref, results)
 
     # ------------------------------------------------------------------------------------ aliases
@@ -169,35 +159,35 @@ class Registry:
         reevaluate: Callable[[Sequence[AdapterVersion]], None] | None = None,
         force: bool = False,
     ) -> PromotionDecision:
-        """Make a version champion if it beats the champion; see `registry.promotion`."""
+        """Make a version champion if it beats the champion."""
         return promotion.promote(
             self._client, ref, rule, why=why, reevaluate=reevaluate, force=force
         )
 
     def rollback(self, name: str, *, alias: str = aliases.CHAMPION, why: str = "") -> AliasMove:
-        """Point an alias back at its previous version; see `registry.aliases`."""
+        """Point an alias back at its previous version."""
         return aliases.rollback(self._client, name, alias=alias, why=why)
 
     def set_alias(self, ref: AdapterRef | str, alias: str, *, why: str = "") -> AdapterVersion:
-        """Point an alias at a version; see `registry.aliases`."""
+        """Point an alias at a version."""
         return aliases.set_alias(self._client, ref, alias, why=why)
 
     def drop_alias(self, name: str, alias: str, *, why: str = "") -> None:
-        """Remove an alias from an adapter; see `registry.aliases`."""
+        """Remove an alias from an adapter."""
         aliases.drop_alias(self._client, name, alias, why=why)
 
     def retire(self, ref: AdapterRef | str, reason: str) -> AdapterVersion:
-        """Take a version out of use and remove the version's aliases; see `registry.aliases`."""
+        """Take a version out of use and remove the version's aliases."""
         return aliases.retire(self._client, ref, reason)
 
     def unretire(self, ref: AdapterRef | str) -> AdapterVersion:
-        """Bring a retired version back into use; see `registry.aliases`."""
+        """Bring a retired version back into use."""
         return aliases.unretire(self._client, ref)
 
     # ----------------------------------------------------------------------------------- cleaning
 
     def find_garbage(self, *, older_than_s: float = 86400) -> list[Garbage]:
-        """Stored models that no version needs, the oldest first; see `registry.garbage`."""
+        """Stored models that no version needs, the oldest first."""
         return garbage.find_garbage(self._client, older_than_s=older_than_s)
 
     def collect_garbage(self, found: Sequence[Garbage]) -> list[Garbage]:

@@ -67,12 +67,18 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
         folder = Path(context.artifacts["adapter"])
         options = context.model_config
         manifest = _read_manifest(folder)
-        _require_form(options["form"], manifest["base"])
+        # A base whose own files are quantized has no plain weights.
+        allowed = _FORMS[:1] if manifest["base"].get("prequantized") else _FORMS
+        if options["form"] not in allowed:
+            raise ValueError(
+                f"form: got {options['form']!r}; allowed: {', '.join(allowed)}. Choose one: "
+                "load_model(uri, model_config={'form': 'trained'})"
+            )
         with tempfile.TemporaryDirectory() as work:
             self.model, self.tokenizer = _load(
                 folder, manifest["base"], options["form"], options, Path(work)
             )
-        self.ends = _forget_wishes(self.model, self.tokenizer, manifest["data"])
+        self.ends = _decode_greedily(self.model, self.tokenizer, manifest["data"])
         self.data = manifest["data"]
         self._batch_size: int = context.model_config["batch_size"]
 
@@ -123,7 +129,12 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
     def encode(self, asked: _Request) -> list[int]:
         """Tokens of a prompt, encoded as in the adapter's training."""
         if self.data["prompt_style"] == "chat":
-            return self._encode_chat(asked)
+            turns = asked.messages
+            if turns is None:
+                turns = [{"role": "user", "content": asked.prompt or ""}]
+            text = _render_prompt(self.tokenizer, self.data, turns, asked.tools)
+            of_chat: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+            return of_chat
         if asked.messages is not None:
             raise ValueError(
                 "messages: the adapter was trained on text without a chat template; allowed: "
@@ -137,21 +148,13 @@ class AdapterModel(PythonModel):  # type: ignore[misc]
             raise ValueError("prompt: got ''; allowed: text that is not empty. Write a prompt.")
         return ids
 
-    def _encode_chat(self, asked: _Request) -> list[int]:
-        turns = asked.messages
-        if turns is None:
-            turns = [{"role": "user", "content": asked.prompt or ""}]
-        text = _render_prompt(self.tokenizer, self.data, turns, asked.tools)
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
     def complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
         """Completion tokens of each prompt, up to the first end token."""
         import torch
         from transformers import GenerationConfig
 
         ends = self.ends
-        # Nobody attends to it, but the base looks it up: any token that it surely knows does.
+        # The mask hides padding, but the base looks it up: token 0 exists in every base.
         pad = 0
         length = max(map(len, prompts))
         # Left padding: every prompt ends where its completion begins.
@@ -321,7 +324,9 @@ def _load(
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, record["compute_dtype"])
-    plain = _plain_form(source, record, work)
+    plain = source.folder
+    if source.gguf is not None:
+        plain = _cached(record, "plain") or _unpack_gguf(source, work / "plain")
     tokenizer = AutoTokenizer.from_pretrained(str(plain), local_files_only=True)
     stored = _stored_form(plain, record, device, work) if form == "trained" else plain
     # A stored form carries its own quantization config.
@@ -340,16 +345,6 @@ def _load(
         model = _from_pretrained(folder, dtype, device, quantization=None)
         _settle(model, dtype)
     return model.eval(), tokenizer
-
-
-def _require_form(form: str, record: Mapping[str, Any]) -> None:
-    # A base whose own files are quantized has no plain weights.
-    allowed = _FORMS[:1] if record.get("prequantized") else _FORMS
-    if form not in allowed:
-        raise ValueError(
-            f"form: got {form!r}; allowed: {', '.join(allowed)}. Choose one: "
-            "load_model(uri, model_config={'form': 'trained'})"
-        )
 
 
 def _settle(model: Any, dtype: Any) -> None:
@@ -449,14 +444,8 @@ def _require_recorded(source: _Source, record: Mapping[str, Any], base_model: st
         )
 
 
-def _plain_form(source: _Source, record: Mapping[str, Any], work: Path) -> Path:
-    """A folder with unquantized weights and the tokenizer."""
-    if source.gguf is None:
-        return source.folder
-    return _cached(record, "plain") or _unpack_gguf(source, work / "plain")
-
-
 def _unpack_gguf(source: _Source, folder: Path) -> Path:
+    """Unquantized weights and tokenizer of a .gguf file, written to a folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -479,7 +468,8 @@ def _stored_form(plain: Path, record: Mapping[str, Any], device: str, work: Path
     """A folder with the weights in the stored form of the training."""
     if record["quantization"] == "none" or record.get("prequantized"):
         return plain
-    return _cached_base(record) or _quantized(plain, record, device, work / "quantized")
+    form = record["quantization"] + ("-dq" if record["double_quant"] else "")
+    return _cached(record, form) or _quantized(plain, record, device, work / "quantized")
 
 
 def _quantized(plain: Path, record: Mapping[str, Any], device: str, folder: Path) -> Path:
@@ -495,13 +485,8 @@ def _quantized(plain: Path, record: Mapping[str, Any], device: str, folder: Path
     return folder
 
 
-def _cached_base(record: Mapping[str, Any]) -> Path | None:
-    """The base's stored form in the cache that training fills; `None` without an entry."""
-    form = "plain" if record["quantization"] == "none" else record["quantization"]
-    return _cached(record, form + ("-dq" if record["double_quant"] else ""))
-
-
 def _cached(record: Mapping[str, Any], form: str) -> Path | None:
+    """A form of the base in the cache that training fills; `None` without an entry."""
     named = os.environ.get("LORCHESTRA_CACHE")
     cache = Path(named).expanduser() if named else Path.home() / ".cache" / "lorchestra"
     entry = cache / "bases" / record["digest"].removeprefix("sha256:")[:16] / form
@@ -511,7 +496,7 @@ def _cached(record: Mapping[str, Any], form: str) -> Path | None:
 def _from_pretrained(folder: Path, dtype: Any, device: str, quantization: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    # Given as None, it would hide the config that a stored form carries.
+    # An explicit None would hide the config that a stored form carries.
     options = {} if quantization is None else {"quantization_config": quantization}
     return AutoModelForCausalLM.from_pretrained(
         str(folder),
@@ -543,11 +528,11 @@ def _digest_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _forget_wishes(model: Any, tokenizer: Any, data: Mapping[str, Any]) -> list[int]:
-    """End tokens of a completion: the trained end tokens and the base's own.
+def _decode_greedily(model: Any, tokenizer: Any, data: Mapping[str, Any]) -> list[int]:
+    """Remove the base's generation settings; returns the tokens that end a completion.
 
-    Other generation settings of the base, such as a repetition penalty, are removed, because the
-    adapter was evaluated by greedy completions.
+    The adapter was evaluated by greedy completions, without settings such as a repetition
+    penalty. Completions end with the trained end tokens and the base's own.
     """
     from transformers import GenerationConfig
 

@@ -8,7 +8,7 @@ from typing import Any
 import boto3
 import pytest
 
-from registry.connection import connect
+from registry.tracking.connection import connect
 from tests.support import servers
 
 pytestmark = pytest.mark.server

@@ -99,7 +99,7 @@ class EvaluationSpec:
         except re.error as error:
             raise SpecError(
                 f"evaluation.pattern: got {show(pattern)} ({error}); allowed: a regular "
-                "expression of Python's re. Mend it."
+                "expression of Python's re. Correct the pattern."
             ) from error
         if matches_nothing:
             allowed = "a regular expression that needs at least one character"

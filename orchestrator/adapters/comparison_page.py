@@ -23,7 +23,7 @@ from orchestrator.wording import (
     format_size,
     one_line,
 )
-from registry.comparison import TRAINING, Comparison, Cost, Difference, Score
+from registry.evaluations.comparison import TRAINING, Comparison, Cost, Difference, Score
 
 _RECORDED = "recorded"
 _PERPLEXITY = "perplexity"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from plotly.subplots import make_subplots
 
 from orchestrator.report.plots import OUTCOME_COLORS, is_wide
-from registry.comparison import Comparison, Cost, Difference, Score
+from registry.evaluations.comparison import Comparison, Cost, Difference, Score
 
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000")
 """Okabe and Ito's palette."""

@@ -31,9 +31,9 @@ from registry import (
     Registry,
     TrackingError,
 )
-from registry.card import CardFacts, build_card
-from registry.evaluation import Evaluation
-from registry.integrity import read_bundle
+from registry.bundles.card import CardFacts, build_card
+from registry.bundles.integrity import read_bundle
+from registry.evaluations.evaluation import Evaluation
 from trainables.rows.splits import read_raw_splits
 from trainables.spec import TrialSpec
 

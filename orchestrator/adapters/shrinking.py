@@ -11,7 +11,7 @@ from orchestrator.adapters.evaluating import Evaluator
 from orchestrator.errors import SweepError
 from orchestrator.spec.complaint import require
 from registry import AdapterVersion
-from registry.evaluation import Evaluation
+from registry.evaluations.evaluation import Evaluation
 from trainables.contract import ADAPTER_WEIGHTS
 
 _WHOLE = "whole"

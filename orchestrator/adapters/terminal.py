@@ -11,8 +11,8 @@ from rich.text import Text
 from orchestrator.adapters.shrinking import Shrunk
 from orchestrator.wording import format_bounds, format_metric, format_size, one_line
 from registry import AdapterVersion, AliasMove, Evaluation
-from registry.ledger import Challenge
-from registry.significance import interval
+from registry.evaluations.significance import interval
+from registry.versions.entries import Challenge
 from trainables.contract import SERVING_FORMS
 
 _HEADINGS = (

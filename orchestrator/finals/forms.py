@@ -30,9 +30,9 @@ from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.spec.finals_sections import forms_of
 from orchestrator.spec.sweep import SweepSpec
-from registry.evaluation import Evaluation
-from registry.improvement import difference_interval
-from registry.significance import Interval, interval, obstacle
+from registry.evaluations.evaluation import Evaluation
+from registry.evaluations.improvement import difference_interval
+from registry.evaluations.significance import Interval, interval, obstacle
 from trainables.contract import TRAINED, ServingForm
 from trainables.evaluation.answers import metric_digests
 from trainables.spec import TrialSpec

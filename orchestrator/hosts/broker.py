@@ -194,7 +194,7 @@ class Broker:
     async def task_report(self, task_id: str, wait_s: float) -> TaskReport | None:
         """The report of a task; `None` if the task is not done within `wait_s`."""
         return await self._wait(
-            lambda: self._seats.errands[task_id].report, lambda r: r is not None, wait_s
+            lambda: self._seats.tasks[task_id].report, lambda r: r is not None, wait_s
         )
 
     async def settle(self, wait_s: float) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.hosts.members import Errand, Host, HostStart, Member
+from orchestrator.hosts.members import Host, HostStart, Member, SubmittedTask
 from orchestrator.hosts.seats import Seats
 
 
@@ -57,11 +57,14 @@ def start_hosts(seats: Seats, limits: HostLimits, now: float) -> list[HostStart]
     return starts
 
 
-def _lines(seats: Seats) -> dict[str, list[Member | Errand]]:
+def _lines(seats: Seats) -> dict[str, list[Member | SubmittedTask]]:
     """Waiting trials and tasks by group, longest waiting time first."""
-    everyone: list[Member | Errand] = [*seats.members.values(), *seats.errands.values()]
+    everyone: list[Member | SubmittedTask] = [
+        *seats.members.values(),
+        *seats.tasks.values(),
+    ]
     waiting = [who for who in everyone if who.is_waiting]
-    lines: dict[str, list[Member | Errand]] = {}
+    lines: dict[str, list[Member | SubmittedTask]] = {}
     for who in sorted(waiting, key=lambda one: one.since):
         lines.setdefault(who.group, []).append(who)
     return lines
@@ -86,7 +89,7 @@ def _may_open(seats: Seats, group: str, limits: HostLimits) -> bool:
     )
 
 
-def _open(seats: Seats, who: Member | Errand, limits: HostLimits, now: float) -> HostStart:
+def _open(seats: Seats, who: Member | SubmittedTask, limits: HostLimits, now: float) -> HostStart:
     start = HostStart(host_id=seats.next_host_id(), group=who.group, base=who.base)
     places = 1 if limits.is_fresh else limits.seats
     seats.open_host(start, places, serves=1 if limits.is_fresh else None, now=now)
@@ -95,7 +98,7 @@ def _open(seats: Seats, who: Member | Errand, limits: HostLimits, now: float) ->
 
 def _make_room(
     seats: Seats,
-    lines: Mapping[str, list[Member | Errand]],
+    lines: Mapping[str, list[Member | SubmittedTask]],
     groups: Sequence[str],
     limits: HostLimits,
     now: float,

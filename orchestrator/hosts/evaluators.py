@@ -7,7 +7,6 @@ form gets a new worker.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections import deque
 from collections.abc import Generator, Mapping
@@ -20,8 +19,6 @@ from ray.actor import ActorHandle
 
 from trainables.evaluation.rows import RowSource
 from trainables.evaluation_spec import EvaluationSpec
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,7 +108,7 @@ class Member:
 
 
 @dataclass(kw_only=True)
-class Errand:
+class SubmittedTask:
     """A submitted task."""
 
     task: Task

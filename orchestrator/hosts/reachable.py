@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import subprocess
@@ -15,8 +14,6 @@ from ray.exceptions import RayError
 
 from orchestrator.errors import ClusterError
 from orchestrator.hosts.private_folder import temporary_folder
-
-logger = logging.getLogger(__name__)
 
 _CONNECT_S = 4.0
 """Time limit for connecting to the port of a named Ray, and for its first bytes."""

@@ -19,13 +19,13 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from orchestrator.hosts.members import (
-    Errand,
     Host,
     HostStart,
     Member,
     SeatPhase,
     SeatStatus,
     SilentHost,
+    SubmittedTask,
 )
 from trainables.hosts.bench import Failure
 from trainables.hosts.claims import PER_DRIVER
@@ -68,7 +68,7 @@ class Seats:
         self.lease_s, self.max_crashes = lease_s, max_crashes
         self.members: dict[str, Member] = {}  # in the order they joined: the waiting line
         self.hosts: dict[str, Host] = {}
-        self.errands: dict[str, Errand] = {}
+        self.tasks: dict[str, SubmittedTask] = {}
         self.is_closed = False
         self._current: dict[int, str] = {}
         self._dead: dict[str, set[str]] = {}  # hosts lost since the last new report, by group
@@ -201,7 +201,7 @@ class Seats:
             if member is not None and member.is_leaving:
                 self._retire(member, SeatPhase.LEFT, freed.error)
         for task_report in report.tasks:
-            self.errands[task_report.task_id].report = task_report
+            self.tasks[task_report.task_id].report = task_report
             self._dead.pop(host.group, None)
         self._seat_waiting()
 
@@ -250,11 +250,11 @@ class Seats:
         active = [m for m in self._seated(host.host_id) if m.key in host.offered]
         for member in active:
             member.is_suspect = True
-        for name, errand in self._busy(host.host_id):
-            errand.crashes += name in host.offered
-            if errand.crashes >= self.max_crashes:
-                self._dead.pop(errand.group, None)
-                errand.report = TaskReport(
+        for name, submitted in self._busy(host.host_id):
+            submitted.crashes += name in host.offered
+            if submitted.crashes >= self.max_crashes:
+                self._dead.pop(submitted.group, None)
+                submitted.report = TaskReport(
                     task_id=name, error=f"its host died {self.max_crashes} times during this task"
                 )
         if len(active) == 1 and host.offered == {active[0].key}:
@@ -350,17 +350,17 @@ class Seats:
                 self._retire(member, SeatPhase.LEFT, NO_BUNDLE)
             elif member.is_leaving:
                 member.is_moved = True
-        for _, errand in self._busy(host.host_id):
-            errand.host = None
+        for _, submitted in self._busy(host.host_id):
+            submitted.host = None
 
     def _fail_line(self, group: str, failure: Failure) -> None:
         """Fail all trials and tasks that wait for a host of a group."""
         for member in list(self.members.values()):
             if member.is_waiting and member.group == group:
                 self._fail(member, failure)
-        for name, errand in self.errands.items():
-            if errand.is_waiting and errand.group == group:
-                errand.report = TaskReport(task_id=name, error=failure.reason)
+        for name, submitted in self.tasks.items():
+            if submitted.is_waiting and submitted.group == group:
+                submitted.report = TaskReport(task_id=name, error=failure.reason)
 
     def _fail(self, member: Member, failure: Failure) -> None:
         last = {} if member.report is None else member.report.metrics
@@ -380,7 +380,7 @@ class Seats:
 
     def submit_task(self, task_id: str, group: str, task: Task, now: float) -> None:
         """Add a task for a host of a group."""
-        self.errands.setdefault(task_id, Errand(task=task, group=group, since=now))
+        self.tasks.setdefault(task_id, SubmittedTask(task=task, group=group, since=now))
         self._seat_waiting()
 
     def close(self) -> None:
@@ -389,9 +389,9 @@ class Seats:
         for member in list(self.members.values()):
             if member.is_leaving and member.host is None:
                 self._retire(member, SeatPhase.LEFT, NO_BUNDLE)
-        for name, errand in self.errands.items():
-            if errand.report is None:
-                errand.report = TaskReport(task_id=name, error="the sweep was closed")
+        for name, submitted in self.tasks.items():
+            if submitted.report is None:
+                submitted.report = TaskReport(task_id=name, error="the sweep was closed")
 
     # -------------------------------------------------------------------------------- seating
 
@@ -402,8 +402,8 @@ class Seats:
     def _seated(self, host_id: str) -> Iterator[Member]:
         return (member for member in self.members.values() if member.host == host_id)
 
-    def _busy(self, host_id: str) -> list[tuple[str, Errand]]:
-        return [(n, e) for n, e in self.errands.items() if e.host == host_id and e.report is None]
+    def _busy(self, host_id: str) -> list[tuple[str, SubmittedTask]]:
+        return [(n, t) for n, t in self.tasks.items() if t.host == host_id and t.report is None]
 
     def _seat_waiting(self) -> None:
         """Give free seats to waiting trials and tasks, first come first served."""
@@ -413,9 +413,9 @@ class Seats:
             if member.is_waiting and not self._is_held_elsewhere(member):
                 member.host = self._find_seat(member.group)
                 member.claim = next(self._claims) if member.host else 0
-        for errand in self.errands.values():
-            if errand.is_waiting:
-                errand.host = self._find_seat(errand.group)
+        for submitted in self.tasks.values():
+            if submitted.is_waiting:
+                submitted.host = self._find_seat(submitted.group)
 
     def _is_held_elsewhere(self, member: Member) -> bool:
         """Whether a host still holds another attempt of the trial, and may write its state."""

@@ -156,7 +156,7 @@ def read_events(path: Path) -> Iterator[LogEntry]:
     except OSError as error:
         raise SweepStorageError(
             f"{path}: cannot be read ({error.strerror}); allowed: a folder that a sweep may write "
-            "to. Choose another folder, or mend its permissions."
+            "to. Choose another folder, or correct its permissions."
         ) from error
     yield from decode_events(content, str(path))
 

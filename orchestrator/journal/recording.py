@@ -27,7 +27,7 @@ from orchestrator.journal.events import (
 from orchestrator.journal.history import SweepHistory, describe_lost_state
 from orchestrator.journal.log import EventLog
 from orchestrator.journal.paths import bundle_folder
-from orchestrator.journal.requests import STOPPED_BY_USER, Wishes
+from orchestrator.journal.requests import STOPPED_BY_USER, UserRequests
 from orchestrator.outcome import (
     Outcome,
     TrialOutcome,
@@ -116,7 +116,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         record: Record for the events.
         horizon: Steps of a trial that is never stopped.
         end_of: Returns the outcome of a trial that the scheduler stopped; `None` for others.
-        wishes: Requests of the user to stop trials.
+        requests: Requests of the user to stop trials.
         check_hosts: Raises `ClusterError` if the hosts of the sweep cannot go on.
     """
 
@@ -125,12 +125,12 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         record: SweepRecord,
         horizon: int,
         end_of: Callable[[int], TrialOutcome | None],
-        wishes: Wishes,
+        requests: UserRequests,
         check_hosts: Callable[[], None] = lambda: None,
     ) -> None:
         self._check_hosts = check_hosts
         self._record, self._horizon = record, horizon
-        self._end_of, self._wishes = end_of, wishes
+        self._end_of, self._requests = end_of, requests
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray Tune pickles its callbacks; a copy records nothing.
@@ -177,7 +177,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         record = self._record.history.trials.get(number)
         if record is None:
             return  # the trial never ran
-        decided = first_end(self._wishes.end_of(number), self._end_of(number))
+        decided = first_end(self._requests.end_of(number), self._end_of(number))
         end = settle_end(trial.last_result, self._horizon, decided)
         if trial.last_result.get("trace"):
             logger.error("trial %d: %s\n%s", number, end.reason, trial.last_result["trace"])

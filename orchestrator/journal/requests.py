@@ -49,7 +49,7 @@ class Request:
 _REQUEST = TypeAdapter(Request)
 
 
-class Wishes:
+class UserRequests:
     """All requests to a sweep so far; thread-safe."""
 
     def __init__(self) -> None:

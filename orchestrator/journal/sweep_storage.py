@@ -310,7 +310,7 @@ def require_cache() -> None:
     except OSError as error:
         raise SweepStorageError(
             f"LORCHESTRA_CACHE: {folder} cannot be written ({error.strerror}); allowed: a "
-            "writable folder for quantized bases. Name another one, or mend its permissions."
+            "writable folder for quantized bases. Name another one, or correct its permissions."
         ) from error
 
 

@@ -29,7 +29,7 @@ from orchestrator.journal.paths import CURSOR_FILE
 from orchestrator.report.news import News, NewsDesk, SweepClosing, SweepOpening
 from orchestrator.spec.sweep import SweepSpec
 from registry import Tracker, TrackingError
-from registry.connection import without_secrets
+from registry.tracking.connection import without_secrets
 from trainables.whole import replace_file
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from orchestrator.journal.events import (
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.spec.space import describe
 from orchestrator.spec.sweep import SweepSpec
-from registry.trial_news import End, Points, TrialNews
+from registry.tracking.trial_news import End, Points, TrialNews
 from trainables.contract import Outcome
 from trainables.spec import TrialSpec
 

@@ -325,7 +325,7 @@ def _why_hopeless(seen: Sequence[Observation]) -> str:
     if (
         len(ended) < _MAX_FIRST_FAILURES
         or any(one.values for one in seen)
-        or any(not TRAITS[end].may_be_mended for one in ended if (end := one.outcome))
+        or any(not TRAITS[end].may_be_corrected for one in ended if (end := one.outcome))
     ):
         return ""
     # Equal reasons differ in digits only: bytes, process ids, trial numbers.

@@ -1,4 +1,4 @@
-"""Check of a search space: every value is valid in a trial, and a configuration is allowed."""
+"""Checks of a search space: its values make trials, and the algorithm can search it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.errors import SweepSpecError
-from orchestrator.spec.complaint import complaint
-from orchestrator.spec.distributions import Choice, Distribution
+from orchestrator.spec.complaint import complaint, require
+from orchestrator.spec.distributions import Choice, Distribution, Range
+from orchestrator.spec.sections import ObjectiveSpec, SearchSpec
 from orchestrator.spec.settings import assemble
 from orchestrator.spec.space import MAX_LISTED, SearchSpace
 
@@ -34,6 +35,74 @@ def require_sound(space: SearchSpace) -> None:
         for value in knob.samples():
             _require_works(space, name, {**context, name: value})
     _require_any(space)
+
+
+def require_searchable(
+    space: SearchSpace, written: Mapping[str, Any], search: SearchSpec, objective: ObjectiveSpec
+) -> None:
+    """Refuse a space that the algorithm cannot search, and start points that cannot be tried.
+
+    Args:
+        space: Search space of the sweep.
+        written: The space as written, for messages.
+        search: Algorithm and start points.
+        objective: Objectives of the sweep.
+
+    Raises:
+        SweepSpecError: The space, the objective or a start point does not fit the algorithm.
+    """
+    if search.algorithm == "grid":
+        _require_grid(space, written)
+    if search.algorithm == "cmaes":
+        _require_ranges(space, search, objective)
+    for i, point in enumerate(search.start):
+        where = f"search.start[{i}]"
+        knobs = space.settle(point, where)
+        if set(space.active(knobs)) == knobs.keys():
+            refused = space.refuse(knobs)
+            require(not refused, where, point, f"what may be tried ({refused})", "Change a value.")
+
+
+def _require_grid(space: SearchSpace, written: Mapping[str, Any]) -> None:
+    """Refuse a space whose configurations cannot be listed."""
+    for name, knob in space.knobs.items():
+        require(
+            knob.size is not None,
+            f"space.{name}",
+            written[name],
+            "choice or int, for search.algorithm grid",
+            "List the values to try, or search with tpe or random.",
+        )
+    require(
+        len(space.knobs) > 0 and space.size is not None,
+        "space",
+        dict(written),
+        f"1 to {MAX_LISTED} configurations for search.algorithm grid",
+        "Offer fewer choices, or search with tpe or random.",
+    )
+
+
+def _require_ranges(space: SearchSpace, search: SearchSpec, objective: ObjectiveSpec) -> None:
+    """Refuse several objectives, and a space without ranges that `cmaes` learns from."""
+    require(
+        not objective.also,
+        "search.algorithm",
+        search.algorithm,
+        "gp, nsga2, tpe, random or grid with objective.also",
+        "cmaes takes one objective: take out objective.also, or search with nsga2.",
+    )
+    ranges = [
+        name
+        for name, knob in space.knobs.items()
+        if isinstance(knob, Range) and name not in space.conditions
+    ]
+    require(
+        len(ranges) >= 2,
+        "search.algorithm",
+        search.algorithm,
+        "gp, nsga2, tpe, random or grid for a space with less than two ranges",
+        "cmaes learns from ranges without `when` only: add some, or search with tpe.",
+    )
 
 
 def _activation(space: SearchSpace, name: str) -> dict[str, Any]:

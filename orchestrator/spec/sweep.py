@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import SweepSpecError
 from orchestrator.spec.complaint import complaint, is_section, require, translate
-from orchestrator.spec.distributions import Choice, Range
+from orchestrator.spec.distributions import Choice
 from orchestrator.spec.finals_sections import (
     FinalsSpec,
     RegisterSpec,
@@ -55,8 +55,8 @@ from orchestrator.spec.settings import (
     settled_base,
     without_rows,
 )
-from orchestrator.spec.soundness import require_sound
-from orchestrator.spec.space import MAX_LISTED, SearchSpace, parse_space, split_constants
+from orchestrator.spec.soundness import require_searchable, require_sound
+from orchestrator.spec.space import SearchSpace, parse_space, split_constants
 from orchestrator.spec.yaml_file import load_mapping
 from trainables.claims import LARGEST, huge_number
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
@@ -133,7 +133,7 @@ class SweepSpec:
         self._check_register()
         self._settle_stored_form()
         self._check_space()
-        self._check_search()
+        require_searchable(self.search_space, self.space, self.search, self.objective)
         if self.schedule.algorithm == "pbt":
             check_pbt(
                 self.search_space,
@@ -297,59 +297,6 @@ class SweepSpec:
             "Add a knob such as lora.rank: {choice: [4, 8]}, or set budget.trials to 1.",
         )
         require_sound(self.search_space)
-
-    def _check_search(self) -> None:
-        if self.search.algorithm == "grid":
-            self._check_grid()
-        if self.search.algorithm == "cmaes":
-            self._check_cmaes()
-        for i, point in enumerate(self.search.start):
-            where = f"search.start[{i}]"
-            knobs = self.search_space.settle(point, where)
-            if set(self.search_space.active(knobs)) == knobs.keys():
-                refused = self.search_space.refuse(knobs)
-                require(
-                    not refused, where, point, f"what may be tried ({refused})", "Change a value."
-                )
-
-    def _check_grid(self) -> None:
-        for name, knob in self.search_space.knobs.items():
-            require(
-                knob.size is not None,
-                f"space.{name}",
-                self.space[name],
-                "choice or int, for search.algorithm grid",
-                "List the values to try, or search with tpe or random.",
-            )
-        require(
-            len(self.search_space.knobs) > 0 and self.search_space.size is not None,
-            "space",
-            dict(self.space),
-            f"1 to {MAX_LISTED} configurations for search.algorithm grid",
-            "Offer fewer choices, or search with tpe or random.",
-        )
-
-    def _check_cmaes(self) -> None:
-        require(
-            not self.objective.also,
-            "search.algorithm",
-            self.search.algorithm,
-            "gp, nsga2, tpe, random or grid with objective.also",
-            "cmaes takes one objective: take out objective.also, or search with nsga2.",
-        )
-        space = self.search_space
-        ranges = [
-            name
-            for name, knob in space.knobs.items()
-            if isinstance(knob, Range) and name not in space.conditions
-        ]
-        require(
-            len(ranges) >= 2,
-            "search.algorithm",
-            self.search.algorithm,
-            "gp, nsga2, tpe, random or grid for a space with less than two ranges",
-            "cmaes learns from ranges without `when` only: add some, or search with tpe.",
-        )
 
 
 def parse_sweep(mapping: Mapping[str, Any], base_dir: Path) -> SweepSpec:

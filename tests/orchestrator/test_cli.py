@@ -12,7 +12,7 @@ import yaml
 from orchestrator.cli import main
 from orchestrator.journal.log import EventLog
 from orchestrator.spec.sweep import SweepSpec, parse_sweep
-from registry.connection import connect
+from registry.tracking.connection import connect
 from tests.support.events import event
 
 SWEEP = {

@@ -31,7 +31,7 @@ from orchestrator.spec.finals_sections import FinalsSpec
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.spec.sweep import parse_sweep
 from registry import Registry
-from registry.connection import connect
+from registry.tracking.connection import connect
 from trainables.base.loading import load_base
 from trainables.errors import DataError
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec

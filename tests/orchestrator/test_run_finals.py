@@ -14,7 +14,7 @@ from orchestrator.journal.sweep_storage import SweepStorage, read_history
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.spec.sweep import parse_sweep
 from registry import Registry
-from registry.connection import connect
+from registry.tracking.connection import connect
 
 pytestmark = pytest.mark.ray
 

@@ -20,7 +20,7 @@ from orchestrator.journal.requests import (
     CANCELLED_BY_USER,
     STOPPED_BY_USER,
     Request,
-    Wishes,
+    UserRequests,
     post_request,
 )
 from orchestrator.journal.sweep_storage import SweepStorage
@@ -68,7 +68,7 @@ class Scene:
             HostShape(build_bench=build_bench),
         )
         self.horizon = 40
-        self.wishes, self.usage, self.listeners = Wishes(), Usage(), []
+        self.requests, self.usage, self.listeners = UserRequests(), Usage(), []
         self.budget = Budget(
             budget or BudgetSpec(trials=9), self.record.history, usage=lambda: self.usage
         )
@@ -80,7 +80,7 @@ class Scene:
     def stage(self):
         return Stage(
             record=self.record, storage=self.storage, horizon=self.horizon, broker=self.broker,
-            max_trials=2, budget=self.budget, wishes=self.wishes, pool=self.pool,
+            max_trials=2, budget=self.budget, requests=self.requests, pool=self.pool,
         )  # fmt: skip
 
     def run(self, *specs, numbers=None, **options):
@@ -144,7 +144,7 @@ def test_the_user_and_the_budget_end_trials_and_keep_what_they_measured(build_sc
     scene.listeners.append(listen)
     scene.horizon = 100_000
     supervisor = Supervisor(
-        scene.record, scene.storage, scene.wishes, scene.broker, lambda: scene.usage
+        scene.record, scene.storage, scene.requests, scene.broker, lambda: scene.usage
     )
     with supervisor:
         reason = scene.run(*long, share=0.8)
@@ -168,7 +168,7 @@ def test_a_cancelled_sweep_ends_its_trials_and_leaves_repeats_alone(build_scene,
 
     def listen(history):
         if reports_of(history, 0) == 2:
-            scene.wishes.add(Request(kind="cancel"))
+            scene.requests.add(Request(kind="cancel"))
 
     scene.listeners.append(listen)
     scene.horizon = 100_000
@@ -185,14 +185,14 @@ def test_a_supervisor_hears_requests_and_writes_usage_once_more_when_it_leaves(b
     scene = build_scene()
     heard = threading.Event()
     with Supervisor(
-        scene.record, scene.storage, scene.wishes, scene.broker, lambda: Usage(3.0, 1.0)
+        scene.record, scene.storage, scene.requests, scene.broker, lambda: Usage(3.0, 1.0)
     ):
         post_request(scene.storage, Request(kind="stop", trial=4))
         deadline = time.monotonic() + 30
-        while not scene.wishes.is_stopped(4) and time.monotonic() < deadline:
+        while not scene.requests.is_stopped(4) and time.monotonic() < deadline:
             heard.wait(0.1)
-    assert scene.wishes.is_stopped(4)
-    assert not scene.wishes.is_cancelled
+    assert scene.requests.is_stopped(4)
+    assert not scene.requests.is_cancelled
     meter = scene.record.history.meter
     assert (meter.cpu_s, meter.gpu_s) == (3.0, 1.0)
 

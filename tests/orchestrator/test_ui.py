@@ -15,8 +15,8 @@ import pytest
 
 from orchestrator import run_sweep
 from orchestrator.spec.sweep import parse_sweep
-from registry.connection import connect
-from registry.server import serve_ui
+from registry.tracking.connection import connect
+from registry.tracking.server import serve_ui
 from tests.support import pages
 
 # One sweep, one server and one browser for all: a minute on an idle machine, ten on a busy one.

@@ -9,10 +9,10 @@ import pytest
 from mlflow import MlflowClient
 
 from registry import Registry
-from registry.connection import connect
+from registry.tracking.connection import connect
 from tests.support.bundles import write_bundle
 
-# Warnings of MLflow 3.17.2 about itself, which nothing here can mend.
+# Warnings of MLflow 3.17.2 about itself, which nothing here can correct.
 THIRD_PARTY = [
     # MLflow's own queries: mlflow/store/tracking/sqlalchemy_store.py
     "ignore:The ``noload`` loader strategy is deprecated and will be removed in a future release."

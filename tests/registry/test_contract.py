@@ -10,11 +10,11 @@ import pytest
 
 import registry
 from registry import Registry
-from registry.access import check_access
-from registry.connection import artifact_location_for, connect
-from registry.experiments import adapters_experiment
-from registry.tracking import Tracker
-from registry.trial_news import End, Points, TrialNews
+from registry.tracking.access import check_access
+from registry.tracking.connection import artifact_location_for, connect
+from registry.tracking.experiments import adapters_experiment
+from registry.tracking.tracker import Tracker
+from registry.tracking.trial_news import End, Points, TrialNews
 from tests.support.bundles import new_document
 
 

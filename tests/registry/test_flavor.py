@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 import registry
 from registry import Registry
-from registry.packaging import pyfunc
+from registry.bundles.packaging import pyfunc
 from tests.support import chats
 from tests.support.bundles import write_manifest
 from tests.trainables.chat import test_turns

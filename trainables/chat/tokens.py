@@ -109,7 +109,7 @@ class Encoder:
         """
         if self._template is None or self._endings is None:
             raise DataError(
-                "data.train: got a chat among text; allowed: one of the two. Mend the rows."
+                "data.train: got a chat among text; allowed: one of the two. Correct the rows."
             )
         answers, refusals = [], []
         for position in chat.answers:

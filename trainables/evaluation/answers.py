@@ -197,7 +197,7 @@ def _import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise SpecError(
             f"evaluation.metrics: {str(path)!r} cannot be imported ({error}); allowed: a Python "
-            "file whose imports are installed. Mend the file or install what it needs."
+            "file whose imports are installed. Correct the file or install what it needs."
         ) from error
     return module
 
@@ -213,16 +213,16 @@ def _metric_column(
         column = [float(number) for number in given]
     except (TypeError, ValueError) as error:
         raise SpecError(
-            f"{where} gave a {type(given).__name__} ({error}); allowed: {allowed}. Mend the "
+            f"{where} gave a {type(given).__name__} ({error}); allowed: {allowed}. Correct the "
             "function."
         ) from error
     if len(column) != len(predictions):
         raise SpecError(
-            f"{where} gave {len(column)} numbers; allowed: {allowed}. Mend the function."
+            f"{where} gave {len(column)} numbers; allowed: {allowed}. Correct the function."
         )
     for row, number in enumerate(column, 1):
         if not math.isfinite(number):
             raise SpecError(
-                f"{where} gave {number} for row {row}; allowed: {allowed}. Mend the function."
+                f"{where} gave {number} for row {row}; allowed: {allowed}. Correct the function."
             )
     return column

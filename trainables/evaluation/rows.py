@@ -301,6 +301,6 @@ def _require_truth(row: EvaluationRow, where: str, how: EvaluationSpec) -> None:
         field, value = missing
         raise DataError(
             f"evaluation.{field}: got {value!r}, which has no match in the reference of "
-            f"{where}: {row.reference!r}; allowed: a value that every reference contains. Mend "
+            f"{where}: {row.reference!r}; allowed: a value that every reference contains. Correct "
             f"evaluation.{field} or the row."
         )

@@ -186,4 +186,4 @@ def _tools(
         return {"tools": parse_json(value) if isinstance(value, str) else value}
     except JsonError as error:
         wrong = f"has text in {layout.columns['tools']!r} that {error}"
-        refuse_row(row, field, wrong, "a list of tools, or that list as JSON", "Mend the text.")
+        refuse_row(row, field, wrong, "a list of tools, or that list as JSON", "Correct the text.")

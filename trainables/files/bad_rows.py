@@ -31,7 +31,7 @@ def refuse_bad(bad: Sequence[BadRow], total: int, field: str) -> None:
         lines = "\n".join(f"  {line}" for line in list_bad(bad))
         raise DataError(
             f"{field}: {len(bad)} of {total} rows cannot be used; allowed: {bad[0].allowed}. "
-            f"Mend them, or set data.on_bad_row: skip to go on without them.\n{lines}"
+            f"Correct them, or set data.on_bad_row: skip to go on without them.\n{lines}"
         )
 
 

@@ -113,7 +113,7 @@ def _call(row: RawRow, where: str, value: object, field: str) -> dict[str, Any]:
     if not isinstance(_from_json(arguments), dict):
         wrong = f"has arguments that are no JSON object in {where!r}: {arguments!r}"
         allowed = "an object, or its JSON text"
-        _refuse(row, field, wrong, allowed, "Mend the arguments.")
+        _refuse(row, field, wrong, allowed, "Correct the arguments.")
     kept = {key: entry for key, entry in call.items() if entry is not None}
     # Templates may write the keys as they come, so the row's order is kept.
     return {
@@ -133,7 +133,7 @@ def read_tools(row: RawRow, field: str) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
         wrong = f"has a {type(tools).__name__} in 'tools'"
         allowed = "a list of JSON schemas of functions, or its JSON text"
-        _refuse(row, field, wrong, allowed, "Mend the column or remove it.")
+        _refuse(row, field, wrong, allowed, "Correct the column or remove it.")
     return tuple(_without_none(tool) for tool in tools)
 
 

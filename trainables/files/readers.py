@@ -146,7 +146,7 @@ def read_file(path: Path, field: str) -> tuple[Found, ...]:
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(
             f"{field}: cannot read {str(path)!r}: {error}; allowed: a readable {kind}{packing} "
-            "file. Mend or convert the file."
+            "file. Correct or convert the file."
         ) from error
 
 
@@ -250,7 +250,7 @@ def _read_jsonl(content: bytes, path: Path, field: str) -> Iterator[Found]:
                 place=place,
                 problem=str(error),
                 allowed="one JSON object on each line",
-                remedy="Mend the line.",
+                remedy="Correct the line.",
             )
 
 
@@ -289,7 +289,7 @@ def _read_json(content: bytes, path: Path, field: str) -> Iterator[Found]:
         line = f" line {cause.lineno}" if isinstance(cause, json.JSONDecodeError) else ""
         raise DataError(
             f"{field}: {path}{line} {str(error).partition(' at column')[0]}; allowed: one list of "
-            "objects, or one object on each line. Mend the file."
+            "objects, or one object on each line. Correct the file."
         ) from error
     if isinstance(values, list):
         return _rows_of(values, path)
@@ -329,7 +329,7 @@ def _read_csv(content: bytes, path: Path, field: str) -> Iterator[Found]:
     except csv.Error as error:
         raise DataError(
             f"{field}: {path} line {records.line_num} is not CSV: {error}; allowed: cells that "
-            f'{delimiter!r} separates, quoted with ". Mend the line.'
+            f'{delimiter!r} separates, quoted with ". Correct the line.'
         ) from error
     finally:
         csv.field_size_limit(limit)

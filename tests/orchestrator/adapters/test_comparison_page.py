@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from orchestrator.adapters.comparison_page import build_comparison_page, render_comparison
-from registry.comparison import TRAINING, Comparison, Cost, Difference, Score
-from registry.significance import Interval
+from registry.evaluations.comparison import TRAINING, Comparison, Cost, Difference, Score
+from registry.evaluations.significance import Interval
 
 HOSTILE = "<script>alert(1)</script>[red]&\x1b[31m"
 CC = "sha256:cc00112233"

@@ -8,8 +8,8 @@ from orchestrator.adapters.comparison_plots import (
     plot_scores,
     short_names,
 )
-from registry.comparison import TRAINING, Comparison, Cost, Difference, Score
-from registry.significance import Interval
+from registry.evaluations.comparison import TRAINING, Comparison, Cost, Difference, Score
+from registry.evaluations.significance import Interval
 
 ADAPTERS = ("demo/1", "demo/2", "demo/3")
 MODES = {"loss": "min", "accuracy": "max"}

@@ -12,7 +12,7 @@ from orchestrator.adapters.shrinking import shrink_version
 from orchestrator.adapters.terminal import render_shrunk
 from orchestrator.hosts.cluster import shape_of_workers
 from registry import Registry
-from registry.connection import connect
+from registry.tracking.connection import connect
 from trainables.evaluation_spec import EvaluationSpec
 
 pytestmark = pytest.mark.ray

@@ -18,7 +18,7 @@ from registry import (
     Tracker,
     TrackingError,
 )
-from registry.connection import artifact_location_for, connect
+from registry.tracking.connection import artifact_location_for, connect
 from tests.support.bundles import new_document, write_bundle
 from tests.support.events import event
 from trainables.spec import EvalSpec

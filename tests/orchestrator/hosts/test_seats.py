@@ -432,10 +432,10 @@ def test_a_task_goes_to_the_next_host_and_fails_with_the_third():
     state = build_seats(seats=1)
     state.submit_task("base", "g", Task(spec=SPEC, split="test"), 0.0)
     for number in range(MAX_DEAD_HOSTS):
-        assert state.errands["base"].host == f"h{number}"
+        assert state.tasks["base"].host == f"h{number}"
         state.end_host(f"h{number}", BROKEN)
         build_next_host(state, f"h{number + 1}", seats=1)
-    assert state.errands["base"].report.error == BROKEN.reason
+    assert state.tasks["base"].report.error == BROKEN.reason
 
 
 def test_a_host_that_cannot_load_its_base_again_leaves_its_trials_to_the_next_one():
@@ -536,7 +536,7 @@ def test_a_task_is_ordered_until_it_is_reported():
     assert [order.task_id for order in state.orders("h0", "one").tasks] == ["base"]
     done = TaskReport(task_id="base", metrics={"eval_loss": 2.0})
     state.take("h0", "one", HostReport(tasks=(done,)))
-    assert state.errands["base"].report == done
+    assert state.tasks["base"].report == done
     assert state.orders("h0", "one").tasks == ()
 
 
@@ -552,7 +552,7 @@ def test_a_task_that_its_host_dies_of_twice_is_given_up():
     for now, then in (("one", "two"), ("two", "three")):
         state.orders("h0", now)
         state.hello("h0", then)
-    assert "died 2 times during this task" in state.errands["base"].report.error
+    assert "died 2 times during this task" in state.tasks["base"].report.error
 
 
 def test_closing_drops_seats_but_lets_those_who_are_leaving_leave():

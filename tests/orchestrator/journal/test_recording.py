@@ -11,7 +11,7 @@ from orchestrator.journal.events import PhaseEnded
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.log import EventLog, read_events
 from orchestrator.journal.recording import SweepRecord, TrialRecorder
-from orchestrator.journal.requests import STOPPED_BY_USER, Request, Wishes
+from orchestrator.journal.requests import STOPPED_BY_USER, Request, UserRequests
 from orchestrator.outcome import Outcome, TrialOutcome
 from tests.support.events import ANY_TRIAL, event
 from trainables.hosts.orders import WORST_METRICS, fault_metrics
@@ -30,10 +30,10 @@ class Scene:
         self.record = SweepRecord(
             self.log, SweepHistory(), lambda history: self.changes.append(len(history.trials))
         )
-        self.wishes, self.verdicts = Wishes(), {}
+        self.requests, self.verdicts = UserRequests(), {}
         self.broken = []
         self.recorder = TrialRecorder(
-            self.record, HORIZON, self.verdicts.get, self.wishes, self.check_hosts
+            self.record, HORIZON, self.verdicts.get, self.requests, self.check_hosts
         )
 
     def check_hosts(self):
@@ -237,7 +237,7 @@ def test_what_a_trial_says_of_its_own_end_goes_before_the_scheduler(scene):
 def test_a_trial_that_the_user_stopped_keeps_its_adapter(scene, last):
     scene.start()
     scene.report(20)
-    scene.wishes.add(Request(kind="stop", trial=0))
+    scene.requests.add(Request(kind="stop", trial=0))
     scene.complete(last)
     assert scene.end() == (Outcome.CANCELLED, STOPPED_BY_USER.reason, "trials/t0000/bundle")
     assert scene.record.history.trials[0].ended_by == "user"
@@ -245,7 +245,7 @@ def test_a_trial_that_the_user_stopped_keeps_its_adapter(scene, last):
 
 def test_a_trial_stopped_before_its_first_report_reports_nothing(scene):
     scene.start()
-    scene.wishes.add(Request(kind="stop", trial=0))
+    scene.requests.add(Request(kind="stop", trial=0))
     result = {**fault_metrics({"step": 0}), "outcome": "stopped", "reason": "from outside"}
     scene.recorder.on_trial_result(0, [], scene.trial(), result)
     scene.complete(result)

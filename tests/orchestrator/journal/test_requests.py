@@ -9,7 +9,7 @@ from orchestrator.journal.requests import (
     CANCELLED_BY_USER,
     STOPPED_BY_USER,
     Request,
-    Wishes,
+    UserRequests,
     cancel_sweep,
     post_request,
     stop_trial,
@@ -63,15 +63,15 @@ def test_what_is_no_request_is_dropped(storage):
     assert requests_of(storage) == []
 
 
-def test_wishes_add_up():
-    wishes = Wishes()
-    assert (wishes.is_cancelled, wishes.is_stopped(3)) == (False, False)
-    wishes.add(Request(kind="stop", trial=3))
-    assert (wishes.is_cancelled, wishes.is_stopped(3), wishes.is_stopped(4)) == (
+def test_requests_add_up():
+    requests = UserRequests()
+    assert (requests.is_cancelled, requests.is_stopped(3)) == (False, False)
+    requests.add(Request(kind="stop", trial=3))
+    assert (requests.is_cancelled, requests.is_stopped(3), requests.is_stopped(4)) == (
         False, True, False,
     )  # fmt: skip
-    wishes.add(Request(kind="cancel"))
-    assert wishes.is_cancelled
+    requests.add(Request(kind="cancel"))
+    assert requests.is_cancelled
 
 
 def test_a_stop_without_a_driver_ends_the_trial_and_keeps_its_adapter(storage):

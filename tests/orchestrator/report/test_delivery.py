@@ -15,8 +15,8 @@ from orchestrator.report.delivery import Delivery, LogTail
 from orchestrator.spec.finals_sections import RegisterSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from registry import TrackingError
-from registry.connection import artifact_location_for, connect
-from registry.tracking import INTERRUPTED_TAG, Tracker
+from registry.tracking.connection import artifact_location_for, connect
+from registry.tracking.tracker import INTERRUPTED_TAG, Tracker
 from tests.support import servers
 from tests.support.events import event
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec

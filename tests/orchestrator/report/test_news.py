@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.report.news import NewsDesk, SweepClosing, SweepOpening
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
-from registry.trial_news import TrialNews
+from registry.tracking.trial_news import TrialNews
 from tests.support.events import entry
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 

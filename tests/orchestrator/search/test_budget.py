@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.meter import Usage
-from orchestrator.journal.requests import Wishes
+from orchestrator.journal.requests import UserRequests
 from orchestrator.search.budget import Budget
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.supervision import LOOK_EVERY_S, SweepStopper
@@ -162,7 +162,7 @@ def test_however_often_ray_tune_asks_the_budget_is_looked_at_a_few_times_a_secon
         return Usage()
 
     budget = Budget(sweep.spec, sweep.history, usage=used, clock=lambda: sweep.now)
-    stopper = SweepStopper(Wishes(), budget, 1.0, clock=lambda: sweep.now)
+    stopper = SweepStopper(UserRequests(), budget, 1.0, clock=lambda: sweep.now)
     asked = 0
     while not stopper.stop_all():
         sweep.now += LOOK_EVERY_S / 10

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from registry.integrity import read_bundle
+from registry.bundles.integrity import read_bundle
 from trainables.base.loading import load_base
 from trainables.engine import build_engine
 from trainables.errors import BundleError, SpecError

@@ -72,7 +72,7 @@ class Sweep:
         self.say(self.exchanges)
         for trial in self.specs:
             self.play(trial)
-        if not self.state.members and all(e.report for e in self.state.errands.values()):
+        if not self.state.members and all(e.report for e in self.state.tasks.values()):
             self.state.close()
         return self.state.orders("h", self.name)
 
@@ -387,7 +387,7 @@ def test_tasks_measure_the_base_and_a_saved_state_on_test_rows(sweep):
     task = Task(spec=spec, split="test", state_dir=state_dir, bundle_dir=bundle_dir)
     later.state.submit_task("final", "g", task, 0.0)
     later.run()
-    reports = {name: errand.report for name, errand in later.state.errands.items()}
+    reports = {name: submitted.report for name, submitted in later.state.tasks.items()}
     assert reports["base"].metrics["eval_loss"] == 9.0
     assert reports["final"].metrics["test_accuracy"] == sweep.weights(0)[-1]
     manifest = json.loads((sweep.folder / "final" / "manifest.json").read_text())
@@ -399,7 +399,7 @@ def test_a_task_on_a_state_that_is_not_there_says_so(sweep):
     task = Task(spec=sweep.specs[0].to_dict(), split="test", state_dir=str(sweep.folder / "no"))
     sweep.state.submit_task("final", "g", task, 0.0)
     sweep.run()
-    assert "task.state_dir: got" in sweep.state.errands["final"].report.error
+    assert "task.state_dir: got" in sweep.state.tasks["final"].report.error
     assert sweep.steps(0) == [10, 20]
 
 
@@ -456,7 +456,7 @@ def test_a_damaged_state_of_an_ended_trial_is_not_exported_as_another_step(sweep
     evaluating = Sweep(sweep.folder)
     evaluating.state.submit_task("final", "g", task, 0.0)
     evaluating.run()
-    assert "state of step 20 is damaged" in evaluating.state.errands["final"].report.error
+    assert "state of step 20 is damaged" in evaluating.state.tasks["final"].report.error
 
 
 def test_a_state_of_another_trial_fails_the_trial_in_one_sentence(sweep):

@@ -1,0 +1,1 @@
+"""Bundles as files of a version: card, integrity, packaging, registration, loading."""

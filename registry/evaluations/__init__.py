@@ -1,0 +1,1 @@
+"""Evaluations of versions: documents, runs, intervals, comparisons, the promotion gate."""

@@ -1,0 +1,1 @@
+"""Versions of adapters: references, aliases, the ledger of their moves, stored models."""
