@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from tests.support.events import entry
+from tests.support.events import ANY_TRIAL, entry
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 EVERY = 8
@@ -26,6 +26,8 @@ def load(name: str) -> ModuleType:
 
 
 checks = load("chaos_checks")
+sweeps = load("chaos_sweeps")
+moments = load("chaos_moments")
 chaos = load("chaos")
 
 
@@ -41,7 +43,7 @@ def report(step, trial=0, loss=1.0):
     return event("report", trial=trial, step=step, metrics=metrics)
 
 
-START = event("trial_started", trial=0, knobs={}, spec={"seed": 0})
+START = event("trial_started", trial=0, knobs={}, spec=ANY_TRIAL)
 END = event("trial_ended", trial=0, outcome="completed", reason="", step=16, bundle="b")
 REGISTERED = event("registered", trial=0, ref="tiny/1", digest="sha256:1")
 SOUND = checks.Traces(
@@ -127,7 +129,7 @@ def test_a_state_that_was_written_twice_is_a_fault():
     [
         (replace(SOUND, adapters={"t0000": "abd"}), "adapter of t0000: abd, undisturbed abc"),
         (replace(SOUND, adapters={}), "adapter of t0000: None"),
-        (with_events(event("trial_started", trial=1, knobs={}, spec={})), "trial 1: "),
+        (with_events(event("trial_started", trial=1, knobs={}, spec=ANY_TRIAL)), "trial 1: "),
         (with_events(report(16, loss=1.1)), "report of trial 0 at 16: "),
         (without("trial_ended"), "end of trial 0: None"),
         (with_tracked(versions={1: (0, "sha256:2")}), "version 1: (0, 'sha256:2')"),
@@ -140,50 +142,89 @@ def test_what_came_out_otherwise_is_a_difference(traces, difference):
     assert any(each.startswith(difference) for each in found), found
 
 
-def test_moments_follow_from_the_seed_and_victims_take_turns():
-    parts = chaos.draw_moments(20, 1, 68, 5)
-    assert parts == chaos.draw_moments(20, 1, 68, 5) != chaos.draw_moments(20, 2, 68, 5)
-    assert [len(part) for part in parts] == [5, 5, 5, 5]
-    victims = Counter(moment.victim for part in parts for moment in part)
-    assert victims == {"driver": 5, "host": 5, "proxy": 5, "server": 5}
-    assert all(part == sorted(part, key=lambda moment: moment.events) for part in parts)
+def test_moments_follow_from_the_seed_and_deeds_take_turns():
+    parts = moments.draw_moments(60, 1, 68, 5)
+    assert parts == moments.draw_moments(60, 1, 68, 5) != moments.draw_moments(60, 2, 68, 5)
+    assert [len(part) for part in parts] == [5] * 12
+    drawn = [moment for part in parts for moment in part]
+    assert Counter(moment.deed for moment in drawn) == dict.fromkeys(moments.DEEDS, 4)
+    assert {moment.phase for moment in drawn} >= {"registering", "recording", "evaluating"}
+    assert all(moment.events > 0 for moment in drawn if not moment.phase)
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        (
+            {"events": [each for each in SOUND.events if each is not END]},
+            "finished trials: search",
+        ),
+        ({"tracked": replace(SOUND.tracked, champion=None)}, "no version is champion"),
+        ({"adapters": {"t0000": "other bits"}}, ""),
+    ],
+    ids=["trial", "champion", "bits"],
+)
+def test_of_several_seats_only_the_finished_trials_are_compared(changes, difference):
+    found = checks.find_differences(replace(SOUND, **changes), SOUND, is_exact=False)
+    assert [each.startswith(difference) for each in found] == [True] * bool(difference)
 
 
 def test_the_phase_is_what_comes_after_those_that_are_over():
     searched = [SOUND.events[0], event("phase", name="starting Ray", seconds=1.0)]
-    assert chaos.phase_of(searched) == "searching"
+    assert moments.phase_of(searched) == "searching"
     ended = [*searched, event("stage_ended", stage="search", reason="", under={})]
-    assert chaos.phase_of(ended) == "training the best again"
-    assert chaos.phase_of([*ended, event("sweep_resumed")]) == "starting Ray"
+    assert moments.phase_of(ended) == "training the best again"
+    assert moments.phase_of([*ended, event("sweep_resumed")]) == "starting Ray"
     over = [event("phase", name="ending hosts", seconds=1.0)]
-    assert (chaos.can_come("host", ended), chaos.can_come("host", over)) == (True, False)
+    assert (moments.can_come("host", ended), moments.can_come("host", over)) == (True, False)
 
 
-# ---------------------------------------------------------------------------------- kills
+# ------------------------------------------------------------------------------- moments
 
 
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory) -> Iterator[SimpleNamespace]:
     """A server, and what the sweep comes to undisturbed."""
     folder = tmp_path_factory.mktemp("chaos")
-    inputs = chaos.build_inputs(folder)
-    with chaos.Server(folder / "mlflow") as server:
-        first = chaos.Sweep(folder / "undisturbed", inputs, "undisturbed", server.uri)
+    inputs = sweeps.build_inputs(folder)
+    with sweeps.Server(folder / "mlflow") as server:
+        first = sweeps.Sweep(folder / "undisturbed", inputs, "undisturbed", server.uri)
         yield SimpleNamespace(
             folder=folder,
             inputs=inputs,
             server=server,
-            reference=chaos.run_undisturbed(first, server),
+            reference=moments.run_undisturbed(first, server),
         )
+
+
+def disturb(arena, name, deeds):
+    """One sweep with one moment for each deed, drawn by a seed."""
+    events = moments.count_events(arena.reference.events)
+    (drawn,) = moments.draw_moments(len(deeds), 5, events, len(deeds), deeds)
+    with sweeps.small_disk(arena.folder / name) as disk:
+        sweep = sweeps.Sweep(disk, arena.inputs, name, arena.server.uri)
+        return moments.disturb(sweep, arena.server, drawn, arena.reference)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_three_moments_change_nothing_of_what_comes_out(arena):
+    result = disturb(arena, "quick", ["kill broker", "damage state", "fail server"])
+    assert len(result.blows) == 3
+    assert result.problems == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("victim", ["driver", "host", "server"])
-def test_a_killed_part_changes_nothing_of_what_comes_out(arena, victim):
-    events = chaos.count_events(arena.reference.events)
-    ((moment,),) = chaos.draw_moments(1, 5, events, 1, [victim])
-    sweep = chaos.Sweep(arena.folder / victim, arena.inputs, victim, arena.server.uri)
-    result = chaos.disturb(sweep, arena.server, [moment], arena.reference)
-    assert [kill.moment for kill in result.kills] == [moment]
+@pytest.mark.parametrize(
+    ("name", "deeds"),
+    [
+        ("kills", ["kill driver", "kill host", "kill proxy", "kill controller"]),
+        ("others", ["second driver", "end driver", "fill disk"]),
+        ("late", ["kill server", "stop host", "kill evaluator"]),
+    ],
+)
+def test_ten_moments_change_nothing_of_what_comes_out(arena, name, deeds):
+    result = disturb(arena, name, deeds)
+    assert len(result.blows) == len(deeds)
     assert result.problems == []

@@ -18,7 +18,7 @@ from orchestrator.search.searcher import OptunaSearcher, suggest_knobs
 from orchestrator.search.study import Observation, observe
 from orchestrator.spec.sections import SearchSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
-from tests.support.events import event
+from tests.support.events import ANY_TRIAL, event
 from trainables.hosts.orders import fault_metrics
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
 
@@ -178,7 +178,7 @@ def test_trial_started_but_never_logged_is_suggested_again(tmp_path: Path) -> No
                     "trial_started",
                     trial=number,
                     knobs=knobs | {"optim.learning_rate": 1e-3},
-                    spec={},
+                    spec=ANY_TRIAL,
                 )
             )
     searcher = OptunaSearcher(
@@ -415,8 +415,8 @@ def test_resumed_heir_has_its_parent_and_repeats_are_not_the_searchs(tmp_path: P
     knobs = {"lora.rank": 4, "lora.targets": "attention", "optim.learning_rate": 1e-3}
     parent = {"trial": 0, "step": 20, "replaces": 1}
     with EventLog(path) as log:
-        log.append(event("trial_started", trial=0, knobs=knobs, spec={}, parent=parent))
-        log.append(event("trial_started", trial=1, knobs=knobs, spec={}, repeat_of=0))
+        log.append(event("trial_started", trial=0, knobs=knobs, spec=ANY_TRIAL, parent=parent))
+        log.append(event("trial_started", trial=1, knobs=knobs, spec=ANY_TRIAL, repeat_of=0))
     searcher = OptunaSearcher(build_sweep(trials=2), SweepHistory.read(path))
     resumed, new = searcher.suggest("a"), searcher.suggest("b")
     assert (resumed["trial"], resumed["resume"], resumed["parent"]) == (0, True, parent)
