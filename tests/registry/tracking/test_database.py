@@ -136,7 +136,7 @@ def test_a_first_start_that_is_killed_leaves_no_half_made_database(tmp_path):
     """Killed while MLflow makes its tables, at four moments; the next start makes them anew."""
     code = (
         "import os, sys, threading, time\n"
-        "from registry import database\n"
+        "from registry.tracking import database\n"
         "from pathlib import Path\n"
         "file = Path(sys.argv[1])\n"
         "def watch():\n"
