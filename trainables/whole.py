@@ -14,6 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_UMASK = os.umask(0o077)
+"""The umask of the process at its start: to read it is to set it, for all threads."""
+os.umask(_UMASK)
+
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
@@ -27,7 +31,7 @@ def new_file(target: Path) -> Iterator[Path]:
     writing = Path(temporary)
     try:
         yield writing
-        writing.chmod(0o644)  # mkstemp makes files that only the owner may read
+        set_usual_modes(writing)  # mkstemp makes files that only the owner may read
         sync(writing)
         writing.replace(target)
         sync(target.parent)
@@ -67,6 +71,7 @@ def new_folder(
         filling = Path(temporary) / target.name
         filling.mkdir()
         yield filling
+        set_usual_modes(filling)
         sync_tree(filling)
         guard()
         if replaces:
@@ -86,6 +91,16 @@ def remove_tree(folder: Path) -> None:
     except FileNotFoundError:
         return
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def set_usual_modes(path: Path) -> None:
+    """Give a file, or a folder with all in it, the modes that the user's umask leaves.
+
+    Libraries that write through temporary files leave modes that only the owner can read.
+    """
+    for each in (path, *path.rglob("*")):
+        if not each.is_symlink():
+            each.chmod((0o777 if each.is_dir() else 0o666) & ~_UMASK)
 
 
 def sync_tree(folder: Path) -> None:

@@ -1,6 +1,9 @@
 """Files and folders appear whole, replace older ones in one step, and leave nothing on failure."""
 
 import os
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,41 @@ def test_a_file_replaces_an_older_one_and_others_may_read_it(tmp_path):
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o777 == 0o644
     assert names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"),
+    [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750), (0o077, 0o600, 0o700)],
+    ids=oct,
+)
+def test_modes_are_those_of_the_users_umask_whoever_wrote_the_files(tmp_path, umask, file, folder):
+    """safetensors writes files that only their owner can read, for one."""
+    code = (
+        "import sys, os\n"
+        "from pathlib import Path\n"
+        "from trainables.whole import new_folder, replace_file\n"
+        "here = Path(sys.argv[1])\n"
+        "replace_file(here / 'log.json', b'1')\n"
+        "with new_folder(here / 'bundle') as filling:\n"
+        "    (filling / 'inner').mkdir(mode=0o700)\n"
+        "    os.close(os.open(filling / 'inner' / 'weights', os.O_CREAT, 0o600))\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        umask=umask,
+        check=True,
+    )
+    found = {
+        str(path.relative_to(tmp_path)): stat.S_IMODE(path.stat().st_mode)
+        for path in tmp_path.rglob("*")
+    }
+    assert found == {
+        "log.json": file,
+        "bundle": folder,
+        "bundle/inner": folder,
+        "bundle/inner/weights": file,
+    }
 
 
 def test_a_file_that_fails_half_way_leaves_the_older_one(tmp_path):

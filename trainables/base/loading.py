@@ -35,7 +35,7 @@ from trainables.base.stored import read_stored_form, settle_form
 from trainables.contract import file_record
 from trainables.errors import BaseModelError
 from trainables.spec import BaseSpec
-from trainables.whole import sync, sync_tree
+from trainables.whole import set_usual_modes, sync, sync_tree
 
 logger = logging.getLogger(__name__)
 
@@ -403,7 +403,7 @@ def _build_once(entry: Path, build: Any) -> Path:
         gc.collect()
         files = {file.name: file_record(file) for file in sorted(building.iterdir())}
         (building / COMPLETE).write_text(json.dumps({"files": files}, sort_keys=True))
-        building.chmod(0o755)
+        set_usual_modes(building)
         sync_tree(building)
         building.rename(entry)
         sync(entry.parent)
