@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.adapters.shrinking import Shrunk
 from orchestrator.wording import format_bounds, format_metric, format_size, one_line
 from registry import AdapterVersion, AliasMove, Evaluation
 from registry.evaluations.significance import interval
 from registry.versions.entries import Challenge
 from trainables.contract import SERVING_FORMS
+
+if TYPE_CHECKING:  # it imports Ray
+    from orchestrator.adapters.shrinking import Shrunk
 
 _HEADINGS = (
     "adapter", "alias", "loss", "accuracy", "split", "base", "form", "rank", "registered",

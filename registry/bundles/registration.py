@@ -159,7 +159,7 @@ def _read_checkpoints(
 
 def _find_by_digest(client: MlflowClient, name: str, digest: str) -> AdapterVersion | None:
     """First version with a digest; two processes may have created a version each."""
-    same = [found for found in find_versions(client, name) if found.digest == digest]
+    same = find_versions(client, name, digest=digest)
     return same[-1] if same else None
 
 

@@ -104,11 +104,8 @@ def get_version(client: MlflowClient, ref: AdapterRef | str) -> AdapterVersion:
         TrackingError: The server cannot be used.
     """
     ref = AdapterRef.parse(ref)
-    versions = list_versions(client, ref.name)
-    if ref.alias is not None:
-        versions = [version for version in versions if ref.alias in version.aliases]
-    elif ref.version is not None:
-        versions = [version for version in versions if version.version == ref.version]
+    with plain_errors(client.tracking_uri):
+        versions = find_versions(client, ref.name, alias=ref.alias, number=ref.version)
     if not versions:
         raise AdapterNotFoundError(_not_found_message(client, ref))
     versions[0].digest_at(ref.step)  # refuses a step without a bundle
@@ -133,13 +130,39 @@ def list_versions(client: MlflowClient, name: str | None = None) -> list[Adapter
     return sorted(found, key=lambda version: (version.name, -version.version))
 
 
-def find_versions(client: MlflowClient, name: str) -> list[AdapterVersion]:
-    """Versions of one adapter, newest first; MLflow's errors pass through."""
+def find_versions(
+    client: MlflowClient,
+    name: str,
+    *,
+    digest: str | None = None,
+    alias: str | None = None,
+    number: int | None = None,
+) -> list[AdapterVersion]:
+    """Versions of one adapter, newest first; MLflow's errors pass through.
+
+    The server selects, so that one version among many is found as fast as among few.
+
+    Args:
+        client: Of the server.
+        name: Of the adapter.
+        digest: Only versions of the bundle with this digest.
+        alias: Only the version with this alias.
+        number: Only the version with this number.
+    """
     require_name(name)
     model = if_exists(client.get_registered_model, name)
     if model is None:
         return []
-    found = [_version(entry, model.aliases) for entry in _entries(client, f"name = '{name}'")]
+    if alias is not None:
+        if alias not in model.aliases:
+            return []
+        number = int(model.aliases[alias])
+    wanted = f"name = '{name}'"
+    if number is not None:
+        wanted += f" and version_number = {number}"
+    if digest is not None:
+        wanted += f" and tags.`{DIGEST_TAG}` = '{digest}'"
+    found = [_version(entry, model.aliases) for entry in _entries(client, wanted)]
     return sorted(found, key=lambda version: -version.version)
 
 
