@@ -1,8 +1,8 @@
 """What versions cost when there are many: registering one more, listing all, finding the champion.
 
 Bundles of a few bytes are registered one after another under one name, in an MLflow database in
-SQLite. CPU-seconds are those of this process; listing is timed as the command that a user gives, in
-a process of its own.
+SQLite. CPU-seconds are those of this process; listing is timed as the command that a user gives,
+in a process of its own.
 
     python benchmarks/registry_load.py --versions 500 --out benchmarks/results/registry_load.md
 """

@@ -50,7 +50,7 @@ from orchestrator.journal.paths import (
 )
 from orchestrator.journal.pins import settle_pins
 from orchestrator.journal.recording import SweepRecord
-from orchestrator.journal.requests import CANCELLED_BY_USER, UserRequests
+from orchestrator.journal.requests import CANCELLED_BY_USER, UserRequests, take_requests
 from orchestrator.journal.sweep_storage import SweepStorage, read_history, require_cache
 from orchestrator.outcome import Outcome, TrialOutcome, can_leave_adapter
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_held, library_chatter_to
@@ -394,6 +394,8 @@ def _conclude(sweep: _Sweep, is_cancelled: bool) -> SweepReport:
     write_report(report, sweep.spec, history, sweep.storage.folder / REPORT_FOLDER)
     if history.status != status:
         sweep.record.add(SweepEnded(status=status, reason=reason))
+    for request in take_requests(sweep.storage.folder):
+        sweep.display.update(history, f"{request.kind}: too late, the sweep trained no more")
     return report
 
 

@@ -139,6 +139,7 @@ class SweepHistory:
         reports: (trial number, report) in the order of the log; a scheduler saw the same order.
         base_metrics: Metrics of the base without an adapter, by `members.group_key` and split.
         phases: Seconds by name, summed over sessions.
+        last_phase: The phase that ended last in the present session; empty before the first.
         promotions: Decisions of the promotion gate, in order.
         meter: Time and devices spent.
         start_points: First configurations; `None` before they are chosen.
@@ -160,6 +161,7 @@ class SweepHistory:
     reports: list[tuple[int, TrialReport]] = field(default_factory=list)
     base_metrics: dict[str, dict[str, Mapping[str, float]]] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
+    last_phase: str = ""
     promotions: list[PromotionDecided] = field(default_factory=list)
     meter: Meter = field(default_factory=Meter)
     start_points: list[Mapping[str, Any]] | None = None
@@ -274,6 +276,7 @@ def _inspect_data(event: DataInspected, history: SweepHistory, at: float) -> Non
 @_apply.register
 def _resume_sweep(event: SweepResumed, history: SweepHistory, at: float) -> None:
     history.status, history.reason = "running", ""
+    history.last_phase = ""
     history.resumes += 1
     history.meter.begin(at)
 
@@ -302,6 +305,7 @@ def _add_usage(event: UsageAdded, history: SweepHistory, at: float) -> None:
 @_apply.register
 def _add_phase(event: PhaseEnded, history: SweepHistory, at: float) -> None:
     history.phases[event.name] = history.phases.get(event.name, 0.0) + event.seconds
+    history.last_phase = event.name
 
 
 @_apply.register

@@ -46,6 +46,9 @@ class Request:
     trial: int | None = None
 
 
+PHASES_AFTER_TRAINING = ("evaluating serving forms", "registering", "recording")
+"""Phases of a run after whose end a cancel comes too late."""
+
 _REQUEST = TypeAdapter(Request)
 
 
@@ -126,7 +129,7 @@ def cancel_sweep(storage: SweepStorage) -> str:
     """Cancel a sweep, with or without a running driver; returns a sentence for the user.
 
     Raises:
-        SweepSpecError: The sweep has ended.
+        SweepSpecError: The sweep has ended, or trains no more.
     """
     history = read_history(storage.location)
     if history.status != "running":
@@ -146,6 +149,16 @@ def cancel_sweep(storage: SweepStorage) -> str:
                 end_cancelled(events, record, CANCELLED_BY_USER)
             events.append(SweepEnded(status=Outcome.CANCELLED, reason=CANCELLED_BY_USER))
     except SweepInUseError:
+        if history.last_phase in PHASES_AFTER_TRAINING:
+            raise SweepSpecError(
+                refusal(
+                    "cancel",
+                    storage.location,
+                    "a sweep that still trains or evaluates",
+                    "Wait for its end; `lorchestra adapters retire` takes a version back.",
+                    flaw="which registers its adapters now",
+                )
+            ) from None
         post_request(storage, Request(kind="cancel"))
         return "the sweep is told to end"
     return "the sweep is cancelled; no driver was running it"

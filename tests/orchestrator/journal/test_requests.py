@@ -118,6 +118,17 @@ def test_a_cancel_with_a_driver_is_left_for_it(storage):
     assert requests_of(storage) == [Request(kind="cancel")]
 
 
+def test_a_cancel_that_comes_after_the_training_is_told_so(storage):
+    with storage.open_log() as log:
+        log.append(event("phase", name="searching", seconds=1.0))
+        log.append(event("phase", name="evaluating serving forms", seconds=1.0))
+        with pytest.raises(SweepSpecError, match=r"which registers its adapters now.*Wait for"):
+            cancel_sweep(storage)
+        log.append(event("sweep_resumed"))
+        assert cancel_sweep(storage) == "the sweep is told to end"
+    assert requests_of(storage) == [Request(kind="cancel")]
+
+
 def test_ending_a_sweep_that_lies_there_takes_none_of_its_time(storage):
     began = read_history(storage.location).meter.wall_clock_s()
     time.sleep(0.3)
