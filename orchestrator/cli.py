@@ -20,7 +20,7 @@ from rich.console import Console
 
 # Imports that take no time; each subcommand imports the rest.
 from orchestrator.adapters.commands import add_adapter_commands, add_runs_option, tracking_uri_of
-from orchestrator.errors import DISK_IS_FULL, SweepError, SweepSpecError, full_disk
+from orchestrator.errors import SweepError, SweepSpecError, storage_fault
 from orchestrator.interrupts import ignore_signals, interrupt_on, raise_swallowed
 from orchestrator.wording import format_size, refusal
 from registry.errors import RefError, RegistryError, RuleError
@@ -52,9 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in DISK_IS_FULL:
+        fault = storage_fault("the command", str(error))
+        if fault is None:
             raise
-        return _complain(full_disk(str(error.filename or "the disk")), code=1)
+        return _complain(fault, code=1)
 
 
 def _build_parser() -> argparse.ArgumentParser:

@@ -15,6 +15,13 @@ import errno
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the errors for no space, no quota, and a file beyond the limit of `ulimit -f`."""
 
+DISK_IS_GONE = (
+    errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN,
+    errno.EHOSTDOWN, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ESHUTDOWN,
+)  # fmt: skip
+"""Numbers of the errors of a disk that broke, became read-only, or went away with its server."""
+_OF_A_BUCKET = "allowed: a bucket on an S3 server that answers"
+
 
 class SweepError(Exception):
     """Base of all errors that the package raises on purpose."""
@@ -52,12 +59,25 @@ def full_disk(place: str) -> SweepStorageError:
     )
 
 
-def tells_full_disk(reason: str) -> bool:
-    """Whether a trial failed because of a full disk, by the reason of its failure.
+def storage_fault(what: str, reason: str) -> SweepStorageError | None:
+    """The error of the storage that a reason of a failure tells of; `None` for another reason.
 
-    Python writes `[Errno 28]`, safetensors and other libraries in Rust `(os error 28)`.
+    Python writes `[Errno 28]`, safetensors and other libraries in Rust `(os error 28)`, and a
+    bucket's errors say what is allowed.
+
+    Args:
+        what: What failed, such as `trial 3`.
+        reason: The reason, as an exception says it.
     """
-    return any(
-        f"[Errno {number}]" in reason or f"(os error {number})" in reason
-        for number in DISK_IS_FULL
-    )
+    if _names(reason, DISK_IS_FULL):
+        return full_disk(f"{what}: {reason}")
+    if _names(reason, DISK_IS_GONE) or _OF_A_BUCKET in reason:
+        return SweepStorageError(
+            f"{what}: the storage cannot be used ({reason}). Nothing recorded is lost: bring the "
+            "storage back and run the same command again."
+        )
+    return None
+
+
+def _names(reason: str, numbers: tuple[int, ...]) -> bool:
+    return any(f"[Errno {one}]" in reason or f"(os error {one})" in reason for one in numbers)

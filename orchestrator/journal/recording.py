@@ -13,8 +13,7 @@ from orchestrator.errors import (
     ClusterError,
     SweepError,
     SweepStorageError,
-    full_disk,
-    tells_full_disk,
+    storage_fault,
 )
 from orchestrator.journal.events import (
     Event,
@@ -157,7 +156,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
         """Record a report, with the values for the searcher and the scheduler."""
-        self._require_space(trial.config["trial"], result)
+        self._require_storage(trial.config["trial"], result)
         self._note_lost_state(trial.config["trial"], result)
         if not result.get("step"):
             return  # ended before the first report
@@ -212,15 +211,17 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         logger.error("trial %d: %s\n%s", number, end.reason, said)
         self._record.end_trial(number, end)
 
-    def _require_space(self, trial: int, result: Mapping[str, Any]) -> None:
-        """End the sweep if a trial failed on a full disk: a resumed sweep continues the trial.
+    def _require_storage(self, trial: int, result: Mapping[str, Any]) -> None:
+        """End the run if a trial failed by the storage: the next run continues the trial.
 
         Raises:
-            SweepStorageError: The disk of a host is full.
+            SweepStorageError: A host's disk is full, or its storage is gone.
         """
-        if result.get("outcome") == Outcome.FAILED and tells_full_disk(result["reason"]):
-            self._record.problem = full_disk(f"trial {trial}: {result['reason']}")
-            raise self._record.problem
+        if result.get("outcome") == Outcome.FAILED:
+            fault = storage_fault(f"trial {trial}", result["reason"])
+            if fault is not None:
+                self._record.problem = fault
+                raise fault
 
     def _note_lost_state(self, trial: int, result: Mapping[str, Any]) -> None:
         """Record once that a trial went back to an older state; every later report says so."""

@@ -98,18 +98,29 @@ def test_an_event_that_cannot_be_written_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("said", "told"),
     [
-        "OSError: [Errno 28] No space left on device",
-        "SafetensorError: Error while serializing: I/O error: No space left on device "
-        "(os error 28)",
-        "OSError: [Errno 122] Disk quota exceeded",
+        ("OSError: [Errno 28] No space left on device", "no space is left"),
+        (
+            "SafetensorError: Error while serializing: I/O error: No space left on device "
+            "(os error 28)",
+            "no space is left",
+        ),
+        ("OSError: [Errno 122] Disk quota exceeded", "no space is left"),
+        ("OSError: [Errno 30] Read-only file system: 'runs'", "the storage cannot be used"),
+        ("OSError: [Errno 116] Stale file handle", "the storage cannot be used"),
+        ("SafetensorError: I/O error: Input/output error (os error 5)", "storage cannot be used"),
+        (
+            "s3://b/runs: cannot be used (no answer); allowed: a bucket on an S3 server that "
+            "answers and may be read and written. Check the address and the server.",
+            "the storage cannot be used",
+        ),
     ],
 )
-def test_a_state_that_finds_no_space_ends_the_sweep_and_not_its_trial(scene, said):
+def test_a_state_that_the_storage_refuses_ends_the_run_and_not_its_trial(scene, said, told):
     scene.start()
     scene.report(10)
-    with pytest.raises(SweepStorageError, match=r"trial 0: .*no space is left.*same command"):
+    with pytest.raises(SweepStorageError, match=rf"trial 0: .*{told}.*same command"):
         scene.report(20, done=True, outcome="failed", reason=said)
     assert scene.record.problem is not None
     assert scene.kinds() == ["trial_started", "report"]
