@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 from orchestrator.errors import SweepStorageError
@@ -23,6 +24,7 @@ from orchestrator.hosts.evaluators import (
     evaluate_adapters,
     read_files,
 )
+from orchestrator.interrupts import raise_swallowed
 from orchestrator.journal.events import FormEvaluated, UsageAdded
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.paths import evaluation_file
@@ -64,30 +66,31 @@ def evaluate_forms(
         if storage.has_bundle(trial.number)
     }
     compared = {key for key, order in orders.items() if TRAINED in order.forms}
-    results = evaluate_adapters(orders, shape)
     started = time.monotonic()
-    for result in _trained_first(results, compared):
-        elapsed, started = time.monotonic() - started, time.monotonic()
-        record.add(UsageAdded(cpu_s=elapsed * shape.all_cpus, gpu_s=elapsed * shape.all_gpus))
-        number = int(result.key)
-        if result.document is not None:
-            name = evaluation_file(number, result.form)
-            storage.send(name, json.dumps(result.document).encode())
-        number = int(result.key)
-        if result.error:
-            logger.warning("trial %d cannot be served %s: %s", number, result.form, result.error)
-        record.add(
-            FormEvaluated(
-                trial=number,
-                form=result.form,
-                metrics=_metrics(spec, record.history.trials[number], storage, result),
-                error=result.error,
-                fingerprint="" if result.is_lost else evaluation_fingerprint(spec),
+    with closing(evaluate_adapters(orders, shape)) as results:
+        for result in _trained_first(results, compared):
+            elapsed, started = time.monotonic() - started, time.monotonic()
+            record.add(UsageAdded(cpu_s=elapsed * shape.all_cpus, gpu_s=elapsed * shape.all_gpus))
+            number = int(result.key)
+            if result.document is not None:
+                name = evaluation_file(number, result.form)
+                storage.send(name, json.dumps(result.document).encode())
+            if result.error:
+                logger.warning(
+                    "trial %d cannot be served %s: %s", number, result.form, result.error
+                )
+            record.add(
+                FormEvaluated(
+                    trial=number,
+                    form=result.form,
+                    metrics=_metrics(spec, record.history.trials[number], storage, result),
+                    error=result.error,
+                    fingerprint="" if result.is_lost else evaluation_fingerprint(spec),
+                )
             )
-        )
-        if is_cancelled():
-            results.close()
-            return
+            if is_cancelled():
+                return
+            raise_swallowed()
 
 
 def are_forms_evaluated(spec: SweepSpec, history: SweepHistory) -> bool:

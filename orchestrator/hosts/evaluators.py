@@ -130,8 +130,10 @@ def evaluate_adapters(
                 continue
             yield result
     finally:
-        for worker in (*idle, *(worker for worker, *_ in running.values())):
-            ray.kill(worker)
+        # After an error of the caller this may come late: a call of Ray would start another one.
+        if ray.is_initialized():
+            for worker in (*idle, *(worker for worker, *_ in running.values())):
+                ray.kill(worker)
 
 
 def _take(ready: Any, key: str, form: str) -> FormResult:

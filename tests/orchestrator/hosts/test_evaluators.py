@@ -1,5 +1,8 @@
 """Workers evaluate real adapters in serving forms; a failure affects one form only."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +60,34 @@ def test_a_worker_that_dies_costs_one_form(results: Any) -> None:
     assert "its worker died" in results["deadly", "trained"].error  # the second time, too
     assert results["deadly", "trained"].is_lost
     assert results["after", "trained"].document is not None
+
+
+def test_a_caller_that_fails_and_forgets_the_results_starts_no_other_ray(
+    real_bundle: Path,
+) -> None:
+    code = (
+        "import sys, ray\n"
+        "from pathlib import Path\n"
+        "from orchestrator.hosts.cluster import ray_for_evaluation\n"
+        "from orchestrator.hosts.evaluators import EvaluationOrder, evaluate_adapters, read_files\n"
+        "from trainables.evaluation_spec import EvaluationSpec\n"
+        "files = read_files(Path(sys.argv[1]))\n"
+        "rows = ({'prompt': 'a', 'completion': 'b'},)\n"
+        "order = EvaluationOrder(files=files, forms=('no-such-form', 'trained'), source=rows,\n"
+        "                        how=EvaluationSpec())\n"
+        "with ray_for_evaluation() as shape:\n"
+        "    results = evaluate_adapters({'one': order}, shape)\n"
+        "    print(next(results).form)\n"
+        "del results\n"
+        "print(ray.is_initialized())\n"
+    )
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(real_bundle)],
+        env=kept | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["no-such-form", "False"], done.stderr
+    assert "Traceback" not in done.stderr
