@@ -121,34 +121,55 @@ class Disturbed:
     ended_at: float
 
 
+def phase_starts(events: Sequence[LogEntry]) -> dict[str, int]:
+    """Length of an undisturbed log when each phase begins."""
+    starts = {PHASES[0]: 0}
+    counted = [each for each in events if each.kind != "usage"]
+    for length, each in enumerate(counted, 1):
+        if isinstance(each.event, PhaseEnded) and each.event.name in PHASES[:-1]:
+            starts[PHASES[PHASES.index(each.event.name) + 1]] = length
+    return starts
+
+
 def draw_moments(
-    count: int, seed: int, events: int, per_sweep: int, deeds: Sequence[str] = DEEDS
+    count: int,
+    seed: int,
+    starts: Mapping[str, int],
+    per_sweep: int,
+    deeds: Sequence[str] = DEEDS,
 ) -> list[list[Moment]]:
     """Moments of one sweep after another, deeds in turn, those of a sweep in the log's order.
 
-    Every fourth moment waits for a phase after the search, which few events tell of.
+    Every fourth moment waits for a phase after the search, which few events tell of; the others
+    come before the sweep registers, as after it there is nothing left to wait for.
+
+    Args:
+        count: Number of moments.
+        seed: Seed.
+        starts: Length of an undisturbed log when each phase begins.
+        per_sweep: Number of moments of a sweep.
+        deeds: What is done, in turn.
     """
     dice = random.Random(seed)
-    late = PHASES[3:]
+    late = PHASES[3:-1]
     moments = []
     for number in range(count):
         deed = deeds[number % len(deeds)]
         victim = deed.partition(" ")[2]
         last = _LAST_PHASE.get(victim)
         is_late = victim == "evaluator" or (number % 4 == 3 and last is None)
+        phase = (last or dice.choice(late)) if is_late else ""
+        anywhere = dice.randint(1, starts[last or "registering"] - 1)
         moments.append(
             Moment(
                 deed=deed,
-                events=0 if is_late else dice.randint(1, events - 1),
-                phase=(last or dice.choice(late)) if is_late else "",
+                events=starts[phase] if is_late else anywhere,
+                phase=phase,
                 delay_s=dice.uniform(0.0, MAX_DELAY_S),
             )
         )
     parts = [moments[i : i + per_sweep] for i in range(0, count, per_sweep)]
-    return [
-        sorted(part, key=lambda one: PHASES.index(one.phase) * 1000 if one.phase else one.events)
-        for part in parts
-    ]
+    return [sorted(part, key=lambda one: one.events) for part in parts]
 
 
 # --------------------------------------------------------------------------------- watching
@@ -267,7 +288,12 @@ class Chaos:
                 break
         for aside in self._asides:
             aside.join()
-        self.problems += [f"no moment came for {moment}" for moment in self._waiting]
+        events = self._sweep.events()
+        self.blows += [
+            Blow(moment=moment, done="none: the sweep had ended", events=count_events(events),
+                 phase="ended")
+            for moment in self._waiting
+        ]  # fmt: skip
         _, alive = psutil.wait_procs(self._lost, timeout=10)
         self.problems += [f"{process} outlived its driver" for process in alive]
         said = self._sweep.output().read_text(errors="replace")

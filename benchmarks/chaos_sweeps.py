@@ -45,7 +45,17 @@ class Kind:
     is_exact: bool
 
 
+SHORT = Kind(
+    changes={
+        "budget": {"trials": 2},
+        "finals": {"top": 1, "seeds": 1, "forms": ["trained"]},
+    },
+    is_exact=True,
+)
+"""The plain sweep with two trials, one of them repeated."""
+
 KINDS = {
+    "short": SHORT,
     "random": Kind(changes={}, is_exact=True),
     "tpe": Kind(changes={"search": {"algorithm": "tpe"}}, is_exact=True),
     "seats": Kind(changes={"search": {"algorithm": "tpe"}, "hosts": {"seats": 3}}, is_exact=False),

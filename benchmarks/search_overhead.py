@@ -10,7 +10,8 @@ are up, to the last trial's end and delivery. `driver` is this process, by the k
 its threads; `children` are all its descendants: Ray's own processes, the proxies and the host.
 The parts of the driver's main thread are timed with `time.thread_time` around the calls that Ray
 Tune makes; what they leave is Ray Tune's own. The trials of a run are cut into equal windows: flat
-means that the driver's CPU per trial, delivery aside, is the same in the first as in the last.
+means that the driver's CPU per trial, delivery aside, is the same in the first as in the last. Own
+memory (USS) of driver, broker and the largest proxy is read at the same moments.
 
     python benchmarks/search_overhead.py --trials 50 200 1000 --out search_overhead.json
 """
@@ -64,6 +65,8 @@ WINDOWS = 5
 SEATS = 4
 DELIVERY = "mlflow-delivery"
 FLUSH_S = 600.0
+KINDS = {"broker": "ray::Broker", "proxy": "ray::ResourceTrain"}
+"""How Ray names the processes whose memory is looked at."""
 FOREVER_S = 1e7
 
 
@@ -170,6 +173,7 @@ class Reading:
     threads_s: dict[str, float]
     parts_s: dict[str, float]
     log_wall_s: float
+    memory_mib: dict[str, float]
 
 
 @dataclass
@@ -194,21 +198,32 @@ class Clocks:
         warmup = min(WARMUP, self.trials // 2)
         due = warmup + (self.trials - warmup) * len(self.readings) // WINDOWS
         if kind == "trial_ended" and self._counts[kind] >= due:
-            self._look_at_children()
-            self.readings.append(self._read(sum(self._children_s.values())))
+            memory = self._look_at_children()
+            self.readings.append(self._read(sum(self._children_s.values()), memory))
 
     def finish(self) -> None:
         """One more reading, when all is delivered; Ray's processes are gone by then."""
-        self.readings.append(self._read(self.readings[-1].children_s))
+        last = self.readings[-1]
+        self.readings.append(self._read(last.children_s, last.memory_mib))
 
-    def _look_at_children(self) -> None:
-        """Whoever has ended since, such as Ray's idle workers, keeps the count last seen."""
+    def _look_at_children(self) -> dict[str, float]:
+        """Own memory of the driver and of processes by their kind, the largest of each, in MiB.
+
+        Whoever has ended since, such as Ray's idle workers, keeps the CPU time last seen.
+        """
+        memory = {"driver": psutil.Process().memory_full_info().uss / 2**20}
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
                 self._children_s[process] = times.user + times.system
+                title = (process.cmdline() or [""])[0]
+                for kind, start in KINDS.items():
+                    if title.startswith(start):
+                        own = process.memory_full_info().uss / 2**20
+                        memory[kind] = max(memory.get(kind, 0.0), own)
+        return memory
 
-    def _read(self, children_s: float) -> Reading:
+    def _read(self, children_s: float, memory: dict[str, float]) -> Reading:
         me = psutil.Process()
         own = me.cpu_times()
         names = {thread.native_id: thread.name for thread in threading.enumerate()}
@@ -224,6 +239,7 @@ class Clocks:
             threads_s=dict(threads),
             parts_s=dict(self.watch.cpu_s),
             log_wall_s=self.watch.wall_s["log"],
+            memory_mib=memory,
         )
 
 
@@ -380,6 +396,7 @@ def summarize(trials: int, readings: list[Reading]) -> dict[str, Any]:
         "wall_ms": per_trial(first.wall_s, last.wall_s),
         "log_wall_ms": per_trial(first.log_wall_s, last.log_wall_s),
         "driver_ms_by_window": windows,
+        "memory_mib_by_window": [reading.memory_mib for reading in readings[:-1]],
         "parts_ms": parts,
         "threads_ms": {name: ms for name, ms in threads.items() if ms >= 0.05},
     }
@@ -407,6 +424,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def memory_table(rows: list[dict[str, Any]]) -> str:
+    """Own memory (USS) in MiB after the warm-up and each window, as a Markdown table."""
+    points = len(rows[0]["memory_mib_by_window"])
+    head = ["trials", "process", "warm-up", *(f"window {n}" for n in range(1, points))]
+    lines = [" | ".join(["", *head, ""]).strip(), "|---:|---|" + "---:|" * points]
+    for row in rows:
+        for kind in ("driver", *KINDS):
+            sizes = [f"{memory.get(kind, 0.0):.0f}" for memory in row["memory_mib_by_window"]]
+            lines.append(f"| {row['trials']} | {kind} | {' | '.join(sizes)} |")
+    return "\n".join(lines)
+
+
 def measure(trials: int, algorithm: str, schedule: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         return summarize(trials, run_trials(trials, algorithm, schedule, Path(folder)))
@@ -423,7 +452,7 @@ def main() -> None:
     for trials in args.trials:
         rows.append(measure(trials, args.algorithm, args.schedule))
         print(json.dumps(rows[-1]), flush=True)
-    print(table(rows))
+    print(table(rows), memory_table(rows), sep="\n\n")
     if args.out:
         args.out.write_text(json.dumps(rows, indent=1) + "\n")
 

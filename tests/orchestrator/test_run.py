@@ -474,6 +474,7 @@ def assert_finished_once(command):
         assert run.info.status == "FINISHED"
 
 
+@pytest.mark.slow  # test_chaos.py ends a driver by SIGTERM; below, Ctrl-C while starting
 @pytest.mark.timeout(900)
 def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(tmp_path, tiny_base, tiny_data):
     command = Command(tmp_path, tiny_base, tiny_data, steps=160, trials=2)

@@ -38,6 +38,9 @@ def test_overhead_is_counted_for_each_trial_and_report(local_ray, tmp_path):
     heading, _, line = overhead.table([row]).splitlines()
     assert line.count("|") == heading.count("|")
     assert line.startswith("| 4 | ")
+    _, _, driver, broker, proxy = overhead.memory_table([row]).splitlines()
+    assert driver.startswith("| 4 | driver | ")
+    assert all(float(cell) > 10 for line in (broker, proxy) for cell in line.split("|")[3:-1])
 
 
 @pytest.fixture(scope="module")
