@@ -57,19 +57,29 @@ def private_folder() -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))  # of mode 0700
     try:
-        (folder / _OWNER_FILE).write_text(f"{os.getpid()} {_started(os.getpid())}")
+        owner = f"{_place()} {os.getpid()} {_started(os.getpid())}"
+        (folder / _OWNER_FILE).write_text(owner)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_left_over(folder: Path) -> bool:
-    """Whether a folder of this user belongs to a driver that is dead."""
+    """Whether a folder of this user belongs to a driver that is dead.
+
+    Of a driver in another container, or on another machine, nothing is known.
+    """
     with suppress(OSError, ValueError):
         if folder.lstat().st_uid == os.getuid():
-            pid, started = (folder / _OWNER_FILE).read_text().split()
-            return _started(int(pid)) != started
+            place, pid, started = (folder / _OWNER_FILE).read_text().split()
+            return place == _place() and _started(int(pid)) != started
     return False
+
+
+def _place() -> str:
+    """What process ids are valid in: a namespace of a machine since its boot."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
 
 
 def _started(pid: int) -> str:
