@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -25,7 +25,7 @@ _REF = "NAME, NAME/VERSION or NAME@ALIAS"
 Command = Callable[[argparse.Namespace], int]
 
 
-def add_adapter_commands(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_adapter_commands(verbs: argparse._SubParsersAction[Any]) -> None:
     """Add a parser for each command."""
     _add(verbs, "list", _list, "list versions, newest first", name="?")
     _add(verbs, "show", _show, "show all records of one version", ref=None)
@@ -123,7 +123,7 @@ def _registry(options: argparse.Namespace) -> Registry:
 
 
 def _add(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    verbs: argparse._SubParsersAction[Any],
     verb: str,
     command: Command,
     about: str,

@@ -1,5 +1,6 @@
 """The command: exit codes, complaints on stderr, and nothing heavy before it is needed."""
 
+import importlib.metadata
 import json
 import signal
 import subprocess
@@ -43,6 +44,35 @@ def complaint(capsys):
     assert captured.err.startswith("lorchestra: ")
     assert "Traceback" not in captured.err
     return captured.err
+
+
+# -------------------------------------------------------------------------------- the command
+
+
+def test_the_command_alone_prints_its_help(capsys):
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("run", "adapters", "Exit codes: 0 done", "Example: "))
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"lorchestra {importlib.metadata.version('lorchestra')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [(["statsu", "runs/x"], "status"), (["adapters", "lsit"], "list"), (["rnu"], "run")],
+)
+def test_a_mistyped_command_is_told_what_was_meant_first(capsys, words, meant):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert f": did you mean {meant}? " in complaint
+    with pytest.raises(SystemExit, match="2"):
+        main(["nothing-like-it"])
+    assert "did you mean" not in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------- input
@@ -148,7 +178,7 @@ def test_a_row_that_cannot_be_used_is_refused_before_anything_starts(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["jump"], ["adapters"], ["run"], ["adapters", "pull", "x"]], ids=str
+    "arguments", [["jump"], ["adapters"], ["run"], ["adapters", "pull", "x"]], ids=str
 )
 def test_an_incomplete_command_says_how_it_is_used(capsys, arguments):
     with pytest.raises(SystemExit) as leaving:
