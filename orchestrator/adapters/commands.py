@@ -129,7 +129,7 @@ def _add(
     about: str,
     **arguments: str | None,
 ) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(verb, help=about)
+    parser: argparse.ArgumentParser = verbs.add_parser(verb, help=about)
     for name, count in arguments.items():
         shown = "NAME" if name == "name" else "REF"
         about = "an adapter" if name == "name" else _REF
