@@ -34,9 +34,10 @@ def render_versions(versions: Sequence[AdapterVersion]) -> Table | str:
     """A table of versions with their measures on test rows; retired versions are dim."""
     if not versions:
         return "no adapter is registered yet; `lorchestra run SWEEP.yaml` registers its best"
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in _HEADINGS:
-        table.add_column(heading, overflow="fold")
+        # The name is there to be copied: a narrow terminal breaks other columns.
+        table.add_column(heading, overflow="fold", no_wrap=heading == _HEADINGS[0])
     for version in versions:
         split = "test" if "test_loss" in version.metrics else "eval"
         marks = [*version.aliases, *([_RETIRED] if version.retired else [])]
@@ -51,7 +52,7 @@ def render_versions(versions: Sequence[AdapterVersion]) -> Table | str:
             Text(version.tags.get("quantization", "")),
             Text(version.form),
             Text(version.tags.get("lora.rank", "")),
-            _when(version),
+            f"{version.created_at.astimezone():%Y-%m-%d}",
             style="dim" if version.retired else "",
         )
     return table

@@ -42,6 +42,14 @@ def test_a_list_has_a_line_for_each_version_in_the_order_given():
     assert lines[2].split()[:7] == ["tiny/1", "champion", "1.2346", "test", "nf4", "trained", "4"]
 
 
+def test_a_list_fits_a_terminal_and_never_breaks_the_name_that_is_to_be_copied():
+    usual = build_version(12, name="wordnet-classes", metrics={"test_loss": 1.0,
+                                                                "test_accuracy": 1.0})  # fmt: skip
+    assert len(shown(render_versions([usual]), 80).splitlines()) == 2
+    long = build_version(3, name="a-name-of-sixty-three-characters-" + "x" * 30)
+    assert f"{long.name}/3 " in shown(render_versions([long]), 80)
+
+
 def test_a_list_shows_what_was_measured_on_test_rows_and_else_on_validation_rows():
     metrics = {"eval_loss": 2.0, "eval_accuracy": 0.5}
     only_eval = build_version(1, metrics=metrics)
