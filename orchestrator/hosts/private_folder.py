@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ _PREFIX = "lo-"  # short, as the path of a socket must be
 _SOCKET = f"/{_PREFIX}12345678/r/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """The longest path below the folder for temporary files that Ray binds a socket to."""
 _OWNER_FILE = "driver"
+_TRIES, _PAUSE_S = 20, 0.1
 _SHORT_FOLDER = Path("/tmp")  # Ray's own default where TMPDIR is not set
 
 
@@ -55,14 +57,36 @@ def private_folder() -> Iterator[Path]:
     parent = temporary_folder()
     for old in parent.glob(f"{_PREFIX}*"):
         if _is_left_over(old):
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))  # of mode 0700
     try:
         owner = f"{_place()} {os.getpid()} {_started(os.getpid())}"
         (folder / _OWNER_FILE).write_text(owner)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder whose processes are ending and may still write, the owner's name last.
+
+    What cannot be removed is left to the next run, which knows by the name that it may.
+    """
+    owner = folder / _OWNER_FILE
+    with suppress(OSError):  # another driver removes the folder, too
+        name = owner.read_text()
+        for _ in range(_TRIES):
+            for path in folder.iterdir():
+                if path != owner:
+                    shutil.rmtree(path, ignore_errors=True)
+            owner.unlink()
+            try:
+                folder.rmdir()
+            except OSError:
+                owner.write_text(name)
+                time.sleep(_PAUSE_S)
+            else:
+                return
 
 
 def _is_left_over(folder: Path) -> bool:

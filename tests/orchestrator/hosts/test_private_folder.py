@@ -4,6 +4,8 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,26 @@ def test_it_is_closed_to_others_whatever_the_umask_and_goes_with_its_block(short
             assert folder.parent == short_folder
     finally:
         os.umask(before)
+    assert not folder.exists()
+
+
+def test_a_process_that_still_writes_does_not_keep_the_folder(short_folder):
+    """Ray's processes end a moment after Ray says so."""
+
+    def write_on(stop):
+        number = 0
+        while not stop.wait(0.001):
+            number += 1
+            with suppress(OSError):
+                (folder / "r").mkdir(exist_ok=True)
+                (folder / "r" / str(number)).write_text("late")
+
+    stop = threading.Event()
+    with private_folder() as folder:
+        writer = threading.Thread(target=write_on, args=(stop,))
+        writer.start()
+        threading.Timer(0.5, stop.set).start()
+    writer.join()
     assert not folder.exists()
 
 
