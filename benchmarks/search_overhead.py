@@ -40,7 +40,7 @@ from rich.console import Console
 from orchestrator.hosts.broker import start_broker
 from orchestrator.hosts.cluster import ray_cluster
 from orchestrator.hosts.pool import HostPool
-from orchestrator.journal.events import SweepStarted
+from orchestrator.journal.events import Event, LogEntry, SweepStarted
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.paths import REPORT_FOLDER
 from orchestrator.journal.recording import SweepRecord
@@ -65,7 +65,7 @@ WINDOWS = 5
 SEATS = 4
 DELIVERY = "mlflow-delivery"
 FLUSH_S = 600.0
-KINDS = {"broker": "ray::Broker", "proxy": "ray::ResourceTrain"}
+KINDS = {"broker": ("ray::Broker",), "proxy": ("ray::TrialProxy", "ray::ResourceTrainable")}
 """How Ray names the processes whose memory is looked at."""
 FOREVER_S = 1e7
 
@@ -217,8 +217,8 @@ class Clocks:
                 times = process.cpu_times()
                 self._children_s[process] = times.user + times.system
                 title = (process.cmdline() or [""])[0]
-                for kind, start in KINDS.items():
-                    if title.startswith(start):
+                for kind, starts in KINDS.items():
+                    if title.startswith(starts):
                         own = process.memory_full_info().uss / 2**20
                         memory[kind] = max(memory.get(kind, 0.0), own)
         return memory
@@ -310,10 +310,10 @@ def run_trials(
 def counted(append: Callable[..., Any], clocks: Clocks) -> Callable[..., Any]:
     """Also tells the clocks of each event."""
 
-    def append_and_count(kind: str, **fields: Any) -> Any:
-        event = append(kind, **fields)
-        clocks.count(kind)
-        return event
+    def append_and_count(event: Event) -> LogEntry:
+        entry: LogEntry = append(event)
+        clocks.count(entry.kind)
+        return entry
 
     return append_and_count
 

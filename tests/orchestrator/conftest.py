@@ -29,6 +29,7 @@ def local_ray(s3_server: dict[str, str]) -> Iterator[None]:
         for name, value in s3_server.items():
             patch.setenv(name, value)
         ray.init(
+            address="local",  # else a cluster that another test has started is joined
             num_cpus=4,
             dashboard_host="127.0.0.1",
             object_store_memory=100 * 2**20,
