@@ -133,28 +133,34 @@ def test_two_first_starts_in_one_folder_both_run(tmp_path):
 
 
 def test_a_first_start_that_is_killed_leaves_no_half_made_database(tmp_path):
-    """Killed while MLflow makes its tables, at four moments; the next start makes them anew."""
+    """Killed before one of MLflow's statements, early to late; the next start makes all anew."""
     code = (
-        "import os, sys, threading, time\n"
-        "from registry.tracking import database\n"
+        "import os, sys\n"
         "from pathlib import Path\n"
-        "file = Path(sys.argv[1])\n"
-        "def watch():\n"
-        "    while sum(f.stat().st_size for f in file.parent.glob('.mlflow.db-new*')) < "
-        "int(sys.argv[2]):\n"
-        "        time.sleep(0.001)\n"
-        "    os.kill(os.getpid(), 9)\n"
-        "threading.Thread(target=watch, daemon=True).start()\n"
-        "with database.fit_for_use(file): print('made', flush=True)\n"
+        "from sqlalchemy import event\n"
+        "from sqlalchemy.engine import Engine\n"
+        "from registry.tracking import database\n"
+        "left = [int(sys.argv[2])]\n"
+        "@event.listens_for(Engine, 'before_cursor_execute')\n"
+        "def count(*arguments):\n"
+        "    left[0] -= 1\n"
+        "    if left[0] == 0: os.kill(os.getpid(), 9)\n"
+        "with database.fit_for_use(Path(sys.argv[1])): print(-left[0], flush=True)\n"
     )
-    database = tmp_path / "mlflow.db"
-    for size in (1, 40_000, 200_000, 500_000):
-        killed = subprocess.run(
-            [sys.executable, "-c", code, str(database), str(size)],
+
+    def start(database, statement):
+        return subprocess.run(
+            [sys.executable, "-c", code, str(database), str(statement)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             stdout=subprocess.PIPE,
             check=False,
         )
+
+    statements = int(start(tmp_path / "whole.db", 0).stdout)
+    (tmp_path / "whole.db").unlink()
+    database = tmp_path / "mlflow.db"
+    for statement in (1, statements // 3, statements // 2, statements - 1):
+        killed = start(database, statement)
         assert (killed.returncode, killed.stdout, database.exists()) == (-9, b"", False)
     client = connect(f"sqlite:///{database}")
     assert client.search_experiments()[0].name == "Default"
