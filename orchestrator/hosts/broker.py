@@ -148,7 +148,7 @@ class Broker:
 
     async def exchange(self, host_id: str, incarnation: str, report: HostReport) -> Orders:
         """Take in a host's report; return the host's orders as soon as there is work."""
-        self._seats.take(host_id, incarnation, report, time.monotonic())
+        self._seats.take(host_id, incarnation, report)
         self._wake()
 
         def look() -> Orders:

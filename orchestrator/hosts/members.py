@@ -140,7 +140,7 @@ class Host:
         offered: Seats and tasks with work in the host's last orders.
         process: Process of the host, for its end.
         beat_at: Time of the last sign of life; `None` before the first.
-        heard_at: Time of the last exchange of a report for orders; `None` before the first.
+        heard_at: Time of the orders for the work in hand; `None` without such work.
     """
 
     host_id: str

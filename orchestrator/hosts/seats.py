@@ -185,12 +185,12 @@ class Seats:
             member.claim = next(self._claims)
         self._seat_waiting()
 
-    def take(self, host_id: str, incarnation: str, report: HostReport, now: float = 0.0) -> None:
+    def take(self, host_id: str, incarnation: str, report: HostReport) -> None:
         """Take in a host's report; a report of a past incarnation is ignored."""
         host = self.hosts.get(host_id)
         if host is None or host.incarnation != incarnation:
             return
-        host.heard_at = now
+        host.heard_at = None  # no work is in hand until the next orders
         host.holding = report.holding
         for seat_report in report.reports:
             member = self.members.get(seat_report.key)

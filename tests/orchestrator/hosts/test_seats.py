@@ -590,7 +590,6 @@ def test_group_keys_are_readable_and_blind_to_what_does_not_matter(base, key):
 # ------------------------------------------------------------------------------ silent hosts
 
 PROCESS = HostProcess(node_id="n", pid=7)
-WORK = HostReport()
 
 
 def silent(state, now):
@@ -612,11 +611,13 @@ def test_a_host_without_signs_of_life_is_named_once():
 
 def test_a_host_that_lives_and_never_finishes_is_named():
     state = build_seats()
-    state.take("h0", "one", WORK, 5.0)
     state.note_orders("h0", "one", 6.0)
     for now in range(0, 700, 50):
         state.beat("h0", "one", PROCESS, now)
     assert silent(state, 606.0) == []
+    state.take("h0", "one", HostReport())  # done in time: it waits for orders
+    assert silent(state, 607.0) == []
+    state.note_orders("h0", "one", 6.0)
     assert silent(state, 607.0) == [("h0", PROCESS, "has been in one piece of work for 601 s")]
 
 
@@ -633,7 +634,7 @@ def test_a_pause_of_the_broker_counts_against_nobody():
     state = build_seats()
     join(state, 0)
     state.beat("h0", "one", PROCESS, 0.0)
-    state.take("h0", "one", WORK, 0.0)
+    state.note_orders("h0", "one", 0.0)
     state.forgive_pause(5000.0)
     state.expire(5001.0)
     assert state.advance(0, "a", 10, 5001.0).phase is SeatPhase.SEATED
