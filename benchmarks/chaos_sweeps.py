@@ -273,11 +273,15 @@ class Sweep:
         return list(read_events(self.storage / "events.jsonl"))
 
     def is_told(self) -> bool:
-        """Whether all is registered, and MLflow knows everything."""
+        """Whether all is registered, and MLflow knows everything that it is told.
+
+        The cursor stands behind the last event that MLflow is told; phases and usage are not.
+        """
         events = self.events()
         cursor = self.storage / "delivered.json"
         delivered = json.loads(cursor.read_text())["events"] if cursor.is_file() else 0
-        return delivered == len(events) and any(event.kind == "promoted" for event in events)
+        untold = {event.kind for event in events[delivered:]}
+        return untold <= {"phase", "usage"} and any(event.kind == "promoted" for event in events)
 
     def traces(self) -> Traces:
         """What it left."""
