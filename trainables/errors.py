@@ -46,5 +46,9 @@ class StorageError(TrialError, RuntimeError):
     """A bucket cannot be read or written."""
 
 
+class MissingObjectError(StorageError):
+    """There is no object of this name in a bucket, or no longer."""
+
+
 class DamagedFolderError(StorageError):
     """A folder in a bucket is not as it was uploaded."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainables.errors import StorageError
+from trainables.errors import MissingObjectError, StorageError
 
 _DELETED_AT_ONCE = 1000  # limit of one DeleteObjects call
 _ATTEMPTS = 12  # about half a minute with botocore's pauses: enough for a server restart
@@ -107,11 +107,19 @@ def download_file(location: str, path: Path) -> None:
     """Write an object's content to a file.
 
     Raises:
-        StorageError: The object is not there or cannot be read.
+        MissingObjectError: The object is not there.
+        StorageError: The object cannot be read.
     """
+    from botocore.exceptions import ClientError
+
     bucket, key = _split(location)
     with _plain_errors(location):
-        _client().download_file(bucket, key, str(path))
+        try:
+            _client().download_file(bucket, key, str(path))
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
+                raise MissingObjectError(str(_error(location, str(error)))) from error
+            raise
 
 
 def list_objects(location: str) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trainables.errors import DamagedFolderError, StorageError
+from trainables.errors import DamagedFolderError, MissingObjectError, StorageError
 from trainables.hosts.objects import (
     delete_objects,
     download_file,
@@ -119,7 +119,10 @@ def fetch_folder(location: str, into: Path) -> Path | None:
     for name in files:
         file = path_below(into, name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        download_file(join_location(location, name), file)
+        try:
+            download_file(join_location(location, name), file)
+        except MissingObjectError as error:  # removed since it was listed
+            raise DamagedFolderError(str(error)) from error
     into.mkdir(parents=True, exist_ok=True)
     return into
 

@@ -6,11 +6,12 @@ from contextlib import suppress
 
 import pytest
 
-from trainables.errors import StorageError
+from trainables.errors import MissingObjectError, StorageError
 from trainables.hosts.objects import (
     check_bucket,
     create_object,
     delete_objects,
+    download_file,
     list_objects,
     read_object,
     upload_file,
@@ -189,3 +190,14 @@ def test_local_locations_need_no_s3_client():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_an_object_that_is_gone_is_told_apart_from_a_bucket_that_does_not_answer(
+    s3_location, tmp_path
+):
+    """A host replaces states while another reads them."""
+    with pytest.raises(MissingObjectError, match="gone: cannot be used"):
+        download_file(f"{s3_location}/gone", tmp_path / "file")
+    with pytest.raises(StorageError) as caught:
+        download_file("s3://no-such-bucket-here/file", tmp_path / "file")
+    assert str(caught.value).startswith("s3://no-such-bucket-here/file: cannot be used")
