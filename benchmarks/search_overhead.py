@@ -56,8 +56,9 @@ from orchestrator.spec.sweep import SweepSpec, parse_sweep
 from orchestrator.supervision import Supervisor
 from orchestrator.tuning import Stage
 from registry import Tracker, tracking_uri_for
+from trainables.errors import BundleError
 from trainables.hosts.bench import Bench
-from trainables.spec import BaseSpec
+from trainables.spec import BaseSpec, TrialSpec
 
 REPORTS = 4
 WARMUP = 10
@@ -126,11 +127,16 @@ def load_state(folder: Path) -> NoStep:
     return NoStep(**json.loads((folder / "state.json").read_text()))
 
 
+def load_bundle(folder: Path, spec: TrialSpec) -> tuple[NoStep, dict[str, float]]:
+    raise BundleError(f"{folder}: this benchmark evaluates no bundles")
+
+
 def build_bench(base: BaseSpec) -> Bench:
     return Bench(
         engine=NoEngine(),
         save_state=save_state,
         load_state=load_state,
+        load_bundle=load_bundle,
         peak_memory_gib=lambda: 0.0,
     )
 

@@ -217,7 +217,6 @@ def arena(tmp_path_factory, server):
     return Arena(tmp_path_factory.mktemp("chaos"), server, "random")
 
 
-@pytest.mark.slow  # a state cut after its trial ended costs the trial its place in the finals
 @pytest.mark.timeout(600)
 def test_three_moments_change_nothing_of_what_comes_out(tmp_path, server):
     arena = Arena(tmp_path, server, "short")

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainables.errors import BaseModelError, DataError
+from trainables.errors import BaseModelError, BundleError, DataError
 from trainables.hosts.bench import Bench
 
 
@@ -124,6 +124,15 @@ def load_state(folder):
     return replace(FakeState(), **json.loads((folder / "state.json").read_text()))
 
 
+def load_bundle(folder, spec):
+    try:
+        metrics = json.loads((folder / "manifest.json").read_text())
+    except ValueError as error:
+        raise BundleError(f"{folder}: no readable manifest.json; export it again") from error
+    weight = metrics.pop("weight")
+    return FakeState(metrics["step"], weight, metrics["tokens"]), metrics
+
+
 def build_bench(base):
     if (Path(base.model) / "no-base").exists():
         raise BaseModelError("base.model: got nothing; allowed: a model. Name one.")
@@ -131,5 +140,6 @@ def build_bench(base):
         engine=FakeEngine(Path(base.model)),
         save_state=save_state,
         load_state=load_state,
+        load_bundle=load_bundle,
         peak_memory_gib=lambda: 0.25,
     )

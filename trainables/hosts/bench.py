@@ -70,12 +70,15 @@ class Bench:
     Attributes:
         save_state: Writes a snapshot into an existing folder.
         load_state: Reads a snapshot back.
+        load_bundle: Reads a trial's adapter from its bundle, as a state to evaluate, and its last
+            metrics; raises `BundleError` if the bundle is damaged or of another trial.
         peak_memory_gib: Returns the peak memory so far.
     """
 
     engine: SeatEngine
     save_state: Callable[[Any, Path], None]
     load_state: Callable[[Path], Any]
+    load_bundle: Callable[[Path, TrialSpec], tuple[Any, Mapping[str, float]]]
     peak_memory_gib: Callable[[], float]
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
-from trainables.errors import SpecError, StateError
+from trainables.errors import BundleError, SpecError, StateError
 from trainables.hosts.bench import Bench, Failure, Stepped, attempt
 from trainables.hosts.claims import claim, require_claim
 from trainables.hosts.orders import (
@@ -30,7 +33,7 @@ from trainables.hosts.orders import (
     kept_bundle,
 )
 from trainables.hosts.progress import find_progress, save_progress
-from trainables.hosts.storage import writing_folder
+from trainables.hosts.storage import fetch_folder, writing_folder
 from trainables.spec import TrialSpec
 from trainables.training.optim import learning_rate_at
 
@@ -363,15 +366,7 @@ class HostLoop:
         spec = TrialSpec.from_dict(task.spec)
         if task.state_dir is None:
             return _named(self._engine.evaluate_base(spec, task.split), task.split)
-        with find_progress(task.state_dir, spec) as found:
-            if found.damaged:
-                raise _lost_state(task.state_dir, found.damaged[0])
-            if found.folder is None:
-                raise SpecError(
-                    f"task.state_dir: got {task.state_dir!r}; allowed: a folder with a saved "
-                    "state. Train the trial to its first report."
-                )
-            state, known = self._bench.load_state(found.folder), found.reports[-1]
+        state, known = self._load_trained(task.state_dir, task.bundle_dir, spec)
         seat = f"task-{order.task_id}"
         self._engine.join(seat, spec, state)
         try:
@@ -382,6 +377,33 @@ class HostLoop:
         finally:
             self._engine.leave(seat)
         return metrics
+
+    def _load_trained(
+        self, state_dir: str, bundle_dir: str | None, spec: TrialSpec
+    ) -> tuple[Any, Mapping[str, Any]]:
+        """A trained trial and its last report; from its bundle if the newest state is damaged.
+
+        Raises:
+            StateError: The newest state is damaged, and no sound bundle is of its step.
+            SpecError: There is neither a state nor a bundle.
+        """
+        with find_progress(state_dir, spec) as found:
+            if found.folder is not None and not found.damaged:
+                return self._bench.load_state(found.folder), found.reports[-1]
+            damaged = found.damaged
+        with tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary:
+            bundle = None if bundle_dir is None else fetch_folder(bundle_dir, Path(temporary))
+            if bundle is not None:
+                with suppress(BundleError):
+                    state, known = self._bench.load_bundle(bundle, spec)
+                    if not damaged or state.step == damaged[0]:
+                        return state, known
+        if damaged:
+            raise _lost_state(state_dir, damaged[0])
+        raise SpecError(
+            f"task.state_dir: got {state_dir!r}; allowed: a folder with a saved state. Train the "
+            "trial to its first report."
+        )
 
 
 def _lost_state(state_dir: str, step: int) -> StateError:

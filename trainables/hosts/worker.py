@@ -22,6 +22,7 @@ from trainables.hosts.bench import Bench, Failure, attempt
 from trainables.hosts.host import HostLoop
 from trainables.hosts.orders import HostProcess, HostReport, Orders
 from trainables.spec import BaseSpec
+from trainables.training.bundle import load_bundle
 from trainables.training.memory import peak_memory_gib
 from trainables.training.state import load_state, save_state
 
@@ -93,6 +94,7 @@ def build_torch_bench(base: BaseSpec) -> Bench:
         engine=engine,
         save_state=save_state,
         load_state=load_state,
+        load_bundle=load_bundle,
         peak_memory_gib=lambda: peak_memory_gib(engine.base.device),
     )
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from trainables.spec import LoraSpec
 
+_PREFIX = "base_model.model."
 _PEFT_NAMES = {
     "a": "lora_A.weight",
     "b": "lora_B.weight",
@@ -58,7 +59,18 @@ def peft_tensors(weights: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str,
             with DoRA, `magnitude` (out_features,).
     """
     return {
-        f"base_model.model.{layer}.{_PEFT_NAMES[leaf]}": tensor
+        f"{_PREFIX}{layer}.{_PEFT_NAMES[leaf]}": tensor
         for layer, leaves in weights.items()
         for leaf, tensor in leaves.items()
+    }
+
+
+def leaf_tensors(adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights by `<layer>/<leaf>` from those under PEFT's names; the inverse of `peft_tensors`."""
+    leaves = {f".{name}": leaf for leaf, name in _PEFT_NAMES.items()}
+    return {
+        f"{name.removeprefix(_PREFIX).removesuffix(ending)}/{leaf}": tensor
+        for name, tensor in adapter.items()
+        for ending, leaf in leaves.items()
+        if name.endswith(ending)
     }

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from trainables.base.loading import BaseRecord
 from trainables.claims import show
@@ -34,7 +34,9 @@ from trainables.contract import (
     manifest_flaw,
 )
 from trainables.errors import BundleError
+from trainables.packing.lora import leaf_tensors
 from trainables.spec import LoraSpec, TrialSpec
+from trainables.training.state import SeatState
 from trainables.whole import new_folder
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
@@ -140,6 +142,35 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if identity_digest(manifest) != manifest.get("digest"):
         raise BundleError(f"{folder}/{MANIFEST}: changed since it was written; export it again")
     return manifest
+
+
+def load_bundle(folder: Path, spec: TrialSpec) -> tuple[SeatState, dict[str, float]]:
+    """A trial's adapter and last metrics from its bundle, for an evaluation.
+
+    The weights are those of the exported state, bit for bit. The optimizer's moments are not in a
+    bundle, so the trial cannot be trained further from it.
+
+    Raises:
+        BundleError: The bundle is damaged, or of another trial.
+    """
+    manifest = read_manifest(folder)
+    if (manifest["seed"], manifest["optim"]) != (spec.seed, dataclasses.asdict(spec.optim)):
+        raise BundleError(f"{folder}: the adapter is of another trial; export it again")
+    data = manifest["data"]
+    state = SeatState(
+        spec=spec,
+        step=manifest["steps"],
+        tokens=manifest["tokens"],
+        tensors=leaf_tensors(load_file(folder / ADAPTER_WEIGHTS)),
+        inputs={
+            "base": manifest["base"]["digest"],
+            "training rows": data["train"],
+            "validation rows": data["validation"],
+            "chat template": data["template_digest"],
+            "tokenizer": data["tokenizer_digest"],
+        },
+    )
+    return state, dict(manifest["metrics"])
 
 
 def adapter_config(lora: LoraSpec, base: BaseRecord, targets: Sequence[str]) -> dict[str, Any]:

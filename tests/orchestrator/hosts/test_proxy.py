@@ -275,8 +275,9 @@ class TogetherProxy(TrialProxy):
         came = Path(self.config["storage"]) / "came"
         came.mkdir(exist_ok=True)
         (came / str(self.config["trial"])).touch()
-        deadline = time.monotonic() + 60
-        while len(list(came.iterdir())) < 6 and time.monotonic() < deadline:
+        deadline = time.monotonic() + 240  # six processes import Ray Tune on two busy cores
+        while len(list(came.iterdir())) < 6:
+            assert time.monotonic() < deadline, "the population never came together"
             time.sleep(0.05)
         return super().step()
 

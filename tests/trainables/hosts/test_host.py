@@ -319,6 +319,7 @@ def timed(sweep):
         engine=TimedEngine(Path(base.model), clock),
         save_state=save_state,
         load_state=fake_engine.load_state,
+        load_bundle=fake_engine.load_bundle,
         peak_memory_gib=lambda: 0.25,
     )
     return sweep
@@ -392,6 +393,39 @@ def test_tasks_measure_the_base_and_a_saved_state_on_test_rows(sweep):
     assert reports["final"].metrics["test_accuracy"] == sweep.weights(0)[-1]
     manifest = json.loads((sweep.folder / "final" / "manifest.json").read_text())
     assert (manifest["step"], manifest["test_token_accuracy"]) == (20, 0.5)
+
+
+def final_task(sweep, trial=0):
+    """A task on the test rows for a trial that has ended, on a host of its own."""
+    later = Sweep(sweep.folder)
+    folder = sweep.folder / f"t{trial}"
+    task = Task(
+        spec=sweep.specs[trial].to_dict(),
+        split="test",
+        state_dir=str(folder / "state"),
+        bundle_dir=str(folder / "bundle"),
+    )
+    later.state.submit_task("final", "g", task, 0.0)
+    later.run()
+    return later.state.tasks["final"].report
+
+
+def test_a_task_evaluates_the_bundle_of_a_trial_whose_state_was_damaged_later(sweep):
+    sweep.add(0).run()
+    (states(sweep)[-1] / "state.json").write_text("{")
+    assert final_task(sweep).metrics["test_accuracy"] == sweep.weights(0)[-1]
+    manifest = sweep.bundle(0)
+    assert (manifest["step"], manifest["test_token_accuracy"]) == (20, 0.5)
+    assert manifest["eval_accuracy"] == sweep.weights(0)[-1]
+
+
+@pytest.mark.parametrize("step", [10, None])
+def test_a_task_evaluates_no_other_bundle_than_that_of_the_damaged_state(sweep, step):
+    sweep.add(0).run()
+    (states(sweep)[-1] / "state.json").write_text("{")
+    manifest = sweep.folder / "t0" / "bundle" / "manifest.json"
+    manifest.write_text(json.dumps({**sweep.bundle(0), "step": step}) if step else "{")
+    assert "the saved state of step 20 is damaged" in final_task(sweep).error
 
 
 def test_a_task_on_a_state_that_is_not_there_says_so(sweep):

@@ -13,6 +13,7 @@ from trainables.hosts.bench import Bench
 from trainables.hosts.host import HostLoop
 from trainables.hosts.orders import Orders, SeatOrder, SeatRequest
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
+from trainables.training.bundle import load_bundle
 from trainables.training.state import load_state, save_state
 
 STEPS = 6
@@ -74,7 +75,11 @@ def run(spec, room, folder):
     engine = NarrowEngine(load_base(spec.base), room)
     trial = OneTrial(spec, folder)
     bench = Bench(
-        engine=engine, save_state=save_state, load_state=load_state, peak_memory_gib=lambda: 0.25
+        engine=engine,
+        save_state=save_state,
+        load_state=load_state,
+        load_bundle=load_bundle,
+        peak_memory_gib=lambda: 0.25,
     )
     HostLoop(bench, trial).run()
     return engine, trial

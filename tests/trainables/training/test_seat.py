@@ -9,8 +9,9 @@ import torch
 
 from tests.support.damage import DAMAGES
 from trainables.engine import build_engine
-from trainables.errors import StateError
+from trainables.errors import BundleError, StateError
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
+from trainables.training.bundle import load_bundle
 from trainables.training.state import load_state, save_state
 
 
@@ -53,6 +54,29 @@ def test_a_dora_snapshot_holds_magnitudes_and_their_moments(spec):
     assert f"{name}/exp_avg_sq" in after
     # per layer: A (4, in), B (out, 4) and a magnitude (out,); q_proj 64 x 64, down_proj 64 x 128
     assert engine.trainable_params("seat") == 2 * (4 * (64 + 64) + 64 + 4 * (128 + 64) + 64)
+
+
+def test_a_bundle_is_evaluated_and_exported_as_the_state_it_came_from(spec, tmp_path):
+    engine = build_engine(spec.base)
+    engine.join("seat", spec)
+    engine.step(["seat"])
+    expected = engine.evaluate("seat")
+    engine.export("seat", tmp_path / "bundle", {"eval_loss": 1.5})
+    engine.leave("seat")
+    state, metrics = load_bundle(tmp_path / "bundle", spec)
+    engine.join("again", spec, state)
+    assert (metrics, engine.evaluate("again")) == ({"eval_loss": 1.5}, expected)
+    engine.export("again", tmp_path / "copy", metrics)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "manifest.json"):
+        assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "bundle" / name).read_bytes()
+
+
+def test_a_bundle_of_another_trial_is_not_evaluated(spec, tmp_path):
+    engine = build_engine(spec.base)
+    engine.join("seat", spec)
+    engine.export("seat", tmp_path / "bundle", {})
+    with pytest.raises(BundleError, match="the adapter is of another trial"):
+        load_bundle(tmp_path / "bundle", replace(spec, seed=spec.seed + 1))
 
 
 def trained_state(spec, folder, steps=1):
