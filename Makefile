@@ -36,10 +36,11 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
 # Two workers, each with its own Ray and its own servers; tests of one file stay together.
+# tests/conftest.py orders the files.
 test: $(STAMP) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	  -m 'not (gpu or slow or ray or server or browser)'
-	$(BIN)/python -m pytest -n 2 --dist loadfile \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	  -m '(ray or server or browser) and not (gpu or slow)'
 
 test-slow: $(STAMP)

@@ -3,6 +3,7 @@
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,15 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.support import servers
 from tests.support.tiny import build_byte_tokenizer, build_tiny_llama
+
+LONG_FILES = ("test_chaos.py", "test_demo_sweep.py", "test_ui.py")
+"""Files with few tests that take long: they start first, so that none runs alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order files for two workers: long ones first, then those with many tests."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name not in LONG_FILES, -tests[item.path]))
 
 
 @pytest.fixture(scope="session")

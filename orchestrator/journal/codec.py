@@ -29,6 +29,7 @@ from orchestrator.journal.events import (
     TrialStarted,
     UnknownEvent,
 )
+from orchestrator.journal.first_spec import FirstSpec
 from orchestrator.wording import shorten
 from trainables.claims import NumberError, parse_numbers
 from trainables.errors import SpecError
@@ -36,7 +37,7 @@ from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
 
-LOG_FORMAT = 2
+LOG_FORMAT = 3
 """Format of the lines that this version writes. Lines without one are of format 1."""
 
 _LATEST = 253_402_300_799.0
@@ -53,8 +54,12 @@ class MalformedEventError(ValueError):
     """A line is not an event, as when a driver was killed while it wrote."""
 
 
-def encode_entry(entry: LogEntry) -> bytes:
+def encode_entry(entry: LogEntry, first: FirstSpec | None = None) -> bytes:
     """The line of an entry, with a line break; fields with default values are left out.
+
+    Args:
+        entry: The entry.
+        first: First spec of the log, to shorten the spec of a later trial.
 
     Raises:
         ValueError: A value outside of `metrics` is not strict JSON.
@@ -64,6 +69,8 @@ def encode_entry(entry: LogEntry) -> bytes:
         value = getattr(entry.event, field.name)
         if value != field.default:
             values[field.name] = value
+    if first is not None and isinstance(entry.event, TrialStarted):
+        values = first.shorten(values)
     if "metrics" in values:
         values["metrics"] = {
             name: value if math.isfinite(value) else str(float(value))
@@ -73,12 +80,13 @@ def encode_entry(entry: LogEntry) -> bytes:
     return text.encode() + b"\n"
 
 
-def decode_entry(line: bytes, source: str) -> LogEntry:
+def decode_entry(line: bytes, source: str, first: FirstSpec | None = None) -> LogEntry:
     """The event of a line in any known format.
 
     Args:
         line: A line of the log.
         source: File and number of the line, for errors.
+        first: First spec of the log so far; learns it from the line.
 
     Raises:
         MalformedEventError: The line is incomplete or damaged.
@@ -103,7 +111,21 @@ def decode_entry(line: bytes, source: str) -> LogEntry:
             f"{source}: got format {written_in} of the event log; allowed: 1 to {LOG_FORMAT}. "
             "A newer version of lorchestra wrote this log: read it with that version."
         )
+    if kind == "trial_started":
+        return LogEntry(at=at, event=_parse_start(values, source, first or FirstSpec()))
     return LogEntry(at=at, event=parse_event(kind, values, source))
+
+
+def _parse_start(values: Mapping[str, Any], source: str, first: FirstSpec) -> TrialStarted:
+    """The start of a trial, from a whole spec or from what differs from the first one."""
+    try:
+        whole = first.restore(values)
+    except ValueError as error:
+        raise _unreadable(source, f"event 'trial_started': {shorten(str(error))}") from error
+    event = parse_event("trial_started", whole, source)
+    assert isinstance(event, TrialStarted)
+    first.learn(event.spec)
+    return event
 
 
 def parse_event(kind: str, values: Mapping[str, Any], source: str) -> Event | UnknownEvent:

@@ -7,6 +7,7 @@ the next writer cuts it off.
 
 from __future__ import annotations
 
+import copy
 import errno
 import fcntl
 import os
@@ -14,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +28,7 @@ from orchestrator.journal.codec import (
     require_usable,
 )
 from orchestrator.journal.events import Event, LogEntry
+from orchestrator.journal.first_spec import FirstSpec
 from orchestrator.journal.replica import LogReplica
 from trainables.errors import StorageError
 from trainables.whole import sync
@@ -61,6 +64,7 @@ class EventLog:
                 length = _whole_length(path) if path.exists() else 0
                 self._file = path.open("ab", buffering=0)
                 self._file.truncate(length)
+                self._first = _find_first_spec(path)
                 os.fsync(self._file.fileno())
                 sync(path.parent)
             except BaseException:
@@ -88,8 +92,9 @@ class EventLog:
                 over the log.
         """
         with self._guard:
-            line = encode_entry(LogEntry(at=time.time(), event=event))
-            entry = decode_entry(line, str(self.path))  # no line that readers would refuse
+            line = encode_entry(LogEntry(at=time.time(), event=event), self._first)
+            first = copy.copy(self._first)  # what is not written must not be referred to
+            entry = decode_entry(line, str(self.path), first)  # no line that readers would refuse
             try:
                 if self._replica is not None:
                     self._replica.append(line)
@@ -103,6 +108,7 @@ class EventLog:
                     f"{self.path}: cannot append ({error}); allowed: space on a writable disk. "
                     "Free some space and resume the sweep."
                 ) from error
+            self._first = first
         return entry
 
     def close(self) -> None:
@@ -161,22 +167,25 @@ def read_events(path: Path) -> Iterator[LogEntry]:
     yield from decode_events(content, str(path))
 
 
-def decode_events(content: bytes, source: str) -> Iterator[LogEntry]:
+def decode_events(
+    content: bytes, source: str, first: FirstSpec | None = None
+) -> Iterator[LogEntry]:
     """Events in the order of the log; an incomplete last line is skipped.
 
     Args:
         content: Content of the log.
         source: Name of the log, for errors.
+        first: First spec of the log, if the content is not from the log's start; learns it.
 
     Raises:
         SweepStorageError: A line before the last one is not an event, or any line is an event
             of another shape.
     """
-    lines = content.split(b"\n")
+    lines, first = content.split(b"\n"), first or FirstSpec()
     # The last part is empty after a complete line and incomplete otherwise.
     for number, line in enumerate(lines[:-1], 1):
         try:
-            entry = decode_entry(line, f"{source}, line {number}")
+            entry = decode_entry(line, f"{source}, line {number}", first)
             require_usable(entry, f"{source}, line {number}")
             yield entry
         except MalformedEventError as error:
@@ -195,10 +204,23 @@ def _whole_length(path: Path) -> int:
     if length:
         start = content.rfind(b"\n", 0, length - 1) + 1
         try:
-            decode_entry(content[start:length], str(path))
+            decode_entry(content[start:length], str(path), _find_first_spec(path))
         except MalformedEventError:  # power loss can leave zeros in place of the last line
             return start
     return length
+
+
+def _find_first_spec(path: Path) -> FirstSpec:
+    """The spec of the first trial in a log."""
+    first = FirstSpec()
+    with path.open("rb") as file:
+        for line in file:
+            if b'"trial_started"' in line:
+                # A damaged line is the reader's to refuse.
+                with suppress(MalformedEventError, SweepStorageError):
+                    decode_entry(line, str(path), first)
+                break
+    return first
 
 
 def _take_lock(path: Path) -> int:

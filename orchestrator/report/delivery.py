@@ -24,6 +24,7 @@ from typing import Self
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.journal.events import LogEntry, SweepStarted
+from orchestrator.journal.first_spec import FirstSpec
 from orchestrator.journal.log import decode_events, read_events
 from orchestrator.journal.paths import CURSOR_FILE
 from orchestrator.report.news import News, NewsDesk, SweepClosing, SweepOpening
@@ -270,6 +271,7 @@ class LogTail:
 
     def __init__(self, log: Path) -> None:
         self._log = log
+        self._first = FirstSpec()
         self._read = 0  # bytes up to the end of the last event read
         self.is_behind = False
 
@@ -290,7 +292,7 @@ class LogTail:
                     content += file.readline()
         except FileNotFoundError:
             return []
-        events = list(decode_events(content, f"{self._log}, from byte {self._read}"))
+        events = list(decode_events(content, f"{self._log}, from byte {self._read}", self._first))
         lines = content.split(b"\n")[: len(events)]
         self._read += sum(len(line) + 1 for line in lines)
         return events

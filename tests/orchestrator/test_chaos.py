@@ -217,7 +217,8 @@ def arena(tmp_path_factory, server):
     return Arena(tmp_path_factory.mktemp("chaos"), server, "random")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_three_moments_change_nothing_of_what_comes_out(tmp_path, server):
     arena = Arena(tmp_path, server, "short")
     result = arena.disturb("quick", ["kill broker", "damage state", "end driver"])
