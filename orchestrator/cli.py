@@ -90,10 +90,12 @@ def _build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="start a sweep, or continue it")
     run.add_argument("sweep", metavar="SWEEP.yaml", type=Path)
     run.add_argument("--storage", help=f"{_FOLDER_HELP} (default: runs/NAME)")
+    _add_plain_option(run)
     run.set_defaults(command=_run)
 
     resume = commands.add_parser("resume", help="continue the sweep in a folder")
     resume.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
+    _add_plain_option(resume)
     resume.set_defaults(command=_resume)
 
     stop = commands.add_parser("stop", help="end one trial of a sweep, from another terminal")
@@ -132,13 +134,26 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_plain_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="one line for each thing that happens, with its time and without control codes "
+        "(default: when the output is no terminal)",
+    )
+
+
+def _open_console(options: argparse.Namespace) -> Console:
+    return Console(file=sys.stdout, force_terminal=False if options.plain else None)
+
+
 def _run(options: argparse.Namespace) -> int:
     from orchestrator.spec.sweep import SweepSpec
 
     again = ["lorchestra", "run", str(options.sweep)]
     if options.storage:
         again += ["--storage", str(options.storage)]
-    return _run_to_end(SweepSpec.from_yaml(options.sweep), options.storage, again)
+    return _run_to_end(SweepSpec.from_yaml(options.sweep), options, again)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -146,11 +161,11 @@ def _resume(options: argparse.Namespace) -> int:
 
     history = _read_history(options, "resume")
     spec = parse_sweep(history.spec or {}, Path.cwd())
-    return _run_to_end(spec, options.storage, ["lorchestra", "resume", str(options.storage)])
+    return _run_to_end(spec, options, ["lorchestra", "resume", str(options.storage)])
 
 
-def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
-    console = Console(file=sys.stdout)
+def _run_to_end(spec: SweepSpec, options: argparse.Namespace, again: list[str]) -> int:
+    console = _open_console(options)
     interrupt_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
         # Importing Ray, MLflow and Optuna takes seconds: show the first line before, and allow
@@ -158,11 +173,12 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
         console.print(
             f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials", highlight=False
         )
-        from orchestrator.report.summary import render_summary
-        from orchestrator.run import run_sweep
+        with console.status("loading Ray, MLflow and Optuna"):
+            from orchestrator.report.summary import render_summary
+            from orchestrator.run import run_sweep
 
         raise_swallowed()  # a library may have caught the interrupt as a failed import
-        report = run_sweep(spec, storage, console=console)
+        report = run_sweep(spec, options.storage, console=console)
     except KeyboardInterrupt:
         by = ignore_signals()
         with suppress(OSError):  # the terminal may be gone

@@ -6,7 +6,7 @@ One column for each setting: a short head, and the whole value in each cell.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.spec.settings import ALPHA_PER_RANK
 from orchestrator.wording import format_setting, one_line
@@ -21,8 +21,8 @@ SHORT_HEADS: Mapping[str, str] = {
     "lora.alpha": "α",
     ALPHA_PER_RANK: "α/r",
     "lora.targets": "targets",
-    "lora.dropout": "drop",
     "optim.learning_rate": "lr",
+    "lora.dropout": "drop",
     "optim.schedule": "schedule",
     "optim.warmup_steps": "warmup",
     "optim.batch_size": "batch",
@@ -33,10 +33,18 @@ SHORT_HEADS: Mapping[str, str] = {
     "data.max_tokens": "tokens",
     "data.train_max_tokens": "cut",
 }
-"""Short heads by dotted setting; a setting that is not listed has its last part as its head."""
+"""Short heads by dotted setting, in the order of the columns.
+
+A setting that is not listed has the last part of its name as its head."""
 
 _DIGITS = 3
 _PROJECTION = "_proj"
+
+
+def order_settings(names: Iterable[str]) -> tuple[str, ...]:
+    """The settings in the order of `SHORT_HEADS`, the same in every table; others follow."""
+    places = {_plain(name): place for place, name in enumerate(SHORT_HEADS)}
+    return tuple(sorted(names, key=lambda name: places.get(_plain(name), len(places))))
 
 
 def short_heads(names: Sequence[str]) -> tuple[str, ...]:
@@ -73,6 +81,11 @@ def format_cell(value: object) -> str:
     if all(part.endswith(_PROJECTION) and part != _PROJECTION for part in parts):
         return "+".join(part.removesuffix(_PROJECTION) for part in parts)
     return text
+
+
+def _plain(name: str) -> str:
+    """The name as `orchestrator.spec.space.describe` writes it."""
+    return "base" if name == "base.model" else name.removeprefix("base.")
 
 
 def _head(name: str) -> str:

@@ -14,7 +14,7 @@ from orchestrator.journal.codec import decode_entry, encode_entry
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.log import decode_events
 from orchestrator.journal.sweep_storage import read_history
-from orchestrator.report.live import Diary
+from orchestrator.live.diary import Diary
 from orchestrator.report.news import NewsDesk
 from orchestrator.search.schedule import build_scheduler, replay_history
 from orchestrator.search.searcher import OptunaSearcher

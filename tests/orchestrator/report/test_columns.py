@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.report.columns import format_cell, setting_cells, short_heads
+from orchestrator.report.columns import format_cell, order_settings, setting_cells, short_heads
 from orchestrator.spec.settings import KNOBS
 
 KNOBS_OF_A_TRIAL = {
@@ -29,6 +29,14 @@ def test_every_setting_has_a_head_and_no_two_are_equal():
 
 def test_heads_that_would_be_equal_are_full_names():
     assert short_heads(["lora.init", "optim.init", "seed"]) == ("lora.init", "optim.init", "seed")
+
+
+def test_the_order_of_columns_is_the_same_for_both_spellings():
+    file_order = ["lora.dropout", "optim.eps", "lora.rank", "base.quantization", "lora.alpha"]
+    described = ["lora.alpha", "lora.dropout", "optim.eps", "quantization", "lora.rank"]
+    wanted = ("quant", "r", "α", "drop", "eps")
+    assert short_heads(order_settings(file_order)) == wanted
+    assert short_heads(order_settings(described)) == wanted
 
 
 def test_cells_follow_the_names_and_a_missing_setting_is_a_dash():
