@@ -109,6 +109,9 @@ def _build_parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="progress and results of a sweep, from its folder")
     status.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
+    status.add_argument("--follow", action="store_true", help="until the sweep ends")
+    status.add_argument("--json", action="store_true", help="as one JSON document")
+    _add_plain_option(status)
     status.set_defaults(command=_status)
 
     adapters = commands.add_parser(
@@ -199,16 +202,16 @@ def _run_to_end(spec: SweepSpec, options: argparse.Namespace, again: list[str]) 
 
 
 def _status(options: argparse.Namespace) -> int:
-    from orchestrator.journal.sweep_storage import SweepStorage
-    from orchestrator.report.report import build_report
-    from orchestrator.report.summary import render_summary
-    from orchestrator.spec.sweep import recorded_sweep
+    from orchestrator.live.status import follow_sweep, print_status, status_json
 
-    history = _read_history(options, "status")
-    spec = recorded_sweep(history.spec or {})
-    Console().print(
-        render_summary(build_report(spec, history, SweepStorage(options.storage).folder))
-    )
+    _read_history(options, "status")
+    if options.follow:
+        is_completed = follow_sweep(options.storage, _open_console(options))
+        return 0 if is_completed else 1
+    if options.json:
+        print(status_json(options.storage))
+    else:
+        print_status(options.storage, _open_console(options))
     return 0
 
 

@@ -13,6 +13,7 @@ from orchestrator.live.activity import whole_seconds
 from orchestrator.live.leader import find_leader
 from orchestrator.live.outlook import estimate_outlook
 from orchestrator.live.trials import read_trials, render_trials
+from orchestrator.report.leaderboard import UNFINISHED
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.wording import one_line
 
@@ -33,6 +34,7 @@ class Scene:
         budget_left: What is left of each limit, as text.
         search_wall_left_s: Wall-clock time that the search may still spend, if limited.
         seated: Trials that have a seat; `None` if it is not known.
+        is_running: A driver runs the sweep: trials without an end train, and time is left.
     """
 
     spec: SweepSpec
@@ -43,6 +45,7 @@ class Scene:
     budget_left: str = ""
     search_wall_left_s: float | None = None
     seated: Collection[int] | None = None
+    is_running: bool = True
 
 
 def render_frame(scene: Scene, width: int, height: int) -> RenderableType:
@@ -51,6 +54,8 @@ def render_frame(scene: Scene, width: int, height: int) -> RenderableType:
     parts = [Text.assemble((spec.name, "bold"), f"  {whole_seconds(scene.elapsed_s)}")]
     parts += [Text(f"  {line}") for line in scene.activities]
     lines = read_trials(history, spec, scene.seated or ())
+    if not scene.is_running:
+        lines = [line if line.is_ended else line._replace(state=UNFINISHED) for line in lines]
     parts += [Text(line) for line in describe_progress(scene)]
     lost = [describe_lost_state(event) for _, event in history.states_lost[-1:]]
     parts += [Text(one_line(note), style="dim") for note in (*scene.notes, *lost) if note]
@@ -66,7 +71,9 @@ def render_frame(scene: Scene, width: int, height: int) -> RenderableType:
 def describe_progress(scene: Scene) -> list[str]:
     """Counts, estimates and what is left of the budget, one line each."""
     outlook = estimate_outlook(scene.spec, scene.history, scene.search_wall_left_s, scene.seated)
-    lines = [f"trials: {outlook.counts}", outlook.times]
+    if not scene.is_running:
+        return [f"trials: {outlook.counts(UNFINISHED)}"]
+    lines = [f"trials: {outlook.counts()}", outlook.times]
     if scene.budget_left:
         lines.append(f"budget: {scene.budget_left}")
     return [line for line in lines if line]

@@ -36,10 +36,9 @@ class Outlook:
     is_bound: bool = False
     finals_s: float | None = None
 
-    @property
-    def counts(self) -> str:
-        """`3 done, 2 running, 3 to come`."""
-        return f"{self.done} done, {self.running} running, {self.to_come} to come"
+    def counts(self, going: str = "running") -> str:
+        """`3 done, 2 running, 3 to come`; `going` is the word for trials without an end."""
+        return f"{self.done} done, {self.running} {going}, {self.to_come} to come"
 
     @property
     def times(self) -> str:

@@ -28,6 +28,7 @@ from orchestrator.wording import format_metric, one_line
 STYLES: Mapping[str, str] = {
     "waiting": "dim",
     "running": "cyan",
+    "unfinished": "dim",
     **{outcome.value: traits.style for outcome, traits in TRAITS.items()},
 }
 """Style of each state of a trial."""
@@ -66,6 +67,11 @@ class TrialLine(NamedTuple):
     origin: str
     reason: str
     is_adapter: bool = True
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the state is an outcome."""
+        return self.state in set(TRAITS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,14 +193,14 @@ def _origin(record: TrialRecord) -> str:
 
 
 def _place(spec: SweepSpec) -> Callable[[TrialLine], tuple[int, float, int]]:
-    going = ["running", "waiting"]
+    going = ["running", "waiting", "unfinished"]
     sign = 1.0 if spec.objective.mode == "min" else -1.0
 
     def place(line: TrialLine) -> tuple[int, float, int]:
         if line.state in going:
             return going.index(line.state), 0.0, line.number
         cost = math.inf if line.value is None else sign * line.value
-        return 2 if line.is_adapter else 3, cost, line.number
+        return len(going) + (not line.is_adapter), cost, line.number
 
     return place
 

@@ -58,7 +58,7 @@ def test_a_trial_that_waits_for_its_first_seat_is_still_to_come(sweep: Sweep) ->
     sweep.train(1, 0, None)
     sweep.train(2, 0, None)
     outlook = estimate_outlook(SPEC, sweep.history, seated=[0, 1])
-    assert outlook.counts == "0 done, 2 running, 8 to come"
+    assert outlook.counts() == "0 done, 2 running, 8 to come"
 
 
 def test_a_few_trials_give_an_upper_bound_to_the_horizon(sweep: Sweep) -> None:
