@@ -24,7 +24,7 @@ from rich.console import Console
 # Imports that take no time; each subcommand imports the rest.
 from orchestrator.adapters.commands import add_adapter_commands, add_runs_option, tracking_uri_of
 from orchestrator.errors import SweepError, SweepSpecError, storage_fault
-from orchestrator.interrupts import ignore_signals, interrupt_on, raise_swallowed
+from orchestrator.interrupts import ignore_signals, interrupt_on, leave_at_once, raise_swallowed
 from orchestrator.wording import format_size, refusal
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
@@ -169,7 +169,8 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _run_to_end(spec: SweepSpec, options: argparse.Namespace, again: list[str]) -> int:
     console = _open_console(options)
-    interrupt_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    go_on = f"Go on with: {shlex.join(again)}"
+    interrupt_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, hint=go_on)
     try:
         # Importing Ray, MLflow and Optuna takes seconds: show the first line before, and allow
         # interrupts during the import.
@@ -185,15 +186,12 @@ def _run_to_end(spec: SweepSpec, options: argparse.Namespace, again: list[str]) 
     except KeyboardInterrupt:
         by = ignore_signals()
         with suppress(OSError):  # the terminal may be gone
-            print(
-                f"\ninterrupted; nothing recorded is lost. Go on with: {shlex.join(again)}",
-                flush=True,
-            )
-        return 128 + by
+            print(f"\ninterrupted; nothing recorded is lost. {go_on}", flush=True)
+        leave_at_once(128 + by)
     ignore_signals()  # all that was asked for is done
     console.print(render_summary(report))
     if report.status == "cancelled":
-        print(f"Go on with: {shlex.join(again)}")
+        print(go_on)
         return 1
     if report.undelivered:
         print(f"{report.undelivered}. Finish it with: {shlex.join(again)}")

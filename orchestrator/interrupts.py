@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
-STOPPING = "stopping; nothing recorded is lost. Press Ctrl-C again to stop now"
-"""What the first signal is answered with."""
+STOPPING = "stopping; nothing recorded is lost. Press Ctrl-C again to stop now."
+"""What the first signal is answered with, before the hint of the command."""
 
 SAME_S = 0.5
 """Signals within this time of the first are the same wish: a wrapper such as make repeats one."""
@@ -26,25 +27,32 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 _arrived: list[int] = []
 _first_at: list[float] = []
-_listeners: list[Callable[[], None]] = []
+_listeners: list[Callable[[str], None]] = []
+_hints: list[str] = []
 
 
-def interrupt_on(*numbers: signal.Signals) -> None:
-    """Make signals raise `KeyboardInterrupt`; ignored ones, as under nohup, stay so."""
+def interrupt_on(*numbers: signal.Signals, hint: str = "") -> None:
+    """Make signals raise `KeyboardInterrupt`; ignored ones, as under nohup, stay so.
+
+    Args:
+        numbers: The signals.
+        hint: A sentence for the answer to the first signal, such as how to go on.
+    """
     _arrived.clear()
     _first_at.clear()
+    _hints[:] = [hint] if hint else []
     for number in numbers:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
 
 
 @contextmanager
-def answered_by(listener: Callable[[], None]) -> Iterator[None]:
+def answered_by(listener: Callable[[str], None]) -> Iterator[None]:
     """Let a display answer the first signal while the block runs, in place of a printed line.
 
     Args:
-        listener: Called in the signal handler, wherever the main thread is: it must only set
-            values.
+        listener: Called with the answer in the signal handler, wherever the main thread is: it
+            must only set values.
     """
     _listeners.append(listener)
     try:
@@ -66,15 +74,27 @@ def ignore_signals() -> int:
     return _arrived[0] if _arrived else signal.SIGINT
 
 
+def leave_at_once(code: int) -> NoReturn:
+    """End the process without the clean-up of libraries, which takes seconds after an interrupt.
+
+    Ray's, started half, may even crash.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     if not _arrived:
         _arrived.append(number)
         _first_at.append(now)
+        answer = " ".join([STOPPING, *_hints])
         if _listeners:
-            _listeners[-1]()
+            _listeners[-1](answer)
         else:
-            _write(f"\n{STOPPING}\n".encode())
+            _write(f"\n{answer}\n".encode())
         raise KeyboardInterrupt
     if now - _first_at[0] >= SAME_S:
         _write(b"\nstopped\n")

@@ -111,8 +111,10 @@ class HostPool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # After an error or an interrupt, do not wait for hosts: checkpoints are saved already.
-        self.close(timeout_s=60.0 if error is None else 2.0)
+        # After an error or an interrupt, wait only for hosts between two pieces of work: Ray may
+        # end this process when the thread of a host that is still up calls it after its end.
+        # Checkpoints are saved already.
+        self.close(timeout_s=60.0 if error is None else 5.0)
 
     def close(self, timeout_s: float = 60.0) -> bool:
         """Wait for leaving trials, then end all hosts; a second call does nothing.

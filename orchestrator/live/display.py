@@ -11,7 +11,7 @@ from types import TracebackType
 from rich.console import Console, RenderableType
 
 from orchestrator.hosts.members import HostActivity
-from orchestrator.interrupts import STOPPING, answered_by
+from orchestrator.interrupts import answered_by
 from orchestrator.journal.history import SweepHistory
 from orchestrator.live.activity import Activities
 from orchestrator.live.diary import Diary
@@ -41,7 +41,7 @@ class ProgressDisplay:
         self._activities = Activities()
         self._seated: frozenset[int] = frozenset()
         self._note = ""
-        self._is_stopping = False  # set by a signal handler
+        self._stopping = ""  # set by a signal handler
         self._history = SweepHistory()
         self._diary = Diary(spec)
         self._stack = ExitStack()
@@ -64,7 +64,7 @@ class ProgressDisplay:
         trace: TracebackType | None,
     ) -> None:
         # The message of a refused sweep stands alone.
-        is_kept = error is None or bool(self._history.trials) or self._is_stopping
+        is_kept = error is None or bool(self._history.trials or self._stopping)
         with self._stack:
             self._screen.stop(is_kept=is_kept)
 
@@ -126,9 +126,9 @@ class ProgressDisplay:
             self._progress_at = now
             self._say("; ".join(describe_progress(self._scene())))
 
-    def _note_stop(self) -> None:
+    def _note_stop(self, answer: str) -> None:
         """Show that the sweep stops; called in a signal handler, so it takes no lock."""
-        self._is_stopping = True
+        self._stopping = answer
 
     def _scene(self) -> Scene:
         budget = self.budget
@@ -137,7 +137,7 @@ class ProgressDisplay:
             history=self._history,
             elapsed_s=time.monotonic() - self._began,
             activities=self._activities.lines(),
-            notes=[STOPPING] if self._is_stopping else [self._note],
+            notes=[self._stopping or self._note],
             budget_left="" if budget is None else budget.describe_left(),
             search_wall_left_s=None if budget is None else budget.search_wall_left_s(),
             seated=self._seated,

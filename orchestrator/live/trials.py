@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from rich import box
-from rich.cells import cell_len
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.live.sparkline import draw_sparkline
 from orchestrator.metrics import HEADLINES, TRIAL_METRICS, ReportedMetric
 from orchestrator.outcome import TRAITS, can_leave_adapter
-from orchestrator.report.columns import order_settings, setting_cells, short_heads
+from orchestrator.report.columns import (
+    Column,
+    build_setting_columns,
+    fit_columns,
+    lay_out,
+    order_settings,
+)
 from orchestrator.spec.settings import ALPHA_PER_RANK
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.wording import format_metric, one_line
@@ -32,9 +34,6 @@ STYLES: Mapping[str, str] = {
     **{outcome.value: traits.style for outcome, traits in TRAITS.items()},
 }
 """Style of each state of a trial."""
-
-_GAPS = (2, 1)
-"""Spaces between two columns: wide where there is room."""
 
 _LEAST_ROWS = 4
 _MAX_REASONS = 2
@@ -74,27 +73,6 @@ class TrialLine(NamedTuple):
         return self.state in set(TRAITS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Column:
-    """A column: its head, its cells, and its place in the line of columns that give way.
-
-    Attributes:
-        rank: 0 for a column that is always there; the column with the highest rank goes first.
-        is_setting: Whether its cells may be broken into lines.
-    """
-
-    head: str
-    cells: Sequence[str]
-    side: Literal["left", "right"] = "right"
-    rank: int = 0
-    is_setting: bool = False
-
-    @property
-    def width(self) -> int:
-        lines = (line for cell in self.cells for line in cell.split("\n"))
-        return max(map(cell_len, (self.head, *lines)))
-
-
 def setting_names(spec: SweepSpec) -> tuple[str, ...]:
     """The searched settings by dotted name, tied ones included."""
     space = spec.search_space
@@ -129,13 +107,9 @@ def render_trials(
         rows: Rows to show, at least four; the other trials are counted.
     """
     ordered = sorted(lines, key=_place(spec))
-    columns, gap = _fit(_columns(ordered, leader, spec), width)
+    columns, gap = fit_columns(_columns(ordered, leader, spec), width)
     shown = ordered[: _count_fitting(columns, max(rows, _LEAST_ROWS))]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
-    for column in columns:
-        table.add_column(
-            column.head, justify=column.side, no_wrap=not column.is_setting, overflow="fold"
-        )
+    table = lay_out(columns, gap)
     for place, line in enumerate(shown):
         style = "bold" if line.number == leader else "" if line.is_adapter else "dim"
         cells = [Text(column.cells[place]) for column in columns]
@@ -205,24 +179,18 @@ def _place(spec: SweepSpec) -> Callable[[TrialLine], tuple[int, float, int]]:
     return place
 
 
-def _columns(lines: Sequence[TrialLine], leader: int | None, spec: SweepSpec) -> list[_Column]:
+def _columns(lines: Sequence[TrialLine], leader: int | None, spec: SweepSpec) -> list[Column]:
     """All columns that have something to say, in their order."""
     goal, names = spec.objective.metric, setting_names(spec)
     stars = [f"{'* ' if line.number == leader else ''}{line.number}" for line in lines]
-    cells = [setting_cells(names, line.settings) for line in lines]
     columns = [
-        _Column(head="trial", cells=stars),
-        _Column(head="state", cells=[line.state for line in lines], side="left"),
-        _Column(head="step", cells=[str(line.step) for line in lines]),
-        _Column(head=goal.removeprefix("eval_"), cells=[_value(line) for line in lines]),
-        _Column(
-            head="", cells=[draw_sparkline(line.curve) for line in lines], side="left", rank=1
-        ),
-        *(
-            _Column(head=head, cells=[row[place] for row in cells], side="left", is_setting=True)
-            for place, head in enumerate(short_heads(names))
-        ),
-        _Column(head="from trial", cells=[line.origin for line in lines], side="left"),
+        Column(head="trial", cells=stars),
+        Column(head="state", cells=[line.state for line in lines], side="left"),
+        Column(head="step", cells=[str(line.step) for line in lines]),
+        Column(head=goal.removeprefix("eval_"), cells=[_value(line) for line in lines]),
+        Column(head="", cells=[draw_sparkline(line.curve) for line in lines], side="left", rank=1),
+        *build_setting_columns(names, [line.settings for line in lines]),
+        Column(head="from trial", cells=[line.origin for line in lines], side="left"),
     ]
     others = [name for name in HEADLINES if name != goal]
     columns += [_metric_column(name.removeprefix("eval_"), name, lines, rank=2) for name in others]
@@ -233,66 +201,20 @@ def _columns(lines: Sequence[TrialLine], leader: int | None, spec: SweepSpec) ->
     return [column for column in columns if any(column.cells)]
 
 
-def _metric_column(head: str, name: str, lines: Sequence[TrialLine], rank: int) -> _Column:
+def _metric_column(head: str, name: str, lines: Sequence[TrialLine], rank: int) -> Column:
     show = TRIAL_METRICS[name].show  # type: ignore[index]
     cells = [
         show(line.metrics[name]) if line.is_adapter and name in line.metrics else ""
         for line in lines
     ]
-    return _Column(head=head, cells=cells, rank=rank)
+    return Column(head=head, cells=cells, rank=rank)
 
 
 def _value(line: TrialLine) -> str:
     return format_metric(line.value) if line.is_adapter else "-"
 
 
-def _fit(columns: list[_Column], width: int) -> tuple[list[_Column], int]:
-    """The columns that fit, and the gap between them.
-
-    Columns of higher rank go first; before the last of them goes, settings are broken into lines.
-    """
-    ranks = sorted({column.rank for column in columns}, reverse=True)
-    for rank in ranks:
-        kept = [column for column in columns if column.rank <= rank]
-        for gap in _GAPS:
-            if _total(kept, gap) <= width:
-                return kept, gap
-        if rank <= 1:
-            kept = _break_settings(kept, width)
-            if _total(kept, _GAPS[-1]) <= width:
-                break
-    return kept, _GAPS[-1]
-
-
-def _total(columns: Sequence[_Column], gap: int) -> int:
-    return sum(column.width + gap for column in columns) - gap
-
-
-def _break_settings(columns: list[_Column], width: int) -> list[_Column]:
-    """The columns with the widest settings broken at `+`, as far as it is needed and possible."""
-    columns = list(columns)
-    for place in sorted(range(len(columns)), key=lambda i: -columns[i].width):
-        excess = _total(columns, _GAPS[-1]) - width
-        column = columns[place]
-        if excess > 0 and column.is_setting:
-            most = column.width - excess
-            cells = [_break(cell, most) for cell in column.cells]
-            columns[place] = replace(column, cells=cells)
-    return columns
-
-
-def _break(cell: str, width: int) -> str:
-    """The cell in lines of at most `width`, as far as its parts between `+` allow."""
-    lines: list[str] = []
-    for part in cell.split("+"):
-        if lines and cell_len(f"{lines[-1]}+{part}") < width:
-            lines[-1] += f"+{part}"
-        else:
-            lines.append(part)
-    return "+\n".join(lines)
-
-
-def _count_fitting(columns: Sequence[_Column], rows: int) -> int:
+def _count_fitting(columns: Sequence[Column], rows: int) -> int:
     """The number of trials that take at most so many lines."""
     taken = 0
     for place, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):

@@ -67,10 +67,10 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
 
 def test_a_display_answers_in_place_of_a_printed_line(capfd):
     answered = []
-    interrupt_on(*NUMBERS)
-    with answered_by(lambda: answered.append(True)), pytest.raises(KeyboardInterrupt):
+    interrupt_on(*NUMBERS, hint="Go on.")
+    with answered_by(answered.append), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-    assert answered == [True]
+    assert answered == [f"{STOPPING} Go on."]
     assert capfd.readouterr().out == ""
 
 
