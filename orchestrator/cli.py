@@ -25,6 +25,7 @@ from rich.console import Console
 from orchestrator.adapters.commands import add_adapter_commands, add_runs_option, tracking_uri_of
 from orchestrator.errors import SweepError, SweepSpecError, storage_fault
 from orchestrator.interrupts import ignore_signals, interrupt_on, leave_at_once, raise_swallowed
+from orchestrator.live.screen import loading
 from orchestrator.wording import format_size, refusal
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
@@ -174,10 +175,8 @@ def _run_to_end(spec: SweepSpec, options: argparse.Namespace, again: list[str]) 
     try:
         # Importing Ray, MLflow and Optuna takes seconds: show the first line before, and allow
         # interrupts during the import.
-        console.print(
-            f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials", highlight=False
-        )
-        with console.status("loading Ray, MLflow and Optuna"):
+        first_line = f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials"
+        with loading(console, first_line, "Ray, MLflow and Optuna"):
             from orchestrator.report.summary import render_summary
             from orchestrator.run import run_sweep
 

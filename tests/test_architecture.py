@@ -35,7 +35,6 @@ COVERED_BY = {
     "orchestrator.live.status": "tests/orchestrator/live/test_state.py",
     "orchestrator.live.diary": "tests/orchestrator/live/test_display.py",
     "orchestrator.live.frame": "tests/orchestrator/live/test_display.py",
-    "orchestrator.live.screen": "tests/orchestrator/live/test_display.py",
     "orchestrator.report.files": "tests/orchestrator/report/test_report.py",
     "orchestrator.report.leaderboard": "tests/orchestrator/report/test_report.py",
     "orchestrator.report.measurements": "tests/orchestrator/report/test_report.py",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 _REFRESH_PER_S = 2
@@ -50,6 +51,22 @@ def open_screen(console: Console, render: Callable[[int, int], RenderableType]) 
     if console.is_terminal and not console.is_dumb_terminal:
         return TerminalScreen(console, render)
     return LogScreen(console)
+
+
+@contextmanager
+def loading(console: Console, first_line: str, what: str) -> Iterator[None]:
+    """Show a first line, then what is loaded and for how long, while the block runs."""
+    if console.is_terminal and not (console.is_jupyter or console.is_dumb_terminal):
+        console.print(Text(first_line))
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            progress.add_task(f"loading {what}", total=None)
+            yield
+    else:
+        screen = LogScreen(console)
+        screen.print(first_line)
+        screen.print(f"loading {what}")
+        yield
 
 
 class LogScreen:
