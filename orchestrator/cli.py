@@ -24,7 +24,8 @@ from rich.console import Console
 # Imports that take no time; each subcommand imports the rest.
 from orchestrator.adapters.commands import add_adapter_commands, add_runs_option, tracking_uri_of
 from orchestrator.errors import SweepError, SweepSpecError, storage_fault
-from orchestrator.interrupts import ignore_signals, interrupt_on, raise_swallowed
+from orchestrator.interrupts import ignore_signals, interrupt_on, leave_at_once, raise_swallowed
+from orchestrator.live.screen import loading
 from orchestrator.wording import format_size, refusal
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
@@ -90,10 +91,12 @@ def _build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="start a sweep, or continue it")
     run.add_argument("sweep", metavar="SWEEP.yaml", type=Path)
     run.add_argument("--storage", help=f"{_FOLDER_HELP} (default: runs/NAME)")
+    _add_plain_option(run)
     run.set_defaults(command=_run)
 
     resume = commands.add_parser("resume", help="continue the sweep in a folder")
     resume.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
+    _add_plain_option(resume)
     resume.set_defaults(command=_resume)
 
     stop = commands.add_parser("stop", help="end one trial of a sweep, from another terminal")
@@ -107,6 +110,9 @@ def _build_parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="progress and results of a sweep, from its folder")
     status.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
+    status.add_argument("--follow", action="store_true", help="until the sweep ends")
+    status.add_argument("--json", action="store_true", help="as one JSON document")
+    _add_plain_option(status)
     status.set_defaults(command=_status)
 
     adapters = commands.add_parser(
@@ -132,13 +138,26 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_plain_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="one line for each thing that happens, with its time and without control codes "
+        "(default: when the output is no terminal)",
+    )
+
+
+def _open_console(options: argparse.Namespace) -> Console:
+    return Console(file=sys.stdout, force_terminal=False if options.plain else None)
+
+
 def _run(options: argparse.Namespace) -> int:
     from orchestrator.spec.sweep import SweepSpec
 
     again = ["lorchestra", "run", str(options.sweep)]
     if options.storage:
         again += ["--storage", str(options.storage)]
-    return _run_to_end(SweepSpec.from_yaml(options.sweep), options.storage, again)
+    return _run_to_end(SweepSpec.from_yaml(options.sweep), options, again)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -146,35 +165,32 @@ def _resume(options: argparse.Namespace) -> int:
 
     history = _read_history(options, "resume")
     spec = parse_sweep(history.spec or {}, Path.cwd())
-    return _run_to_end(spec, options.storage, ["lorchestra", "resume", str(options.storage)])
+    return _run_to_end(spec, options, ["lorchestra", "resume", str(options.storage)])
 
 
-def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
-    console = Console(file=sys.stdout)
-    interrupt_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+def _run_to_end(spec: SweepSpec, options: argparse.Namespace, again: list[str]) -> int:
+    console = _open_console(options)
+    go_on = f"Go on with: {shlex.join(again)}"
+    interrupt_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, hint=go_on)
     try:
         # Importing Ray, MLflow and Optuna takes seconds: show the first line before, and allow
         # interrupts during the import.
-        console.print(
-            f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials", highlight=False
-        )
-        from orchestrator.report.summary import render_summary
-        from orchestrator.run import run_sweep
+        first_line = f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials"
+        with loading(console, first_line, "Ray, MLflow and Optuna"):
+            from orchestrator.report.summary import render_summary
+            from orchestrator.run import run_sweep
 
         raise_swallowed()  # a library may have caught the interrupt as a failed import
-        report = run_sweep(spec, storage, console=console)
+        report = run_sweep(spec, options.storage, console=console)
     except KeyboardInterrupt:
         by = ignore_signals()
         with suppress(OSError):  # the terminal may be gone
-            print(
-                f"\ninterrupted; nothing recorded is lost. Go on with: {shlex.join(again)}",
-                flush=True,
-            )
-        return 128 + by
+            print(f"\ninterrupted; nothing recorded is lost. {go_on}", flush=True)
+        leave_at_once(128 + by)
     ignore_signals()  # all that was asked for is done
     console.print(render_summary(report))
     if report.status == "cancelled":
-        print(f"Go on with: {shlex.join(again)}")
+        print(go_on)
         return 1
     if report.undelivered:
         print(f"{report.undelivered}. Finish it with: {shlex.join(again)}")
@@ -183,16 +199,16 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from orchestrator.journal.sweep_storage import SweepStorage
-    from orchestrator.report.report import build_report
-    from orchestrator.report.summary import render_summary
-    from orchestrator.spec.sweep import recorded_sweep
+    from orchestrator.live.status import follow_sweep, print_status, status_json
 
-    history = _read_history(options, "status")
-    spec = recorded_sweep(history.spec or {})
-    Console().print(
-        render_summary(build_report(spec, history, SweepStorage(options.storage).folder))
-    )
+    _read_history(options, "status")
+    if options.follow:
+        is_completed = follow_sweep(options.storage, _open_console(options))
+        return 0 if is_completed else 1
+    if options.json:
+        print(status_json(options.storage))
+    else:
+        print_status(options.storage, _open_console(options))
     return 0
 
 

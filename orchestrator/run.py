@@ -26,7 +26,6 @@ from pathlib import Path
 import ray
 from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
-from rich.text import Text
 
 from orchestrator.adapters.registering import Registration
 from orchestrator.checkpoints import remove_unneeded
@@ -52,11 +51,11 @@ from orchestrator.journal.pins import settle_pins
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import CANCELLED_BY_USER, UserRequests, take_requests
 from orchestrator.journal.sweep_storage import SweepStorage, read_history, require_cache
+from orchestrator.live.display import ProgressDisplay
 from orchestrator.outcome import Outcome, TrialOutcome, can_leave_adapter
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_held, library_chatter_to
 from orchestrator.report.delivery import Delivery
 from orchestrator.report.files import write_report
-from orchestrator.report.live import ProgressDisplay
 from orchestrator.report.report import SweepReport, build_report
 from orchestrator.resuming import SweepProgress
 from orchestrator.search.budget import Budget
@@ -129,9 +128,15 @@ def run_sweep(
         KeyboardInterrupt: The call was interrupted; the same call continues the sweep.
     """
     kept = SweepStorage(storage or RUNS / spec.name)
+    with ProgressDisplay(spec, console or Console(file=sys.stdout)) as display:
+        return _run(spec, kept, display)
+
+
+def _run(spec: SweepSpec, kept: SweepStorage, display: ProgressDisplay) -> SweepReport:
+    """Check the inputs, then run a session; see `run_sweep`."""
     folder = kept.folder
-    console = console or Console(file=sys.stdout)
     # Quick checks come before those that read rows or ask a hub.
+    display.phase("checking MLflow and Ray")
     load_metrics(spec.finals.metrics)
     tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
     require_cache()
@@ -140,6 +145,7 @@ def run_sweep(
     is_ray_checked = known.status != Outcome.COMPLETED and not ray.is_initialized()
     if is_ray_checked:
         check_ray()
+    display.phase("reading the rows and the base's files")
     with library_chatter_held() as said:
         spec = spec.with_saved_rows(folder / DATA_FOLDER)
         rows = read_local_rows(spec)
@@ -147,12 +153,8 @@ def run_sweep(
         spec = with_fetched_configs(spec)
         data = inspect_inputs(spec, rows)
     for line in data.lines:
-        console.print(Text(line), soft_wrap=True)
-    with (
-        library_chatter_to(folder / LOG_FILE, said.getvalue()),
-        kept.open_log() as log,
-        ProgressDisplay(spec, console) as display,
-    ):
+        display.print(line)
+    with library_chatter_to(folder / LOG_FILE, said.getvalue()), kept.open_log() as log:
         hush_noisy_loggers()
         kept.pull(CURSOR_FILE)
         history = SweepHistory.read(log.path)
@@ -177,23 +179,28 @@ def run_sweep(
         progress.start_or_resume()
         progress.keep_inputs(pins, data)
         with delivery, _pushing(kept):
-            is_cancelled = not progress.is_over() and _train(sweep)
-            undelivered = ""
-            if not is_cancelled and not progress.is_registered():
-                undelivered = _register(sweep, delivery)
-            report = _conclude(sweep, is_cancelled)
-            with sweep.phase("recording"):
-                if not delivery.flush(_FLUSH_S):
-                    problem = delivery.problem or "it is slow"
-                    logger.warning("not all was delivered to MLflow: %s", problem)
-                    undelivered = undelivered or f"Not all is recorded in MLflow: {problem}"
-            report = replace(report, undelivered=undelivered.rstrip("."))
+            report = _train_and_deliver(sweep, delivery)
     if report.status == Outcome.FAILED:
         raise SweepFailedError(
             f"{spec.name}: no trial produced an adapter: {report.reason.rstrip('.')}. "
             f"See {folder / LOG_FILE}."
         )
     return report
+
+
+def _train_and_deliver(sweep: _Sweep, delivery: Delivery) -> SweepReport:
+    """Train what is left to train, register the best, and write the report."""
+    is_cancelled = not sweep.progress.is_over() and _train(sweep)
+    undelivered = ""
+    if not is_cancelled and not sweep.progress.is_registered():
+        undelivered = _register(sweep, delivery)
+    report = _conclude(sweep, is_cancelled)
+    with sweep.phase("recording"):
+        if not delivery.flush(_FLUSH_S):
+            problem = delivery.problem or "it is slow"
+            logger.warning("not all was delivered to MLflow: %s", problem)
+            undelivered = undelivered or f"Not all is recorded in MLflow: {problem}"
+    return replace(report, undelivered=undelivered.rstrip("."))
 
 
 @contextmanager
@@ -228,6 +235,7 @@ def _train(sweep: _Sweep) -> bool:
                 placement.limits,
                 placement.shape,
                 lambda sentence: sweep.display.update(sweep.record.history, sentence),
+                sweep.display.show_hosts,
             )
             stack.enter_context(pool)
             budget = _open_budget(sweep, placement, pool)
@@ -261,7 +269,14 @@ def _train(sweep: _Sweep) -> bool:
                 _repeat(sweep, stage)
         if not requests.is_cancelled:
             with sweep.phase("evaluating"):
-                evaluate_finalists(sweep.spec, sweep.record, broker, sweep.storage, pool.check)
+                evaluate_finalists(
+                    sweep.spec,
+                    sweep.record,
+                    broker,
+                    sweep.storage,
+                    pool.check,
+                    sweep.display.step,
+                )
         with sweep.phase("ending hosts"):
             pool.close()
         if not requests.is_cancelled:
@@ -272,6 +287,7 @@ def _train(sweep: _Sweep) -> bool:
                     sweep.storage,
                     shape_of_workers(),
                     lambda: requests.is_cancelled,
+                    sweep.display.step,
                 )
         return requests.is_cancelled
 
@@ -298,7 +314,7 @@ def _open_budget(sweep: _Sweep, placement: Placement, pool: HostPool) -> Budget:
         gpus=shape.gpus,
         usage=pool.usage,
     )
-    sweep.display.budget = budget.describe
+    sweep.display.budget = budget
     return budget
 
 
@@ -375,6 +391,7 @@ def _register(sweep: _Sweep, delivery: Delivery) -> str:
                 delivery=delivery,
                 storage=sweep.storage,
                 adapters=Registry(sweep.tracking_uri),
+                tell=sweep.display.step,
             ).register_finalists()
         except (RegistryError, SweepError, TrialError) as error:
             said = f"Not all is registered: {error}"

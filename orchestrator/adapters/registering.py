@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.adapters.evaluating import Evaluator, Rows
 from orchestrator.finals.forms import read_evaluations
 from orchestrator.finals.standings import Standing, deciding_split, rank_finalists
+from orchestrator.finals.telling import Tell, tell_nobody
 from orchestrator.hosts.cluster import ray_for_evaluation
 from orchestrator.hosts.members import group_key
 from orchestrator.interrupts import raise_swallowed
@@ -56,6 +57,7 @@ class Registration:
         delivery: Finds the MLflow runs of the trials.
         storage: Storage with the bundles.
         adapters: The registry.
+        tell: Shows which adapter is in work.
     """
 
     spec: SweepSpec
@@ -63,6 +65,7 @@ class Registration:
     delivery: Delivery
     storage: SweepStorage
     adapters: Registry
+    tell: Tell = tell_nobody
 
     def register_finalists(self) -> None:
         """Register the finalists as versions and put the best version to the promotion gate.
@@ -75,6 +78,7 @@ class Registration:
             return
         for rank, standing in enumerate(registrants(self.spec, self.record.history), 1):
             raise_swallowed()
+            self.tell(f"registering the adapter of trial {standing.adapter.number}")
             version = self._register(section, rank, standing)
             if rank == 1 and section.promote:
                 self._promote(section, version)
@@ -157,6 +161,7 @@ class Registration:
             min_improvement=section.min_improvement,
             confidence=section.confidence,
         )
+        self.tell(f"comparing {version.ref} with the champion")
         decision = self.adapters.promote(
             version.ref,
             rule,
@@ -173,6 +178,8 @@ class Registration:
         """Evaluate versions of other sweeps on the rows of this sweep."""
         splits = read_raw_splits(self.spec.data)
         name = deciding_split(self.spec)
+        refs = ", ".join(str(version.ref) for version in versions)
+        self.tell(f"measuring {refs} on the {name} rows of this sweep, for the comparison")
         split = splits.validation if splits.test is None else splits.test
         with ray_for_evaluation() as shape:
             evaluator = Evaluator(

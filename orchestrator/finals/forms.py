@@ -17,6 +17,7 @@ from typing import Any
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.finals.standings import deciding_split, has_test_rows, rank_finalists
+from orchestrator.finals.telling import Tell, tell_nobody
 from orchestrator.hosts.evaluators import (
     EvaluationOrder,
     FormResult,
@@ -48,6 +49,7 @@ def evaluate_forms(
     storage: SweepStorage,
     shape: WorkerShape,
     is_cancelled: Callable[[], bool] = lambda: False,
+    tell: Tell = tell_nobody,
 ) -> None:
     """Evaluate the adapter of each finalist in each serving form that the record lacks.
 
@@ -66,8 +68,9 @@ def evaluate_forms(
         if storage.has_bundle(trial.number)
     }
     compared = {key for key, order in orders.items() if TRAINED in order.forms}
+    count = _FormCount(sum(len(order.forms) for order in orders.values()), tell)
     started = time.monotonic()
-    with closing(evaluate_adapters(orders, shape)) as results:
+    with closing(evaluate_adapters(orders, shape, count.begin)) as results:
         for result in _trained_first(results, compared):
             elapsed, started = time.monotonic() - started, time.monotonic()
             record.add(UsageAdded(cpu_s=elapsed * shape.all_cpus, gpu_s=elapsed * shape.all_gpus))
@@ -91,6 +94,19 @@ def evaluate_forms(
             if is_cancelled():
                 return
             raise_swallowed()
+
+
+class _FormCount:
+    """Tells which form is in work, and how many are done."""
+
+    def __init__(self, total: int, tell: Tell) -> None:
+        self._total, self._tell, self._begun = total, tell, 0
+
+    def begin(self, key: str, form: str, running: int) -> None:
+        """Tell that an evaluation begins, beside `running` others."""
+        self._begun = min(self._begun + 1, self._total)  # a lost one begins again
+        text = f"form {self._begun} of {self._total}: {form}, trial {key}"
+        self._tell(text, self._begun - 1 - running, self._total)
 
 
 def are_forms_evaluated(spec: SweepSpec, history: SweepHistory) -> bool:

@@ -14,6 +14,7 @@ from orchestrator.finals.standings import (
     finalists,
     has_test_rows,
 )
+from orchestrator.finals.telling import Tell, tell_nobody
 from orchestrator.hosts.broker import MAX_WAIT_S
 from orchestrator.hosts.members import group_key
 from orchestrator.interrupts import raise_swallowed
@@ -47,6 +48,7 @@ def evaluate_finalists(
     broker: ActorHandle,
     storage: SweepStorage,
     check_hosts: Callable[[], None] = lambda: None,
+    tell: Tell = tell_nobody,
 ) -> None:
     """Evaluate the finalists on the test rows, and the base alone on both splits.
 
@@ -60,7 +62,9 @@ def evaluate_finalists(
         broker: The actor of `orchestrator.hosts.broker`.
         storage: Storage of the sweep.
         check_hosts: Raises `ClusterError` if the hosts of the sweep cannot go on.
+        tell: Shows which evaluation is in work.
     """
+    tell("waiting for trials to leave their hosts")
     _await_leaving(broker)
     chosen = contenders(spec, record.history)
     splits = _splits(spec)
@@ -87,7 +91,7 @@ def evaluate_finalists(
         and not storage.has_bundle(trial.number)
         and f"trial-{trial.number}" not in tasks
     }
-    metrics = _run_tasks(broker, tasks | exports, check_hosts)
+    metrics = _run_tasks(broker, tasks | exports, check_hosts, tell)
     for base, trial in bases.items():
         for split in splits:
             name = _base_task_name(trial, split)
@@ -140,7 +144,7 @@ def _await_leaving(broker: ActorHandle) -> None:
 
 
 def _run_tasks(
-    broker: ActorHandle, tasks: Mapping[str, Task], check_hosts: Callable[[], None]
+    broker: ActorHandle, tasks: Mapping[str, Task], check_hosts: Callable[[], None], tell: Tell
 ) -> dict[str, Mapping[str, float]]:
     """Give all tasks to the hosts and wait; returns the metrics of tasks without an error."""
     session = uuid.uuid4().hex[:8]
@@ -148,7 +152,8 @@ def _run_tasks(
         group = group_key(TrialSpec.from_dict(task.spec))
         ray.get(broker.submit_task.remote(f"{session}-{name}", group, task))
     metrics: dict[str, Mapping[str, float]] = {}
-    for name in tasks:
+    for done, (name, task) in enumerate(tasks.items()):
+        tell(f"evaluation {done + 1} of {len(tasks)}: {_describe(name, task)}", done, len(tasks))
         report: TaskReport | None = None
         while report is None:
             raise_swallowed()
@@ -159,3 +164,13 @@ def _run_tasks(
         else:
             metrics[name] = report.metrics
     return metrics
+
+
+def _describe(name: str, task: Task) -> str:
+    """What a task does, in a few words."""
+    kind, _, trial = name.rpartition("-")
+    if kind.startswith("base-of"):
+        return f"measuring the bare base {task.spec['base']['quantization']} on {task.split} rows"
+    if kind == "bundle-of":
+        return f"exporting the adapter of trial {trial}"
+    return f"measuring trial {trial} on {task.split} rows"

@@ -16,7 +16,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import ClusterError
 from orchestrator.hosts.demand import HostLimits, start_hosts
-from orchestrator.hosts.members import HostStart, SeatPhase, SeatStatus, SilentHost
+from orchestrator.hosts.members import (
+    HostActivity,
+    HostStart,
+    SeatPhase,
+    SeatStatus,
+    SilentHost,
+    describe_activity,
+)
 from orchestrator.hosts.seats import MAX_LONE_CRASHES, Seats
 from trainables.hosts.bench import Failure
 from trainables.hosts.orders import (
@@ -176,6 +183,11 @@ class Broker:
         starts = start_hosts(self._seats, limits, now)
         self._wake()
         return starts
+
+    async def activities(self) -> list[HostActivity]:
+        """What each host does at this moment."""
+        members, tasks = self._seats.members.values(), self._seats.tasks
+        return [describe_activity(host, members, tasks) for host in self._seats.hosts.values()]
 
     async def take_silent(self, stopped_s: float, hung_s: float) -> list[SilentHost]:
         """See `Seats.take_silent`; after `start_hosts`, which sees pauses of the broker."""

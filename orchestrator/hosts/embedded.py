@@ -35,19 +35,19 @@ def embedded_ray(cpus: int) -> Iterator[None]:
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with private_folder() as folder, _on_loopback_only():
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            # No dashboard saves a port, a process and seconds. Train's cleaner of orphaned
-            # placement groups needs the dashboard's API; see `orchestrator.hosts.reservations`.
-            include_dashboard=False,
-            object_store_memory=200 * 2**20,  # no large objects are stored
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=_without_drivers_secrets(),
-            _temp_dir=str(folder / "r"),
-        )
-        try:
+        try:  # around the start too: an interrupt may leave processes of Ray behind
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                # No dashboard saves a port, a process and seconds. Train's cleaner of orphaned
+                # placement groups needs its API; see `orchestrator.hosts.reservations`.
+                include_dashboard=False,
+                object_store_memory=200 * 2**20,  # no large objects are stored
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=_without_drivers_secrets(),
+                _temp_dir=str(folder / "r"),
+            )
             yield
         finally:
             ray.shutdown()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +96,9 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def evaluate_adapters(
-    orders: Mapping[str, EvaluationOrder], shape: WorkerShape
+    orders: Mapping[str, EvaluationOrder],
+    shape: WorkerShape,
+    on_begin: Callable[[str, str, int], None] = lambda key, form, running: None,
 ) -> Generator[FormResult, None, None]:
     """Evaluate every adapter in each serving form; yields results as workers finish.
 
@@ -106,6 +108,8 @@ def evaluate_adapters(
     Args:
         orders: Adapters to evaluate, by the keys of the results.
         shape: Number and resources of the workers.
+        on_begin: Called with the key, the form and the number of evaluations in work, before an
+            evaluation begins.
     """
     evaluator = ray.remote(_Evaluator).options(**shape.options())
     waiting = deque((key, form) for key, order in orders.items() for form in order.forms)
@@ -118,6 +122,7 @@ def evaluate_adapters(
             while waiting and len(running) < shape.workers:
                 worker = idle.pop() if idle else evaluator.remote()
                 key, form = waiting.popleft()
+                on_begin(key, form, len(running))
                 running[worker.evaluate.remote(shared[key], form)] = (worker, key, form)
             (ready,), _ = ray.wait(list(running), num_returns=1)
             worker, key, form = running.pop(ready)

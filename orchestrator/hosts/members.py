@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from trainables.hosts.orders import HostProcess, SeatReport, SeatRequest, Task, TaskReport
 from trainables.spec import TrialSpec
@@ -158,6 +159,47 @@ class Host:
     heard_at: float | None = None
 
 
+HostStage = Literal["starting", "loading", "working", "ending"]
+"""State of a host: no process yet, the base is being loaded, up, or taking no new work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostActivity:
+    """What a host does at this moment, for people.
+
+    Attributes:
+        form: Stored form of the base, such as `nf4`.
+        trials: Numbers of the trials on its seats.
+        tasks: Names of the tasks on its seats.
+    """
+
+    host_id: str
+    stage: HostStage
+    form: str
+    seats: int
+    trials: tuple[int, ...] = ()
+    tasks: tuple[str, ...] = ()
+
+
+def describe_activity(
+    host: Host, members: Iterable[Member], tasks: Mapping[str, SubmittedTask]
+) -> HostActivity:
+    """What a host does, from the states of all members and tasks."""
+    stage: HostStage = "loading" if host.incarnation is None else "working"
+    if host.incarnation is None and host.beat_at is None:
+        stage = "starting"
+    seated = tuple(sorted(m.trial for m in members if m.host == host.host_id))
+    busy = tuple(n for n, t in tasks.items() if t.host == host.host_id and t.report is None)
+    return HostActivity(
+        host_id=host.host_id,
+        stage="ending" if host.is_draining and not (seated or busy) else stage,
+        form=form_of_key(host.group),
+        seats=host.seats,
+        trials=seated,
+        tasks=busy,
+    )
+
+
 def group_key(spec: TrialSpec) -> str:
     """Name of the base that a trial needs; trials with equal keys can share a host."""
     return base_key(spec.to_dict()["base"])
@@ -169,3 +211,9 @@ def base_key(base: dict[str, Any]) -> str:
     is_double = base["double_quant"] and base["quantization"] in ("nf4", "fp4")
     form = base["quantization"] + ("+dq" if is_double else "")
     return f"{base['model']}{revision} {form} {base['compute_dtype']}"
+
+
+def form_of_key(group: str) -> str:
+    """The stored form in a `base_key`, such as `nf4`."""
+    *_, form, _ = ("", *group.rsplit(" ", 2))
+    return form.removesuffix("+dq")

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from orchestrator.errors import ClusterError
 from orchestrator.hosts.broker import broker_name, require_broker
 from orchestrator.hosts.demand import HostLimits
-from orchestrator.hosts.members import HostStart, SilentHost
+from orchestrator.hosts.members import HostActivity, HostStart, SilentHost
 from orchestrator.hosts.reservations import release_orphans
 from orchestrator.hosts.silence import STOPPED_S, end_process
 from orchestrator.journal.meter import Usage
@@ -78,6 +78,7 @@ class HostPool:
         limits: Limits on the number of hosts.
         shape: Resources of a host.
         tell: Shows a sentence to the user.
+        show_hosts: Shows what the hosts do.
 
     Attributes:
         problem: Why the sweep cannot go on in this Ray; `None` while it can.
@@ -88,6 +89,7 @@ class HostPool:
     limits: HostLimits
     shape: HostShape = field(default_factory=HostShape)
     tell: Callable[[str], None] = lambda sentence: None
+    show_hosts: Callable[[Sequence[HostActivity]], None] = lambda hosts: None
 
     def __post_init__(self) -> None:
         self._closing = threading.Event()
@@ -109,8 +111,10 @@ class HostPool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # After an error or an interrupt, do not wait for hosts: checkpoints are saved already.
-        self.close(timeout_s=60.0 if error is None else 2.0)
+        # After an error or an interrupt, wait only for hosts between two pieces of work: Ray may
+        # end this process when the thread of a host that is still up calls it after its end.
+        # Checkpoints are saved already.
+        self.close(timeout_s=60.0 if error is None else 5.0)
 
     def close(self, timeout_s: float = 60.0) -> bool:
         """Wait for leaving trials, then end all hosts; a second call does nothing.
@@ -129,6 +133,7 @@ class HostPool:
         threads = [self._watch, *self._runs]
         for thread in threads:
             thread.join(max(0.1, deadline - time.monotonic()))
+        self.show_hosts(())
         late = [thread.name for thread in threads if thread.is_alive()]
         shutil.rmtree(self.storage.folder / HOSTS_FOLDER, ignore_errors=True)
         if late:
@@ -172,6 +177,8 @@ class HostPool:
                 )
                 self._runs.append(run)
                 run.start()
+            with suppress(ray.exceptions.RayError):  # the next turn sees a lost broker
+                self.show_hosts(ray.get(self.broker.activities.remote()))
 
     def _end_silent_hosts(self) -> None:
         """End hosts that are stopped or hung; their trials continue from their checkpoints."""

@@ -186,6 +186,20 @@ class Lease:
         )
 
 
+def is_held(location: str) -> bool:
+    """Whether a driver holds the lease of a sweep in a bucket.
+
+    Raises:
+        SweepStorageError: The bucket cannot be read.
+    """
+    lease = Lease(location)
+    try:
+        holder = lease._read()
+    except StorageError as error:
+        raise SweepStorageError(str(error)) from error
+    return holder is not None and lease._is_live(holder)
+
+
 def _machine() -> str:
     """Name of the namespace of process ids: containers of one machine have separate ids."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

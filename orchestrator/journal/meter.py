@@ -35,6 +35,11 @@ class Meter:
     _last: float = 0.0
     _session: tuple[float, float] = (0.0, 0.0)
 
+    @property
+    def last_at(self) -> float:
+        """Time of the last event of a session, in seconds since the epoch; 0 before the first."""
+        return self._last
+
     def begin(self, at: float) -> None:
         """Begin a session; an earlier session without an end counts up to its last event."""
         self.lose()
@@ -52,6 +57,7 @@ class Meter:
     def end(self, at: float) -> None:
         """End the present session, if any."""
         if self.began is not None:
+            self._last = max(self._last, at)
             self.seconds += max(0.0, at - self.began)
         self.began, self._session = None, (0.0, 0.0)
 

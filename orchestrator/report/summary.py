@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -12,6 +13,12 @@ from rich.text import Text
 
 from orchestrator.finals.form_scores import list_form_scores
 from orchestrator.metrics import HEADLINES
+from orchestrator.report.columns import (
+    Column,
+    FittedTable,
+    build_setting_columns,
+    order_settings,
+)
 from orchestrator.report.leaderboard import setting_columns
 from orchestrator.report.measurements import BaseComparison
 from orchestrator.report.report import SweepReport
@@ -21,7 +28,6 @@ from orchestrator.wording import (
     format_duration,
     format_interval,
     format_metric,
-    format_settings,
     one_line,
 )
 
@@ -66,49 +72,57 @@ def _render_leaderboard(report: SweepReport) -> RenderableType:
     if board.empty:
         return Text("No trial was started.")
     measures = [name for name in board.columns if name in (report.metric, *HEADLINES)]
-    settings = setting_columns(board)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    short = [name.removeprefix("eval_") for name in measures]
-    for name in ("#", "trial", "outcome", "step", *short):
-        side = "left" if name == "outcome" else "right"
-        table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("settings" if settings else "reason", overflow="fold")
-    for row in board.head(_SHOWN_TRIALS).to_dict("records"):
-        is_ranked = not pd.isna(row["rank"])
-        about = format_settings({name: row[name] for name in settings})
-        if row["reason"] and (not settings or not is_ranked):
-            about = "; ".join(filter(None, [about, one_line(row["reason"])]))
-        table.add_row(
-            str(row["rank"]) if is_ranked else "",
-            *(str(row[name]) for name in ("trial", "outcome", "step")),
-            *(format_metric(None if pd.isna(row[name]) else row[name]) for name in measures),
-            Text(about),
-            style="" if is_ranked else "dim",
-        )
+    rows = _read_rows(board.head(_SHOWN_TRIALS))
+    ranked = [not pd.isna(row["rank"]) for row in rows]
+    texts = {
+        "#": [
+            str(row["rank"]) if is_ranked else ""
+            for row, is_ranked in zip(rows, ranked, strict=True)
+        ],
+        **{name: [str(row[name]) for row in rows] for name in ("trial", "outcome", "step")},
+        **{name.removeprefix("eval_"): _metric_cells(name, rows) for name in measures},
+    }
+    columns = [
+        Column(head=name, cells=cells, side="left" if name == "outcome" else "right")
+        for name, cells in texts.items()
+    ]
+    columns += build_setting_columns(order_settings(setting_columns(board)), rows)
+    parts: list[RenderableType] = [
+        FittedTable(columns=columns, styles=["" if is_ranked else "dim" for is_ranked in ranked])
+    ]
     left = len(board) - _SHOWN_TRIALS
-    more = f"and {left} more in leaderboard.csv"
-    return Group(table, Text(more)) if left > 0 else table
+    if left > 0:
+        parts.append(Text(f"and {left} more in leaderboard.csv"))
+    parts += [
+        Text(f"trial {row['trial']} {row['outcome']}: {one_line(row['reason'])}", style="dim")
+        for row, is_ranked in zip(rows, ranked, strict=True)
+        if row["reason"] and not is_ranked
+    ]
+    return Group(*parts)
+
+
+def _read_rows(board: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in board.to_dict("records")]
+
+
+def _metric_cells(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [format_metric(None if pd.isna(row[name]) else row[name]) for row in rows]
 
 
 def _render_finals(report: SweepReport) -> RenderableType:
-    settings = setting_columns(report.leaderboard)
-    rows = {row["trial"]: row for row in report.leaderboard.to_dict("records")}
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    names = order_settings(setting_columns(report.leaderboard))
+    rows = {row["trial"]: row for row in _read_rows(report.leaderboard)}
     metric = next(standing.metric for standing in report.finals if standing.metric)
-    for name in ("#", "finalist", "runs", f"mean {metric}"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("settings", overflow="fold")
-    for place, standing in enumerate(report.finals, 1):
-        row = rows.get(standing.trial.number, {})
-        about = format_settings({name: row[name] for name in settings if name in row})
-        table.add_row(
-            str(place),
-            str(standing.trial.number),
-            str(len(standing.values)),
-            format_interval(standing.mean, standing.half_width),
-            Text(about),
-        )
-    return table
+    texts = {
+        "#": [str(place) for place in range(1, len(report.finals) + 1)],
+        "finalist": [str(one.trial.number) for one in report.finals],
+        "runs": [str(len(one.values)) for one in report.finals],
+        f"mean {metric}": [format_interval(one.mean, one.half_width) for one in report.finals],
+    }
+    columns = [Column(head=name, cells=cells) for name, cells in texts.items()]
+    found = [rows.get(standing.trial.number, {}) for standing in report.finals]
+    columns += build_setting_columns(names, found)
+    return FittedTable(columns=columns, styles=[""] * len(report.finals))
 
 
 def _render_spending(report: SweepReport) -> Iterator[Text]:

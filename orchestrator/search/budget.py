@@ -150,7 +150,7 @@ class Budget:
                 needed = _host_s_per_step(self._history) * limit.rate
                 wanted, left = needed * steps, limit.left(share) - needed * ahead
             else:
-                wanted, left = _wall_s_per_step(self._history) * steps, limit.left(share)
+                wanted, left = wall_s_per_step(self._history) * steps, limit.left(share)
             if wanted > left:
                 return (
                     f"a trial takes about {limit.show(wanted)}, and {limit.show(left)} of the "
@@ -158,11 +158,19 @@ class Budget:
                 )
         return ""
 
-    def describe(self) -> str:
-        """`2:05 of 10:00, 1:12 of 5:00 of GPU`: the amount spent of each limit."""
+    def describe_left(self) -> str:
+        """`7:55 of 10:00 left, 3:48 of 5:00 of GPU left`; empty without limits."""
         return ", ".join(
-            f"{limit.show(limit.spent)} of {limit.show(limit.limit)}" for limit in self.limits()
+            f"{limit.show(max(0.0, limit.left(1.0)))} of {limit.show(limit.limit)} left"
+            for limit in self.limits()
         )
+
+    def search_wall_left_s(self) -> float | None:
+        """Wall-clock time that the search may still spend; `None` without a limit."""
+        for limit in self.limits():
+            if limit.name == "wall_clock_s":
+                return max(0.0, limit.left(self.search_share))
+        return None
 
 
 def _host_s_per_step(history: SweepHistory) -> float:
@@ -175,7 +183,7 @@ def _host_s_per_step(history: SweepHistory) -> float:
     return statistics.median(taken) if taken else 0.0
 
 
-def _wall_s_per_step(history: SweepHistory) -> float:
+def wall_s_per_step(history: SweepHistory) -> float:
     """Median wall-clock seconds per step of a trial, time of its neighbours included.
 
     The pace of a trial is measured between its reports, or from its start if it has one report.

@@ -206,7 +206,8 @@ def test_status_shows_a_sweep_as_far_as_it_went(capsys):
     before = Path("runs/tiny/events.jsonl").read_bytes()
     assert main(["status", "runs/tiny"]) == 0
     shown = capsys.readouterr().out
-    assert "tiny  running" in shown
+    assert "interrupted at" in shown
+    assert "go on with: lorchestra resume runs/tiny" in shown
     assert "1.2500" in shown
     assert Path("runs/tiny/events.jsonl").read_bytes() == before
 

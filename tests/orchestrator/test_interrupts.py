@@ -2,11 +2,21 @@
 
 import gc
 import signal
+import subprocess
+import sys
+import time
 import weakref
 
 import pytest
 
-from orchestrator.interrupts import ignore_signals, interrupt_on, raise_swallowed
+from orchestrator.interrupts import (
+    SAME_S,
+    STOPPING,
+    answered_by,
+    ignore_signals,
+    interrupt_on,
+    raise_swallowed,
+)
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -53,3 +63,40 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
     interrupt_on(*NUMBERS)
     signal.raise_signal(signal.SIGHUP)
     raise_swallowed()
+
+
+def test_a_display_answers_in_place_of_a_printed_line(capfd):
+    answered = []
+    interrupt_on(*NUMBERS, hint="Go on.")
+    with answered_by(answered.append), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert answered == [f"{STOPPING} Go on."]
+    assert capfd.readouterr().out == ""
+
+
+_STUBBORN = """
+import signal, sys, time
+from orchestrator.interrupts import interrupt_on
+interrupt_on(signal.SIGINT)
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("caught", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_first_signal_is_answered_at_once_and_a_second_one_ends_the_process():
+    with subprocess.Popen(
+        [sys.executable, "-c", _STUBBORN], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert [process.stdout.readline() for _ in range(3)] == ["\n", f"{STOPPING}\n", "caught\n"]
+        process.send_signal(signal.SIGINT)  # a wrapper repeats the signal: the same wish
+        time.sleep(SAME_S)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 128 + signal.SIGINT
+        assert process.stdout.read() == "\nstopped\n"

@@ -4,7 +4,13 @@ import itertools
 
 import pytest
 
-from orchestrator.hosts.members import HostStart, SeatPhase, base_key, group_key
+from orchestrator.hosts.members import (
+    HostStart,
+    SeatPhase,
+    base_key,
+    describe_activity,
+    group_key,
+)
 from orchestrator.hosts.seats import MAX_DEAD_HOSTS, Seats
 from trainables.hosts.bench import Failure
 from trainables.hosts.orders import (
@@ -639,3 +645,29 @@ def test_a_pause_of_the_broker_counts_against_nobody():
     state.expire(5001.0)
     assert state.advance(0, "a", 10, 5001.0).phase is SeatPhase.SEATED
     assert silent(state, 5001.0) == []
+
+
+# --------------------------------------------------------------------------------- activities
+
+
+def activity(state, host="h0"):
+    found = describe_activity(state.hosts[host], state.members.values(), state.tasks)
+    return found.stage, found.trials, found.tasks
+
+
+def test_a_host_starts_loads_and_then_shows_who_is_seated():
+    state = Seats(lease_s=30)
+    state.open_host(HostStart(host_id="h0", group="g", base={}), 2, None)
+    join(state, 5)
+    assert activity(state) == ("starting", (), ())
+    state.beat("h0", "one", HostProcess(node_id="n", pid=1), 1.0)
+    assert activity(state) == ("loading", (), ())
+    state.hello("h0", "one")
+    state.submit_task("task", "g", Task(spec=SPEC, split="test"), 2.0)
+    assert activity(state) == ("working", (5,), ("task",))
+
+
+def test_an_activity_names_the_stored_form_of_the_base():
+    state = build_seats(group=base_key(SPEC["base"]))
+    found = describe_activity(state.hosts["h0"], state.members.values(), state.tasks)
+    assert found.form == "nf4"

@@ -15,7 +15,7 @@ from orchestrator.journal.first_spec import FirstSpec
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.log import decode_events
 from orchestrator.journal.sweep_storage import read_history
-from orchestrator.report.live import Diary
+from orchestrator.live.diary import Diary
 from orchestrator.report.news import NewsDesk
 from orchestrator.search.schedule import build_scheduler, replay_history
 from orchestrator.search.searcher import OptunaSearcher

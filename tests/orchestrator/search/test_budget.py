@@ -51,7 +51,7 @@ def test_without_limits_nothing_is_ever_spent():
     sweep = Sweep()
     sweep.now, sweep.usage = 1e9, Usage(1e9, 1e9)
     budget = sweep.budget()
-    assert (budget.exhausted(), budget.forbids(1000), budget.describe()) == ("", "", "")
+    assert (budget.exhausted(), budget.forbids(1000), budget.describe_left()) == ("", "", "")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_what_running_trials_will_still_take_is_set_aside():
 def test_what_was_spent_reads_like_a_bill():
     sweep = Sweep(wall_clock_s=600, money=10, price_per_gpu_hour=3.6)
     sweep.now, sweep.usage = 125.0, Usage(gpu_s=1000.0)
-    assert sweep.budget(gpus=1).describe() == "2:05 of 10:00, 1.00 of 10.00"
+    assert sweep.budget(gpus=1).describe_left() == "7:55 of 10:00 left, 9.00 of 10.00 left"
 
 
 def test_however_often_ray_tune_asks_the_budget_is_looked_at_a_few_times_a_second():

@@ -2,6 +2,7 @@
 
 import io
 import re
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from orchestrator.hosts.members import HostActivity
+from orchestrator.interrupts import STOPPING, interrupt_on
 from orchestrator.journal.history import SweepHistory
-from orchestrator.report.live import ProgressDisplay
+from orchestrator.live.display import ProgressDisplay
+from orchestrator.search.budget import Budget
 from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from tests.support.events import entry
@@ -74,10 +78,10 @@ def written(console: Console) -> str:
 
 
 def plain_lines(console: Console) -> list[str]:
-    """The lines without their seconds, which each one must have."""
+    """The lines without their time, which each one must have."""
     lines = written(console).splitlines()
-    assert all(re.match(r"\[ *\d+\.\ds\] ", line) for line in lines)
-    return [line.split("] ", 1)[1] for line in lines]
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  \S", line) for line in lines)
+    return [line[21:] for line in lines]
 
 
 def last_frame(console: Console) -> list[str]:
@@ -215,6 +219,13 @@ def test_an_event_late_in_a_long_sweep_is_told_as_fast_as_an_early_one(
 # --------------------------------------------------------------------------------- a terminal
 
 
+def table_of(frame: list[str]) -> list[list[str]]:
+    """The rows of the table, in words."""
+    (rule,) = [place for place, line in enumerate(frame) if line.startswith("──")]
+    rows = [line.split() for line in frame[rule + 1 :]]
+    return [row for row in rows if (row and row[0].strip("*").isdigit()) or row[:1] == ["*"]]
+
+
 def test_terminal_shows_running_trials_then_the_best(spec: SweepSpec, sweep: Sweep) -> None:
     console = open_console(terminal=True)
     for trial, loss in enumerate([0.9, 0.4, 0.7, 0.5, 123456.789]):
@@ -224,23 +235,80 @@ def test_terminal_shows_running_trials_then_the_best(spec: SweepSpec, sweep: Swe
     sweep.end(0, "completed")
     sweep.end(1, "stopped", "others were better")
     sweep.end(4, "failed", "[red]host lost")
+    budget = Budget(spec.budget, sweep.history, clock=lambda: 125.0)
+    sweep.history.meter.begin(0.0)
     with ProgressDisplay(spec, console) as display:
-        display.budget = lambda: "2:05 of 10:00"
+        display.budget = budget
         display.phase("searching")
         display.update(sweep.history, "2 hosts are up")
     frame = last_frame(console)
     assert max(map(len, frame)) <= 100
-    assert frame[0].split() == ["wordnet-classes", "searching"]
-    assert "3/40 trials done  budget left: 34 trials  spent: 2:05 of 10:00" in frame[1]
-    assert frame[2].rstrip() == "2 hosts are up"
-    rows = [line.split() for line in frame[5:11]]
+    assert [line.rstrip() for line in frame[1:6]] == [
+        "  searching · 0 s",
+        "trials: 3 done, 2 running, 35 to come",
+        "budget: 7:55 of 10:00 left",
+        "2 hosts are up",
+        "trial 1 leads by the lowest eval_loss: 0.4000 at step 40/80",
+    ]
+    rows = table_of(frame)
     assert [row[:3] for row in rows] == [
-        ["2", "running", "40/80"], ["3", "running", "40/80"], ["5", "waiting", "0/80"],
-        ["*", "1", "stopped"], ["0", "completed", "40/80"], ["4", "failed", "40/80"],
+        ["2", "running", "40"], ["3", "running", "40"], ["5", "waiting", "0"],
+        ["*", "1", "stopped"], ["0", "completed", "40"], ["4", "failed", "40"],
     ]  # fmt: skip
-    assert "0.7000" in rows[0]
-    assert "[red]host" in rows[-1]
-    assert frame[-1].startswith("best so far: trial 1, eval_loss 0.4000 at step 40/80 (rank 8")
+    assert rows[0][3:] == ["0.7000", "8", "0.6600"]
+    assert frame[-1].rstrip() == "trial 4 failed: [red]host lost"
+
+
+def test_what_hosts_do_is_shown_with_its_duration(spec: SweepSpec, sweep: Sweep) -> None:
+    console = open_console(terminal=True)
+    sweep.start(3)
+    loading = HostActivity(host_id="h000", stage="loading", form="nf4", seats=2)
+    with ProgressDisplay(spec, console) as display:
+        display.phase("evaluating serving forms")
+        display.step("form 3 of 8: merged, trial 0", 2, 8)
+        display.show_hosts(
+            [loading, replace(loading, stage="working", host_id="h001", trials=(3,))]
+        )
+        display.update(sweep.history)
+    frame = [line.strip() for line in last_frame(console)]
+    assert "form 3 of 8: merged, trial 0 · 0 s; about 0 s left" in frame
+    assert "host h000: loading base nf4 · 0 s" in frame
+    assert "host h001: base nf4, 1 of 2 seats: trial 3 · 0 s" in frame
+    assert table_of(frame)[0][:3] == ["3", "running", "0"]  # seated, without a report so far
+
+
+def test_a_log_tells_phases_steps_and_stages_of_hosts_once(spec: SweepSpec) -> None:
+    console = open_console(terminal=False)
+    host = HostActivity(host_id="h000", stage="starting", form="fp4", seats=2)
+    with ProgressDisplay(spec, console) as display:
+        for _ in range(2):
+            display.phase("evaluating")
+            display.step("evaluation 1 of 2: measuring the bare base fp4 on test rows")
+        for stage in ("starting", "loading", "working"):
+            display.show_hosts([replace(host, stage=stage)])
+            display.show_hosts([replace(host, stage=stage, trials=(1,))])
+        display.print("Rows: 12")
+    assert plain_lines(console) == [
+        "evaluating",
+        "evaluation 1 of 2: measuring the bare base fp4 on test rows",
+        "host h000: starting a worker for base fp4",
+        "host h000: loading base fp4",
+        "host h000: base fp4 is loaded, 2 seats",
+        "Rows: 12",
+    ]
+
+
+def test_a_refused_sweep_leaves_no_picture_behind(spec: SweepSpec) -> None:
+    console = open_console(terminal=True)
+
+    def run() -> None:
+        with ProgressDisplay(spec, console) as display:
+            display.phase("checking")
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        run()
+    assert written(console).endswith("\x1b[2K")
 
 
 def test_the_table_stars_the_trial_that_the_ranking_has_first(spec: SweepSpec) -> None:
@@ -258,10 +326,8 @@ def test_the_table_stars_the_trial_that_the_ranking_has_first(spec: SweepSpec) -
     best = sweep.history.best(spec.objective)
     assert best is not None
     assert best.number == 1
-    assert [line.split()[:3] for line in frame if line.strip().startswith("*")] == [
-        ["*", "1", "cancelled"]
-    ]
-    assert frame[-1].startswith("best so far: trial 1, eval_loss 0.3000")
+    assert [row[:3] for row in table_of(frame) if row[0] == "*"] == [["*", "1", "cancelled"]]
+    assert "trial 1 leads by the lowest eval_loss: 0.3000 at step 40/80" in "\n".join(frame)
 
 
 def test_a_running_trial_that_breaks_a_constraint_is_not_the_best(spec: SweepSpec) -> None:
@@ -272,26 +338,26 @@ def test_a_running_trial_that_breaks_a_constraint_is_not_the_best(spec: SweepSpe
         sweep.report(trial, 40, loss, accuracy)
     with ProgressDisplay(spec, console) as display:
         display.update(sweep.history)
-    assert last_frame(console)[-1].startswith("best so far: trial 1, eval_loss 0.3000")
+    assert "trial 1 leads by the lowest eval_loss: 0.3000" in "\n".join(last_frame(console))
 
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_many_trials_fit_the_terminal(spec: SweepSpec, sweep: Sweep, width: int) -> None:
     console = open_console(terminal=True, width=width)
-    for trial in range(30):
+    for trial in range(50):
         sweep.start(trial)
         sweep.report(trial, 20, 10.0 + trial)
-        if trial < 28:
+        if trial < 48:
             sweep.end(trial, "infeasible" if trial % 2 else "completed", "too large " * 30)
     with ProgressDisplay(spec, console) as display:
         display.update(sweep.history)
     frame = last_frame(console)
     assert max(map(len, frame)) <= width
-    assert "and 15 more trials" in "\n".join(frame)
-    rows = [line for line in frame if "/80" in line and "best" not in line]
-    assert len(rows) == 15
-    assert [row.split()[0] for row in rows[:2]] == ["28", "29"]
-    assert all("…" not in row.split("rank")[0] for row in rows)
+    assert len(frame) <= console.height
+    rows = table_of(frame)
+    assert 20 < len(rows) < 40
+    assert f"and {50 - len(rows)} more trials" in "\n".join(frame)
+    assert [row[0] for row in rows[:2]] == ["48", "49"]
 
 
 def test_interrupt_restores_the_terminal(spec: SweepSpec, sweep: Sweep) -> None:
@@ -310,6 +376,23 @@ def test_interrupt_restores_the_terminal(spec: SweepSpec, sweep: Sweep) -> None:
         pass
 
 
+def test_the_first_ctrl_c_is_answered_in_the_picture(spec: SweepSpec) -> None:
+    console, before = open_console(terminal=True), signal.getsignal(signal.SIGINT)
+    interrupt_on(signal.SIGINT)
+
+    def run() -> None:
+        with ProgressDisplay(spec, console):
+            signal.raise_signal(signal.SIGINT)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    finally:
+        interrupt_on()
+        signal.signal(signal.SIGINT, before)
+    assert STOPPING in "\n".join(last_frame(console))
+
+
 def test_terminal_redraws_itself(spec: SweepSpec, sweep: Sweep) -> None:
     console = open_console(terminal=True)
     with ProgressDisplay(spec, console) as display:
@@ -320,7 +403,7 @@ def test_terminal_redraws_itself(spec: SweepSpec, sweep: Sweep) -> None:
         while "note 999" not in written(console) and time.monotonic() < deadline:
             time.sleep(0.05)
     assert "note 999" in written(console)
-    assert written(console).count("best so far") < 60  # frames, not one per update
+    assert written(console).count("trials: ") < 60  # frames, not one per update
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "plain"])
@@ -342,7 +425,7 @@ def test_threads_may_update_at_once(spec: SweepSpec, sweep: Sweep, terminal: boo
         for thread in threads:
             thread.join()
     if terminal:
-        assert "8/40 trials done" in "\n".join(last_frame(console))
+        assert "8 done, 0 running, 32 to come" in "\n".join(last_frame(console))
     else:
         lines = plain_lines(console)
         assert len(lines) == len(set(lines)) == 8 * 22
