@@ -25,12 +25,14 @@ from rich.console import Console
 from orchestrator.adapters.commands import add_adapter_commands, add_runs_option, tracking_uri_of
 from orchestrator.errors import SweepError, SweepSpecError, storage_fault
 from orchestrator.interrupts import ignore_signals, interrupt_on, raise_swallowed
+from orchestrator.preflight.commands import add_preflight_commands
 from orchestrator.wording import format_size, refusal
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
 
 if TYPE_CHECKING:
     from orchestrator.journal.history import SweepHistory
+    from orchestrator.preflight.prepared import PreparedSweep
     from orchestrator.spec.sweep import SweepSpec
 
 # MLflow opens its pages for agents, which show neither trials nor the model registry.
@@ -96,6 +98,8 @@ def _build_parser() -> argparse.ArgumentParser:
     resume.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
     resume.set_defaults(command=_resume)
 
+    add_preflight_commands(commands)
+
     stop = commands.add_parser("stop", help="end one trial of a sweep, from another terminal")
     stop.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
     stop.add_argument("trial", metavar="TRIAL", type=int, help="its number")
@@ -158,11 +162,12 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
         console.print(
             f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials", highlight=False
         )
+        prepared = _prepare(spec, storage, console)
         from orchestrator.report.summary import render_summary
-        from orchestrator.run import run_sweep
+        from orchestrator.run import run_prepared
 
         raise_swallowed()  # a library may have caught the interrupt as a failed import
-        report = run_sweep(spec, storage, console=console)
+        report = run_prepared(prepared, console)
     except KeyboardInterrupt:
         by = ignore_signals()
         with suppress(OSError):  # the terminal may be gone
@@ -180,6 +185,21 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
         print(f"{report.undelivered}. Finish it with: {shlex.join(again)}")
         return 3
     return 0
+
+
+def _prepare(spec: SweepSpec, storage: str | None, console: Console) -> PreparedSweep:
+    """Check a sweep before Ray is imported, and print what is known of bases and rows."""
+    from orchestrator.preflight.prepared import prepare_sweep
+
+    def check_cluster() -> bool:
+        from orchestrator.run import check_new_ray
+
+        return check_new_ray()
+
+    prepared = prepare_sweep(spec, storage, check_cluster=check_cluster, may_stay_offline=True)
+    for line in (*prepared.notes, *prepared.data.lines):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return prepared
 
 
 def _status(options: argparse.Namespace) -> int:

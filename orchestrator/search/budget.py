@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.meter import Usage
+from orchestrator.spec.complaint import require
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.wording import format_duration
 
@@ -162,6 +163,26 @@ class Budget:
         """`2:05 of 10:00, 1:12 of 5:00 of GPU`: the amount spent of each limit."""
         return ", ".join(
             f"{limit.show(limit.spent)} of {limit.show(limit.limit)}" for limit in self.limits()
+        )
+
+
+def require_measurable(spec: BudgetSpec, gpus: float) -> None:
+    """Refuse limits on GPU time without a GPU: nothing would ever be spent of them.
+
+    Args:
+        spec: The limits.
+        gpus: GPUs of a host.
+
+    Raises:
+        SweepSpecError: GPU time is limited, and there is no GPU.
+    """
+    for name in ("gpu_seconds", "money"):
+        require(
+            getattr(spec, name) is None or gpus > 0,
+            f"budget.{name}",
+            getattr(spec, name),
+            "no such limit where Ray has no GPU",
+            "Limit cpu_seconds or wall_clock_s instead.",
         )
 
 
