@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 
 def add_preflight_commands(commands: argparse._SubParsersAction[Any]) -> None:
     """Add a parser for each command."""
+    init = commands.add_parser(
+        "init",
+        help="write a sweep file for your rows",
+        description="Looks at rows, base and machine, and writes a short sweep file with the "
+        "reason beside each choice. An existing file is never replaced.",
+        epilog="Example: lorchestra init rows.jsonl --base HuggingFaceTB/SmolLM2-135M-Instruct.",
+    )
+    init.add_argument("rows", metavar="ROWS", help="a file, a folder, a glob or a hub dataset")
+    init.add_argument("--base", help="hub id, folder or .gguf file (default: one that fits here)")
+    init.add_argument("--out", type=Path, metavar="FILE", help="default: NAME.yaml, after ROWS")
+    init.set_defaults(command=_init)
+
     check = commands.add_parser(
         "check",
         help="check a sweep without starting it, and say what it will do",
@@ -44,6 +56,17 @@ def add_preflight_commands(commands: argparse._SubParsersAction[Any]) -> None:
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     add_runs_option(doctor)
     doctor.set_defaults(command=_doctor)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from orchestrator.preflight.starting import start_sweep
+
+    started = start_sweep(options.rows, options.base, options.out)
+    print("\n".join(started.lines))
+    print(f"Written: {started.file}. Every choice in it has its reason beside it.")
+    print(f"Next: {shlex.join(['lorchestra', 'check', str(started.file)])}")
+    print(f"Then: {shlex.join(['lorchestra', 'run', str(started.file)])}")
+    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

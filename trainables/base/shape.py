@@ -61,6 +61,32 @@ def vocabulary_size(base: BaseSpec, hub_cache: Path | None = None) -> int | None
     return _described(base, "vocab_size", ".vocab_size", hub_cache)
 
 
+def weight_count(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
+    """About how many weights a base has; `None` if its sizes are unknown, such as offline.
+
+    Counted as for Llama: gated feed-forward layers, a head that shares the embeddings.
+
+    Args:
+        base: The base.
+        hub_cache: Folder of the hub's cache, if not the usual one.
+    """
+    names = {
+        "hidden_size": ".embedding_length",
+        "num_hidden_layers": ".block_count",
+        "intermediate_size": ".feed_forward_length",
+        "num_attention_heads": ".attention.head_count",
+    }
+    found = [_described(base, name, key, hub_cache) for name, key in names.items()]
+    if None in found:
+        return None
+    hidden, blocks, inner, heads = (number or 0 for number in found)
+    kv_key = ".attention.head_count_kv"
+    kv_heads = _described(base, "num_key_value_heads", kv_key, hub_cache) or heads
+    attention = hidden * hidden * (2 + 2 * kv_heads / heads)
+    words = vocabulary_size(base, hub_cache) or 0
+    return round(words * hidden + blocks * (attention + 3 * hidden * inner))
+
+
 def _described(base: BaseSpec, name: str, gguf_key: str, hub_cache: Path | None) -> int | None:
     """A number from a base's `config.json`, or from the header of its `.gguf` file."""
     try:
