@@ -27,7 +27,7 @@ from trainables.base.presence import hub_fault
 
 State = Literal["ok", "warn", "fail"]
 
-_PATIENCE_S = 45.0
+_PATIENCE_S = 60.0
 """Time limit for a process that imports Ray or torch: a busy machine takes long."""
 _LITTLE_DISK, _LITTLE_MEMORY = 5 * 10**9, 4 * 10**9
 

@@ -24,9 +24,11 @@ from orchestrator.spec.data_report import (
     read_local_rows,
     with_fetched_configs,
 )
+from orchestrator.spec.inputs import SPLITS
 from orchestrator.spec.sweep import SweepSpec
 from trainables.base.presence import hub_fault, is_hub_model, stay_offline
 from trainables.evaluation.answers import load_metrics
+from trainables.files.sources import is_local
 
 logger = logging.getLogger(__name__)
 
@@ -119,12 +121,16 @@ def prepare_sweep(
 
 
 def _settle_hub(spec: SweepSpec) -> str:
-    """Use cached files alone, in this process, if the hub of a base cannot be reached.
+    """Use cached files alone, in this process, if the hub of bases or rows cannot be reached.
 
     Returns:
         A sentence for the user; empty if the hub is not needed or answers.
     """
-    if not any(is_hub_model(base.model) for base in spec.bases):
+    sources = [getattr(spec.data, split) for split in SPLITS]
+    is_needed = any(is_hub_model(base.model) for base in spec.bases) or any(
+        isinstance(source, str) and not is_local(source) for source in sources
+    )
+    if not is_needed:
         return ""
     fault = hub_fault()
     if not fault:

@@ -29,19 +29,30 @@ for revision in (None, "v9"):
 """
 
 
-def ask(hub: str, home, **environment: str) -> str:
+ASK_OFFLINE = """
+import os, time
+from trainables.base.hub import model_commit
+from trainables.base.presence import stay_offline
+stay_offline()
+started = time.monotonic()
+print(model_commit("owner/tiny", None), model_commit("owner/none", None))
+print(os.environ["HF_HUB_OFFLINE"], time.monotonic() - started < 2)
+"""
+
+
+def ask(hub: str, home, code: str = ASK, **environment: str) -> str:
     # The address of the hub is read when its client is imported: a process of its own.
     kept = home / "hub/models--owner--tiny/snapshots/a"
     kept.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        [sys.executable, "-c", ASK],
+        [sys.executable, "-c", code],
         env={**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
         | environment,
         check=True,
         capture_output=True,
         text=True,
     )
-    assert done.stderr == ""
+    assert "Retrying" not in done.stderr
     return done.stdout
 
 
@@ -79,6 +90,15 @@ def test_a_hub_that_is_away_costs_no_retries(tmp_path):
     assert "the hub cannot be reached (127.0.0.1: connection refused)" in said
     assert "Did you mean owner/tiny?" in said
     assert "HF_HUB_OFFLINE is set" in ask("http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
+
+
+def test_a_process_that_stays_offline_reads_the_cache_at_once(tmp_path):
+    commit, kept = "a" * 40, tmp_path / "hub/models--owner--tiny"
+    for file, text in ((f"snapshots/{commit}/config.json", "{}"), ("refs/main", commit)):
+        (kept / file).parent.mkdir(parents=True)
+        (kept / file).write_text(text)
+    said = ask("http://127.0.0.1:9", tmp_path, ASK_OFFLINE)
+    assert said.split() == [commit, "None", "1", "True"]
 
 
 @pytest.mark.parametrize("name", DENSE)
