@@ -46,9 +46,9 @@ from orchestrator.journal.paths import REPORT_FOLDER
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import UserRequests
 from orchestrator.journal.sweep_storage import SweepStorage
+from orchestrator.live.display import ProgressDisplay
 from orchestrator.quiet import hush_noisy_loggers
 from orchestrator.report.delivery import Delivery
-from orchestrator.report.live import ProgressDisplay
 from orchestrator.search.budget import Budget
 from orchestrator.search.schedule import build_scheduler
 from orchestrator.search.searcher import OptunaSearcher

@@ -25,13 +25,15 @@ from rich.console import Console
 from orchestrator.adapters.commands import add_adapter_commands, add_runs_option, tracking_uri_of
 from orchestrator.errors import SweepError, SweepSpecError, storage_fault
 from orchestrator.interrupts import ignore_signals, interrupt_on, leave_at_once, raise_swallowed
-from orchestrator.live.screen import loading
+from orchestrator.live.screen import CHECKING, loading
+from orchestrator.preflight.commands import add_preflight_commands
 from orchestrator.wording import format_size, refusal
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
 
 if TYPE_CHECKING:
     from orchestrator.journal.history import SweepHistory
+    from orchestrator.preflight.prepared import PreparedSweep
     from orchestrator.spec.sweep import SweepSpec
 
 # MLflow opens its pages for agents, which show neither trials nor the model registry.
@@ -98,6 +100,8 @@ def _build_parser() -> argparse.ArgumentParser:
     resume.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
     _add_plain_option(resume)
     resume.set_defaults(command=_resume)
+
+    add_preflight_commands(commands)
 
     stop = commands.add_parser("stop", help="end one trial of a sweep, from another terminal")
     stop.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
@@ -176,12 +180,13 @@ def _run_to_end(spec: SweepSpec, options: argparse.Namespace, again: list[str]) 
         # Importing Ray, MLflow and Optuna takes seconds: show the first line before, and allow
         # interrupts during the import.
         first_line = f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials"
-        with loading(console, first_line, "Ray, MLflow and Optuna"):
+        with loading(console, first_line, CHECKING):
+            prepared = _prepare(spec, options.storage)
             from orchestrator.report.summary import render_summary
-            from orchestrator.run import run_sweep
+            from orchestrator.run import run_prepared
 
         raise_swallowed()  # a library may have caught the interrupt as a failed import
-        report = run_sweep(spec, options.storage, console=console)
+        report = run_prepared(prepared, console)
     except KeyboardInterrupt:
         by = ignore_signals()
         with suppress(OSError):  # the terminal may be gone
@@ -196,6 +201,18 @@ def _run_to_end(spec: SweepSpec, options: argparse.Namespace, again: list[str]) 
         print(f"{report.undelivered}. Finish it with: {shlex.join(again)}")
         return 3
     return 0
+
+
+def _prepare(spec: SweepSpec, storage: str | None) -> PreparedSweep:
+    """Check a sweep before Ray is imported."""
+    from orchestrator.preflight.prepared import prepare_sweep
+
+    def check_cluster() -> bool:
+        from orchestrator.run import check_new_ray
+
+        return check_new_ray()
+
+    return prepare_sweep(spec, storage, check_cluster=check_cluster, may_stay_offline=True)
 
 
 def _status(options: argparse.Namespace) -> int:

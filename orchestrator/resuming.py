@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.adapters.registering import registrants
-from orchestrator.errors import SweepStorageError
 from orchestrator.finals.forms import are_forms_evaluated
 from orchestrator.finals.held_out import are_finalists_evaluated
 from orchestrator.journal.events import (
@@ -26,9 +25,10 @@ from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import STOPPED_BY_USER, take_requests
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import TRAITS, Outcome
+from orchestrator.preflight.continuing import require_same_sweep
 from orchestrator.spec.complaint import complaint
 from orchestrator.spec.data_report import DataReport
-from orchestrator.spec.sweep import RESUMABLE_CHANGES, SweepSpec
+from orchestrator.spec.sweep import SweepSpec
 
 _STAGES: dict[StageName, tuple[str, ...]] = {
     "search": ("budget",),
@@ -63,24 +63,8 @@ class SweepProgress:
             self.record.add(
                 SweepStarted(sweep_id=uuid.uuid4().hex, spec=spec.to_dict(), digest=spec.digest)
             )
-        elif history.digest != spec.digest:
-            recorded, written = history.spec or {}, spec.to_dict()
-            fixed = written.keys() - set(RESUMABLE_CHANGES)
-            if all(recorded.get(name) == written[name] for name in fixed):
-                # The digest covers the rows: with an equal spec, only the data files can differ.
-                raise SweepStorageError(
-                    f"{self.storage.location}: holds sweep {history.sweep_id}, and its data files "
-                    "hold other rows than it was started with; allowed: the rows of the start, "
-                    "because earlier and later trials would be compared on different rows. "
-                    "Restore the files, or choose another --storage, or another name."
-                )
-            allowed = ", ".join(RESUMABLE_CHANGES)
-            raise SweepStorageError(
-                f"{self.storage.location}: holds sweep {history.sweep_id} of another spec; "
-                f"allowed: the spec it was started with, in which only {allowed} may change. "
-                "Choose another --storage, or another name."
-            )
         else:
+            require_same_sweep(spec, history, self.storage.location)
             self._require_kept()
             if not self.is_over() or not self.is_registered():
                 self._resume()

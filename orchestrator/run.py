@@ -47,35 +47,30 @@ from orchestrator.journal.paths import (
     REPORT_FOLDER,
     bundle_folder,
 )
-from orchestrator.journal.pins import settle_pins
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import CANCELLED_BY_USER, UserRequests, take_requests
-from orchestrator.journal.sweep_storage import SweepStorage, read_history, require_cache
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.live.display import ProgressDisplay
+from orchestrator.live.screen import CHECKING, loading
 from orchestrator.outcome import Outcome, TrialOutcome, can_leave_adapter
-from orchestrator.quiet import hush_noisy_loggers, library_chatter_held, library_chatter_to
+from orchestrator.preflight.prepared import EXPERIMENT, PreparedSweep, prepare_sweep
+from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
 from orchestrator.report.delivery import Delivery
 from orchestrator.report.files import write_report
 from orchestrator.report.report import SweepReport, build_report
 from orchestrator.resuming import SweepProgress
-from orchestrator.search.budget import Budget
+from orchestrator.search.budget import Budget, require_measurable
 from orchestrator.search.schedule import build_scheduler, replay_history
 from orchestrator.search.searcher import OptunaSearcher
 from orchestrator.search.startpoints import choose_start_points
-from orchestrator.spec.complaint import require
-from orchestrator.spec.data_report import inspect_inputs, read_local_rows, with_fetched_configs
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.supervision import SteeringWithRequests, Supervisor
 from orchestrator.tuning import Stage
-from registry import Registry, RegistryError, Tracker, tracking_uri_for
-from registry.tracking.access import check_access
+from registry import Registry, RegistryError, Tracker
 from trainables.errors import TrialError
-from trainables.evaluation.answers import load_metrics
 
 logger = logging.getLogger(__name__)
 
-EXPERIMENT = "lorchestra"
-RUNS = Path("runs")
 _FLUSH_S = 120.0
 
 
@@ -127,41 +122,46 @@ def run_sweep(
             answer is no error.
         KeyboardInterrupt: The call was interrupted; the same call continues the sweep.
     """
-    kept = SweepStorage(storage or RUNS / spec.name)
-    with ProgressDisplay(spec, console or Console(file=sys.stdout)) as display:
-        return _run(spec, kept, display)
+    console = console or Console(file=sys.stdout)
+    first_line = f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials"
+    with loading(console, first_line, CHECKING):
+        prepared = prepare_sweep(spec, storage, check_cluster=check_new_ray)
+    return run_prepared(prepared, console)
 
 
-def _run(spec: SweepSpec, kept: SweepStorage, display: ProgressDisplay) -> SweepReport:
-    """Check the inputs, then run a session; see `run_sweep`."""
-    folder = kept.folder
-    # Quick checks come before those that read rows or ask a hub.
-    display.phase("checking MLflow and Ray")
-    load_metrics(spec.finals.metrics)
-    tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
-    require_cache()
-    check_access(tracking_uri, EXPERIMENT, spec.register.name if spec.register else None)
-    known = read_history(kept.location)
-    is_ray_checked = known.status != Outcome.COMPLETED and not ray.is_initialized()
-    if is_ray_checked:
+def check_new_ray() -> bool:
+    """Check the Ray to start or to join; a process that has a Ray needs no check.
+
+    Returns:
+        Whether Ray was checked.
+
+    Raises:
+        ClusterError: Ray cannot be used.
+    """
+    is_new = not ray.is_initialized()
+    if is_new:
         check_ray()
-    display.phase("reading the rows and the base's files")
-    with library_chatter_held() as said:
-        spec = spec.with_saved_rows(folder / DATA_FOLDER)
-        rows = read_local_rows(spec)
-        spec, pins = settle_pins(spec, known.pins)
-        spec = with_fetched_configs(spec)
-        data = inspect_inputs(spec, rows)
-    for line in data.lines:
-        display.print(line)
-    with library_chatter_to(folder / LOG_FILE, said.getvalue()), kept.open_log() as log:
+    return is_new
+
+
+def run_prepared(prepared: PreparedSweep, console: Console) -> SweepReport:
+    """Run a sweep that was checked; errors are those of `run_sweep`."""
+    spec, kept = prepared.spec, prepared.storage
+    folder, tracking_uri = kept.folder, prepared.tracking_uri
+    with (
+        library_chatter_to(folder / LOG_FILE, prepared.said),
+        kept.open_log() as log,
+        ProgressDisplay(spec, console) as display,
+    ):
+        for line in (*prepared.notes, *prepared.data.lines):
+            display.print(line)
         hush_noisy_loggers()
         kept.pull(CURSOR_FILE)
         history = SweepHistory.read(log.path)
         delivery = Delivery(
             spec,
             log.path,
-            lambda: Tracker(tracking_uri, EXPERIMENT, artifacts),
+            lambda: Tracker(tracking_uri, EXPERIMENT, prepared.artifacts),
             folder / REPORT_FOLDER,
         )
 
@@ -174,10 +174,10 @@ def _run(spec: SweepSpec, kept: SweepStorage, display: ProgressDisplay) -> Sweep
             spec=spec, storage=kept, tracking_uri=tracking_uri, record=record, display=display
         )
         progress = sweep.progress
-        if not (is_ray_checked or progress.is_over() or ray.is_initialized()):
-            check_ray()
+        if not (prepared.is_cluster_checked or progress.is_over()):
+            check_new_ray()
         progress.start_or_resume()
-        progress.keep_inputs(pins, data)
+        progress.keep_inputs(prepared.pins, prepared.data)
         with delivery, _pushing(kept):
             report = _train_and_deliver(sweep, delivery)
     if report.status == Outcome.FAILED:
@@ -299,14 +299,7 @@ def _open_budget(sweep: _Sweep, placement: Placement, pool: HostPool) -> Budget:
         SweepSpecError: The budget limits GPU time, and the cluster has no GPU.
     """
     spec, shape = sweep.spec.budget, placement.shape
-    for name in ("gpu_seconds", "money"):
-        require(
-            getattr(spec, name) is None or shape.gpus > 0,
-            f"budget.{name}",
-            getattr(spec, name),
-            "no such limit where Ray has no GPU",
-            "Limit cpu_seconds or wall_clock_s instead.",
-        )
+    require_measurable(spec, shape.gpus)
     budget = Budget(
         spec,
         sweep.record.history,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import json
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -35,6 +37,16 @@ def show(value: object) -> str:
     except ValueError:  # Python writes whole numbers of at most 4300 digits
         return "a number of more than 4300 digits"
     return shown if len(shown) <= _SHOWN_CHARS else f"{shown[:_SHOWN_CHARS]}…"
+
+
+def similar_path(path: Path) -> Path | None:
+    """The file or folder beside a missing path with the most similar name, if there is one."""
+    try:
+        names = [one.name for one in path.expanduser().parent.iterdir() if one.name != path.name]
+    except OSError:
+        return None
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
+    return path.with_name(near[0]) if near else None
 
 
 def require_choice(

@@ -223,10 +223,36 @@ def _find_first_spec(path: Path) -> FirstSpec:
     return first
 
 
+def require_unlocked(log: Path) -> None:
+    """Refuse a log that another driver writes; nothing is created or locked.
+
+    Args:
+        log: Path of the log.
+
+    Raises:
+        SweepInUseError: Another driver holds the lock.
+    """
+    path = log.with_suffix(".lock")
+    if path.exists():
+        os.close(_lock(path, os.open(path, os.O_RDONLY), fcntl.LOCK_SH))
+
+
 def _take_lock(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    _lock(path, descriptor, fcntl.LOCK_EX)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    return descriptor
+
+
+def _lock(path: Path, descriptor: int, kind: int) -> int:
+    """The descriptor of a lock file, locked.
+
+    Raises:
+        SweepInUseError: Another driver holds the lock.
+    """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.read(descriptor, 512).decode(errors="replace") or "an unnamed driver"
         os.close(descriptor)
@@ -234,6 +260,4 @@ def _take_lock(path: Path) -> int:
             f"{path.parent}: in use by {holder}; allowed: one driver per storage folder. "
             "Wait for its end, end it, or choose another folder."
         ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     return descriptor

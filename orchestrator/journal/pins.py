@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from orchestrator.spec.inputs import SPLITS
 from orchestrator.spec.sweep import SweepSpec
 from trainables.base.hub import dataset_commit, is_commit, model_commit
+from trainables.base.presence import is_hub_model
 from trainables.files.sources import is_local
 from trainables.spec import BaseSpec, DataSpec
 
@@ -63,15 +63,10 @@ def _wanted(spec: SweepSpec, known: Mapping[str, str]) -> dict[str, str | None]:
     if "base.revision" in spec.search_space.knobs:  # revisions are chosen by the user
         return found
     for base in spec.bases:
-        if _is_hub_model(base.model) and not is_commit(base.revision):
+        if is_hub_model(base.model) and not is_commit(base.revision):
             key = _base_key(base)
             found[key] = known.get(key) or model_commit(base.model, base.revision)
     return found
-
-
-def _is_hub_model(model: str) -> bool:
-    is_file = model.startswith("package:") or model.endswith(".gguf")
-    return not (is_file or Path(model).expanduser().exists() or model.startswith((".", "/", "~")))
 
 
 def _name_of(source: str) -> str:

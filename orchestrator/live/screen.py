@@ -14,6 +14,9 @@ from rich.live import Live
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+CHECKING = "checking the base, the rows and MLflow; loading Ray and Optuna"
+"""What is shown between the first line of a sweep and its first phase."""
+
 _REFRESH_PER_S = 2
 _CELL_REFRESH_S = 1.0
 _CELL_WIDTH = 120
@@ -54,18 +57,18 @@ def open_screen(console: Console, render: Callable[[int, int], RenderableType]) 
 
 
 @contextmanager
-def loading(console: Console, first_line: str, what: str) -> Iterator[None]:
-    """Show a first line, then what is loaded and for how long, while the block runs."""
+def loading(console: Console, first_line: str, activity: str) -> Iterator[None]:
+    """Show a first line, then an activity and for how long, while the block runs."""
     if console.is_terminal and not (console.is_jupyter or console.is_dumb_terminal):
         console.print(Text(first_line))
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True) as progress:
-            progress.add_task(f"loading {what}", total=None)
+            progress.add_task(activity, total=None)
             yield
     else:
         screen = LogScreen(console)
         screen.print(first_line)
-        screen.print(f"loading {what}")
+        screen.print(activity)
         yield
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.meter import Usage
+from orchestrator.spec.complaint import require
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.wording import format_duration
 
@@ -171,6 +172,26 @@ class Budget:
             if limit.name == "wall_clock_s":
                 return max(0.0, limit.left(self.search_share))
         return None
+
+
+def require_measurable(spec: BudgetSpec, gpus: float) -> None:
+    """Refuse limits on GPU time without a GPU: nothing would ever be spent of them.
+
+    Args:
+        spec: The limits.
+        gpus: GPUs of a host.
+
+    Raises:
+        SweepSpecError: GPU time is limited, and there is no GPU.
+    """
+    for name in ("gpu_seconds", "money"):
+        require(
+            getattr(spec, name) is None or gpus > 0,
+            f"budget.{name}",
+            getattr(spec, name),
+            "no such limit where Ray has no GPU",
+            "Limit cpu_seconds or wall_clock_s instead.",
+        )
 
 
 def _host_s_per_step(history: SweepHistory) -> float:

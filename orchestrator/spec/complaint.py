@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeGuard, get_args, get_type_hints
 
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from orchestrator.errors import SweepSpecError
 from orchestrator.wording import refusal
+from trainables.claims import similar_path
 from trainables.spec import remedy_for_init
 
 _MISSING = ("missing", "missing_argument")
@@ -42,6 +44,12 @@ def require(claim: bool, where: str, value: object, allowed: str, remedy: str) -
     """Raise the `complaint` unless the claim holds."""
     if not claim:
         raise complaint(where, value, allowed, remedy)
+
+
+def remedy_for_path(path: Path) -> str:
+    """The remedy for a missing file or folder, with the most similar name beside it."""
+    near = similar_path(path)
+    return "Correct the path." if near is None else f"Did you mean {near.name}?"
 
 
 def unknown(where: str, word: str, known: Iterable[str]) -> SweepSpecError:

@@ -14,7 +14,7 @@ from orchestrator.errors import SweepSpecError
 from orchestrator.spec.distributions import Choice
 from orchestrator.spec.inputs import SPLITS
 from orchestrator.spec.sweep import SweepSpec
-from trainables.base.base_summary import BaseSummary, inspect_base
+from trainables.base.base_summary import BaseSummary, glance_at_base, inspect_base
 from trainables.base.shape import config_path
 from trainables.files.sources import is_local
 from trainables.rows.inspection import inspect_data
@@ -48,6 +48,17 @@ def with_fetched_configs(spec: SweepSpec) -> SweepSpec:
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             logger.info("the config.json of %s is not known: %s", base.model, error)
     return dataclasses.replace(spec)
+
+
+def glance_at_bases(spec: SweepSpec) -> None:
+    """Refuse bases that cannot be had, and targets that none of them has, within two seconds.
+
+    Raises:
+        SweepSpecError: No base has a layer that `lora.targets` names.
+        BaseModelError: A base is neither on this machine nor on a hub that answers.
+    """
+    for _ in _check_targets(spec, [glance_at_base(base) for base in spec.bases]):
+        pass  # inspect_inputs says which of several bases lacks a target
 
 
 def read_local_rows(spec: SweepSpec) -> RawSplits | None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SweepSpecError, SweepStorageError
-from orchestrator.spec.complaint import require
+from orchestrator.spec.complaint import remedy_for_path, require
+from trainables.claims import similar_path
 from trainables.files.sources import digest_files, files_of, is_local, names_path
 from trainables.spec import BaseSpec, DataSpec
 from trainables.whole import replace_file
@@ -223,6 +224,15 @@ def _locate_rows(source: str, folder: Path, where: str) -> str:
     if _exists(path) and source.strip():
         return str(path.resolve())
     if not names_path(source):
+        # No hub dataset without an owner ends as a file does: this is a mistyped file.
+        near = similar_path(path) if "/" not in source and path.suffix else None
+        require(
+            near is None,
+            where,
+            source,
+            f"an existing file, a folder, a glob of files or a hub id (looked for {path})",
+            remedy_for_path(path),
+        )
         return source
     pattern = os.path.normpath(path)
     found = [one for one in files_of(pattern) if _exists(one)]
@@ -231,7 +241,7 @@ def _locate_rows(source: str, folder: Path, where: str) -> str:
         where,
         source,
         f"an existing file, folder or glob of files (looked for {path})",
-        "Correct the path.",
+        remedy_for_path(path),
     )
     return pattern
 
@@ -263,7 +273,7 @@ def _locate_model(model: str, folder: Path, where: str) -> str:
             where,
             model,
             f"an existing file (looked for {path})",
-            "Correct the path.",
+            remedy_for_path(path),
         )
         return model  # a hub id
     path = path.resolve()
@@ -301,5 +311,9 @@ def _require_packaged(model: str, where: str) -> None:
     )
     path = Path(folders[0]) / name
     require(
-        path.is_file(), where, model, f"an existing file (looked for {path})", "Correct its name."
+        path.is_file(),
+        where,
+        model,
+        f"an existing file (looked for {path})",
+        remedy_for_path(path),
     )

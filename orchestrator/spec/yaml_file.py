@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from orchestrator.errors import SweepSpecError
-from orchestrator.spec.complaint import complaint
+from orchestrator.spec.complaint import complaint, remedy_for_path
 
 MAX_BYTES = 200_000
 MAX_VALUES = 10_000
@@ -72,7 +72,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise SweepSpecError(
             f"sweep file: cannot read {str(path)!r} ({error}); allowed: a readable UTF-8 YAML "
-            "file. Check the path."
+            f"file. {remedy_for_path(path)}"
         ) from error
     try:
         _require_bounded(text, path)

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _PATIENCE_S = 10.0
+_GLANCE_S = 4.0
+_ANY = "lorchestra"
 _MAX_SAID_CHARS = 300
 _TOO_BUSY = 429
 _LOGIN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -74,6 +76,32 @@ def check_access(tracking_uri: str, experiment: str, model: str | None = None) -
             without_secrets(tracking_uri),
             away,
         )
+
+
+def reach(tracking_uri: str) -> str:
+    """What answers at MLflow's address, as a sentence; nothing is written or created.
+
+    Raises:
+        TrackingError: A server does not answer or refuses the user, or a database cannot be used.
+    """
+    name = without_secrets(tracking_uri)
+    if not is_server(tracking_uri):
+        _require_database(tracking_uri, _ANY, None)
+        database = sqlite_file(tracking_uri)
+        if database is None:
+            return f"{name} is used; it is not opened before a sweep"
+        is_new = not database.exists()
+        return f"{name} {'is made by the first sweep' if is_new else 'has the right schema'}"
+    prepare()
+    server = _Server(address=tracking_uri.rstrip("/"), deadline=time.monotonic() + _GLANCE_S)
+    try:
+        server.ask("GET", "experiments/get-by-name", "see experiments", experiment_name=_ANY)
+    except _AwayError as away:
+        raise TrackingError(
+            f"tracking server {name}: it does not answer ({away}); allowed: a server that "
+            "answers. Start it, correct MLFLOW_TRACKING_URI, or unset it to record in a file."
+        ) from away
+    return f"the server {name} answers"
 
 
 class _AwayError(Exception):

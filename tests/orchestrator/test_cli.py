@@ -96,10 +96,12 @@ def test_a_sweep_that_cannot_work_is_refused_by_its_field(capsys, workplace, cha
     assert not Path("runs").exists()
 
 
-def test_mlflow_that_cannot_be_meant_is_refused_before_anything_starts(capsys, monkeypatch):
+def test_mlflow_that_cannot_be_meant_is_refused_before_anything_starts(
+    capsys, monkeypatch, tiny_base
+):
     rows = [json.dumps({"prompt": f"{n} ->", "completion": " b"}) for n in range(60)]
     Path("rows.jsonl").write_text("\n".join(rows))
-    write_sweep(data={"train": "rows.jsonl"})
+    write_sweep(data={"train": "rows.jsonl"}, base={"model": str(tiny_base)})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://user:secret@example.org")
     assert main(["run", "sweep.yaml"]) == 1
     said = complaint(capsys)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainables.base.presence import layers_of_files, require_base
 from trainables.base.stored import StoredForm, stored_form
 from trainables.base.targets import resolve_targets
 from trainables.errors import SpecError
@@ -61,6 +62,18 @@ class BaseSummary:
         return ""
 
 
+def glance_at_base(base: BaseSpec) -> BaseSummary:
+    """Summary of a base from the headers of its files: nothing is imported, layers may be unknown.
+
+    Raises:
+        BaseModelError: The base cannot be had, or its files cannot be trained on.
+    """
+    require_base(base)
+    return BaseSummary(
+        model=base.model, stored=stored_form(base), layers=layers_of_files(base), experts=0
+    )
+
+
 def inspect_base(base: BaseSpec) -> BaseSummary:
     """Summary of a base, from its files alone.
 
@@ -71,5 +84,6 @@ def inspect_base(base: BaseSpec) -> BaseSummary:
     from trainables.base.layers import describe_layers
 
     stored = stored_form(base)
-    layers, experts = describe_layers(base) or (None, 0)
+    # A .gguf file that was never unpacked has no layers of transformers yet.
+    layers, experts = describe_layers(base) or (layers_of_files(base), 0)
     return BaseSummary(model=base.model, stored=stored, layers=layers, experts=experts)

@@ -23,6 +23,13 @@ _SCALARS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 
+_LIKE_LLAMA = ("llama", "qwen2", "qwen3")
+"""Architectures of GGUF files whose blocks have the linear layers of Llama."""
+_LLAMA_LAYERS = (
+    *(f"self_attn.{letter}_proj" for letter in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
+
 
 def hidden_size(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
     """Width of a base's residual stream; `None` if unknown, such as offline.
@@ -52,6 +59,32 @@ def vocabulary_size(base: BaseSpec, hub_cache: Path | None = None) -> int | None
         hub_cache: Folder of the hub's cache, if not the usual one.
     """
     return _described(base, "vocab_size", ".vocab_size", hub_cache)
+
+
+def weight_count(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
+    """About how many weights a base has; `None` if its sizes are unknown, such as offline.
+
+    Counted as for Llama: gated feed-forward layers, a head that shares the embeddings.
+
+    Args:
+        base: The base.
+        hub_cache: Folder of the hub's cache, if not the usual one.
+    """
+    names = {
+        "hidden_size": ".embedding_length",
+        "num_hidden_layers": ".block_count",
+        "intermediate_size": ".feed_forward_length",
+        "num_attention_heads": ".attention.head_count",
+    }
+    found = [_described(base, name, key, hub_cache) for name, key in names.items()]
+    if None in found:
+        return None
+    hidden, blocks, inner, heads = (number or 0 for number in found)
+    kv_key = ".attention.head_count_kv"
+    kv_heads = _described(base, "num_key_value_heads", kv_key, hub_cache) or heads
+    attention = hidden * hidden * (2 + 2 * kv_heads / heads)
+    words = vocabulary_size(base, hub_cache) or 0
+    return round(words * hidden + blocks * (attention + 3 * hidden * inner))
 
 
 def _described(base: BaseSpec, name: str, gguf_key: str, hub_cache: Path | None) -> int | None:
@@ -130,8 +163,33 @@ def gguf_path(model: str) -> Path:
     return Path(next(iter(found.submodule_search_locations))) / name
 
 
+def gguf_layers(model: str) -> tuple[str, ...] | None:
+    """Full names of the linear layers that a `.gguf` file becomes; `None` if they are not known.
+
+    Args:
+        model: Path of the file, or `package:NAME/FILE`.
+    """
+    try:
+        with gguf_path(model).open("rb") as file:
+            kind = _gguf_field(file, "general.architecture")
+        if kind not in _LIKE_LLAMA:
+            return None
+        with gguf_path(model).open("rb") as file:
+            blocks = _gguf_number(file, ".block_count") or 0
+    except (OSError, ValueError, struct.error) as error:
+        logger.info("the layers of %s are not known: %s", model, error)
+        return None
+    return tuple(f"model.layers.{n}.{name}" for n in range(blocks) for name in _LLAMA_LAYERS)
+
+
 def _gguf_number(file: BinaryIO, ending: str) -> int | None:
-    """Number in a GGUF header, found by the ending of its key, such as `.embedding_length`.
+    """Number in a GGUF header, found by the ending of its key, such as `.embedding_length`."""
+    value = _gguf_field(file, ending)
+    return None if value is None else int(value)
+
+
+def _gguf_field(file: BinaryIO, ending: str) -> Any:
+    """Value in a GGUF header, found by the ending of its key.
 
     `gguf.GGUFReader` would take seconds, because it also reads the vocabulary behind the number.
     """
@@ -142,7 +200,7 @@ def _gguf_number(file: BinaryIO, ending: str) -> int | None:
         key = _gguf_value(file, _STRING)
         value = _gguf_value(file, _number(file, "I"))
         if key.endswith(ending):
-            return int(value)
+            return value
     return None
 
 

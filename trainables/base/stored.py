@@ -119,7 +119,7 @@ def _read_once(config: Path, changed_ns: int, model: str) -> StoredForm | None:
     sections = [part.get(name) for part in parts for name in _SECTIONS]
     section = next((one for one in sections if isinstance(one, Mapping) and one), None)
     if section is None:
-        for name, dtype, shape in _tensors(config.parent):
+        for name, dtype, shape in tensors_of(config.parent):
             is_packed = dtype in _PACKED and len(shape) >= 2 and name.endswith("weight")
             if is_packed or dtype.startswith(("F8", "F4", "F6")) or name.endswith(_ENDINGS):
                 raise BaseModelError(
@@ -158,7 +158,7 @@ def _bitsandbytes_form(section: Mapping[str, Any], model: str) -> StoredForm:
     )
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, str, list[int]]]:
+def tensors_of(folder: Path) -> Iterator[tuple[str, str, list[int]]]:
     """Name, type and shape of the tensors in a folder's safetensors files, from their headers."""
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as stream:

@@ -1,0 +1,1 @@
+"""Before a sweep: what `run` checks first, and the commands `init`, `check` and `doctor`."""

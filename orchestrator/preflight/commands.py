@@ -1,0 +1,107 @@
+"""The commands `lorchestra init`, `check` and `doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.adapters.commands import add_runs_option
+from orchestrator.errors import SweepError
+from registry.errors import RegistryError
+from trainables.errors import TrialError
+
+if TYPE_CHECKING:
+    from orchestrator.preflight.checking import CheckedSweep
+
+
+def add_preflight_commands(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add a parser for each command."""
+    init = commands.add_parser(
+        "init",
+        help="write a sweep file for your rows",
+        description="Looks at rows, base and machine, and writes a short sweep file with the "
+        "reason beside each choice. An existing file is never replaced.",
+        epilog="Example: lorchestra init rows.jsonl --base HuggingFaceTB/SmolLM2-135M-Instruct.",
+    )
+    init.add_argument("rows", metavar="ROWS", help="a file, a folder, a glob or a hub dataset")
+    init.add_argument("--base", help="hub id, folder or .gguf file (default: one that fits here)")
+    init.add_argument("--out", type=Path, metavar="FILE", help="default: NAME.yaml, after ROWS")
+    init.set_defaults(command=_init)
+
+    check = commands.add_parser(
+        "check",
+        help="check a sweep without starting it, and say what it will do",
+        description="Checks all that `run` checks before Ray: file, rows, base, targets, MLflow, "
+        "storage, budget. Nothing is trained, downloaded beyond the base's configuration, or "
+        "registered.",
+        epilog="Example: lorchestra check sweeps/quickstart.yaml. Exit codes: 0 the sweep can "
+        "start; 1 something it needs is missing; 2 the file or the rows cannot work.",
+    )
+    check.add_argument("sweep", metavar="SWEEP.yaml", type=Path)
+    check.add_argument("--storage", help="the sweep's folder or s3:// prefix (default: runs/NAME)")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    check.set_defaults(command=_check)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what works on this machine, and what to do about the rest",
+        description="Looks at versions, CPU, GPU, memory, disk, storage, MLflow, Ray, the model "
+        "hub and 4-bit layers. It takes some seconds and changes nothing.",
+        epilog="Example: lorchestra doctor. Exit codes: 0 sweeps can run; 1 something they need "
+        "fails.",
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    add_runs_option(doctor)
+    doctor.set_defaults(command=_doctor)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from orchestrator.preflight.starting import start_sweep
+
+    started = start_sweep(options.rows, options.base, options.out)
+    print("\n".join(started.lines))
+    print(f"Written: {started.file}. Every choice in it has its reason beside it.")
+    print(f"Next: {shlex.join(['lorchestra', 'check', str(started.file)])}")
+    print(f"Then: {shlex.join(['lorchestra', 'run', str(started.file)])}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from orchestrator.preflight.doctor import as_table, examine, to_values
+
+    findings = examine(options.runs)
+    values = to_values(findings)
+    if options.json:
+        print(json.dumps(values, ensure_ascii=False))
+    else:
+        print("\n".join(as_table(findings)))
+    return 0 if values["ok"] else 1
+
+
+def _check(options: argparse.Namespace) -> int:
+    from orchestrator.preflight.checking import check_sweep
+    from orchestrator.spec.sweep import SweepSpec
+
+    try:
+        checked = check_sweep(SweepSpec.from_yaml(options.sweep), options.storage)
+    except (SweepError, TrialError, RegistryError) as error:
+        if options.json:
+            print(json.dumps({"ok": False, "error": str(error)}))
+        raise
+    if options.json:
+        print(json.dumps({"ok": True, **checked.to_dict()}, ensure_ascii=False, default=str))
+        return 0
+    _show_checked(checked, options)
+    return 0
+
+
+def _show_checked(checked: CheckedSweep, options: argparse.Namespace) -> None:
+    for line in checked.lines:
+        print(line)
+    again = ["lorchestra", "run", str(options.sweep)]
+    if options.storage:
+        again += ["--storage", str(options.storage)]
+    print(f"No mistake was found. Start with: {shlex.join(again)}")
