@@ -52,7 +52,7 @@ def test_no_color_leaves_no_colour_in_the_picture(monkeypatch):
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_what_is_loaded_is_said_before_it_is(is_terminal):
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=80)
-    with loading(console, "lorchestra: sweep tiny", "Ray"):
+    with loading(console, "lorchestra: sweep tiny", "loading Ray"):
         said = console.file.getvalue()
     assert said.index("lorchestra: sweep tiny") < said.index("loading Ray")
     assert ("\x1b" in said) == is_terminal
