@@ -158,7 +158,7 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
         console.print(
             f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials", highlight=False
         )
-        from orchestrator.report.summary import render_summary
+        from orchestrator.report.summary import explain_unregistered, render_summary
         from orchestrator.run import run_sweep
 
         raise_swallowed()  # a library may have caught the interrupt as a failed import
@@ -179,6 +179,8 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
     if report.undelivered:
         print(f"{report.undelivered}. Finish it with: {shlex.join(again)}")
         return 3
+    if spec.register is None:
+        print(explain_unregistered(spec.name, again))
     return 0
 
 

@@ -235,7 +235,8 @@ def _finals(report: SweepReport) -> str:
     ]
     metric = report.finals[0].metric
     heads = ["#", "trial", "runs", f"mean {metric}", f"{metric} of each run"]
-    return f"{table(heads, rows)}\n{note(report.verdict)}"
+    separation = "" if report.separation is None else note(report.separation.text)
+    return f"{table(heads, rows)}\n{separation}"
 
 
 def _spending(report: SweepReport) -> str:

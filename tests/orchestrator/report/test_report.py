@@ -24,7 +24,7 @@ from orchestrator.report.plots import (
     plot_parallel_coordinates,
 )
 from orchestrator.report.report import SweepReport, build_report
-from orchestrator.report.summary import render_summary
+from orchestrator.report.summary import explain_unregistered, render_summary
 from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
 from orchestrator.spec.sections import ObjectiveSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec, build_trial
@@ -265,6 +265,26 @@ def test_summary_is_whole_in_the_width(report: SweepReport, width: int) -> None:
         "lorchestra adapters pull wordnet-classes/1 --to", "[red]no",
     ):  # fmt: skip
         assert part in text
+
+
+def test_summary_begins_with_the_verdict_and_the_page(spec: SweepSpec, tmp_path: Path) -> None:
+    history = tell_whole_sweep(spec)
+    report = build_report(spec, history, tmp_path)
+    write_report(report, spec, history, tmp_path / "report")
+    lines = show(report, 200).splitlines()
+    assert lines[1] == "Trial 5 won, with a single run. Test accuracy 70%, base 5%."
+    assert lines[2] == f"Report: {tmp_path}/report/report.html"
+
+
+def test_a_sweep_that_registers_nothing_is_told_how_to() -> None:
+    again = ["lorchestra", "run", "my sweep.yaml"]
+    assert explain_unregistered("classes", again) == (
+        "Not registered: the sweep has no register section. Add the line "
+        '"register: {name: classes}" to my sweep.yaml and run: '
+        "lorchestra run 'my sweep.yaml'"
+    )
+    resumed = explain_unregistered("classes", ["lorchestra", "resume", "runs/classes"])
+    assert resumed.endswith("to the sweep file and run: lorchestra run SWEEP.yaml")
 
 
 def test_summary_shows_ten_trials_and_counts_the_rest(spec: SweepSpec) -> None:
