@@ -109,6 +109,11 @@ def _build_parser() -> argparse.ArgumentParser:
     status.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
     status.set_defaults(command=_status)
 
+    report = commands.add_parser("report", help="write the report of a sweep again")
+    report.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
+    report.add_argument("--out", type=Path, help="folder to write (default: FOLDER/report)")
+    report.set_defaults(command=_report)
+
     adapters = commands.add_parser(
         "adapters", help="versions in the registry: list, show, promote, …"
     )
@@ -195,6 +200,17 @@ def _status(options: argparse.Namespace) -> int:
     Console().print(
         render_summary(build_report(spec, history, SweepStorage(options.storage).folder))
     )
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from orchestrator.pages.files import rebuild_report
+    from orchestrator.report.summary import render_verdict
+
+    report, files = rebuild_report(_read_history(options, "report"), options.storage, options.out)
+    Console().print(render_verdict(report))
+    for file in files:
+        print(file)
     return 0
 
 

@@ -53,9 +53,9 @@ from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import CANCELLED_BY_USER, UserRequests, take_requests
 from orchestrator.journal.sweep_storage import SweepStorage, read_history, require_cache
 from orchestrator.outcome import Outcome, TrialOutcome, can_leave_adapter
+from orchestrator.pages.files import write_report
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_held, library_chatter_to
 from orchestrator.report.delivery import Delivery
-from orchestrator.report.files import write_report
 from orchestrator.report.live import ProgressDisplay
 from orchestrator.report.report import SweepReport, build_report
 from orchestrator.resuming import SweepProgress

@@ -35,7 +35,7 @@ def render_summary(report: SweepReport) -> RenderableType:
     head = Text.assemble((report.name, "bold"), f"  {one_line(report.status)}")
     if report.reason:
         head.append(f": {one_line(report.reason)}")
-    parts: list[RenderableType] = [head, *_render_verdict(report), Text()]
+    parts: list[RenderableType] = [head, *_list_verdict(report), *_list_page(report), Text()]
     parts.append(_render_leaderboard(report))
     if any(standing.half_width is not None for standing in report.finals):
         parts += [Text(), _render_finals(report)]
@@ -78,10 +78,18 @@ def explain_unregistered(name: str, again: Sequence[str]) -> str:
     )
 
 
-def _render_verdict(report: SweepReport) -> Iterator[Text]:
+def render_verdict(report: SweepReport) -> RenderableType:
+    """The verdict with its warnings as text for a terminal."""
+    return Group(*_list_verdict(report))
+
+
+def _list_verdict(report: SweepReport) -> Iterator[Text]:
     yield Text(one_line(" ".join(report.verdict.sentences)))
     for warning in report.verdict.warnings:
         yield Text(one_line(f"Warning: {warning}"), style="bold")
+
+
+def _list_page(report: SweepReport) -> Iterator[Text]:
     page = report.storage / REPORT_FOLDER / PAGE_FILE
     if page.is_file():
         yield Text(f"Report: {page}", overflow="fold")

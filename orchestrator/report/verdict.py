@@ -16,6 +16,8 @@ from orchestrator.report.measurements import BaseComparison, Generated
 from orchestrator.wording import format_metric
 from trainables.contract import TRAINED, Mode
 
+_SLIGHT = 0.02
+"""Differences of serving forms below this share are told as one."""
 _FORM_WORDS = {
     "unquantized": "unquantized",
     "merged": "merged",
@@ -97,8 +99,11 @@ def reach_verdict(evidence: Evidence) -> Verdict:
 def _name_winner(evidence: Evidence) -> str:
     first = f"Trial {evidence.trial}"
     finals = evidence.finals
-    if not evidence.is_over or not finals:
-        return f"{first} leads so far, with {evidence.metric} {format_metric(evidence.value)}."
+    value = f"{evidence.metric} {format_metric(evidence.value)}"
+    if not evidence.is_over:
+        return f"{first} leads so far, with {value}."
+    if not finals:
+        return f"{first} leads the search with {value}; the rows that decide were not evaluated."
     runs = [len(standing.values) for standing in finals[:2]]
     if len(finals) < 2 or evidence.separation is None:
         seeds = "a single run" if runs[0] < 2 else f"{runs[0]} seeds"
@@ -181,6 +186,11 @@ def _tell_serving(evidence: Evidence) -> str:
     if not worse:
         forms = ", ".join(_FORM_WORDS.get(one.form, one.form) for one in known)
         return f"Serve it in any measured form ({forms} too): none differs beyond noise."
+    most = max(worse, key=_relative)
+    if _relative(most) < _SLIGHT:
+        return (
+            f"Serve it in any measured form: its {measure} is at most {_size(most)} than {base}."
+        )
     said, *others = worse
     rest = "".join(f", {_in_form(one)} {_size(one)}" for one in others)
     return f"Serve {base}: {_in_form(said)} its {measure} is {_size(said)}{rest}."
@@ -204,11 +214,20 @@ def _size(score: FormScore) -> str:
     """`53% higher`, or `12 points lower` for a share of rows."""
     change = _change(score)
     direction = "higher" if change > 0 else "lower"
-    before = score.score.value - change
-    is_share = score.measure != "loss" and 0 <= before <= 1
-    if is_share:
+    if _is_share(score):
         return f"{abs(change) * 100:.2g} points {direction}"
-    return f"{_percent(abs(change / before))} {direction}" if before else direction
+    return f"{_percent(_relative(score))} {direction}"
+
+
+def _relative(score: FormScore) -> float:
+    """The size of a difference: relative to the trained form, or as a share of rows."""
+    change = _change(score)
+    before = 1.0 if _is_share(score) else score.score.value - change
+    return abs(change / before) if before else abs(change)
+
+
+def _is_share(score: FormScore) -> bool:
+    return score.measure.endswith("accuracy")
 
 
 def _in_form(score: FormScore) -> str:

@@ -80,6 +80,12 @@ def test_a_whole_sweep_is_told_in_three_sentences():
             id="running",
         ),
         pytest.param(
+            {"finals": ()},
+            "Trial 5 leads the search with eval_loss 0.2700; the rows that decide were not "
+            "evaluated.",
+            id="no finals",
+        ),
+        pytest.param(
             {"trial": None}, "No adapter: no trial ended with a finite eval_loss.", id="none"
         ),
     ],
