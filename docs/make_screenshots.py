@@ -81,7 +81,7 @@ def take_report(ui: Any, client: Any) -> Any:
     (sweep, *_) = client.search_runs([EXPERIMENT], "tags.`lorchestra.kind` = 'sweep'")
     ui.page.set_viewport_size({"width": 1900, "height": 900})
     report = ui.artifact_page(EXPERIMENT, sweep.info.run_id, "report.html")
-    plot = report.locator("section").filter(has=report.locator(".parcoords"))
+    plot = report.locator("section").filter(has=report.locator(".coordinates"))
     plot.scroll_into_view_if_needed()
     return plot
 

@@ -119,6 +119,11 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_plain_option(status)
     status.set_defaults(command=_status)
 
+    report = commands.add_parser("report", help="write the report of a sweep again")
+    report.add_argument("storage", metavar="FOLDER", help=_FOLDER_HELP)
+    report.add_argument("--out", type=Path, help="folder to write (default: FOLDER/report)")
+    report.set_defaults(command=_report)
+
     adapters = commands.add_parser(
         "adapters", help="versions in the registry: list, show, promote, …"
     )
@@ -182,7 +187,7 @@ def _run_to_end(spec: SweepSpec, options: argparse.Namespace, again: list[str]) 
         first_line = f"lorchestra: sweep {spec.name}, {spec.budget.trials} trials"
         with loading(console, first_line, CHECKING):
             prepared = _prepare(spec, options.storage)
-            from orchestrator.report.summary import render_summary
+            from orchestrator.report.summary import explain_unregistered, render_summary
             from orchestrator.run import run_prepared
 
         raise_swallowed()  # a library may have caught the interrupt as a failed import
@@ -200,6 +205,8 @@ def _run_to_end(spec: SweepSpec, options: argparse.Namespace, again: list[str]) 
     if report.undelivered:
         print(f"{report.undelivered}. Finish it with: {shlex.join(again)}")
         return 3
+    if spec.register is None:
+        print(explain_unregistered(spec.name, again))
     return 0
 
 
@@ -226,6 +233,17 @@ def _status(options: argparse.Namespace) -> int:
         print(status_json(options.storage))
     else:
         print_status(options.storage, _open_console(options))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from orchestrator.pages.files import rebuild_report
+    from orchestrator.report.summary import render_verdict
+
+    report, files = rebuild_report(_read_history(options, "report"), options.storage, options.out)
+    Console().print(render_verdict(report))
+    for file in files:
+        print(file)
     return 0
 
 

@@ -53,10 +53,10 @@ from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.live.display import ProgressDisplay
 from orchestrator.live.screen import CHECKING, loading
 from orchestrator.outcome import Outcome, TrialOutcome, can_leave_adapter
+from orchestrator.pages.files import write_report
 from orchestrator.preflight.prepared import EXPERIMENT, PreparedSweep, prepare_sweep
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
 from orchestrator.report.delivery import Delivery
-from orchestrator.report.files import write_report
 from orchestrator.report.report import SweepReport, build_report
 from orchestrator.resuming import SweepProgress
 from orchestrator.search.budget import Budget, require_measurable

@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.adapters.comparison_plots import (
-    plot_costs,
-    plot_differences,
-    plot_scores,
+    draw_costs,
+    draw_differences,
+    draw_scores,
     short_names,
 )
-from orchestrator.report.markup import cell, document, embed, folded, note, number, table
+from orchestrator.pages.markup import cell, document, folded, note, number, table
 from orchestrator.wording import (
     format_bounds,
     format_difference,
@@ -52,8 +52,6 @@ def render_comparison(comparison: Comparison) -> RenderableType:
 
 def build_comparison_page(comparison: Comparison) -> str:
     """The whole page as HTML; text from outside is escaped."""
-    figure = plot_costs(comparison)
-    picture = "" if figure is None else embed(figure, "quality-and-cost")
     rows = []
     for cost in comparison.costs:
         form, data, *amounts = _cost_texts(cost)
@@ -63,7 +61,7 @@ def build_comparison_page(comparison: Comparison) -> str:
         "What differs": _identity(comparison),
         "Scores": _scores(comparison),
         "Differences on the same rows": _differences(comparison),
-        "Quality and cost": picture + table(["adapter", *_COST_HEADS], rows),
+        "Quality and cost": draw_costs(comparison) + table(["adapter", *_COST_HEADS], rows),
     }
     title = f"{' · '.join(comparison.adapters)} – comparison"
     return document(title, _about_intervals(comparison), sections.items())
@@ -166,15 +164,15 @@ def _scores(comparison: Comparison) -> str:
         return note("No version has a score.")
     parts = [table(["form", "rows", "measure", *comparison.adapters], rows)]
     digests = dict.fromkeys((one.digest, one.data) for one in comparison.scores)
-    for place, (digest, data) in enumerate(digests):
+    for digest, data in digests:
         chosen = [one for one in comparison.scores if (one.digest, one.data) == (digest, data)]
-        figure = plot_scores(chosen, comparison.adapters)
-        if figure is not None:
+        figures = draw_scores(chosen, comparison.adapters)
+        if figures:
             counts = [score.rows for score in chosen if score.rows is not None]
             source = (
                 f"{counts[0]} rows" if counts else "recorded when the versions were registered"
             )
-            parts.append(note(f"On {data}: {source}.") + embed(figure, f"scores-{place}"))
+            parts.append(note(f"On {data}: {source}.") + figures)
     return "".join(parts)
 
 
@@ -216,17 +214,16 @@ def _differences(comparison: Comparison) -> str:
             measure, change, bounds, better = _difference_texts(one)
             texts = (f"{one.second} − {one.first}", one.form, one.data, measure)
             rows.append([*map(cell, texts), number(change), number(bounds), cell(better)])
-            styles.append("best" if one.is_clear else "")
+            styles.append('class="best"' if one.is_clear else "")
     heads = ["pair", "form", "rows", "measure", "difference", "interval", "better"]
     refused = [
         [cell(f"{one.second} − {one.first}"), cell(one.measure), cell(one_line(one.reason))]
         for one in comparison.differences
         if one.interval is None
     ]
-    figure = plot_differences(comparison.differences, comparison.adapters)
-    picture = "" if figure is None else embed(figure, "differences")
+    figures = draw_differences(comparison.differences, comparison.adapters)
     return (
-        picture + table(heads, rows, styles) + table(["not comparable", "measure", "why"], refused)
+        figures + table(heads, rows, styles) + table(["not comparable", "measure", "why"], refused)
     )
 
 

@@ -24,6 +24,7 @@ from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.report.delivery import Delivery
+from orchestrator.report.report import build_report
 from orchestrator.spec.finals_sections import RegisterSpec, same_form
 from orchestrator.spec.sweep import SweepSpec
 from registry import (
@@ -152,6 +153,7 @@ class Registration:
             },
             licenses={str(of): name for of, name in section.licenses.items()},
             confidence=section.confidence,
+            verdict=build_report(self.spec, history, self.storage.folder).verdict.text,
         )
 
     def _promote(self, section: RegisterSpec, version: AdapterVersion) -> None:

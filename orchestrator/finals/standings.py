@@ -52,7 +52,7 @@ class Standing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Separation:
     """Whether the first finalist is really better than the second.
 
     Attributes:
@@ -91,7 +91,7 @@ def rank_finalists(spec: SweepSpec, history: SweepHistory) -> list[Standing]:
     return sorted(standings, key=place)  # stable: the others keep the order of the search
 
 
-def compare_first_two(standings: Sequence[Standing], confidence: float) -> Verdict | None:
+def compare_first_two(standings: Sequence[Standing], confidence: float) -> Separation | None:
     """Welch's interval for the difference of the first two means; `None` for fewer than two.
 
     (B. L. Welch, "The generalization of 'Student's' problem when several different population
@@ -104,14 +104,14 @@ def compare_first_two(standings: Sequence[Standing], confidence: float) -> Verdi
     names = f"trial {first.trial.number} and trial {second.trial.number}"
     if min(len(first.values), len(second.values)) < 2:
         text = f"{names} have a single run: their difference says nothing beyond noise"
-        return Verdict(is_clear=False, text=text)
+        return Separation(is_clear=False, text=text)
     difference = statistics.fmean(first.values) - statistics.fmean(second.values)
     margin = _welch_margin(first.values, second.values, confidence)
     shown = f"{difference:+.4g} ± {margin:.2g} in {first.metric} at {confidence:.0%}"
     if abs(difference) > margin:
-        return Verdict(is_clear=True, text=f"{names} differ by {shown}")
+        return Separation(is_clear=True, text=f"{names} differ by {shown}")
     text = f"{names} cannot be told apart: they differ by {shown}"
-    return Verdict(is_clear=False, text=text)
+    return Separation(is_clear=False, text=text)
 
 
 def has_test_rows(spec: SweepSpec) -> bool:

@@ -222,7 +222,9 @@ class Delivery:
             run_id = tracker.find_sweep(opening.sweep_id) or self._begin(tracker, opening)
             for file in sorted(self._report_folder.glob("*")):
                 tracker.log_artifact(run_id, file)
-            tracker.end_sweep(run_id, news.status, news.metrics, news.at_s)
+            tracker.end_sweep(
+                run_id, news.status, news.metrics, news.at_s, description=news.description
+            )
         else:
             tracker.record_trial(str(self._desk.history.sweep_id), news)
 

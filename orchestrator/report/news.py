@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -26,8 +27,10 @@ from orchestrator.journal.events import (
     TrialStarted,
 )
 from orchestrator.journal.history import SweepHistory, TrialRecord
+from orchestrator.report.report import build_report
 from orchestrator.spec.space import describe
 from orchestrator.spec.sweep import SweepSpec
+from registry.bundles.markdown import plain
 from registry.tracking.trial_news import End, Points, TrialNews
 from trainables.contract import Outcome
 from trainables.spec import TrialSpec
@@ -62,12 +65,14 @@ class SweepClosing:
         opening: News that opens the sweep's run if the run is missing.
         status: Outcome of the sweep.
         metrics: Metrics of the best adapter, and of the base without an adapter.
+        description: The verdict, in Markdown.
         at_s: Seconds since the epoch.
     """
 
     opening: SweepOpening
     status: Outcome
     metrics: Mapping[str, float]
+    description: str
     at_s: float
 
 
@@ -165,8 +170,13 @@ class NewsDesk:
                 **(best.final_metrics or {}),
                 **{f"base_{name}": v for split in base.values() for name, v in split.items()},
             }
+        verdict = build_report(self._spec, self.history, Path()).verdict
         return SweepClosing(
-            opening=self._begun(at_s), status=event.status, metrics=metrics, at_s=at_s
+            opening=self._begun(at_s),
+            status=event.status,
+            metrics=metrics,
+            description=plain(verdict.text),
+            at_s=at_s,
         )
 
 

@@ -1,22 +1,19 @@
-"""Pictures of a sweep: learning curves, parallel coordinates, and settings of all pictures."""
+"""Pictures of a sweep: learning curves, and settings of all pictures."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import pandas as pd
-import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from orchestrator.journal.history import SweepHistory
 from orchestrator.outcome import TRAITS
-from orchestrator.report.leaderboard import UNFINISHED, UNRANKED_ORDER, outcome_of, setting_columns
-from orchestrator.wording import format_setting
+from orchestrator.report.leaderboard import UNFINISHED, UNRANKED_ORDER, outcome_of
 
 OUTCOME_COLORS: Mapping[str, str] = {
     **{outcome.value: traits.color for outcome, traits in TRAITS.items()},
@@ -29,11 +26,6 @@ _LOG_RATIO = 20
 
 DPI = 150
 """Resolution of pictures in files."""
-
-_HEIGHT_PX = 460
-_MAX_TICKS = 8
-_FEW = 5
-_SHADES = [[0.0, "#08306b"], [0.5, "#4292c6"], [1.0, "#c6dbef"]]
 
 Curve = tuple[int, str, list[int], list[float]]
 """Trial, outcome, steps, finite values."""
@@ -113,93 +105,6 @@ def make_log(axes: Axes, side: Literal["x", "y"]) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
-
-
-def plot_learning_curves(
-    history: SweepHistory, *, metric: str, best: int | None, base: float | None
-) -> Any:
-    """A plotly figure of `draw_learning_curves`, with every trial's number on hovering."""
-    figure = go.Figure()
-    named: set[str] = set()
-    curves = collect_curves(history, metric)
-    for trial, outcome, steps, values in curves:
-        is_best = trial == best
-        label = f"best: trial {trial}" if is_best else outcome
-        line = {
-            "color": BEST_COLOR if is_best else OUTCOME_COLORS[outcome],
-            "width": 4 if is_best else 1.5,
-        }
-        figure.add_scatter(
-            x=steps,
-            y=values,
-            mode="lines+markers",
-            name=label,
-            legendgroup=label,
-            showlegend=label not in named,
-            line=line,
-            hovertemplate=f"trial {trial} ({outcome})<br>step %{{x}}<br>%{{y:.5g}}<extra></extra>",
-        )
-        named.add(label)
-    if curves and base is not None and math.isfinite(base):
-        last = max(steps[-1] for _, _, steps, _ in curves)
-        line = {"dash": "dash", "color": "#666666", "width": 1}
-        figure.add_scatter(x=[0, last], y=[base, base], mode="lines", name="base alone", line=line)
-    if is_wide([value for *_, values in curves for value in values]):
-        figure.update_yaxes(type="log")
-    figure.update_layout(xaxis_title="step", yaxis_title=metric, height=_HEIGHT_PX)
-    figure.update_layout(template="plotly_white", margin={"t": 30, "r": 20})
-    return figure
-
-
-def plot_parallel_coordinates(board: pd.DataFrame, *, metric: str) -> Any | None:
-    """Settings and objective of the ranked trials; `None` for fewer than two trials."""
-    ranked = board[board["rank"].notna()]
-    if len(ranked) < 2:
-        return None
-    names = [*setting_columns(board), metric]
-    dimensions = [_dimension(name, list(ranked[name])) for name in names]
-    dimensions[-1]["label"] = metric
-    # Good trials are dark. Shades follow the rank, because many values can be nearly equal.
-    line = {"color": list(ranked["rank"]), "colorscale": _SHADES}
-    figure = go.Figure(go.Parcoords(line=line, dimensions=dimensions))
-    figure.update_layout(height=_HEIGHT_PX, margin={"l": 90, "r": 60, "t": 80, "b": 30})
-    return figure
-
-
-def _dimension(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    """An axis for a setting: numbers, logarithms of numbers, or the places of words."""
-    label = name.rpartition(".")[2]
-    if all(map(is_number, values)):
-        distinct = sorted(set(values))
-        if not is_wide(values):
-            axis = {"label": label, "values": [float(value) for value in values]}
-            # With few distinct values, put ticks at those values only.
-            few = {"tickvals": distinct, "ticktext": [format_setting(one) for one in distinct]}
-            return axis | (few if len(distinct) <= _FEW else {})
-        ticks = _spread_ticks([float(value) for value in distinct])
-        return {
-            "label": label,
-            "values": [math.log10(value) for value in values],
-            "tickvals": [math.log10(value) for value in ticks],
-            "ticktext": [format_setting(value) for value in ticks],
-        }
-    words = sorted({format_setting(value) for value in values})
-    return {
-        "label": label,
-        "values": [words.index(format_setting(value)) for value in values],
-        "tickvals": list(range(len(words))),
-        "ticktext": words,
-    }
-
-
-def _spread_ticks(distinct: Sequence[float]) -> list[float]:
-    """A selection of these ascending values, readable as ticks of a logarithmic axis."""
-    apart = math.log(distinct[-1] / distinct[0]) / _MAX_TICKS
-    ticks = [distinct[0]]
-    for value in distinct[1:]:
-        if math.log(value / ticks[-1]) >= apart:
-            ticks.append(value)
-    return ticks
 
 
 def is_number(value: object) -> bool:

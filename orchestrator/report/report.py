@@ -10,13 +10,19 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.finals.standings import Standing, compare_first_two, rank_finalists
+from orchestrator.finals.standings import (
+    Separation,
+    Standing,
+    compare_first_two,
+    rank_finalists,
+)
 from orchestrator.hosts.members import base_key
 from orchestrator.journal.events import PromotionDecided
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.metrics import Metric
 from orchestrator.report.leaderboard import build_leaderboard, describe_trial, find_pareto
 from orchestrator.report.measurements import BaseComparison, Generated, compare_with_base
+from orchestrator.report.verdict import Evidence, Verdict, reach_verdict
 from orchestrator.spec.sweep import SweepSpec
 from trainables.contract import TRAINED, Mode
 
@@ -69,7 +75,9 @@ class SweepReport:
         mode: Whether less or more of the objective is better.
         promotion: Why the gate promoted the best adapter or not.
         finals: The finalists with their standings, best first; empty before the finals.
-        verdict: Whether the first finalist is better than the second, beyond noise.
+        separation: Whether the first finalist is better than the second, beyond noise; `None` for
+            fewer than two finalists.
+        verdict: What the sweep found, in a few sentences, with warnings.
         pareto: Trials on the Pareto front of all objectives; empty with one objective.
         spent: Spent amounts: `wall_clock_s`, `cpu_seconds`, `gpu_seconds`, and `money` if the
             budget has a price.
@@ -94,7 +102,8 @@ class SweepReport:
     mode: Mode
     promotion: str
     finals: tuple[Standing, ...] = ()
-    verdict: str = ""
+    separation: Separation | None = None
+    verdict: Verdict = field(default_factory=Verdict)
     pareto: tuple[int, ...] = ()
     spent: Mapping[str, float] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
@@ -105,18 +114,11 @@ class SweepReport:
 
     def comparisons(self) -> list[BaseComparison]:
         """Base and best adapter side by side, on validation and on test rows."""
-        adapter = {}
-        if self.best is not None:
-            adapter = {"validation": self.best.metrics, "test": self.best.test_metrics}
-        return compare_with_base(self.base_metrics, adapter)
+        return _compare(self.base_metrics, self.best)
 
     def generated(self) -> Generated | None:
         """Exact match and accuracy of the best adapter; `None` without generated completions."""
-        measured = {} if self.best is None else self.forms.get(self.best.trial, {})
-        found = measured.get(TRAINED, {})
-        if "exact_match" not in found or "accuracy" not in found:
-            return None
-        return Generated(found["accuracy"], found["exact_match"])
+        return _find_generated({} if self.best is None else self.forms.get(self.best.trial, {}))
 
 
 def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> SweepReport:
@@ -131,8 +133,9 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
     record = standings[0].adapter if standings else None
     best = None if record is None else _describe_best(record, history)
     finals = tuple(standing for standing in standings if standing.values)
-    verdict = compare_first_two(finals, spec.finals.confidence)
     base = dataclasses.asdict(spec.base) if record is None else record.spec["base"]
+    base_metrics = dict(history.base_metrics.get(base_key(base), {}))
+    separation = compare_first_two(finals, spec.finals.confidence)
     return SweepReport(
         name=spec.name,
         sweep_id=history.sweep_id,
@@ -141,13 +144,29 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
         reason=history.reason,
         leaderboard=build_leaderboard(spec, history),
         best=best,
-        base_metrics=dict(history.base_metrics.get(base_key(base), {})),
+        base_metrics=base_metrics,
         phases=dict(history.phases),
         metric=spec.objective.metric,
         mode=spec.objective.mode,
         promotion=_explain_promotion(spec, history, best),
         finals=finals,
-        verdict="" if verdict is None else verdict.text,
+        separation=separation,
+        verdict=reach_verdict(
+            Evidence(
+                trial=None if best is None else best.found_by,
+                value=None if best is None else best.metrics.get(spec.objective.metric),
+                metric=spec.objective.metric,
+                mode=spec.objective.mode,
+                is_over=history.status not in (None, "running") or _is_trained(history),
+                finals=finals,
+                separation=separation,
+                comparisons=_compare(base_metrics, best),
+                generated=None if record is None else _find_generated(record.forms),
+                forms={} if record is None else record.forms,
+                stored_form=str(base["quantization"]),
+                has_answers=_has_answers(history),
+            )
+        ),
         pareto=find_pareto(spec.objective, history),
         spent=_sum_up(spec, history),
         ended_early="; ".join(stage.reason for stage in history.stages.values() if stage.reason),
@@ -163,6 +182,33 @@ def build_report(spec: SweepSpec, history: SweepHistory, storage: Path) -> Sweep
             if (errors := {f: each.error for f, each in one.forms_evaluated.items() if each.error})
         },
     )
+
+
+def _compare(
+    base_metrics: Mapping[str, Mapping[str, float]], best: BestAdapter | None
+) -> list[BaseComparison]:
+    adapter = {}
+    if best is not None:
+        adapter = {"validation": best.metrics, "test": best.test_metrics}
+    return compare_with_base(base_metrics, adapter)
+
+
+def _find_generated(forms: Mapping[str, Mapping[str, float]]) -> Generated | None:
+    found = forms.get(TRAINED, {})
+    if "exact_match" not in found or "accuracy" not in found:
+        return None
+    return Generated(found["accuracy"], found["exact_match"])
+
+
+def _is_trained(history: SweepHistory) -> bool:
+    """Whether search and repeats have ended, as they have before the sweep's own end."""
+    return {"search", "repeats"} <= history.stages.keys()
+
+
+def _has_answers(history: SweepHistory) -> bool:
+    """Whether rows have answers; plain text has none, and none of its rows is ever all right."""
+    layouts = [facts.get("layout") or {} for facts in history.data_facts.values()]
+    return not any(layout.get("format") == "text" for layout in layouts)
 
 
 def _sum_up(spec: SweepSpec, history: SweepHistory) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.finals.form_scores import list_form_scores
+from orchestrator.journal.paths import PAGE_FILE, REPORT_FOLDER
 from orchestrator.metrics import HEADLINES
 from orchestrator.report.columns import (
     Column,
@@ -39,17 +41,17 @@ def render_summary(report: SweepReport) -> RenderableType:
     head = Text.assemble((report.name, "bold"), f"  {one_line(report.status)}")
     if report.reason:
         head.append(f": {one_line(report.reason)}")
-    parts: list[RenderableType] = [head, Text(), _render_leaderboard(report)]
+    parts: list[RenderableType] = [head, *_list_verdict(report), *_list_page(report), Text()]
+    parts.append(_render_leaderboard(report))
     if any(standing.half_width is not None for standing in report.finals):
-        parts += [Text(), _render_finals(report), Text(one_line(report.verdict))]
+        parts += [Text(), _render_finals(report)]
+        if report.separation is not None:
+            parts += [Text(one_line(report.separation.text))]
     if report.pareto:
         parts += [Text(f"Pareto front: trials {', '.join(map(str, report.pareto))}")]
     compared = report.comparisons()
     if compared:
         parts += [Text(), _render_comparison(report, compared)]
-    generated = report.generated()
-    if generated is not None and generated.warning:
-        parts += [Text(f"Warning: {generated.warning}", style="bold")]
     forms = _render_forms(report)
     if forms is not None:
         parts += [Text(), forms]
@@ -65,6 +67,38 @@ def render_summary(report: SweepReport) -> RenderableType:
     parts += _render_spending(report)
     parts += [Text(), *_next_commands(report)]
     return Group(*parts)
+
+
+def explain_unregistered(name: str, again: Sequence[str]) -> str:
+    """Why the best adapter of a sweep without a section `register` is no version, and the remedy.
+
+    Args:
+        name: Name of the sweep.
+        again: The command that ran the sweep.
+    """
+    file = again[2] if again[1] == "run" else "the sweep file"
+    command = shlex.join(again) if again[1] == "run" else "lorchestra run SWEEP.yaml"
+    return (
+        f"Not registered: the sweep has no register section. Add the line "
+        f'"register: {{name: {name}}}" to {file} and run: {command}'
+    )
+
+
+def render_verdict(report: SweepReport) -> RenderableType:
+    """The verdict with its warnings as text for a terminal."""
+    return Group(*_list_verdict(report))
+
+
+def _list_verdict(report: SweepReport) -> Iterator[Text]:
+    yield Text(one_line(" ".join(report.verdict.sentences)))
+    for warning in report.verdict.warnings:
+        yield Text(one_line(f"Warning: {warning}"), style="bold")
+
+
+def _list_page(report: SweepReport) -> Iterator[Text]:
+    page = report.storage / REPORT_FOLDER / PAGE_FILE
+    if page.is_file():
+        yield Text(f"Report: {page}", overflow="fold")
 
 
 def _render_leaderboard(report: SweepReport) -> RenderableType:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
-from plotly.subplots import make_subplots
 
 from orchestrator.metrics import TRIAL_METRICS
 from orchestrator.report.leaderboard import find_front
@@ -67,50 +66,17 @@ def find_tradeoffs(board: pd.DataFrame, *, metric: str, mode: Mode) -> list[Trad
     return found
 
 
-def plot_tradeoffs(tradeoffs: Sequence[Tradeoff], *, metric: str, best: int | None) -> Any:
-    """A plotly figure with a panel for each tradeoff.
-
-    Args:
-        tradeoffs: At least one tradeoff.
-        metric: The objective.
-        best: Number of the trial to highlight.
-    """
-    figure = make_subplots(rows=1, cols=len(tradeoffs), shared_yaxes=True, horizontal_spacing=0.03)
-    for column, tradeoff in enumerate(tradeoffs, 1):
-        place = {"row": 1, "col": column}
-        costs, values = tradeoff.staircase()
-        figure.add_scatter(
-            x=costs, y=values, mode="lines", showlegend=False, hoverinfo="skip",
-            line={"shape": "hv", "color": _FRONT_COLOR, "width": 1}, **place,
-        )  # fmt: skip
-        for name, color, symbol, size, points in _groups(tradeoff, best):
-            figure.add_scatter(
-                x=[point.cost for point in points],
-                y=[point.quality for point in points],
-                mode="markers",
-                name=name,
-                legendgroup=name,
-                showlegend=column == 1,
-                marker={"color": color, "symbol": symbol, "size": size},
-                customdata=[point.trial for point in points],
-                hovertemplate="trial %{customdata}<br>%{x:.4g}<br>%{y:.5g}<extra></extra>",
-                **place,
-            )
-        is_log = is_wide([point.cost for point in _points(tradeoff)])
-        axis = {"title": COSTS[tradeoff.cost], "type": "log" if is_log else "linear"}
-        figure.update_xaxes(**axis, **place)
-    if is_wide(_qualities(tradeoffs)):
-        figure.update_yaxes(type="log")
-    figure.update_yaxes(title=metric, row=1, col=1)
-    figure.update_layout(template="plotly_white", height=420, margin={"t": 30, "r": 20})
-    figure.update_layout(legend={"orientation": "h", "y": 1.12, "x": 0})
-    return figure
-
-
 def draw_tradeoffs(
     tradeoffs: Sequence[Tradeoff], *, title: str, metric: str, best: int | None
 ) -> bytes:
-    """`plot_tradeoffs` as a PNG 600 pixels high."""
+    """A panel for each tradeoff, as a PNG 600 pixels high.
+
+    Args:
+        tradeoffs: At least one tradeoff.
+        title: Title of the picture.
+        metric: The objective.
+        best: Number of the trial to highlight.
+    """
     width = 2.0 + 3.3 * len(tradeoffs)
     figure = Figure(figsize=(width, 4), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, len(tradeoffs), sharey=True, squeeze=False)[0]

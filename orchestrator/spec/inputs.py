@@ -139,7 +139,12 @@ def rename_choices(space: Mapping[str, Any], rename: Rename) -> dict[str, Any]:
 
 def without_files(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Sections of a recorded sweep whose rows and bases are only names."""
-    gone = {split: [{"text": f"rows of {mapping['data'][split]}"}] for split in SPLITS}
+    sources = {split: mapping["data"][split] for split in SPLITS}
+    gone = {
+        split: [{"text": f"rows of {source}"}]
+        for split, source in sources.items()
+        if source is not None
+    }
     # Trials record their own base: here it is enough that different bases have different names.
     names = {mapping["base"]["model"]: "recorded/base"}
 

@@ -41,6 +41,7 @@ class CardFacts:
             count as `loss`.
         licenses: Known licences of `base`, `data` and `adapter`.
         confidence: Level of the intervals.
+        verdict: What the sweep found, in a few sentences; empty if unknown.
     """
 
     name: str
@@ -54,6 +55,7 @@ class CardFacts:
     )
     licenses: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     confidence: float = 0.95
+    verdict: str = ""
 
 
 def build_card(facts: CardFacts) -> str:
@@ -85,7 +87,8 @@ def build_card(facts: CardFacts) -> str:
         "Loading": loading_section(facts.name, facts.version, facts.manifest, facts.form),
     }
     titled = (f"## {title}\n\n{content}" for title, content in sections.items() if content)
-    parts = [f"# {plain(facts.name)}{version}", _summary(facts), *titled]
+    verdict = f"**Verdict:** {plain(facts.verdict)}" if facts.verdict else ""
+    parts = [f"# {plain(facts.name)}{version}", verdict, _summary(facts), *titled]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -39,6 +39,8 @@ _RUNNING, _KILLED = "RUNNING", "KILLED"
 _OUTCOME, _REASON = "lorchestra.outcome", "lorchestra.reason"
 INTERRUPTED_TAG = "lorchestra.interrupted"
 """Tag with the time of an interruption of a run; removed when a later session continues."""
+DESCRIPTION_TAG = "mlflow.note.content"
+"""Tag whose Markdown MLflow shows at the top of a run."""
 _MARKS = (_OUTCOME, _REASON, INTERRUPTED_TAG)
 
 
@@ -162,8 +164,17 @@ class Tracker:
         status: Outcome,
         metrics: Mapping[str, float],
         ended_at_s: float | None = None,
+        description: str = "",
     ) -> None:
-        """Close a sweep's run with its totals; equal totals are not added again."""
+        """Close a sweep's run with its totals; equal totals are not added again.
+
+        Args:
+            run_id: The sweep's run.
+            status: Outcome of the sweep.
+            metrics: Totals of the sweep.
+            ended_at_s: End in seconds since the epoch; the present time when not given.
+            description: Markdown that MLflow shows at the top of the run; empty keeps the old one.
+        """
         end = End(
             outcome=status, reason="", at_s=time.time() if ended_at_s is None else ended_at_s
         )
@@ -174,7 +185,9 @@ class Tracker:
             had = {name: str(value) for name, value in recorded.data.metrics.items()}
             news = {k: v for k, v in metrics.items() if had.get(_plain(k)) != str(float(v))}
             marks = _marks(end)
-            self._send(run, {}, marks, [Points(metrics=news, step=0, at_s=end.at_s)])
+            is_new = description and description != recorded.data.tags.get(DESCRIPTION_TAG)
+            note = {DESCRIPTION_TAG: description} if is_new else {}
+            self._send(run, {}, {**marks, **note}, [Points(metrics=news, step=0, at_s=end.at_s)])
             self._close(run, _STATUSES[status], marks, end.at_s)
 
     def interrupt(self, sweep_id: str, at_s: float) -> None:

@@ -96,7 +96,8 @@ def test_the_report_ranks_finalists_by_their_mean_on_test_rows(swept):
     assert first.mean == pytest.approx(sum(first.values) / 2)
     assert first.mean <= second.mean
     assert first.half_width > 0
-    assert f"trial {first.trial.number} and trial {second.trial.number}" in swept.report.verdict
+    told = swept.report.separation.text
+    assert f"trial {first.trial.number} and trial {second.trial.number}" in told
 
 
 def test_the_leaderboard_is_the_search_alone(swept):

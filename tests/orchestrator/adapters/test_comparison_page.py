@@ -148,7 +148,7 @@ def test_versions_that_are_alike_and_unmeasured_can_be_compared():
     assert "The same in all" in show(empty)
     page = build_comparison_page(empty)
     assert "No version has a score." in page
-    assert 'id="scores-0"' not in page
+    assert "<figure" not in page.partition("<h2>Differences")[0]
 
 
 # -------------------------------------------------------------------------------------- the page
@@ -156,15 +156,15 @@ def test_versions_that_are_alike_and_unmeasured_can_be_compared():
 
 def test_the_page_is_self_contained_and_has_every_part():
     page = build_comparison_page(build_comparison())
-    assert page.count("* plotly.js v") == 1
+    assert len(page) < 100_000
     for part in (
-        "<title>demo/1 · demo/2 · demo/3 – comparison</title>", 'id="scores-0"',
-        'id="differences"', 'id="quality-and-cost"', "test cc001122", "0.7500 (recorded)",
-        "-0.6000 … -0.4000", "no evaluation of demo/3", "3.7 MB", "64 rows",
+        "<title>demo/1 · demo/2 · demo/3 – comparison</title>", "loss (less is better)",
+        "difference in accuracy", "loss on test by adapter, MB", "test cc001122",
+        "0.7500 (recorded)", "-0.6000 … -0.4000", "no evaluation of demo/3", "3.7 MB", "64 rows",
     ):  # fmt: skip
         assert part in page
-    for tag in ("<script src", "<link", "<img", "@import"):
-        assert tag not in page.replace("<script>/**", "")[-100_000:]
+    for tag in ("<script src", "<img", "@import", "http"):
+        assert tag not in page
 
 
 def test_foreign_text_is_text_on_the_page():

@@ -1,11 +1,11 @@
 """Pictures of versions side by side."""
 
-import pytest
+import re
 
 from orchestrator.adapters.comparison_plots import (
-    plot_costs,
-    plot_differences,
-    plot_scores,
+    draw_costs,
+    draw_differences,
+    draw_scores,
     short_names,
 )
 from registry.evaluations.comparison import TRAINING, Comparison, Cost, Difference, Score
@@ -77,44 +77,58 @@ def build_comparison(costs=COSTS):
     )
 
 
-def test_scores_have_a_panel_per_measure_and_a_colour_per_version():
-    figure = plot_scores(SCORES, ADAPTERS)
-    titles = [each.text for each in figure.layout.annotations]
-    assert titles == ["loss (less is better)", "accuracy (more is better)"]
-    shown = [trace.name for trace in figure.data if trace.showlegend]
-    assert shown == ["demo/1", "demo/2", "demo/3"]
-    first = figure.data[0]
-    assert list(first.customdata) == ["trained", "merged"]
-    assert list(figure.layout.xaxis.ticktext) == ["trained", "merged"]
-    assert [round(first.x[0], 3), round(figure.data[1].x[0], 3)] == [-0.167, 0.0]  # side by side
-    assert list(first.error_y.array) == pytest.approx([0.2, 0.2])
-    recorded = figure.data[2]
-    assert list(recorded.marker.symbol) == ["circle-open"]
-    assert list(recorded.error_y.array) == [0.0]
-    assert plot_scores([], ADAPTERS) is None
+def titles(html):
+    return re.findall("<figcaption>(.*?)</figcaption>", html)
+
+
+def lines(html):
+    """Label, CSS class and text of each line."""
+    found = re.findall(
+        '<div class="strip"><span>(.*?)</span>.*?<g class="(.*?)">.*?</svg><span>(.*?)</span>',
+        html,
+    )
+    return {label: (style, text) for label, style, text in found}
+
+
+def test_scores_have_a_figure_per_measure_and_a_colour_per_version():
+    html = draw_scores(SCORES, ADAPTERS)
+    assert titles(html) == ["loss (less is better)", "accuracy (more is better)"]
+    losses = lines(html.partition("<figcaption>accuracy")[0])
+    assert list(losses) == [
+        "/1, trained",
+        "/1, merged",
+        "/2, trained",
+        "/2, merged",
+        "/3, trained",
+    ]
+    assert losses["/1, trained"] == ("s0", "1.0000  0.9000 … 1.2000")
+    assert losses["/2, merged"][0] == "s1"
+    assert losses["/3, trained"] == ("s2", "0.7500 (recorded)")
+    assert draw_scores([], ADAPTERS) == ""
 
 
 def test_the_forest_tells_clear_differences_from_others_beside_zero():
-    figure = plot_differences(DIFFERENCES, ADAPTERS)
-    lines = {(trace.name, line) for trace in figure.data for line in trace.y}
-    assert lines == {
-        ("beyond chance", "/2 − /1, trained"),
-        ("beyond chance", "/2 − /1, merged"),
-        ("could be chance", "/2 − /1, trained"),
+    html = draw_differences(DIFFERENCES, ADAPTERS)
+    clear, unclear = html.split("<figcaption>")[1:]
+    assert lines(clear) == {
+        "/2 − /1, trained": ("front", "-0.5000"),
+        "/2 − /1, merged": ("front", "-0.5000"),
     }
-    assert [shape.x0 for shape in figure.layout.shapes] == [0, 0]
-    assert plot_differences([REFUSED], ADAPTERS) is None
+    assert lines(unclear) == {"/2 − /1, trained": ("cancelled", "+0.2500")}
+    assert clear.count('class="zero"') == 2
+    assert draw_differences([REFUSED], ADAPTERS) == ""
 
 
 def test_costs_are_drawn_where_they_were_measured():
-    figure = plot_costs(build_comparison())
-    points = {(trace.name, trace.xaxis): (trace.x[0], trace.y[0]) for trace in figure.data}
-    assert points[("demo/1, trained", "x")] == (pytest.approx(0.9216), 1.0)
-    assert points[("demo/2, merged", "x2")] == (2.5, 0.625)
-    assert ("demo/2, merged", "x") not in points  # no adapter beside a merged base
-    shown = [trace.name for trace in figure.data if trace.showlegend]
-    assert sorted(shown) == ["demo/1, trained", "demo/2, merged", "demo/2, trained"]
-    assert plot_costs(build_comparison(costs=())) is None
+    html = draw_costs(build_comparison())
+    assert titles(html) == ["loss on test by adapter, MB", "loss on test by peak memory, GiB"]
+    size, memory = html.split("<figcaption>")[1:]
+    named = "<title>(.*?)</title>"
+    assert re.findall(named, size) == ["demo/1, trained", "demo/2, trained"]  # none when merged
+    assert set(re.findall(named, memory)) == {
+        "demo/1, trained", "demo/2, trained", "demo/2, merged",
+    }  # fmt: skip
+    assert draw_costs(build_comparison(costs=())) == ""
 
 
 def test_names_are_shortened_where_they_say_the_same():

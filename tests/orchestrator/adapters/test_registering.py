@@ -191,6 +191,7 @@ def test_a_version_has_a_card(evaluated, database, tmp_path):
     bundle = Registry(database).pull(f"{section.name}/1", tmp_path / "pulled")
     assert (bundle / "card.md").read_text().splitlines()[-1] in card
     assert f"{section.name}/1" in card
+    assert card.splitlines()[2].startswith("**Verdict:** Trial ")
 
 
 def test_a_version_is_of_the_form_that_the_sweep_says(evaluated, database):

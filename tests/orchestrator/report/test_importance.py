@@ -12,7 +12,6 @@ from orchestrator.report.importance import (
     FEWEST_TRIALS,
     draw_importance,
     find_importance,
-    plot_importance,
 )
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec, build_trial
 from tests.support.events import entry
@@ -137,10 +136,19 @@ def test_diverged_trials_count_as_the_worst_and_others_without_results_do_not():
     assert next(iter(found.parts)) == "optim.learning_rate"
 
 
-def test_pictures_show_every_part():
+def test_parts_have_intervals_that_are_wide_where_trials_are_few():
+    few, many = (find_importance(*tell_sweep(loss_by_rate, trials=n)) for n in (14, 80))
+    assert set(few.intervals) == set(few.parts)
+
+    def width(found):
+        low, high = found.intervals["optim.learning_rate"]
+        assert 0 <= low <= high <= 1
+        return high - low
+
+    assert width(few) > 1.5 * width(many)
+
+
+def test_the_picture_has_its_size():
     found = find_importance(*tell_sweep(loss_by_rate, trials=12))
-    (bars,) = plot_importance(found).data
-    assert list(bars.y) == list(found.parts)[::-1]
-    assert list(bars.x) == list(found.parts.values())[::-1]
     png = draw_importance(found, title="made-up")
     assert struct.unpack(">II", png[16:24]) == (1200, 510)

@@ -106,6 +106,7 @@ def test_news_of_the_sweep_keep_their_place(desk, event):
     )
     assert [type(each) for each in news] == [TrialNews, SweepClosing, SweepOpening, TrialNews]
     assert news[1].metrics == {"eval_loss": 2.0}
+    assert news[1].description.startswith("Trial 0 ")
     assert [point.step for point in news[3].points] == [20]
     assert news[3].is_begun
 

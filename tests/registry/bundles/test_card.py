@@ -197,6 +197,7 @@ def test_foreign_text_stays_text(facts):
         manifest=manifest,
         sweep={"name": HOSTILE, "id": HOSTILE, "metric": HOSTILE, "mean": 1.0, "half_width": 0.1},
         licenses=dict.fromkeys(("base", "data", "adapter"), HOSTILE),
+        verdict=HOSTILE,
     )
     card = build_card(strange)
     tokens = tokens_of(card)

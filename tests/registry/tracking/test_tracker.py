@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from registry.errors import TrackingError
 from registry.tracking.connection import tracking_uri_for
-from registry.tracking.tracker import INTERRUPTED_TAG, Tracker
+from registry.tracking.tracker import DESCRIPTION_TAG, INTERRUPTED_TAG, Tracker
 from registry.tracking.trial_news import End, Points, TrialNews
 
 
@@ -247,10 +247,11 @@ def test_a_metric_that_mlflow_cannot_name_is_kept_under_another(
 def test_sweep_ends_once_with_its_totals(tracker: Tracker, client: MlflowClient) -> None:
     run_id = tracker.start_sweep("s1", "sweep", {}, {})
     for at_s in (300.0, 301.0):
-        tracker.end_sweep(run_id, "completed", {"gpu_s": 12.0, "best": math.nan}, at_s)
+        tracker.end_sweep(run_id, "completed", {"gpu_s": 12.0, "best": math.nan}, at_s, "Won.")
     assert client.get_run(run_id).info.status == "FINISHED"
     assert len(client.get_metric_history(run_id, "gpu_s")) == 1
     assert len(client.get_metric_history(run_id, "best")) == 1
+    assert client.get_run(run_id).data.tags[DESCRIPTION_TAG] == "Won."
 
 
 def test_texts_and_files_are_kept(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,12 +12,36 @@ import pandas as pd
 from orchestrator.finals.form_scores import FormScore, list_form_scores
 from orchestrator.journal.history import SweepHistory
 from orchestrator.metrics import TRIAL_METRICS
-from orchestrator.report.importance import Importance, plot_importance
+from orchestrator.pages.charts import in_grid
+from orchestrator.pages.markup import (
+    boxed,
+    cell,
+    document,
+    facts,
+    folded,
+    folded_cell,
+    note,
+    number,
+    table,
+)
+from orchestrator.pages.provenance import describe_sweep, list_bases
+from orchestrator.pages.trial_charts import (
+    draw_curves,
+    draw_finals,
+    draw_forms,
+    draw_importance_strips,
+    draw_progress,
+    draw_settings,
+    draw_slices,
+    draw_tradeoff_panels,
+    label_trials,
+)
+from orchestrator.report.columns import format_cell, short_heads
+from orchestrator.report.importance import Importance
 from orchestrator.report.leaderboard import UNRANKED_ORDER, outcome_of, setting_columns
-from orchestrator.report.markup import cell, document, embed, folded, note, number, table
-from orchestrator.report.plots import is_number, plot_learning_curves, plot_parallel_coordinates
+from orchestrator.report.plots import is_number
 from orchestrator.report.report import SweepReport
-from orchestrator.report.tradeoffs import find_tradeoffs, plot_tradeoffs
+from orchestrator.spec.sweep import SweepSpec
 from orchestrator.wording import (
     format_bounds,
     format_difference,
@@ -32,39 +55,42 @@ from trainables.contract import TRAINED
 
 _DETAIL = re.compile(r"(.+?) \(([^()]*\d[^()]*)\)")
 """A reason that ends with numbers in brackets."""
+_MOST_NAMED = 12
 _PERPLEXITY = "perplexity"  # left out: the exponential of the loss adds no information
 
 
-def build_page(report: SweepReport, history: SweepHistory, importance: Importance) -> str:
+def build_page(
+    report: SweepReport, spec: SweepSpec, history: SweepHistory, importance: Importance
+) -> str:
     """The whole page as HTML; text from outside is escaped."""
-    best = None if report.best is None else report.best.trial
-    base = report.base_metrics.get("validation", {}).get(report.metric)
-    curves = plot_learning_curves(history, metric=report.metric, best=best, base=base)
-    title, chart = "Learning curves", note("No trial was evaluated yet.")
-    if curves.data:
-        title, chart = f"{report.metric} by step", embed(curves, "learning-curves")
-    coordinates = plot_parallel_coordinates(report.leaderboard, metric=report.metric)
-    settings = "" if coordinates is None else embed(coordinates, "coordinates")
-    lines = "".join(f"<p>{escape(line)}</p>" for line in history.data_lines)
-    phases = [[cell(name), number(format_duration(s))] for name, s in report.phases.items()]
+    curves = draw_curves(report, history)
+    also = [name for name in spec.objective.goals if name != report.metric]
     sections = [
-        ("Best adapter", _best(report)),
-        ("Base and best adapter on held-out data", _comparison(report)),
-        ("Data", lines or note("No facts about the rows were recorded.")),
+        ("Best adapter", in_grid([_best(report), _comparison(report)])),
         ("Finals", _finals(report)),
         ("Serving forms", _forms(report)),
-        (title, chart),
-        ("Quality and cost", _tradeoffs(report)),
-        ("Which settings mattered", _importance(importance)),
-        ("Settings and objective of ranked trials, the best darkest", settings),
         ("Leaderboard", _leaderboard(report)),
-        ("Outcomes and reasons", _outcomes(history)),
-        ("Time", table(["phase", "time"], phases)),
-        ("Spent", _spending(report)),
+        ("Learning curves", curves or note("No trial was evaluated yet.")),
+        ("Best so far", draw_progress(report)),
+        ("Objective by setting", draw_slices(report)),
+        ("Which settings mattered", _importance(importance)),
+        ("All settings of ranked trials, the best strongest", draw_settings(report)),
+        ("Quality and cost", _tradeoffs(report, history, also)),
+        ("Outcomes", _outcomes(history)),
+        ("What it cost", _spending(report)),
+        ("What this sweep is about", describe_sweep(report, spec, history)),
     ]
-    reason = f": {one_line(report.reason)}" if report.reason else ""
-    subtitle = f"Sweep {report.sweep_id}, {report.status}{reason}"
-    return document(f"{report.name} – sweep report", subtitle, sections)
+    lead = boxed(" ".join(report.verdict.sentences), "verdict") + "".join(
+        boxed(f"Warning: {one}", "warning") for one in report.verdict.warnings
+    )
+    title, subtitle = f"{report.name} – sweep report", _subtitle(report, spec, history)
+    return document(title, subtitle, sections, lead=lead, labels=label_trials(report))
+
+
+def _subtitle(report: SweepReport, spec: SweepSpec, history: SweepHistory) -> str:
+    reason = f" ({one_line(report.reason)})" if report.reason else ""
+    models = ", ".join(map(one_line, list_bases(spec, history)))
+    return f"Sweep on {models}: {report.status}{reason}"
 
 
 def _best(report: SweepReport) -> str:
@@ -74,23 +100,19 @@ def _best(report: SweepReport) -> str:
             "None: no trial ended with a finite objective. "
             f"Promotion: {one_line(report.promotion)}."
         )
-    facts = {
+    again = f" (trial {best.repeat_of} with another seed)" if best.repeat_of is not None else ""
+    known = {
         "adapter version": best.ref or "not registered",
         "champion": "yes" if best.is_champion else "no",
         "promotion": one_line(report.promotion),
-        "trial": str(best.trial)
-        if best.repeat_of is None
-        else f"{best.trial} (trial {best.repeat_of} with another seed)",
+        "trial": f"{best.trial}{again}",
         "bundle": "none" if best.bundle is None else str(report.storage / best.bundle),
     }
     searched = setting_columns(report.leaderboard) if not report.leaderboard.empty else []
     settings = {name: format_setting(value) for name, value in best.hyperparameters.items()}
-    facts |= {name: settings.pop(name) for name in searched if name in settings}
-    return _facts(facts) + folded("All other settings", _facts(settings))
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    return table(["", ""], [[cell(name), cell(value)] for name, value in facts.items()])
+    known |= {name: settings.pop(name) for name in searched if name in settings}
+    others = folded("All other settings", facts(settings.items()))
+    return f"<div>{facts(known.items())}{others}</div>"
 
 
 def _comparison(report: SweepReport) -> str:
@@ -106,9 +128,8 @@ def _comparison(report: SweepReport) -> str:
         exact = number(format_metric(generated.exact_match))
         name = cell("exact match of completions")
         rows.append([cell(compared[-1].split), name, number("-"), exact, number("-")])
-    warning = "" if generated is None else generated.warning
     heads = ["rows", "measure", "base", "adapter", "difference"]
-    return table(heads, rows) + (note(f"Warning: {warning}") if warning else "")
+    return f"<div><h3>On held-out rows</h3>{table(heads, rows)}</div>" if rows else ""
 
 
 def _forms(report: SweepReport) -> str:
@@ -125,7 +146,8 @@ def _forms(report: SweepReport) -> str:
     tables = {number: _form_table(number, scores) for number in trials}
     best = None if report.best is None else tables.pop(report.best.trial, None)
     others = "".join(folded(f"Trial {number}", each) for number, each in tables.items())
-    return (best or "") + others + note(_FORMS_NOTE) + "".join(failed)
+    own = folded("Table", best or "")
+    return draw_forms(report) + own + others + note(_FORMS_NOTE) + "".join(failed)
 
 
 def _form_table(trial: int, scores: Sequence[FormScore]) -> str:
@@ -153,16 +175,12 @@ _FORMS_NOTE = (
 )
 
 
-def _tradeoffs(report: SweepReport) -> str:
-    tradeoffs = find_tradeoffs(report.leaderboard, metric=report.metric, mode=report.mode)
-    if not tradeoffs:
-        return ""
-    best = None if report.best is None else report.best.found_by
-    figure = embed(plot_tradeoffs(tradeoffs, metric=report.metric, best=best), "quality-and-cost")
-    if not report.pareto:
-        return figure
+def _tradeoffs(report: SweepReport, history: SweepHistory, also: Sequence[str]) -> str:
+    panels = draw_tradeoff_panels(report, history, also)
+    if not panels or not report.pareto:
+        return panels
     trials = ", ".join(map(str, report.pareto))
-    return figure + note(f"Pareto front of the sweep's objectives: trials {trials}.")
+    return panels + note(f"Pareto front of the sweep's objectives: trials {trials}.")
 
 
 def _importance(importance: Importance) -> str:
@@ -170,7 +188,7 @@ def _importance(importance: Importance) -> str:
     text = note(importance.note + (constant if importance.constant else ""))
     if not importance.parts:
         return text if importance.trials else ""
-    return embed(plot_importance(importance), "importance") + text
+    return draw_importance_strips(importance) + text
 
 
 def _leaderboard(report: SweepReport) -> str:
@@ -178,33 +196,59 @@ def _leaderboard(report: SweepReport) -> str:
     if board.empty:
         return note("No trial was started.")
     best = None if report.best is None else report.best.found_by
-    rows, styles = [], []
+    settings = set(setting_columns(board))
+    rows, attributes = [], []
+    board = board.astype({"reason": "object"})
+    board.loc[board["rank"].notna(), "reason"] = ""  # among the outcomes
+    if not any(board["reason"]):
+        board = board.drop(columns="reason")
     for row in board.to_dict("records"):
-        rows.append([_board_cell(str(name), value) for name, value in row.items()])
+        rows.append(
+            [_board_cell(str(name), value, name in settings) for name, value in row.items()]
+        )
         unranked = "unranked" if pd.isna(row["rank"]) else ""
-        styles.append("best" if row["trial"] == best else unranked)
-    return table([str(name) for name in board.columns], rows, styles, is_dense=True)
+        style = "best" if row["trial"] == best else unranked
+        attributes.append(f'class="{style}" data-trial="{row["trial"]}"')
+    names = [str(name) for name in board.columns]
+    short = [_HEADS.get(name, name.removeprefix("eval_")) for name in names]
+    searched = dict(zip(setting_columns(board), short_heads(setting_columns(board)), strict=True))
+    heads = [(searched.get(name, head), name) for name, head in zip(names, short, strict=True)]
+    hint = note("A click on a heading sorts; a click on a row shows the trial in all charts.")
+    return hint + table(heads, rows, attributes, kind="dense board", is_sortable=True)
 
+
+_HEADS = {
+    "rank": "#",
+    "train_loss": "train",
+    "tokens_per_s": "tok/s",
+    "peak_memory_gib": "GiB",
+    "trainable_params": "params",
+    "host_s": "host s",
+    "seconds": "s",
+}
+"""Short heads of the leaderboard; the whole name shows on hovering."""
 
 _SHOWN = {name: metric.show for name, metric in TRIAL_METRICS.items()} | {
     "seconds": "{:.2f}".format
 }
 
 
-def _board_cell(name: str, value: Any) -> str:
+def _board_cell(name: str, value: Any, is_setting: bool) -> str:
     if name == "reason":
-        return cell(str(value), "reason")
-    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return cell(one_line(str(value)), "reason")
+    if pd.api.types.is_scalar(value) and pd.isna(value) and not is_setting:
         return number("")
     if name in _SHOWN:
-        return number(_SHOWN[name](value))
-    return (number if is_number(value) else cell)(format_setting(value))
+        return number(_SHOWN[name](value), float(value))
+    if is_number(value):
+        return number(format_cell(value), float(value))
+    return cell(format_cell(value))
 
 
 def _outcomes(history: SweepHistory) -> str:
-    """A table of outcomes and reasons; details of a single trial follow its number."""
+    """A table of outcomes and reasons of the search; details of a trial follow its number."""
     ends: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
-    for record in history.trials.values():
+    for record in history.searched():
         reason, detail = one_line(record.reason), ""
         if (match := _DETAIL.fullmatch(reason)) is not None:  # many trials can share the rest
             reason, detail = match.groups()
@@ -215,8 +259,13 @@ def _outcomes(history: SweepHistory) -> str:
     ):
         details = sorted(ends[outcome, what].items())
         trials = ", ".join(f"{trial} ({text})" if text else str(trial) for trial, text in details)
-        rows.append([cell(outcome), number(str(len(details))), cell(what), cell(trials)])
-    return table(["outcome", "count", "reason", "trials"], rows)
+        named = cell(trials) if len(details) <= _MOST_NAMED else folded_cell("all", trials)
+        rows.append([cell(outcome), number(str(len(details))), cell(what), named])
+    again = [one for one in history.trials.values() if one.repeat_of is not None]
+    counts = Counter(outcome_of(one) for one in again)
+    ended = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    repeats = note(f"Repeats of finalists with other seeds: {ended}.") if again else ""
+    return table(["outcome", "trials", "reason", "numbers"], rows) + repeats
 
 
 def _finals(report: SweepReport) -> str:
@@ -235,7 +284,8 @@ def _finals(report: SweepReport) -> str:
     ]
     metric = report.finals[0].metric
     heads = ["#", "trial", "runs", f"mean {metric}", f"{metric} of each run"]
-    return f"{table(heads, rows)}\n{note(report.verdict)}"
+    separation = "" if report.separation is None else note(report.separation.text)
+    return draw_finals(report) + table(heads, rows) + separation
 
 
 def _spending(report: SweepReport) -> str:
@@ -249,8 +299,12 @@ def _spending(report: SweepReport) -> str:
             allowed = "no limit" if limit is None else _amount(name, limit)
             texts = (_amount(name, amount), allowed, part)
             rows.append([cell(_BUDGET.get(name, name)), *map(number, texts)])
-    early = note(one_line(report.ended_early)) if report.ended_early else ""
-    return table(["budget", "spent", "allowed", "part"], rows) + early
+    phases = [[cell(name), number(format_duration(s))] for name, s in report.phases.items()]
+    return (
+        table(["budget", "spent", "allowed", "part"], rows)
+        + note(one_line(report.ended_early))
+        + table(["phase", "time"], phases)
+    )
 
 
 _BUDGET = {

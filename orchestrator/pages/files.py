@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator.errors import SweepSpecError
 from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.paths import PAGE_FILE, REPORT_FOLDER
+from orchestrator.journal.sweep_storage import SweepStorage
+from orchestrator.pages.page import build_page
 from orchestrator.report.importance import draw_importance, find_importance
-from orchestrator.report.page import build_page
 from orchestrator.report.plots import draw_learning_curves
-from orchestrator.report.report import SweepReport
+from orchestrator.report.report import SweepReport, build_report
 from orchestrator.report.tradeoffs import draw_tradeoffs, find_tradeoffs
-from orchestrator.spec.sweep import SweepSpec
+from orchestrator.spec.sweep import SweepSpec, recorded_sweep
+from orchestrator.wording import refusal
 from trainables.whole import replace_file
 
 
@@ -36,7 +40,7 @@ def write_report(
     tradeoffs = find_tradeoffs(report.leaderboard, metric=report.metric, mode=report.mode)
     contents: dict[str, bytes | None] = {
         "leaderboard.csv": report.leaderboard.to_csv(index=False).encode(),
-        "report.html": build_page(report, history, importance).encode(),
+        PAGE_FILE: build_page(report, spec, history, importance).encode(),
         "learning_curves.png": draw_learning_curves(
             history,
             title=spec.name,
@@ -59,3 +63,33 @@ def write_report(
         else:
             replace_file(folder / name, content)
     return [folder / name for name, content in contents.items() if content is not None]
+
+
+def rebuild_report(
+    history: SweepHistory, storage: str, out: Path | None = None
+) -> tuple[SweepReport, list[Path]]:
+    """The report of a sweep from its history, written again.
+
+    Args:
+        history: History of a sweep that has started.
+        storage: The sweep's folder or bucket.
+        out: Folder to write; the sweep's own report folder when not given.
+
+    Returns:
+        The report, and the files as `write_report` lists them.
+
+    Raises:
+        SweepSpecError: `out` is a file.
+        OSError: The folder cannot be written.
+    """
+    if out is not None and out.exists() and not out.is_dir():
+        raise SweepSpecError(
+            refusal("--out", str(out), "a folder", "Name a new folder.", flaw="which is a file")
+        )
+    kept = SweepStorage(storage)
+    spec = recorded_sweep(history.spec or {})
+    report = build_report(spec, history, kept.folder)
+    files = write_report(report, spec, history, out or kept.folder / REPORT_FOLDER)
+    if out is None:
+        kept.push(REPORT_FOLDER)
+    return report, files
