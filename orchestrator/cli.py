@@ -190,9 +190,9 @@ def _status(options: argparse.Namespace) -> int:
 
     history = _read_history(options, "status")
     spec = recorded_sweep(history.spec or {})
-    Console().print(
-        render_summary(build_report(spec, history, SweepStorage(options.storage).folder))
-    )
+    storage = SweepStorage(options.storage)
+    report = build_report(spec, history, storage.folder, storage.location)
+    Console().print(render_summary(report))
     return 0
 
 

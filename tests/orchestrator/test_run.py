@@ -24,7 +24,7 @@ import yaml
 from peft import PeftModel
 from rich.console import Console
 
-from orchestrator import SweepFailedError, SweepSpec, SweepStorageError, run_sweep
+from orchestrator import SweepFailedError, SweepSpec, SweepStorageError, open_sweep, run_sweep
 from orchestrator.cli import main
 from orchestrator.journal.log import read_events
 from orchestrator.spec.finals_sections import FinalsSpec
@@ -33,7 +33,7 @@ from orchestrator.spec.sweep import parse_sweep
 from registry import Registry
 from registry.tracking.connection import connect
 from trainables.base.loading import load_base
-from trainables.errors import DataError
+from trainables.errors import DataError, SpecError
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec
 
 pytestmark = pytest.mark.ray
@@ -229,6 +229,26 @@ def test_the_sweep_file_among_the_artifacts_is_the_sweep(swept, tmp_path):
     path = swept.tracked.client.download_artifacts(sweep.info.run_id, "sweep.yaml", str(tmp_path))
     again = parse_sweep(yaml.safe_load(Path(path).read_text()), tmp_path)
     assert again.digest == swept.spec.digest == sweep.data.tags["lorchestra.digest"]
+
+
+def test_the_best_adapter_loads_from_the_registry_or_its_bundle(swept):
+    best = swept.report.best
+    loaded = [best.load(), replace(best, ref=None).load(), best.load(form="merged")]
+    with torch.no_grad():
+        registered, bundle, merged = (one.model(PROMPT_IDS).logits for one in loaded)
+    assert torch.equal(registered, bundle)
+    assert not torch.equal(registered, merged)
+    assert loaded[0].tokenizer.decode(PROMPT_IDS[0].tolist()) != ""
+    with pytest.raises(SpecError, match="form: got 'fused'"):
+        best.load(form="fused")
+
+
+def test_an_opened_sweep_shows_what_the_report_shows(swept):
+    opened = open_sweep(swept.storage)
+    assert opened.is_over
+    pd.testing.assert_frame_equal(opened.report.leaderboard, swept.report.leaderboard)
+    assert opened.report.best == swept.report.best
+    assert opened.report.curves["step"].tolist() == [4, 8] * TRIALS
 
 
 def test_the_report_is_on_disk(swept):
