@@ -42,6 +42,13 @@ _SHOWN_ROWS = 10
 class BestAdapter:
     """The best adapter of the ranking, which is put to the promotion gate.
 
+    >>> best = open_sweep("runs/wordnet-classes").report.best
+    >>> best.ref, best.is_champion
+    ('wordnet-classes/1', True)
+    >>> served = best.load()
+    >>> served.form, served.model.training
+    ('trained', False)
+
     Attributes:
         ref: The version, such as `wordnet-classes/1`; `None` when not registered.
         trial: Number of the trial that trained the adapter.
@@ -130,6 +137,14 @@ class Picture:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SweepReport:
     """The report of a sweep that has ended or is running; a notebook shows it as a table.
+
+    >>> report = open_sweep("runs/wordnet-classes").report
+    >>> report.outcomes[["outcome", "trials"]].to_dict("records")
+    [{'outcome': 'completed', 'trials': 4}]
+    >>> report.curves.groupby("trial")["eval_loss"].min().idxmin() == report.best.trial
+    True
+    >>> report.plot("curves").save("curves.png").name
+    'curves.png'
 
     Attributes:
         name: Name of the sweep.

@@ -71,6 +71,18 @@ RESUMABLE_CHANGES = ("budget", "finals", "hosts", "register")
 class SweepSpec:
     """All settings of a sweep.
 
+    >>> spec = SweepSpec(
+    ...     name="greetings",
+    ...     base=BaseSpec(model="HuggingFaceTB/SmolLM2-135M-Instruct"),
+    ...     data=DataSpec(train=[{"prompt": "hello ->", "completion": " bonjour"}]),
+    ...     optim=OptimSpec(steps=40),
+    ...     eval=EvalSpec(every=10),
+    ...     space={"lora.rank": {"choice": [4, 8]}},
+    ...     budget=BudgetSpec(trials=8),
+    ... )
+    >>> spec.horizon, spec.schedule.grace_steps
+    (40, 10)
+
     Attributes:
         name: Name of the sweep's folder and, by default, of its registered model.
         base: Base model of every trial.

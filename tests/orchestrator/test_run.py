@@ -1,5 +1,6 @@
 """Real sweeps on a tiny base, through `run_sweep` and the command, and what they leave behind."""
 
+import doctest
 import io
 import json
 import os
@@ -24,7 +25,16 @@ import yaml
 from peft import PeftModel
 from rich.console import Console
 
-from orchestrator import SweepFailedError, SweepSpec, SweepStorageError, open_sweep, run_sweep
+from orchestrator import (
+    BestAdapter,
+    OpenedSweep,
+    SweepFailedError,
+    SweepReport,
+    SweepSpec,
+    SweepStorageError,
+    open_sweep,
+    run_sweep,
+)
 from orchestrator.cli import main
 from orchestrator.journal.log import read_events
 from orchestrator.spec.finals_sections import FinalsSpec
@@ -249,6 +259,20 @@ def test_an_opened_sweep_shows_what_the_report_shows(swept):
     pd.testing.assert_frame_equal(opened.report.leaderboard, swept.report.leaderboard)
     assert opened.report.best == swept.report.best
     assert opened.report.curves["step"].tolist() == [4, 8] * TRIALS
+
+
+@pytest.mark.parametrize("kind", [BestAdapter, OpenedSweep, Registry, SweepReport])
+def test_the_examples_of_docstrings_hold(swept, kind, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tiny-adapter").symlink_to(swept.storage)
+    (tmp_path / "runs" / "mlflow.db").symlink_to(swept.storage.parent / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    named = kind if kind is not OpenedSweep else open_sweep
+    text = str(named.__doc__).replace("wordnet-classes", "tiny-adapter")
+    names = {"Registry": Registry, "open_sweep": open_sweep}
+    example = doctest.DocTestParser().get_doctest(text, names, kind.__name__, None, None)
+    assert len(example.examples) >= 3
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_the_report_is_on_disk(swept):
