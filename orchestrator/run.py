@@ -65,6 +65,7 @@ from orchestrator.search.searcher import OptunaSearcher
 from orchestrator.search.startpoints import choose_start_points
 from orchestrator.spec.complaint import require
 from orchestrator.spec.data_report import inspect_inputs, read_local_rows, with_fetched_configs
+from orchestrator.spec.inputs import load_functions
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.supervision import SteeringWithRequests, Supervisor
 from orchestrator.tuning import Stage
@@ -133,6 +134,7 @@ def run_sweep(
     console = console or Console(file=sys.stdout)
     # Quick checks come before those that read rows or ask a hub.
     load_metrics(spec.finals.metrics)
+    load_functions(spec.eval.metric, spec.exits.stop, spec.objective)
     tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
     require_cache()
     check_access(tracking_uri, EXPERIMENT, spec.register.name if spec.register else None)

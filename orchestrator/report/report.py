@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from orchestrator.hosts.members import base_key
 from orchestrator.journal.events import PromotionDecided
 from orchestrator.journal.history import SweepHistory, TrialRecord
 from orchestrator.journal.sweep_storage import SweepStorage
-from orchestrator.metrics import Metric
 from orchestrator.report.leaderboard import (
     build_curves,
     build_leaderboard,
@@ -166,7 +166,7 @@ class SweepReport:
         verdict: Whether the first finalist is better than the second, beyond noise.
         pareto: Trials on the Pareto front of all objectives; empty with one objective.
         spent: Spent amounts: `wall_clock_s`, `cpu_seconds`, `gpu_seconds`, and `money` if the
-            budget has a price.
+            budget has a price; `metric_s`, the hosts' time for `eval.metric`, where there is one.
         limits: Limits of the budget, under the names of `spent` and for `trials`; without the
             names that have no limit.
         ended_early: Why the search or the finals left out work.
@@ -188,7 +188,7 @@ class SweepReport:
     best: BestAdapter | None
     base_metrics: Mapping[str, Mapping[str, float]]
     phases: Mapping[str, float]
-    metric: Metric
+    metric: str
     mode: Mode
     promotion: str
     finals: tuple[Standing, ...] = ()
@@ -343,6 +343,9 @@ def _sum_up(spec: SweepSpec, history: SweepHistory) -> dict[str, float]:
         "cpu_seconds": meter.cpu_s,
         "gpu_seconds": meter.gpu_s,
     }
+    if spec.eval.metric is not None:
+        reports = [report for one in history.trials.values() for report in one.measured]
+        spent["metric_s"] = math.fsum(report.metrics.get("metric_s", 0.0) for report in reports)
     return spent if price is None else spent | {"money": meter.gpu_s * price / 3600}
 
 
