@@ -43,6 +43,10 @@ _REFUSED_INITS = {
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
+METRIC_COST = "metric_s"
+"""Reported seconds that an evaluation took for `eval.metric`."""
+
+
 def remedy_for_init(init: str) -> str:
     """Remedy for an invalid `lora.init`, with the reason where PEFT itself has the value."""
     # A value of another type comes from a file.
@@ -368,6 +372,7 @@ class TrialSpec:
 
 
 __all__ = [
+    "METRIC_COST",
     "TARGET_GROUPS",
     "BaseSpec",
     "ComputeDtype",

@@ -29,6 +29,7 @@ from orchestrator.report.measurements import BaseComparison, Generated, compare_
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.wording import format_metric
 from trainables.contract import TRAINED, Mode
+from trainables.spec import METRIC_COST
 
 if TYPE_CHECKING:
     from trainables.evaluation.serving import Served
@@ -345,7 +346,7 @@ def _sum_up(spec: SweepSpec, history: SweepHistory) -> dict[str, float]:
     }
     if spec.eval.metric is not None:
         reports = [report for one in history.trials.values() for report in one.measured]
-        spent["metric_s"] = math.fsum(report.metrics.get("metric_s", 0.0) for report in reports)
+        spent[METRIC_COST] = math.fsum(report.metrics.get(METRIC_COST, 0.0) for report in reports)
     return spent if price is None else spent | {"money": meter.gpu_s * price / 3600}
 
 

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from orchestrator.journal.recording import recorded_metrics
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.spec.sections import ExitSpec
 from orchestrator.wording import format_metric
@@ -44,7 +45,9 @@ def _ask_function(name: str | None, reports: Sequence[StepMetrics]) -> TrialOutc
     function = _load_once(name, source_digest(name, _STOP))
     allowed = "a function that gives the reason as text, or None"
     try:
-        reason = function([_measured(report) for report in reports])
+        # What the log keeps: a resume asks with the same values.
+        given = [{"step": one["step"], **recorded_metrics(one)} for one in reports]
+        reason = function(given)
     except Exception as error:
         raise function_error(name, _STOP, error, allowed) from error
     if reason is None or reason == "":
@@ -59,11 +62,6 @@ def _ask_function(name: str | None, reports: Sequence[StepMetrics]) -> TrialOutc
 @functools.cache
 def _load_once(name: str, _digest: str) -> Callable[..., object]:
     return load_function(name, _STOP)
-
-
-def _measured(report: StepMetrics) -> dict[str, float]:
-    """A copy with numbers only: Ray Tune adds texts of its own."""
-    return {name: value for name, value in report.items() if isinstance(value, int | float)}
 
 
 def _find_divergence(factor: float, reports: Sequence[StepMetrics]) -> TrialOutcome | None:

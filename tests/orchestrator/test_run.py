@@ -4,6 +4,7 @@ import doctest
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ import torch
 import yaml
 from peft import PeftModel
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
 from orchestrator import (
     BestAdapter,
@@ -261,12 +263,34 @@ def test_an_opened_sweep_shows_what_the_report_shows(swept):
     assert opened.report.curves["step"].tolist() == [4, 8] * TRIALS
 
 
-@pytest.mark.parametrize("kind", [BestAdapter, OpenedSweep, Registry, SweepReport])
-def test_the_examples_of_docstrings_hold(swept, kind, tmp_path, monkeypatch):
+@pytest.fixture
+def folder_of_docs(swept, tmp_path, monkeypatch):
+    """A working directory as the documentation has it, but with the names of this sweep."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "tiny-adapter").symlink_to(swept.storage)
     (tmp_path / "runs" / "mlflow.db").symlink_to(swept.storage.parent / "mlflow.db")
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_code_on_serving_gives_the_adapter_that_was_measured(swept, folder_of_docs):
+    page = Path(__file__).parents[2] / "docs" / "serving.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block.replace("wordnet-classes", "tiny-adapter"), names)
+    merged = AutoModelForCausalLM.from_pretrained("merged", dtype="auto")
+    best = swept.report.best
+    for model, form in ((names["model"], "trained"), (merged, "merged")):
+        with torch.no_grad():
+            expected = best.load(form=form).model(PROMPT_IDS).logits
+            found = model(PROMPT_IDS).logits
+        torch.testing.assert_close(found.float(), expected.float(), atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("kind", [BestAdapter, OpenedSweep, Registry, SweepReport])
+def test_the_examples_of_docstrings_hold(folder_of_docs, kind):
     named = kind if kind is not OpenedSweep else open_sweep
     text = str(named.__doc__).replace("wordnet-classes", "tiny-adapter")
     names = {"Registry": Registry, "open_sweep": open_sweep}

@@ -13,16 +13,13 @@ import numpy as np
 from trainables.errors import SpecError
 from trainables.functions import function_error, load_function, split_name
 from trainables.rows.data import EncodedRow
-from trainables.spec import EvalSpec
+from trainables.spec import METRIC_COST, EvalSpec
 from trainables.training.row_scores import RowScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FIELD = "eval.metric"
-COST = "metric_s"
-"""Reported seconds that the completions and the function took."""
-
 _ANY_TOKEN = 0
 
 NextTokens = Callable[[Sequence[EncodedRow]], Sequence[int]]
@@ -71,7 +68,7 @@ class OwnMetric:
                 f"{FIELD}: {name} gave {shown}; allowed: {_allowed(rows)}. Correct the function."
             )
         value = math.fsum(column) / len(column)
-        return {f"eval_{split_name(name)[1]}": value, COST: time.perf_counter() - began}
+        return {f"eval_{split_name(name)[1]}": value, METRIC_COST: time.perf_counter() - began}
 
     def _texts(
         self, rows: Sequence[EncodedRow], next_tokens: NextTokens

@@ -87,6 +87,9 @@ def broken(reports):
 
 def flag(reports):
     return True
+
+def names(reports):
+    return " ".join(sorted(reports[-1]))
 """
 
 
@@ -104,6 +107,12 @@ def test_a_rule_of_the_user_stops_with_its_reason(rules):
     assert (end.outcome, end.reason) == (Outcome.STOPPED, "no gain since step 20")
     diverged = find_exit(exits, curve([1.0, 1.0, 9.0]))
     assert diverged.outcome is Outcome.DIVERGED, "the rule is asked last"
+
+
+def test_a_rule_sees_what_the_log_keeps_so_that_a_resume_asks_alike(rules):
+    live = curve([1.0])[0] | {"eval_f1": 0.5, "training_iteration": 3, "hostname": "a"}
+    end = find_exit(ExitSpec(stop=f"{rules}:names"), [live])
+    assert end.reason == "eval_f1 eval_loss step train_loss"
 
 
 def test_a_changed_rule_is_asked_anew(rules):
