@@ -52,7 +52,7 @@ class OpenedSweep:
     @property
     def status(self) -> str:
         """`running`, or the outcome of the sweep; a driver that was killed leaves `running`."""
-        return self._history.status or ""
+        return str(self._history.status or "")
 
     @property
     def is_over(self) -> bool:

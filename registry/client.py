@@ -30,7 +30,7 @@ class Registry:
     >>> champion = adapters.get("wordnet-classes@champion")
     >>> str(champion.ref), champion.aliases
     ('wordnet-classes/1', ('champion',))
-    >>> [(move.alias, move.version) for move in adapters.history("wordnet-classes")]
+    >>> [(move.alias, move.target) for move in adapters.history("wordnet-classes")]
     [('champion', 1)]
     >>> adapters.pull("wordnet-classes@champion", "adapter").name
     'adapter'
