@@ -3,6 +3,8 @@
 # make system  those packages: installs what is missing when it may, else says what to run
 # make lint   format, lint, types and import rules alone
 # make test-slow  the tests that take minutes
+# make lock    resolve the dependencies anew and write constraints.txt; run make test before keeping it
+# make audit   ask PyPI's advisory database about every version in constraints.txt
 # make test-gpu   the training core on CUDA; needs torch, transformers, peft, accelerate, bitsandbytes
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ STAMP := $(VENV)/.installed
 # tests/support/servers.py, tests/support/pages.py, sweeps/data/make_wordnet_classes.py
 SYSTEM := postgresql chromium wordnet-base
 
-.PHONY: demo test lint test-slow test-gpu setup system clean
+.PHONY: demo test lint lock audit test-slow test-gpu setup system clean
 
 setup: $(STAMP)
 
@@ -50,5 +52,24 @@ test-gpu:
 	$(PYTHON) -m pytest -m 'not ray and not slow' -p no:cacheprovider \
 	  tests/trainables/test_engine.py tests/trainables/base/test_loading.py tests/trainables/training/test_bundle.py
 
+# A fresh environment: what is installed by chance is not locked. The new versions are not installed into .venv;
+# make test does that, because constraints.txt is newer then.
+lock:
+	rm -rf .lock && $(PYTHON) -m venv .lock
+	.lock/bin/python -m pip install --quiet --upgrade pip
+	.lock/bin/python -m pip install --quiet '.[test]'
+	{ sed -n '/^#/p' constraints.txt; \
+	  .lock/bin/python -m pip freeze --exclude lorchestra | sed 's/+cpu$$//; s/+cu[0-9]*$$//'; } > .lock/constraints.txt
+	mv .lock/constraints.txt constraints.txt
+	rm -rf .lock
+	git --no-pager diff --stat constraints.txt
+
+# pip-audit has an environment of its own, so that its dependencies are not among those it checks. A version that the
+# advisory database does not answer for is a failure (--strict), so that silence is not taken for safety.
+audit:
+	test -x .audit/bin/pip-audit || { $(PYTHON) -m venv .audit && \
+	  .audit/bin/python -m pip install --quiet --upgrade pip pip-audit; }
+	.audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) .audit .lock .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -16,7 +16,8 @@ from orchestrator.errors import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.report.report import SweepReport
+    from orchestrator.opened import OpenedSweep, open_sweep
+    from orchestrator.report.report import BestAdapter, SweepReport
     from orchestrator.run import run_sweep
     from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
     from orchestrator.spec.sections import (
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from orchestrator.spec.sweep import SweepSpec
 
 __all__ = [
+    "BestAdapter",
     "BudgetSpec",
     "ExitSpec",
     "FinalsSpec",
     "HostsSpec",
     "ObjectiveSpec",
+    "OpenedSweep",
     "RegisterSpec",
     "ScheduleSpec",
     "SearchSpec",
@@ -44,22 +47,30 @@ __all__ = [
     "SweepSpec",
     "SweepSpecError",
     "SweepStorageError",
+    "open_sweep",
     "run_sweep",
 ]
 
 _HOMES = {
+    "BestAdapter": "orchestrator.report.report",
     "BudgetSpec": "orchestrator.spec.sections",
     "ExitSpec": "orchestrator.spec.sections",
     "FinalsSpec": "orchestrator.spec.finals_sections",
     "HostsSpec": "orchestrator.spec.sections",
     "ObjectiveSpec": "orchestrator.spec.sections",
+    "OpenedSweep": "orchestrator.opened",
     "RegisterSpec": "orchestrator.spec.finals_sections",
     "ScheduleSpec": "orchestrator.spec.sections",
     "SearchSpec": "orchestrator.spec.sections",
     "SweepReport": "orchestrator.report.report",
     "SweepSpec": "orchestrator.spec.sweep",
+    "open_sweep": "orchestrator.opened",
     "run_sweep": "orchestrator.run",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -399,7 +399,8 @@ def _conclude(sweep: _Sweep, is_cancelled: bool) -> SweepReport:
     history = sweep.record.history
     cancelled = (Outcome.CANCELLED, CANCELLED_BY_USER)
     status, reason = cancelled if is_cancelled else _status(sweep)
-    report = build_report(sweep.spec, history, sweep.storage.folder)
+    storage = sweep.storage
+    report = build_report(sweep.spec, history, storage.folder, storage.location)
     report = replace(report, status=status, reason=reason)
     write_report(report, sweep.spec, history, sweep.storage.folder / REPORT_FOLDER)
     if history.status != status:

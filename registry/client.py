@@ -26,8 +26,14 @@ from registry.versions.versions import AdapterVersion
 class Registry:
     """Adapter versions in MLflow: registered, evaluated, promoted, brought back.
 
-        adapters = Registry("http://mlflow:5000")
-        adapters.pull("support-answers@champion", "adapter")
+    >>> adapters = Registry("sqlite:///runs/mlflow.db")
+    >>> champion = adapters.get("wordnet-classes@champion")
+    >>> str(champion.ref), champion.aliases
+    ('wordnet-classes/1', ('champion',))
+    >>> [(move.alias, move.target) for move in adapters.history("wordnet-classes")]
+    [('champion', 1)]
+    >>> adapters.pull("wordnet-classes@champion", "adapter").name
+    'adapter'
 
     A `ref` is `name@alias`, `name/version`, `name/version@step-N` or `name`, which is the newest
     version. Every method raises `RefError` for a name or reference that cannot be read,

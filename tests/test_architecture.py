@@ -199,9 +199,10 @@ def test_no_modules_import_each_other_not_even_for_their_types():
 
 def test_the_public_surface_is_what_it_was():
     assert orchestrator.__all__ == [
-        "BudgetSpec", "ExitSpec", "FinalsSpec", "HostsSpec", "ObjectiveSpec", "RegisterSpec",
-        "ScheduleSpec", "SearchSpec", "SweepError", "SweepFailedError", "SweepReport", "SweepSpec",
-        "SweepSpecError", "SweepStorageError", "run_sweep",
+        "BestAdapter", "BudgetSpec", "ExitSpec", "FinalsSpec", "HostsSpec", "ObjectiveSpec",
+        "OpenedSweep", "RegisterSpec", "ScheduleSpec", "SearchSpec", "SweepError",
+        "SweepFailedError", "SweepReport", "SweepSpec", "SweepSpecError", "SweepStorageError",
+        "open_sweep", "run_sweep",
     ]  # fmt: skip
     assert registry.__all__ == [
         "AdapterNotFoundError", "AdapterRef", "AdapterVersion", "AliasMove", "Comparison",

@@ -105,8 +105,9 @@ class DataSpec:
     Attributes:
         train: A file of rows (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, `.parquet`, each also
             with `.gz`, `.zst`, `.bz2` or `.xz` behind it), a folder or glob of such files, a hub
-            dataset id with or without `@revision`, or the rows themselves (any iterable of
-            mappings, such as a `datasets.Dataset`).
+            dataset id with or without `@revision`, the rows themselves (any iterable of
+            mappings, such as a `datasets.Dataset`), or a function that gives them,
+            `path/to/file.py:function` or `module:function`.
         validation: Rows that trials are compared on; split off `train` when not given.
         test: Rows that only finalists see; split off `train` when not given.
         format: `messages` or `sharegpt` (chat template), `alpaca`, `prompt-completion`, or `text`;

@@ -48,6 +48,7 @@ from trainables.spec import BaseSpec, DataSpec, TrialSpec
 from trainables.training.bundle import write_bundle
 from trainables.training.eva import first_rows, observed_directions
 from trainables.training.optim import apply_gradients
+from trainables.training.own_metric import OwnMetric
 from trainables.training.probe import Probe
 from trainables.training.row_scores import RowScores, batch_scores, in_order
 from trainables.training.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
@@ -172,8 +173,9 @@ class Engine:
         }
 
     def evaluate(self, seat: str, split: SplitName = "validation") -> dict[str, float]:
-        """Loss and accuracies of a seat's adapter; `eval.max_rows` limits validation rows."""
-        return self.evaluate_rows(seat, split).metrics()
+        """Loss, accuracies and `eval.metric` of a seat; `eval.max_rows` limits validation rows."""
+        taken = self._seats[seat]
+        return self._measure(seat, taken.spec, taken.splits, split)
 
     def evaluate_rows(self, seat: str, split: SplitName = "validation") -> RowScores:
         """Scores of each row for a seat's adapter."""
@@ -181,8 +183,8 @@ class Engine:
         return self._evaluate_rows(seat, taken.spec, taken.splits, split)
 
     def evaluate_base(self, spec: TrialSpec, split: SplitName = "validation") -> dict[str, float]:
-        """Loss and accuracies of the bare base on the data of `spec`."""
-        return self._evaluate_rows(None, spec, self._splits(spec.data), split).metrics()
+        """Loss, accuracies and `eval.metric` of the bare base on the data of `spec`."""
+        return self._measure(None, spec, self._splits(spec.data), split)
 
     def snapshot(self, seat: str) -> SeatState:
         """Complete checkpoint of a seat, as a copy."""
@@ -336,6 +338,37 @@ class Engine:
         return list(output.logits[0].split(self._layout.answer_counts()))
 
     # ---------------------------------------------------------------------------- evaluation
+
+    def _measure(
+        self, seat: str | None, spec: TrialSpec, splits: Splits, name: SplitName
+    ) -> dict[str, float]:
+        scores = self._evaluate_rows(seat, spec, splits, name)
+        if spec.eval.metric is None:
+            return scores.metrics()
+        stops = tokens_of(self.base.model.generation_config)
+        ends = {*splits.train.learned.ends, *stops, self.base.tokenizer.eos_token_id}
+        longest = getattr(
+            self.base.model.config.get_text_config(), "max_position_embeddings", None
+        )
+        own = OwnMetric(how=spec.eval, tokenizer=self.base.tokenizer, ends=ends, longest=longest)
+        rows = rows_of(splits, name, spec.eval.max_rows)
+        size = spec.eval.batch_size
+        asked = own.measure(rows, scores, lambda rows: self._next_tokens(seat, rows, size))
+        return {**scores.metrics(), **asked}
+
+    @torch.no_grad()
+    def _next_tokens(
+        self, seat: str | None, rows: Sequence[EncodedRow], batch_size: int
+    ) -> list[int]:
+        """The most likely token at the single scored position of each row."""
+        found = [0] * len(rows)
+        lengths = [len(row.input_ids) for row in rows]
+        for chosen in batches_by_length(lengths, batch_size, self._rope_switch):
+            batch = build_batch(seat, [rows[i] for i in chosen], self.base.device)
+            (logits,) = self._forward([batch])
+            for number, token in zip(chosen, logits.argmax(dim=-1).tolist(), strict=True):
+                found[number] = token
+        return found
 
     @torch.no_grad()
     def _evaluate_rows(

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 from trainables.claims import show
 from trainables.errors import SpecError
+from trainables.functions import FORM, names_function
 
 _ALWAYS = ("loss", "perplexity", "bits_per_byte", "token_accuracy", "accuracy")
-_METRIC = re.compile(r".+:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +86,8 @@ class EvaluationSpec:
             self._refuse("choices", "two or more different strings", "Name each answer once.")
         if not all(choice.strip() == choice != "" for choice in self.choices):
             self._refuse("choices", "strings without outer whitespace", "Strip or remove them.")
-        if not all(_METRIC.fullmatch(metric) for metric in self.metrics):
-            allowed = "module:function or path/to/file.py:function"
-            self._refuse("metrics", allowed, "Name the function behind a colon.")
+        if not all(map(names_function, self.metrics)):
+            self._refuse("metrics", FORM, "Name the function behind a colon.")
         names = [metric.rpartition(":")[2] for metric in self.metrics]
         if len(set(names)) < len(names):
             self._refuse("metrics", "functions of different names", "Rename one of them.")

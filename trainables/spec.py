@@ -23,6 +23,7 @@ from trainables.claims import (
 )
 from trainables.data_spec import DataSpec
 from trainables.errors import SpecError
+from trainables.functions import FORM, names_function
 
 Quantization = Literal["nf4", "fp4", "int8", "none"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -40,6 +41,10 @@ _REFUSED_INITS = {
 """Refused values of PEFT's `init_lora_weights`, each with the reason."""
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
+
+
+METRIC_COST = "metric_s"
+"""Reported seconds that an evaluation took for `eval.metric`."""
 
 
 def remedy_for_init(init: str) -> str:
@@ -250,6 +255,12 @@ class EvalSpec:
             all rows. Finals always use every test row.
         keep_every: Steps between two adapters that are kept besides the last, a multiple of
             `every`; 0 keeps only the last adapter.
+        metric: A function of yours, `path/to/file.py:function` or `module:function`, computed at
+            every evaluation and reported as `eval_<function>`. It gives one finite number for each
+            row. Its argument is a mapping of lists, one entry for each row: `loss_sum`,
+            `answer_tokens`, `correct_tokens`, `is_whole`; with `max_new_tokens` it has two
+            arguments, the lists of greedy completions and of the rows' answers.
+        max_new_tokens: Most tokens of a greedy completion for `metric`; 0 for row scores.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -258,6 +269,8 @@ class EvalSpec:
     batch_size: int = 32
     max_rows: int | None = None
     keep_every: int = 0
+    metric: str | None = None
+    max_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         require_small_numbers(self, "eval")
@@ -276,6 +289,20 @@ class EvalSpec:
             self.keep_every,
             f"0, or a multiple of eval.every ({self.every})",
             "Adapters are kept only at evaluations.",
+        )
+        require(
+            self.metric is None or names_function(self.metric),
+            "eval.metric",
+            self.metric,
+            FORM,
+            "Name the function behind a colon.",
+        )
+        require(
+            self.max_new_tokens == 0 or (self.max_new_tokens > 0 and self.metric is not None),
+            "eval.max_new_tokens",
+            self.max_new_tokens,
+            "0, or more with eval.metric",
+            "Only a metric of yours reads completions.",
         )
 
 
@@ -345,6 +372,7 @@ class TrialSpec:
 
 
 __all__ = [
+    "METRIC_COST",
     "TARGET_GROUPS",
     "BaseSpec",
     "ComputeDtype",

@@ -37,11 +37,18 @@ from orchestrator.outcome import (
 from orchestrator.wording import last_line
 from trainables.hosts.orders import WORST_METRICS, ZERO_METRICS, is_stand_in
 from trainables.hosts.progress import BACK_TO_STEP, LOST_STEP
+from trainables.spec import METRIC_COST
 
 logger = logging.getLogger(__name__)
 
 REPORTED = (*WORST_METRICS, *ZERO_METRICS)
 """Metrics that every report of a trial has."""
+
+
+def recorded_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a result that the log keeps, without what Ray Tune adds."""
+    own = [name for name in result if name.startswith("eval_") and name not in REPORTED]
+    return {name: result[name] for name in (*REPORTED, *own, METRIC_COST) if name in result}
 
 
 class SweepRecord:
@@ -161,7 +168,7 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]
         if not result.get("step"):
             return  # ended before the first report
         number, step = trial.config["trial"], result["step"]
-        metrics = {name: result[name] for name in REPORTED if name in result}
+        metrics = recorded_metrics(result)
         if self._is_recorded(number, step, metrics):
             return  # a continued trial repeats its earlier reports
         self._record.add(

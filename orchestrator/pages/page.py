@@ -311,6 +311,7 @@ _BUDGET = {
     "wall_clock_s": "wall clock",
     "cpu_seconds": "CPU time of hosts",
     "gpu_seconds": "GPU time of hosts",
+    "metric_s": "time of hosts for eval.metric",
 }
 
 

@@ -26,13 +26,21 @@ def require_same_sweep(spec: SweepSpec, history: SweepHistory, location: str) ->
         # The digest covers the rows: with an equal spec, only the data files can differ.
         raise SweepStorageError(
             f"{location}: holds sweep {history.sweep_id}, and its data files "
-            "hold other rows than it was started with; allowed: the rows of the start, "
-            "because earlier and later trials would be compared on different rows. "
-            "Restore the files, or choose another --storage, or another name."
+            f"hold other rows{_or_other_source(spec)} than it was started with; allowed: "
+            "the files of the start, because earlier and later trials could not be "
+            "compared. Restore the files, or choose another --storage, or another name."
         )
     allowed = ", ".join(RESUMABLE_CHANGES)
+    differs = sorted(name for name in fixed if recorded.get(name) != written[name])
     raise SweepStorageError(
-        f"{location}: holds sweep {history.sweep_id} of another spec; "
+        f"{location}: holds sweep {history.sweep_id} of another spec "
+        f"(another {', '.join(differs)}); "
         f"allowed: the spec it was started with, in which only {allowed} may change. "
         "Choose another --storage, or another name."
     )
+
+
+def _or_other_source(spec: SweepSpec) -> str:
+    named = {"eval.metric": spec.eval.metric, "exits.stop": spec.exits.stop}
+    fields = " and ".join(field for field, name in named.items() if name is not None)
+    return f", or {fields} another source," if fields else ""

@@ -24,7 +24,7 @@ from orchestrator.spec.data_report import (
     read_local_rows,
     with_fetched_configs,
 )
-from orchestrator.spec.inputs import SPLITS
+from orchestrator.spec.inputs import SPLITS, load_functions
 from orchestrator.spec.sweep import SweepSpec
 from trainables.base.presence import hub_fault, is_hub_model, stay_offline
 from trainables.evaluation.answers import load_metrics
@@ -92,6 +92,7 @@ def prepare_sweep(
     """
     kept = SweepStorage(storage or RUNS / spec.name)
     load_metrics(spec.finals.metrics)
+    load_functions(spec.eval.metric, spec.exits.stop, spec.objective)
     require_cache()
     known = read_history(kept.location)
     with library_chatter_held() as said:

@@ -66,6 +66,42 @@ def build_leaderboard(spec: SweepSpec, history: SweepHistory) -> pd.DataFrame:
     )
 
 
+def build_curves(history: SweepHistory) -> pd.DataFrame:
+    """One row for each evaluation of each trial, repeats included, by trial and step.
+
+    The columns are `trial`, `repeat_of`, `step`, the reported metrics and `seconds` since the
+    trial's start.
+    """
+    rows = [
+        {"trial": record.number, "repeat_of": record.repeat_of, "step": report.step}
+        | {name: value for name, value in report.metrics.items() if name != "step"}
+        | {"seconds": report.at - record.started_at}
+        for record in history.trials.values()
+        for report in record.measured
+    ]
+    first = ["trial", "repeat_of", "step"]
+    names = dict.fromkeys([*first, *(name for row in rows for name in row), "seconds"])
+    curves = pd.DataFrame(rows, columns=list(names)).astype(dict.fromkeys(first, "Int64"))
+    return curves.sort_values(["trial", "step"], ignore_index=True)
+
+
+def build_outcomes(history: SweepHistory) -> pd.DataFrame:
+    """One row for each outcome of trials of the search: `outcome`, `trials`, `share`, `reason`.
+
+    `reason` is the most frequent reason of the outcome.
+    """
+    reasons: dict[str, list[str]] = {name: [] for name in UNRANKED_ORDER}
+    for record in history.searched():
+        reasons[outcome_of(record)].append(record.reason)
+    total = sum(map(len, reasons.values()))
+    rows = [
+        (name, len(said), len(said) / total, max(said, key=said.count))
+        for name, said in reasons.items()
+        if said
+    ]
+    return pd.DataFrame(rows, columns=["outcome", "trials", "share", "reason"])
+
+
 def find_pareto(objective: ObjectiveSpec, history: SweepHistory) -> tuple[int, ...]:
     """Ranked trials on the Pareto front of the objectives.
 

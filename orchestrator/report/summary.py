@@ -181,7 +181,12 @@ def _of_limit(spent: str, limit: float | None, show: Callable[[float], str]) -> 
     return spent if limit is None else f"{spent} of {show(limit)}"
 
 
-_UNITS = (("wall_clock_s", "of wall clock"), ("cpu_seconds", "of CPU"), ("gpu_seconds", "of GPU"))
+_UNITS = (
+    ("wall_clock_s", "of wall clock"),
+    ("cpu_seconds", "of CPU"),
+    ("gpu_seconds", "of GPU"),
+    ("metric_s", "of hosts for eval.metric"),
+)
 
 
 def _render_comparison(report: SweepReport, compared: list[BaseComparison]) -> Table:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from orchestrator.finals.form_scores import FormScore, list_form_scores
 from orchestrator.finals.standings import Separation, Standing
-from orchestrator.metrics import Metric
 from orchestrator.report.measurements import BaseComparison, Generated
 from orchestrator.wording import format_metric
 from trainables.contract import TRAINED, Mode
@@ -67,7 +66,7 @@ class Evidence:
 
     trial: int | None
     value: float | None
-    metric: Metric
+    metric: str
     mode: Mode
     is_over: bool = True
     finals: Sequence[Standing] = ()

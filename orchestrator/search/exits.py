@@ -1,13 +1,20 @@
-"""Reasons to end a trial that depend on its own reports only: divergence and overfitting."""
+"""Reasons to end a trial from its own reports only: divergence, overfitting, a user's rule."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from orchestrator.journal.recording import recorded_metrics
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.spec.sections import ExitSpec
 from orchestrator.wording import format_metric
+from trainables.claims import show
+from trainables.errors import SpecError
+from trainables.functions import function_error, load_function, source_digest
+
+_STOP = "exits.stop"
 
 StepMetrics = Mapping[str, float]
 """`step` and the metrics of that step."""
@@ -20,9 +27,41 @@ def find_exit(exits: ExitSpec, reports: Sequence[StepMetrics]) -> TrialOutcome |
         exits: Conditions that end a trial.
         reports: Reports of the trial, in order of steps.
     """
-    return _find_divergence(exits.divergence, reports) or _find_overfitting(
-        exits.overfitting, reports
+    return (
+        _find_divergence(exits.divergence, reports)
+        or _find_overfitting(exits.overfitting, reports)
+        or _ask_function(exits.stop, reports)
     )
+
+
+def _ask_function(name: str | None, reports: Sequence[StepMetrics]) -> TrialOutcome | None:
+    """The answer of the user's function.
+
+    Raises:
+        SpecError: The function failed, or gave something other than text or `None`.
+    """
+    if name is None:
+        return None
+    function = _load_once(name, source_digest(name, _STOP))
+    allowed = "a function that gives the reason as text, or None"
+    try:
+        # What the log keeps: a resume asks with the same values.
+        given = [{"step": one["step"], **recorded_metrics(one)} for one in reports]
+        reason = function(given)
+    except Exception as error:
+        raise function_error(name, _STOP, error, allowed) from error
+    if reason is None or reason == "":
+        return None
+    if not isinstance(reason, str):
+        raise SpecError(
+            f"{_STOP}: {name} gave {show(reason)}; allowed: {allowed}. Correct the function."
+        )
+    return TrialOutcome(Outcome.STOPPED, reason)
+
+
+@functools.cache
+def _load_once(name: str, _digest: str) -> Callable[..., object]:
+    return load_function(name, _STOP)
 
 
 def _find_divergence(factor: float, reports: Sequence[StepMetrics]) -> TrialOutcome | None:

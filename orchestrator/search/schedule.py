@@ -17,7 +17,6 @@ from typing import Any, Protocol
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from orchestrator.journal.history import SweepHistory
-from orchestrator.metrics import Metric
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.search.exits import find_exit
 from orchestrator.search.pbt import Heir, Pbt, said_better
@@ -188,7 +187,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         rule: Comparison with other trials.
     """
 
-    def __init__(self, metric: Metric, exits: ExitSpec, rule: StoppingRule) -> None:
+    def __init__(self, metric: str, exits: ExitSpec, rule: StoppingRule) -> None:
         super().__init__()
         self._metric, self._exits, self._rule = metric, exits, rule
         self._reports: dict[int, list[Mapping[str, float]]] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from orchestrator.errors import SweepSpecError
-from orchestrator.metrics import TRIAL_METRICS, Metric
+from orchestrator.metrics import TRIAL_METRICS
 from orchestrator.spec.complaint import require
 from orchestrator.spec.sections import require_slug
 from trainables.contract import SAME_UNQUANTIZED, SERVING_FORMS, TRAINED, ServingForm
@@ -92,7 +92,8 @@ class RegisterSpec:
         form: Serving form in which the versions are loaded and compared.
         promote: Whether the best version is a candidate for champion.
         metric: Measure that the gate compares: `loss`, `accuracy`, `bits_per_byte` or any other
-            measure of the finals; by default, the measure of the objective.
+            measure of the finals; by default, the measure of the objective, and `loss` for a
+            metric of yours.
         min_improvement: Required improvement of a candidate over the champion.
         confidence: Level of the interval that must lie beyond `min_improvement`.
         licenses: Licenses of base, data and adapter, for the card.
@@ -122,9 +123,14 @@ class RegisterSpec:
         )
         _require_level("register.confidence", self.confidence)
 
-    def measure(self, objective: Metric) -> str:
-        """The measure for the gate with this objective."""
-        return self.metric or TRIAL_METRICS[objective].measure
+    def measure(self, objective: str) -> str:
+        """The measure for the gate; by default that of the objective, for a user's metric `loss`.
+
+        Evaluations of versions do not compute `eval.metric`: name a function in `finals.metrics`
+        and its measure in `metric` to compare versions by it.
+        """
+        known = {str(name): one.measure for name, one in TRIAL_METRICS.items()}
+        return self.metric or known.get(objective, "loss")
 
 
 def same_form(form: str, quantization: str) -> str:

@@ -18,8 +18,10 @@ from typing import Any
 
 from orchestrator.errors import SweepSpecError, SweepStorageError
 from orchestrator.spec.complaint import remedy_for_path, require
+from orchestrator.spec.sections import ObjectiveSpec
 from trainables.claims import similar_path
-from trainables.files.sources import digest_files, files_of, is_local, names_path
+from trainables.files.sources import call_reader, digest_files, files_of, is_local, names_path
+from trainables.functions import load_function, names_function, source_digest, split_name
 from trainables.spec import BaseSpec, DataSpec
 from trainables.whole import replace_file
 
@@ -53,12 +55,7 @@ def with_located_sources(sweep: Mapping[str, Any], folder: Path) -> dict[str, An
         located["space"] = locate_choices(space, folder)
     if isinstance(sweep.get("forbid"), list | tuple):
         located["forbid"] = locate_rules(sweep["forbid"], folder, "forbid")
-    finals = sweep.get("finals")
-    if isinstance(finals, Mapping) and isinstance(finals.get("metrics"), list | tuple):
-        located["finals"] = {
-            **finals,
-            "metrics": [_locate_metric(name, folder) for name in finals["metrics"]],
-        }
+    located |= _locate_functions(sweep, folder)
     search = sweep.get("search")
     if isinstance(search, Mapping) and isinstance(search.get("start"), list | tuple):
         start = locate_rules(search["start"], folder, "search.start")
@@ -66,7 +63,23 @@ def with_located_sources(sweep: Mapping[str, Any], folder: Path) -> dict[str, An
     return located
 
 
-def _locate_metric(name: object, folder: Path) -> object:
+def _locate_functions(sweep: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The sections that name functions, with absolute paths."""
+    located = {}
+    for section, name in (("eval", "metric"), ("exits", "stop"), ("finals", "metrics")):
+        values = sweep.get(section)
+        if isinstance(values, Mapping) and name in values:
+            named = values[name]
+            found = (
+                [locate_function(one, folder) for one in named]
+                if isinstance(named, list | tuple)
+                else locate_function(named, folder)
+            )
+            located[section] = {**values, name: found}
+    return located
+
+
+def locate_function(name: Any, folder: Path) -> Any:
     """`file.py:function` with an absolute path; other values unchanged."""
     if not isinstance(name, str):
         return name
@@ -178,13 +191,18 @@ def _rename_all(models: Any, rename: Rename, where: str) -> Any:
 def save_rows(data: DataSpec, folder: Path) -> DataSpec:
     """Write splits held in memory to JSONL files, and return data that reads the files.
 
+    Rows that a function gives are written, too: hosts and later sessions read the same rows.
+
     Raises:
         SweepSpecError: A row is not JSON.
+        SpecError: A function failed, or gave something other than rows.
         SweepStorageError: The folder cannot be written.
     """
     paths: dict[str, Any] = {}
     for split in SPLITS:
         rows = getattr(data, split)
+        if isinstance(rows, str) and names_function(rows):
+            rows = call_reader(rows, f"data.{split}")
         if rows is None or isinstance(rows, str):
             continue
         try:
@@ -194,19 +212,64 @@ def save_rows(data: DataSpec, folder: Path) -> DataSpec:
                 f"data.{split}: a row is not JSON ({error}); allowed: text, numbers, lists and "
                 "mappings. Convert the column."
             ) from error
-        # Named by content: a later sweep must not replace rows that hosts are reading.
-        name = f"{split}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
-        path = (folder / name).resolve()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, text.encode())
-        except OSError as error:
-            raise SweepStorageError(
-                f"{path}: cannot be written ({error}); allowed: a writable storage folder. "
-                "Choose another folder or free some space."
-            ) from error
-        paths[split] = str(path)
+        paths[split] = str(_keep(text.encode(), folder, split, ".jsonl"))
     return dataclasses.replace(data, **paths) if paths else data
+
+
+def save_function(name: str | None, folder: Path) -> str | None:
+    """Copy the file of a function, and return its name there; a module is not copied.
+
+    Hosts and later sessions call the function as it was, wherever the file is then.
+
+    Raises:
+        SweepStorageError: The folder cannot be written.
+    """
+    where, called = split_name(name or "")
+    if not where.endswith(".py") or not Path(where).is_file():
+        return name  # a missing file is told when the function is loaded
+    return f"{_keep(Path(where).read_bytes(), folder, called, '.py')}:{called}"
+
+
+def _keep(content: bytes, folder: Path, name: str, suffix: str) -> Path:
+    # Named by content: a later sweep must not replace what hosts are reading.
+    path = (folder / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}{suffix}").resolve()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content)
+    except OSError as error:
+        raise SweepStorageError(
+            f"{path}: cannot be written ({error}); allowed: a writable storage folder. "
+            "Choose another folder or free some space."
+        ) from error
+    return path
+
+
+def function_digest(name: str | None, field: str) -> str | None:
+    """Name and source digest of a function of the user; a moved file keeps the digest."""
+    if name is None:
+        return None
+    return f"{split_name(name)[1]} {source_digest(name, field)}"
+
+
+def load_functions(metric: str | None, stop: str | None, objective: ObjectiveSpec) -> None:
+    """Load the functions that a sweep calls while it trains, to find mistakes before it starts.
+
+    Raises:
+        SpecError: A function cannot be loaded.
+        SweepSpecError: The objective has another direction than the function says.
+    """
+    if stop is not None:
+        load_function(stop, "exits.stop")
+    if metric is None:
+        return
+    said = getattr(load_function(metric, "eval.metric"), "mode", objective.mode)
+    require(
+        objective.own_function is None or said == objective.mode,
+        "objective.mode",
+        objective.mode,
+        f"{said}, as the attribute mode of {metric} says",
+        f"Write mode: {said}, or correct the function's attribute.",
+    )
 
 
 def content_digest(source: str | None) -> str | None:
@@ -228,6 +291,8 @@ def _locate_rows(source: str, folder: Path, where: str) -> str:
     path = folder / Path(source).expanduser()
     if _exists(path) and source.strip():
         return str(path.resolve())
+    if names_function(source):
+        return str(locate_function(source, folder))
     if not names_path(source):
         # No hub dataset without an owner ends as a file does: this is a mistyped file.
         near = similar_path(path) if "/" not in source and path.suffix else None

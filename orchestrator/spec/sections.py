@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 from orchestrator.metrics import TRIAL_METRICS, Metric, ReportedMetric
 from orchestrator.spec.complaint import complaint, require
 from trainables.contract import Mode
+from trainables.functions import FORM, names_function
 
 Algorithm = Literal["tpe", "gp", "cmaes", "nsga2", "random", "grid"]
 EarlyStop = Literal["asha", "hyperband", "median", "pbt", "none"]
@@ -67,9 +68,10 @@ class ObjectiveSpec:
     """Objectives and constraints for comparing trials.
 
     Attributes:
-        metric: A metric in every report of a trial.
-        mode: Whether lower or higher is better; by default, `min` for a loss and `max` for an
-            accuracy.
+        metric: A metric in every report of a trial: `eval_loss`, `eval_accuracy`,
+            `eval_token_accuracy`, `train_loss`, or `eval_<function>` of `eval.metric`.
+        mode: Whether lower or higher is better; by default, `min` for a loss, and `max` for an
+            accuracy and for a metric of yours.
         also: Further objectives with their directions, such as `{peak_memory_gib: min}`. The
             searcher and the Pareto front use all objectives; early stopping, ranking and promotion
             use `metric`.
@@ -79,10 +81,17 @@ class ObjectiveSpec:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
-    metric: Metric = "eval_loss"
+    metric: Metric | str = "eval_loss"
     mode: Mode = field(default=cast("Mode", None))
     also: Mapping[ReportedMetric, Mode] = field(default_factory=dict)
     constraints: tuple[str, ...] = ()
+
+    @property
+    def own_function(self) -> str | None:
+        """The name of the user's function that `metric` stands for; `None` for other metrics."""
+        if self.metric in TRIAL_METRICS or not self.metric.startswith("eval_"):
+            return None
+        return self.metric.removeprefix("eval_")
 
     @property
     def goals(self) -> dict[str, Mode]:
@@ -105,11 +114,19 @@ class ObjectiveSpec:
             f"Remove {self.metric} from objective.also.",
         )
         _ = self.bounds
-        fitting = TRIAL_METRICS[self.metric].mode
+        own = self.own_function
+        require(
+            self.metric in get_args(Metric) or own is not None,
+            "objective.metric",
+            self.metric,
+            f"{', '.join(get_args(Metric))}, or eval_<function> of eval.metric",
+            "Choose one of these.",
+        )
+        fitting = "max" if own is not None else TRIAL_METRICS[cast("Metric", self.metric)].mode
         if cast("Mode | None", self.mode) is None:
             object.__setattr__(self, "mode", fitting)
         require(
-            self.mode == fitting,
+            self.mode == fitting or own is not None,
             "objective.mode",
             self.mode,
             f"{fitting} for {self.metric}",
@@ -215,12 +232,17 @@ class ExitSpec:
             this factor; 0 switches the rule off. (A non-finite loss always ends a trial.)
         overfitting: A trial ends as `stopped` after this number of successive evaluations with an
             `eval_loss` above the minimum while `train_loss` fell; 0 switches the rule off.
+        stop: A function of yours, `path/to/file.py:function` or `module:function`, called after
+            every report of a trial. Its argument is the list of the trial's reports so far, each
+            a mapping with `step` and the metrics; it gives the reason to stop the trial as text,
+            or `None`. Equal reports must give an equal answer: a resume asks again.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     divergence: float = 3.0
     overfitting: int = 0
+    stop: str | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -232,6 +254,13 @@ class ExitSpec:
         )
         require(
             self.overfitting >= 0, "exits.overfitting", self.overfitting, ">= 0", "Use 0 for off."
+        )
+        require(
+            self.stop is None or names_function(self.stop),
+            "exits.stop",
+            self.stop,
+            FORM,
+            "Name the function behind a colon.",
         )
 
 

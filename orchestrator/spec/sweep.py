@@ -18,6 +18,7 @@ from typing import Any, ClassVar, cast, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import SweepSpecError
+from orchestrator.metrics import TRIAL_METRICS
 from orchestrator.spec.complaint import complaint, is_section, require, translate
 from orchestrator.spec.distributions import Choice
 from orchestrator.spec.finals_sections import (
@@ -29,10 +30,13 @@ from orchestrator.spec.finals_sections import (
 from orchestrator.spec.inputs import (
     SPLITS,
     content_digest,
+    function_digest,
     locate_base,
     locate_choices,
     locate_data,
+    locate_function,
     locate_rules,
+    save_function,
     save_rows,
     with_located_sources,
     without_files,
@@ -70,6 +74,18 @@ RESUMABLE_CHANGES = ("budget", "finals", "hosts", "register")
 @dataclass(frozen=True, kw_only=True)
 class SweepSpec:
     """All settings of a sweep.
+
+    >>> spec = SweepSpec(
+    ...     name="greetings",
+    ...     base=BaseSpec(model="HuggingFaceTB/SmolLM2-135M-Instruct"),
+    ...     data=DataSpec(train=[{"prompt": "hello ->", "completion": " bonjour"}]),
+    ...     optim=OptimSpec(steps=40),
+    ...     eval=EvalSpec(every=10),
+    ...     space={"lora.rank": {"choice": [4, 8]}},
+    ...     budget=BudgetSpec(trials=8),
+    ... )
+    >>> spec.horizon, spec.schedule.grace_steps
+    (40, 10)
 
     Attributes:
         name: Name of the sweep's folder and, by default, of its registered model.
@@ -127,6 +143,8 @@ class SweepSpec:
         self._check_steps()
         self._fill("base", locate_base(self.base, Path.cwd()))
         self._fill("data", locate_data(self.data, Path.cwd()))
+        self._locate_functions()
+        self._check_own_metric()
         quarter = max(self.eval.every, self.horizon // 4 // self.eval.every * self.eval.every)
         grace_steps = self.schedule.grace_steps or quarter
         self._fill("schedule", dataclasses.replace(self.schedule, grace_steps=grace_steps))
@@ -174,13 +192,15 @@ class SweepSpec:
         """Hex SHA-256 of all settings that decide trials and their comparison.
 
         A sweep can be resumed only with the same digest. `RESUMABLE_CHANGES` are left out. Data
-        files count by content: moving a file keeps the digest, changing the file does not.
+        files and functions count by content: moving a file keeps the digest, changing it does not.
         """
         values = self.to_dict()
         for section in RESUMABLE_CHANGES:
             values.pop(section)
         for split in SPLITS:
             values["data"][split] = content_digest(values["data"][split])
+        values["eval"]["metric"] = function_digest(self.eval.metric, "eval.metric")
+        values["exits"]["stop"] = function_digest(self.exits.stop, "exits.stop")
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -204,12 +224,17 @@ class SweepSpec:
         return cast("dict[str, Any]", json.loads(json.dumps(values, allow_nan=False)))
 
     def with_saved_rows(self, folder: Path) -> SweepSpec:
-        """The same sweep with rows in memory replaced by files in the folder.
+        """The same sweep with rows in memory, and functions, replaced by files in the folder.
 
         Raises:
             SweepStorageError: The folder cannot be written.
         """
-        return dataclasses.replace(self, data=save_rows(self.data, folder))
+        return dataclasses.replace(
+            self,
+            data=save_rows(self.data, folder),
+            eval=dataclasses.replace(self.eval, metric=save_function(self.eval.metric, folder)),
+            exits=dataclasses.replace(self.exits, stop=save_function(self.exits.stop, folder)),
+        )
 
     def _fill(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -233,6 +258,32 @@ class SweepSpec:
                 "Use a smaller first rung.",
             )
             _require_multiple("schedule.grace_steps", grace, every)
+
+    def _locate_functions(self) -> None:
+        here = Path.cwd()
+        for section, name in (("eval", "metric"), ("exits", "stop")):
+            named = getattr(getattr(self, section), name)
+            changed = {name: locate_function(named, here)}
+            self._fill(section, dataclasses.replace(getattr(self, section), **changed))
+        metrics = tuple(locate_function(name, here) for name in self.finals.metrics)
+        self._fill("finals", dataclasses.replace(self.finals, metrics=metrics))
+
+    def _check_own_metric(self) -> None:
+        """Refuse an objective that no report has, and a function named as another metric."""
+        function = (self.eval.metric or "").rpartition(":")[2]
+        require(
+            f"eval_{function}" not in TRIAL_METRICS,
+            "eval.metric",
+            self.eval.metric,
+            f"a function with a name of its own: eval_{function} is another metric",
+            "Rename the function.",
+        )
+        own = self.objective.own_function
+        reported = f"the metrics of reports, such as eval_{function or 'loss'}"
+        remedy = f"Name a function {own} in eval.metric, or choose another metric."
+        require(
+            own in (None, function), "objective.metric", self.objective.metric, reported, remedy
+        )
 
     def _check_register(self) -> None:
         if self.register is None:

@@ -32,6 +32,9 @@ _Evaluated = tuple[AdapterVersion, Sequence[Evaluation]]
 class PromotionRule:
     """Conditions for a candidate to become champion.
 
+    >>> PromotionRule(metric="accuracy", min_improvement=0.02).confidence
+    0.95
+
     Attributes:
         metric: Measure to compare by.
         form: Serving form in which both versions must have been evaluated.

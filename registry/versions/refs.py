@@ -19,6 +19,11 @@ _LIKE_A_VERSION = re.compile(r"[vV]?\d+")
 class AdapterRef:
     """A reference to one version of an adapter; without alias and version, to the newest.
 
+    >>> AdapterRef.parse("wordnet-classes@champion").alias
+    'champion'
+    >>> str(AdapterRef(name="wordnet-classes", version=7, step=400))
+    'wordnet-classes/7@step-400'
+
     Attributes:
         name: Registered model name.
         alias: A movable name of a version, such as `champion`.

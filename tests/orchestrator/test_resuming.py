@@ -18,6 +18,7 @@ from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.resuming import SweepProgress
 from orchestrator.spec.data_report import DataReport
 from orchestrator.spec.finals_sections import FinalsSpec
+from orchestrator.spec.sections import ExitSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from tests.support.events import event
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
@@ -100,6 +101,18 @@ def test_other_rows_than_those_of_the_start_are_refused(tmp_path, source):
     file.write_text('{"text": "b"}\n')
     with pytest.raises(SweepStorageError, match="data files hold other rows than it was started"):
         scene.run(replace(SPEC, data=data))
+    scene.log.close()
+
+
+def test_another_function_than_that_of_the_start_is_refused(tmp_path):
+    file = tmp_path / "rules.py"
+    file.write_text("def stop(reports): return None\n")
+    spec = replace(SPEC, exits=ExitSpec(stop=f"{file}:stop"))
+    scene = Scene(tmp_path / "storage", spec.with_saved_rows(tmp_path / "data"))
+    scene.run(spec.with_saved_rows(tmp_path / "data"))
+    file.write_text("def stop(reports): return 'never'\n")
+    with pytest.raises(SweepStorageError, match=r"of another spec \(another exits\)"):
+        scene.run(spec.with_saved_rows(tmp_path / "data"))
     scene.log.close()
 
 

@@ -1,8 +1,10 @@
 """Real sweeps on a tiny base, through `run_sweep` and the command, and what they leave behind."""
 
+import doctest
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,8 +25,18 @@ import torch
 import yaml
 from peft import PeftModel
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
-from orchestrator import SweepFailedError, SweepSpec, SweepStorageError, run_sweep
+from orchestrator import (
+    BestAdapter,
+    OpenedSweep,
+    SweepFailedError,
+    SweepReport,
+    SweepSpec,
+    SweepStorageError,
+    open_sweep,
+    run_sweep,
+)
 from orchestrator.cli import main
 from orchestrator.journal.log import read_events
 from orchestrator.spec.finals_sections import FinalsSpec
@@ -33,7 +45,7 @@ from orchestrator.spec.sweep import parse_sweep
 from registry import Registry
 from registry.tracking.connection import connect
 from trainables.base.loading import load_base
-from trainables.errors import DataError
+from trainables.errors import DataError, SpecError
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec
 
 pytestmark = pytest.mark.ray
@@ -229,6 +241,63 @@ def test_the_sweep_file_among_the_artifacts_is_the_sweep(swept, tmp_path):
     path = swept.tracked.client.download_artifacts(sweep.info.run_id, "sweep.yaml", str(tmp_path))
     again = parse_sweep(yaml.safe_load(Path(path).read_text()), tmp_path)
     assert again.digest == swept.spec.digest == sweep.data.tags["lorchestra.digest"]
+
+
+def test_the_best_adapter_loads_from_the_registry_or_its_bundle(swept):
+    best = swept.report.best
+    loaded = [best.load(), replace(best, ref=None).load(), best.load(form="merged")]
+    with torch.no_grad():
+        registered, bundle, merged = (one.model(PROMPT_IDS).logits for one in loaded)
+    assert torch.equal(registered, bundle)
+    assert not torch.equal(registered, merged)
+    assert loaded[0].tokenizer.decode(PROMPT_IDS[0].tolist()) != ""
+    with pytest.raises(SpecError, match="form: got 'fused'"):
+        best.load(form="fused")
+
+
+def test_an_opened_sweep_shows_what_the_report_shows(swept):
+    opened = open_sweep(swept.storage)
+    assert opened.is_over
+    pd.testing.assert_frame_equal(opened.report.leaderboard, swept.report.leaderboard)
+    assert opened.report.best == swept.report.best
+    assert opened.report.curves["step"].tolist() == [4, 8] * TRIALS
+
+
+@pytest.fixture
+def folder_of_docs(swept, tmp_path, monkeypatch):
+    """A working directory as the documentation has it, but with the names of this sweep."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tiny-adapter").symlink_to(swept.storage)
+    (tmp_path / "runs" / "mlflow.db").symlink_to(swept.storage.parent / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_code_on_serving_gives_the_adapter_that_was_measured(swept, folder_of_docs):
+    page = Path(__file__).parents[2] / "docs" / "serving.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block.replace("wordnet-classes", "tiny-adapter"), names)
+    merged = AutoModelForCausalLM.from_pretrained("merged", dtype="auto")
+    best = swept.report.best
+    # Where the processor computes in bfloat16, what is not quantized is rounded in the first only.
+    for model, form, margin in ((names["model"], "trained", 0.4), (merged, "merged", 0.0)):
+        with torch.no_grad():
+            expected = best.load(form=form).model(PROMPT_IDS).logits
+            found = model(PROMPT_IDS).logits
+        torch.testing.assert_close(found.float(), expected.float(), atol=margin, rtol=0.0)
+
+
+@pytest.mark.parametrize("kind", [BestAdapter, OpenedSweep, Registry, SweepReport])
+def test_the_examples_of_docstrings_hold(folder_of_docs, kind):
+    named = kind if kind is not OpenedSweep else open_sweep
+    text = str(named.__doc__).replace("wordnet-classes", "tiny-adapter")
+    names = {"Registry": Registry, "open_sweep": open_sweep}
+    example = doctest.DocTestParser().get_doctest(text, names, kind.__name__, None, None)
+    assert len(example.examples) >= 3
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_the_report_is_on_disk(swept):

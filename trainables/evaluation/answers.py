@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
-from types import ModuleType
 from typing import Any, get_args
 
 from trainables.contract import Mode
 from trainables.errors import SpecError
 from trainables.evaluation.measures import RESERVED
 from trainables.evaluation_spec import EvaluationSpec
+from trainables.functions import load_function, source_digest, split_name
+
+_FIELD = "evaluation.metrics"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,21 +66,7 @@ def metric_digests(names: Sequence[str]) -> dict[str, str]:
     Raises:
         SpecError: The module or file does not exist.
     """
-    digests = {}
-    for name in names:
-        where, _, called = name.rpartition(":")
-        if where.endswith(".py"):
-            path = Path(where).expanduser()
-        else:
-            path = Path(_import_module(where).__file__ or "")
-        try:
-            digests[called] = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise SpecError(
-                f"evaluation.metrics: {name!r} cannot be read ({error}); allowed: a function in a "
-                "Python source file. Correct the path."
-            ) from error
-    return digests
+    return {split_name(name)[1]: source_digest(name, _FIELD) for name in names}
 
 
 def evaluate_completions(
@@ -141,19 +124,7 @@ def _whole(choice: str) -> str:
 
 
 def _load_metric(name: str) -> Metric:
-    where, _, called = name.rpartition(":")
-    module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
-    function = getattr(module, called, None)
-    if not callable(function):
-        known = [
-            other
-            for other, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", None) == module.__name__
-        ]
-        raise SpecError(
-            f"evaluation.metrics: got {name!r}, but {where} has no function {called!r}; allowed: "
-            f"{', '.join(known) or '(it has none)'}. Correct the name."
-        )
+    function, called = load_function(name, _FIELD), split_name(name)[1]
     if called in RESERVED:
         raise SpecError(
             f"evaluation.metrics: got {name!r}, but the name {called!r} is taken; allowed: any "
@@ -166,40 +137,6 @@ def _load_metric(name: str) -> Metric:
             ". Correct the attribute."
         )
     return Metric(name=called, mode=mode, function=function)
-
-
-def _import_module(where: str) -> ModuleType:
-    try:
-        return importlib.import_module(where)
-    except (ImportError, SyntaxError, TypeError, ValueError) as error:
-        raise SpecError(
-            f"evaluation.metrics: module {where!r} cannot be imported ({error}); allowed: a "
-            "module on Python's path, or path/to/file.py. Check the name or install what it needs."
-        ) from error
-
-
-def _import_file(path: Path) -> ModuleType:
-    path = path.expanduser().resolve()
-    if not path.is_file():
-        raise SpecError(
-            f"evaluation.metrics: there is no file {str(path)!r}; allowed: an existing .py file. "
-            "Correct the path."
-        )
-    # Two files of the same name are two modules; pickle and dataclasses find a module by name.
-    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    name = f"lorchestra_metric_{path.stem}_{digest}"
-    module = ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module
-    try:
-        SourceFileLoader(name, str(path)).exec_module(module)
-    except (ImportError, SyntaxError) as error:
-        del sys.modules[name]
-        raise SpecError(
-            f"evaluation.metrics: {str(path)!r} cannot be imported ({error}); allowed: a Python "
-            "file whose imports are installed. Correct the file or install what it needs."
-        ) from error
-    return module
 
 
 def _metric_column(

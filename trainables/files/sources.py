@@ -10,15 +10,17 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainables.claims import show
 from trainables.data_spec import DataSpec, Rows
-from trainables.errors import DataError
+from trainables.errors import DataError, SpecError
 from trainables.files.bad_rows import refuse_bad
 from trainables.files.readers import BadRow, Found, RawRow, is_readable, read_file, readable_names
+from trainables.functions import function_error, load_function, names_function
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 _GLOB = re.compile(r"[*?\[]")
@@ -81,6 +83,30 @@ def read_source(spec: DataSpec, split: str) -> SourceRows:
     return _settle(*_find(source, field, spec), source=source, field=field)
 
 
+def call_reader(name: str, field: str) -> tuple[Any, ...]:
+    """The rows that a function of the user gives; it takes no argument.
+
+    Args:
+        name: The function, `path/to/file.py:function` or `module:function`.
+        field: Dotted field of the source.
+
+    Raises:
+        SpecError: There is no such function, it failed, or it gave something other than mappings.
+    """
+    function, allowed = load_function(name, field), "a function that gives mappings, one per row"
+    try:
+        rows = tuple(function())
+    except Exception as error:
+        raise function_error(name, field, error, allowed) from error
+    other = next((row for row in rows if not isinstance(row, Mapping)), None)
+    if other is not None:
+        raise SpecError(
+            f"{field}: {name} gave {show(other)} among its rows; allowed: {allowed}. Correct the "
+            "function."
+        )
+    return rows
+
+
 def files_of(source: str, split: str | None = None) -> tuple[Path, ...]:
     """Files of a folder or glob, sorted, without hidden files and notes.
 
@@ -128,6 +154,8 @@ def _find(
     """Rows and bad rows of a source, and the files that were not read."""
     if not isinstance(source, str):
         return _number(source, f"{field} row"), ()
+    if names_function(source):
+        return _number(call_reader(source, field), f"{source} row"), ()
     if not is_local(source):
         return _load_dataset(source, field, spec), ()
     path = Path(source).expanduser()

@@ -51,7 +51,11 @@ LOST_STEP, BACK_TO_STEP = "lost_state_of_step", "continued_from_step"
 _COPY_RETRIES = 8
 _READ_RETRIES = 8
 
-_PLACES = {"base": ("model", "revision"), "data": ("train", "validation", "test", "revision")}
+_PLACES = {
+    "base": ("model", "revision"),
+    "data": ("train", "validation", "test", "revision"),
+    "eval": ("metric",),
+}
 """Settings that name a place; what lies there is compared by digest, as a place may move."""
 
 Metrics = Mapping[str, float]

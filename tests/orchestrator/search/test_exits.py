@@ -5,6 +5,7 @@ import pytest
 from orchestrator.outcome import Outcome
 from orchestrator.search.exits import find_exit
 from orchestrator.spec.sections import ExitSpec
+from trainables.errors import SpecError
 from trainables.hosts.orders import fault_metrics, is_stand_in
 
 
@@ -74,3 +75,57 @@ def test_overfitting_is_not_looked_for_where_no_training_loss_is_reported():
 def test_metrics_of_a_broken_trial_are_no_measurement():
     assert is_stand_in(fault_metrics({"step": 20, "eval_loss": 0.5}))
     assert not is_stand_in({"step": 20, "eval_loss": 0.5})
+
+
+RULES = """
+def plateau(reports):
+    if len(reports) >= 3 and reports[-1]["eval_loss"] > reports[-3]["eval_loss"] - 0.01:
+        return f"no gain since step {reports[-3]['step']}"
+
+def broken(reports):
+    raise ZeroDivisionError("by hand")
+
+def flag(reports):
+    return True
+
+def names(reports):
+    return " ".join(sorted(reports[-1]))
+"""
+
+
+@pytest.fixture
+def rules(tmp_path):
+    path = tmp_path / "rules.py"
+    path.write_text(RULES)
+    return path
+
+
+def test_a_rule_of_the_user_stops_with_its_reason(rules):
+    exits = ExitSpec(stop=f"{rules}:plateau")
+    assert find_exit(exits, curve([3.0, 2.0, 1.0])) is None
+    end = find_exit(exits, curve([3.0, 2.0, 1.999, 1.995]))
+    assert (end.outcome, end.reason) == (Outcome.STOPPED, "no gain since step 20")
+    diverged = find_exit(exits, curve([1.0, 1.0, 9.0]))
+    assert diverged.outcome is Outcome.DIVERGED, "the rule is asked last"
+
+
+def test_a_rule_sees_what_the_log_keeps_so_that_a_resume_asks_alike(rules):
+    live = curve([1.0])[0] | {"eval_f1": 0.5, "training_iteration": 3, "hostname": "a"}
+    end = find_exit(ExitSpec(stop=f"{rules}:names"), [live])
+    assert end.reason == "eval_f1 eval_loss step train_loss"
+
+
+def test_a_changed_rule_is_asked_anew(rules):
+    exits, reports = ExitSpec(stop=f"{rules}:plateau"), curve([1.0, 1.0, 1.0])
+    assert find_exit(exits, reports) is not None
+    rules.write_text("def plateau(reports):\n    return None\n")
+    assert find_exit(exits, reports) is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "complaint"),
+    [("broken", "raised ZeroDivisionError: by hand"), ("flag", "gave True; allowed: a function")],
+)
+def test_a_rule_that_does_not_work_is_named(rules, rule, complaint):
+    with pytest.raises(SpecError, match=rf"exits\.stop: .*:{rule} {complaint}"):
+        find_exit(ExitSpec(stop=f"{rules}:{rule}"), curve([1.0]))

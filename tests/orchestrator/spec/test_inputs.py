@@ -4,18 +4,22 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.errors import SweepSpecError, SweepStorageError
 from orchestrator.spec.inputs import (
     content_digest,
+    load_functions,
     locate_base,
     locate_choices,
     locate_data,
     save_rows,
 )
-from orchestrator.spec.sweep import parse_sweep, recorded_sweep
+from orchestrator.spec.sections import ObjectiveSpec
+from orchestrator.spec.sweep import SweepSpec, parse_sweep, recorded_sweep
+from trainables.errors import SpecError
 from trainables.spec import BaseSpec, DataSpec
 
 
@@ -202,3 +206,105 @@ def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SweepStorageError, match="cannot be written"):
         save_rows(DataSpec(train=({"text": "a"},)), tmp_path / "file")
+
+
+FUNCTIONS = """
+def tickets():
+    yield {"prompt": "a ->", "completion": " b"}
+
+def labels():
+    return ["a"]
+
+def edits(predictions, references):
+    return [1.0] * len(predictions)
+
+def distance(scores):
+    return scores["loss_sum"]
+
+distance.mode = "min"
+
+def loss(scores):
+    return scores["loss_sum"]
+"""
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(FUNCTIONS)
+    values = {
+        "name": "own",
+        "base": {"model": "owner/name"},
+        "data": {"train": "mine.py:tickets"},
+        "optim": {"steps": 20},
+        "eval": {"every": 10, "metric": "mine.py:edits", "max_new_tokens": 4},
+        "exits": {"stop": "mine.py:tickets"},
+        "objective": {"metric": "eval_edits"},
+        "budget": {"trials": 1},
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_functions_start_at_the_sweep_files_folder_and_go_into_the_storage(
+    sweep_file: Path, tmp_path: Path
+) -> None:
+    spec = SweepSpec.from_yaml(sweep_file)
+    assert spec.data.train == f"{tmp_path / 'mine.py'}:tickets"
+    assert (spec.objective.metric, spec.objective.mode) == ("eval_edits", "max")
+
+    kept = spec.with_saved_rows(tmp_path / "data")
+
+    assert Path(str(kept.data.train)).read_text() == '{"prompt": "a ->", "completion": " b"}\n'
+    assert Path(str(kept.eval.metric).removesuffix(":edits")).parent == tmp_path / "data"
+    assert recorded_sweep(kept.to_dict()).objective == spec.objective
+    (tmp_path / "mine.py").unlink()
+    assert parse_sweep(kept.to_dict(), tmp_path).digest == kept.digest
+
+
+def test_a_sweep_with_another_function_is_another_sweep(sweep_file: Path, tmp_path: Path) -> None:
+    digests = set()
+    for change in ("", "\n# rounded", "\n# rounded"):
+        (tmp_path / "mine.py").write_text(FUNCTIONS + change)
+        digests.add(SweepSpec.from_yaml(sweep_file).with_saved_rows(tmp_path / "data").digest)
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "complaint"),
+    [
+        (
+            "objective",
+            {"metric": "eval_f1"},
+            r"metric: got 'eval_f1'.*eval_edits.*a function f1 in eval",
+        ),
+        ("objective", {"metric": "f1"}, r"metric: got 'f1'; allowed: eval_loss.*eval_<function>"),
+        ("eval", {"every": 10, "metric": "mine.py"}, r"metric: got 'mine.py'; allowed: module"),
+        ("eval", {"every": 10, "metric": "mine.py:loss"}, r"metric: .*eval_loss is another"),
+        ("eval", {"every": 10, "max_new_tokens": 4}, r"max_new_tokens: got 4; allowed: 0, or"),
+        ("exits", {"stop": "stop"}, r"stop: got 'stop'; allowed: module"),
+    ],
+)
+def test_a_function_that_cannot_be_meant_is_refused(
+    sweep_file: Path, section: str, values: dict[str, Any], complaint: str
+) -> None:
+    written = json.loads(sweep_file.read_text())
+    with pytest.raises(SweepSpecError, match=rf"{section}\.{complaint}"):
+        parse_sweep({**written, section: values}, sweep_file.parent)
+
+
+def test_functions_are_loaded_before_a_sweep_starts(sweep_file: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    objective = ObjectiveSpec(metric="eval_distance")
+    with pytest.raises(SweepSpecError, match=r"objective\.mode: got 'max'; allowed: min, as the"):
+        load_functions(f"{mine}:distance", None, objective)
+    load_functions(f"{mine}:distance", None, ObjectiveSpec(metric="eval_distance", mode="min"))
+    load_functions(f"{mine}:distance", None, ObjectiveSpec())
+    with pytest.raises(SpecError, match=r"exits\.stop: .*no function 'stop'"):
+        load_functions(None, f"{mine}:stop", objective)
+
+
+def test_a_reader_that_gives_no_rows_is_refused(sweep_file: Path, tmp_path: Path) -> None:
+    data = DataSpec(train=f"{tmp_path / 'mine.py'}:labels")
+    with pytest.raises(SpecError, match=r"data\.train: .*:labels gave 'a' among its rows"):
+        save_rows(data, tmp_path / "data")
