@@ -196,7 +196,10 @@ def _prepare(spec: SweepSpec, storage: str | None, console: Console) -> Prepared
 
         return check_new_ray()
 
-    prepared = prepare_sweep(spec, storage, check_cluster=check_cluster, may_stay_offline=True)
+    try:
+        prepared = prepare_sweep(spec, storage, check_cluster=check_cluster, may_stay_offline=True)
+    finally:
+        raise_swallowed()  # a library may have caught the interrupt
     for line in (*prepared.notes, *prepared.data.lines):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return prepared
