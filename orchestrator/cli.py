@@ -189,7 +189,6 @@ def _run_to_end(spec: SweepSpec, storage: str | None, again: list[str]) -> int:
 
 def _prepare(spec: SweepSpec, storage: str | None, console: Console) -> PreparedSweep:
     """Check a sweep before Ray is imported, and print what is known of bases and rows."""
-    from orchestrator.preflight.prepared import prepare_sweep
 
     def check_cluster() -> bool:
         from orchestrator.run import check_new_ray
@@ -197,6 +196,8 @@ def _prepare(spec: SweepSpec, storage: str | None, console: Console) -> Prepared
         return check_new_ray()
 
     try:
+        from orchestrator.preflight.prepared import prepare_sweep
+
         prepared = prepare_sweep(spec, storage, check_cluster=check_cluster, may_stay_offline=True)
     finally:
         raise_swallowed()  # a library may have caught the interrupt
