@@ -212,14 +212,18 @@ def _run_to_end(spec: SweepSpec, options: argparse.Namespace, again: list[str]) 
 
 def _prepare(spec: SweepSpec, storage: str | None) -> PreparedSweep:
     """Check a sweep before Ray is imported."""
-    from orchestrator.preflight.prepared import prepare_sweep
 
     def check_cluster() -> bool:
         from orchestrator.run import check_new_ray
 
         return check_new_ray()
 
-    return prepare_sweep(spec, storage, check_cluster=check_cluster, may_stay_offline=True)
+    try:
+        from orchestrator.preflight.prepared import prepare_sweep
+
+        return prepare_sweep(spec, storage, check_cluster=check_cluster, may_stay_offline=True)
+    finally:
+        raise_swallowed()  # a library may have caught the interrupt
 
 
 def _status(options: argparse.Namespace) -> int:
