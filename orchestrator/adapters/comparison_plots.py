@@ -146,7 +146,8 @@ def _style(adapters: Sequence[str], adapter: str) -> str:
 def _score_text(score: Score) -> str:
     if score.is_recorded:
         return f"{format_metric(score.value)} (recorded)"
-    return f"{format_metric(score.value)}  {format_bounds(score.low, score.high)}".rstrip()
+    bounds = format_bounds(score.low, score.high)
+    return format_metric(score.value) + (f" ({bounds})" if bounds else "")
 
 
 def _by_measure(entries: Sequence[Any]) -> Mapping[str, list[Any]]:

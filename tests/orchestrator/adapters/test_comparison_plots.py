@@ -101,7 +101,7 @@ def test_scores_have_a_figure_per_measure_and_a_colour_per_version():
         "/2, merged",
         "/3, trained",
     ]
-    assert losses["/1, trained"] == ("s0", "1.0000  0.9000 … 1.2000")
+    assert losses["/1, trained"] == ("s0", "1.0000 (0.9000 … 1.2000)")
     assert losses["/2, merged"][0] == "s1"
     assert losses["/3, trained"] == ("s2", "0.7500 (recorded)")
     assert draw_scores([], ADAPTERS) == ""
