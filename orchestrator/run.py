@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import ray
+from ray.actor import ActorHandle
 from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 from rich.text import Text
@@ -36,6 +37,7 @@ from orchestrator.finals.held_out import evaluate_finalists
 from orchestrator.finals.repeats import RepeatSearcher, are_repeated, unwanted_repeats
 from orchestrator.hosts.broker import broker_loss_told, start_broker
 from orchestrator.hosts.cluster import Placement, ray_cluster, shape_of_workers
+from orchestrator.hosts.members import Occupancy
 from orchestrator.hosts.pool import HostPool
 from orchestrator.hosts.reachable import check_ray
 from orchestrator.interrupts import raise_swallowed
@@ -56,6 +58,7 @@ from orchestrator.outcome import Outcome, TrialOutcome, can_leave_adapter
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_held, library_chatter_to
 from orchestrator.report.delivery import Delivery
 from orchestrator.report.files import write_report
+from orchestrator.report.gauges import GaugeFeed, Reading, read_gauges
 from orchestrator.report.live import ProgressDisplay
 from orchestrator.report.report import SweepReport, build_report
 from orchestrator.resuming import SweepProgress
@@ -70,12 +73,14 @@ from orchestrator.supervision import SteeringWithRequests, Supervisor
 from orchestrator.tuning import Stage
 from registry import Registry, RegistryError, Tracker, tracking_uri_for
 from registry.tracking.access import check_access
+from registry.tracking.connection import is_server
+from registry.tracking.experiments import SWEEPS_EXPERIMENT
+from registry.tracking.server import UI_PORT, pages_address
 from trainables.errors import TrialError
 from trainables.evaluation.answers import load_metrics
 
 logger = logging.getLogger(__name__)
 
-EXPERIMENT = "lorchestra"
 RUNS = Path("runs")
 _FLUSH_S = 120.0
 
@@ -135,7 +140,7 @@ def run_sweep(
     load_metrics(spec.finals.metrics)
     tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
     require_cache()
-    check_access(tracking_uri, EXPERIMENT, spec.register.name if spec.register else None)
+    check_access(tracking_uri, SWEEPS_EXPERIMENT, spec.register.name if spec.register else None)
     known = read_history(kept.location)
     is_ray_checked = known.status != Outcome.COMPLETED and not ray.is_initialized()
     if is_ray_checked:
@@ -159,7 +164,7 @@ def run_sweep(
         delivery = Delivery(
             spec,
             log.path,
-            lambda: Tracker(tracking_uri, EXPERIMENT, artifacts),
+            lambda: Tracker(tracking_uri, SWEEPS_EXPERIMENT, artifacts),
             folder / REPORT_FOLDER,
         )
 
@@ -187,13 +192,21 @@ def run_sweep(
                     problem = delivery.problem or "it is slow"
                     logger.warning("not all was delivered to MLflow: %s", problem)
                     undelivered = undelivered or f"Not all is recorded in MLflow: {problem}"
-            report = replace(report, undelivered=undelivered.rstrip("."))
+            links = (
+                None if undelivered else delivery.links(_pages_address(tracking_uri), spec.name)
+            )
+            report = replace(report, undelivered=undelivered.rstrip("."), links=links)
     if report.status == Outcome.FAILED:
         raise SweepFailedError(
             f"{spec.name}: no trial produced an adapter: {report.reason.rstrip('.')}. "
             f"See {folder / LOG_FILE}."
         )
     return report
+
+
+def _pages_address(tracking_uri: str) -> str:
+    """Address of MLflow's pages: the server's, or that of `lorchestra ui` for a database."""
+    return tracking_uri if is_server(tracking_uri) else pages_address(UI_PORT)
 
 
 @contextmanager
@@ -231,6 +244,7 @@ def _train(sweep: _Sweep) -> bool:
             )
             stack.enter_context(pool)
             budget = _open_budget(sweep, placement, pool)
+            stack.enter_context(_gauge_feed(sweep, placement, broker, budget))
             requests = UserRequests()
             stack.enter_context(
                 Supervisor(
@@ -274,6 +288,23 @@ def _train(sweep: _Sweep) -> bool:
                     lambda: requests.is_cancelled,
                 )
         return requests.is_cancelled
+
+
+def _gauge_feed(
+    sweep: _Sweep, placement: Placement, broker: ActorHandle, budget: Budget
+) -> GaugeFeed:
+    """Feeds Ray's metrics endpoint with the sweep's state."""
+
+    def read(occupancy: Occupancy) -> Iterator[Reading]:
+        return read_gauges(
+            sweep.record.history,
+            sweep.spec.objective,
+            budget.limits(),
+            occupancy,
+            placement.limits.seats,
+        )
+
+    return GaugeFeed(sweep.spec.name, broker.occupancy.remote, read)
 
 
 def _open_budget(sweep: _Sweep, placement: Placement, pool: HostPool) -> Budget:

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import ClusterError
 from orchestrator.hosts.demand import HostLimits, start_hosts
-from orchestrator.hosts.members import HostStart, SeatPhase, SeatStatus, SilentHost
+from orchestrator.hosts.members import HostStart, Occupancy, SeatPhase, SeatStatus, SilentHost
 from orchestrator.hosts.seats import MAX_LONE_CRASHES, Seats
 from trainables.hosts.bench import Failure
 from trainables.hosts.orders import (
@@ -204,6 +204,14 @@ class Broker:
             return not any(member.is_leaving for member in self._seats.members.values())
 
         return await self._wait(is_settled, bool, wait_s)
+
+    async def occupancy(self) -> Occupancy:
+        """Hosts, and trials with and without a seat."""
+        members = self._seats.members.values()
+        seated = sum(member.host is not None for member in members)
+        return Occupancy(
+            hosts=len(self._seats.hosts), seated=seated, waiting=len(members) - seated
+        )
 
     async def ping(self) -> None:
         """Answer, as a sign of life."""

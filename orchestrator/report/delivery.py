@@ -30,6 +30,7 @@ from orchestrator.report.news import News, NewsDesk, SweepClosing, SweepOpening
 from orchestrator.spec.sweep import SweepSpec
 from registry import Tracker, TrackingError
 from registry.tracking.connection import without_secrets
+from registry.tracking.views import SweepLinks
 from trainables.whole import replace_file
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,18 @@ class Delivery:
         tracker, sweep_id = self._tracker, self._desk.history.sweep_id
         return None if tracker is None or sweep_id is None else tracker.find_trial(sweep_id, trial)
 
+    def links(self, address: str, name: str) -> SweepLinks | None:
+        """Links to the sweep's trials in MLflow's pages; `None` before the sweep's delivery.
+
+        Args:
+            address: Of MLflow's pages.
+            name: Name of the sweep.
+        """
+        tracker, sweep_id = self._tracker, self._desk.history.sweep_id
+        if tracker is None or sweep_id is None:
+            return None
+        return tracker.links(address, sweep_id, name)
+
     def _hurry(self) -> None:
         self._urgent.set()
         self._wake.set()
@@ -221,6 +234,7 @@ class Delivery:
             run_id = tracker.find_sweep(opening.sweep_id) or self._begin(tracker, opening)
             for file in sorted(self._report_folder.glob("*")):
                 tracker.log_artifact(run_id, file)
+            tracker.describe(run_id, news.about)
             tracker.end_sweep(run_id, news.status, news.metrics, news.at_s)
         else:
             tracker.record_trial(str(self._desk.history.sweep_id), news)
@@ -228,6 +242,8 @@ class Delivery:
     def _begin(self, tracker: Tracker, news: SweepOpening) -> str:
         run_id = tracker.start_sweep(news.sweep_id, news.name, news.params, news.tags, news.at_s)
         tracker.log_text(run_id, news.text, "sweep.yaml")
+        tracker.save_view(news.view)
+        tracker.describe(run_id, news.about)
         return run_id
 
     def _leave_unfinished(self) -> None:

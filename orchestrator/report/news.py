@@ -26,9 +26,11 @@ from orchestrator.journal.events import (
     TrialStarted,
 )
 from orchestrator.journal.history import SweepHistory, TrialRecord
-from orchestrator.spec.space import describe
+from orchestrator.report.run_notes import describe_result, describe_sweep
+from orchestrator.spec.space import describe, searched_names
 from orchestrator.spec.sweep import SweepSpec
 from registry.tracking.trial_news import End, Points, TrialNews
+from registry.tracking.views import SweepView
 from trainables.contract import Outcome
 from trainables.spec import TrialSpec
 
@@ -43,6 +45,8 @@ class SweepOpening:
         params: Parameters of the run: base, data, search.
         tags: Tags of the run.
         text: The sweep file at the first start.
+        view: What the saved table and charts of the trials show.
+        about: Description of the run, in Markdown.
         at_s: Seconds since the epoch.
     """
 
@@ -51,6 +55,8 @@ class SweepOpening:
     params: Mapping[str, Any]
     tags: Mapping[str, str]
     text: str
+    view: SweepView
+    about: str
     at_s: float
 
 
@@ -61,13 +67,15 @@ class SweepClosing:
     Attributes:
         opening: News that opens the sweep's run if the run is missing.
         status: Outcome of the sweep.
-        metrics: Metrics of the best adapter, and of the base without an adapter.
+        metrics: Metrics of the best adapter, named `best/…`: a sort by loss lists trials first.
+        about: Description of the run with its result, in Markdown.
         at_s: Seconds since the epoch.
     """
 
     opening: SweepOpening
     status: Outcome
     metrics: Mapping[str, float]
+    about: str
     at_s: float
 
 
@@ -151,22 +159,33 @@ class NewsDesk:
             },
             tags={"lorchestra.digest": str(self.history.digest)},
             text=yaml.safe_dump(dict(spec)),
+            view=SweepView(
+                sweep_id=str(self.history.sweep_id),
+                settings=searched_names(self._spec.search_space),
+                metric=self._spec.objective.metric,
+                mode=self._spec.objective.mode,
+            ),
+            about=describe_sweep(self._spec, spec),
             at_s=at_s,
         )
 
     def _ended(self, event: SweepEnded, at_s: float) -> SweepClosing:
-        metrics: dict[str, float] = {}
+        opening, best, base = self._begun(at_s), {}, {}
         standings = rank_finalists(self._spec, self.history)
         if standings:
-            best = standings[0].adapter
-            base = self.history.base_metrics.get(group_key(TrialSpec.from_dict(best.spec)), {})
-            metrics = {
-                **best.reports[-1].metrics,
-                **(best.final_metrics or {}),
-                **{f"base_{name}": v for split in base.values() for name, v in split.items()},
-            }
+            adapter = standings[0].adapter
+            best = {**adapter.reports[-1].metrics, **(adapter.final_metrics or {})}
+            splits = self.history.base_metrics.get(
+                group_key(TrialSpec.from_dict(adapter.spec)), {}
+            )
+            base = {name: value for split in splits.values() for name, value in split.items()}
+        result = describe_result(event, standings[0].adapter if standings else None, best, base)
         return SweepClosing(
-            opening=self._begun(at_s), status=event.status, metrics=metrics, at_s=at_s
+            opening=opening,
+            status=event.status,
+            metrics={f"best/{name}": value for name, value in best.items()},
+            about=f"{opening.about}\n\n{result}",
+            at_s=at_s,
         )
 
 

@@ -18,6 +18,7 @@ from orchestrator.metrics import Metric
 from orchestrator.report.leaderboard import build_leaderboard, describe_trial, find_pareto
 from orchestrator.report.measurements import BaseComparison, Generated, compare_with_base
 from orchestrator.spec.sweep import SweepSpec
+from registry.tracking.views import SweepLinks
 from trainables.contract import TRAINED, Mode
 
 
@@ -79,6 +80,7 @@ class SweepReport:
         forms: Metrics by trial and serving form, for trials evaluated in any form.
         form_errors: Errors by trial and serving form, for forms that could not be evaluated.
         undelivered: What is not yet registered or recorded in MLflow, and why; empty when all is.
+        links: Addresses of the trials in MLflow's pages; `None` unless all is recorded there.
     """
 
     name: str
@@ -102,6 +104,7 @@ class SweepReport:
     forms: Mapping[int, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     form_errors: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     undelivered: str = ""
+    links: SweepLinks | None = None
 
     def comparisons(self) -> list[BaseComparison]:
         """Base and best adapter side by side, on validation and on test rows."""

@@ -24,6 +24,7 @@ from registry.tracking.experiments import find_experiment
 from registry.tracking.limits import MAX_PARAM_CHARS, MAX_TAG_CHARS, shortened
 from registry.tracking.search import find_runs
 from registry.tracking.trial_news import End, Points, TrialNews
+from registry.tracking.views import SweepLinks, SweepView, save_view, sweep_links
 from trainables.contract import Outcome
 
 _STATUSES: dict[Outcome, str] = {
@@ -39,6 +40,7 @@ _RUNNING, _KILLED = "RUNNING", "KILLED"
 _OUTCOME, _REASON = "lorchestra.outcome", "lorchestra.reason"
 INTERRUPTED_TAG = "lorchestra.interrupted"
 """Tag with the time of an interruption of a run; removed when a later session continues."""
+_NOTE = "mlflow.note.content"
 _MARKS = (_OUTCOME, _REASON, INTERRUPTED_TAG)
 
 
@@ -187,6 +189,20 @@ class Tracker:
                     run = self._remember(entity)
                     self._send(run, {}, marks)
                     self._close(run, _KILLED, marks, at_s)
+
+    def save_view(self, view: SweepView) -> None:
+        """Save a sweep's sorted table and charts, so that a link opens them in MLflow's pages."""
+        with plain_errors(self.tracking_uri):
+            save_view(self._client, self._experiment_id, view)
+
+    def links(self, address: str, sweep_id: str, name: str) -> SweepLinks:
+        """Links to a sweep's saved views, for MLflow's pages at an address."""
+        return sweep_links(address, self._experiment_id, sweep_id, name)
+
+    def describe(self, run_id: str, text: str) -> None:
+        """Set the description of a run, in Markdown."""
+        with plain_errors(self.tracking_uri):
+            self._client.set_tag(run_id, _NOTE, shortened(text, MAX_TAG_CHARS))
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
         """Write a text as the run's artifact `file`, in place of an earlier one."""
