@@ -67,7 +67,7 @@ def take_comparison(ui: Any, client: Any) -> Any:
     """The charts behind the sweep's second link."""
     ui.page.set_viewport_size({"width": 1500, "height": 1150})
     ui.open_link(newest(ui, client).charts)
-    ui.await_axes(6)
+    ui.chart_axes(6)
     return ui.page
 
 

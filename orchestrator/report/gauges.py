@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 EXPORT_EVERY_S = 5.0
 """Seconds between two updates, about as often as Ray exports."""
 
-_ANSWER_S = 2.0
+_ANSWER_S = 5.0
 _UNFINISHED = "running"
 
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -136,7 +136,7 @@ class GaugeFeed:
         traceback: TracebackType | None,
     ) -> None:
         self._closing.set()
-        self._thread.join(timeout=2 * _ANSWER_S)
+        self._thread.join(timeout=_ANSWER_S)
 
     def update(self) -> None:
         """Set all gauges to their present values."""

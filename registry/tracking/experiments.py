@@ -17,8 +17,7 @@ write runs here."""
 
 _NOTES = {
     SWEEPS_EXPERIMENT: (
-        "Sweeps of lorchestra, and below each sweep its trials: every setting is a parameter, "
-        "metrics go by step. `lorchestra ui` prints links to each sweep's sorted table and charts."
+        "Sweeps and their trials. `lorchestra ui` prints links to each sweep's table and charts."
     ),
     ADAPTERS_EXPERIMENT: (
         "Evaluations of adapter versions, one run for each version, serving form and set of rows; "

@@ -145,9 +145,9 @@ def test_the_link_of_a_sweep_opens_its_sorted_table_of_trials_without_a_click(ui
 def test_the_link_of_a_sweep_opens_the_comparison_of_its_trials_without_a_click(
     ui, swept, address
 ):
+    ui.page.set_viewport_size({"width": 1400, "height": 1400})  # charts are drawn when seen
     ui.open_link(links(swept, address).charts)
-    ui.await_axes(len(SEARCHED) + 1)
-    assert set(ui.axes()) == {*SEARCHED, "eval_loss"}
+    assert set(ui.chart_axes(len(SEARCHED) + 1)) == {*SEARCHED, "eval_loss"}
     assert ui.curves("eval_loss", TRIALS).keys() == set(names(swept.trials))
     assert not ui.is_anything_open()
 

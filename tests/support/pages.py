@@ -201,6 +201,12 @@ class Pages:
         )
         return [title for _, title in sorted(by_place)]
 
+    def chart_axes(self, count: int) -> list[str]:
+        """Titles of the parallel coordinates among the charts, once it draws this many."""
+        titles = self.page.locator(".parcoords .dimension .axis > .label")
+        expect(titles).to_have_count(count)
+        return titles.all_text_contents()
+
     def await_chart(self, title: str) -> Locator:
         """The card of one chart by step, drawn."""
         card = self.page.get_by_test_id("experiment-view-compare-runs-card").filter(

@@ -62,6 +62,7 @@ def test_a_sweep_that_has_begun_nothing_has_no_best_objective():
 def test_the_feed_asks_the_broker_and_sets_every_gauge(local_ray, tmp_path):
     history = SearchedSweep(tmp_path, build_searched_spec()).record.history
     broker = start_broker(str(tmp_path))
+    ray.get(broker.ping.remote())  # a busy machine takes seconds to start it
     asked = []
 
     def read(occupancy):
