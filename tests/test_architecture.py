@@ -36,7 +36,6 @@ COVERED_BY = {
     "orchestrator.report.measurements": "tests/orchestrator/report/test_report.py",
     "orchestrator.hosts.members": "tests/orchestrator/hosts/test_seats.py",
     "orchestrator.report.page": "tests/orchestrator/report/test_report.py",
-    "orchestrator.report.run_notes": "tests/orchestrator/report/test_news.py",
     "orchestrator.report.plots": "tests/orchestrator/report/test_report.py",
     "orchestrator.journal.replica": "tests/orchestrator/journal/test_sweep_storage.py",
     "orchestrator.report.summary": "tests/orchestrator/report/test_report.py",

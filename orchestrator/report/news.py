@@ -26,13 +26,17 @@ from orchestrator.journal.events import (
     TrialStarted,
 )
 from orchestrator.journal.history import SweepHistory, TrialRecord
-from orchestrator.report.run_notes import describe_result, describe_sweep
+from orchestrator.report.leaderboard import describe_trial
 from orchestrator.spec.space import describe, searched_names
 from orchestrator.spec.sweep import SweepSpec
+from orchestrator.wording import format_metric, format_settings
 from registry.tracking.trial_news import End, Points, TrialNews
 from registry.tracking.views import SweepView
 from trainables.contract import Outcome
 from trainables.spec import TrialSpec
+
+_SPLITS = ("eval", "test")
+_MEASURES = ("loss", "accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +169,7 @@ class NewsDesk:
                 metric=self._spec.objective.metric,
                 mode=self._spec.objective.mode,
             ),
-            about=describe_sweep(self._spec, spec),
+            about=_describe_sweep(self._spec, spec),
             at_s=at_s,
         )
 
@@ -179,7 +183,7 @@ class NewsDesk:
                 group_key(TrialSpec.from_dict(adapter.spec)), {}
             )
             base = {name: value for split in splits.values() for name, value in split.items()}
-        result = describe_result(event, standings[0].adapter if standings else None, best, base)
+        result = _describe_result(event, standings[0].adapter if standings else None, best, base)
         return SweepClosing(
             opening=opening,
             status=event.status,
@@ -204,3 +208,51 @@ def _tell(event: TrialEvent, news: TrialNews, record: TrialRecord, at_s: float) 
             news.end = End(outcome=event.outcome, reason=event.reason, at_s=at_s)
         case FinalistEvaluated():
             news.points.append(Points(metrics=event.metrics, step=record.step, at_s=at_s))
+
+
+def _describe_sweep(spec: SweepSpec, recorded: Mapping[str, Any]) -> str:
+    """What is searched, for what base and rows.
+
+    Args:
+        spec: The sweep.
+        recorded: The sweep's spec at its first start.
+    """
+    settings = ", ".join(f"`{name}`" for name in searched_names(spec.search_space)) or "nothing"
+    return (
+        f"Search for the best adapter of `{recorded['base']['model']}` on "
+        f"`{_rows_name(recorded['data']['train'])}`: up to {spec.budget.trials} trials of "
+        f"{spec.horizon} steps over {settings}. Objective: `{spec.objective.metric}` "
+        f"({spec.objective.mode})."
+    )
+
+
+def _describe_result(
+    end: SweepEnded,
+    adapter: TrialRecord | None,
+    best: Mapping[str, float],
+    base: Mapping[str, float],
+) -> str:
+    """How a sweep ended: the best trial, and its measures beside those of the bare base.
+
+    Args:
+        end: The end of the sweep.
+        adapter: The trial with the best adapter; `None` without one.
+        best: Its metrics.
+        base: Metrics of the base without an adapter.
+    """
+    if adapter is None:
+        return f"{end.status.capitalize()}: {end.reason}. No adapter was found."
+    settings = describe_trial(adapter)
+    shown = {name: settings[name] for name in adapter.knobs if name in settings}
+    lines = [f"Best: trial {adapter.number}" + (f" ({format_settings(shown)})." if shown else ".")]
+    names = [f"{split}_{measure}" for split in _SPLITS for measure in _MEASURES]
+    rows = [
+        f"| {name} | {format_metric(best[name])} | {format_metric(base.get(name))} |"
+        for name in names
+        if name in best
+    ]
+    return "\n".join([*lines, "", "| measure | best trial | base |", "|---|---|---|", *rows])
+
+
+def _rows_name(train: object) -> str:
+    return str(train) if isinstance(train, str) else "rows in memory"

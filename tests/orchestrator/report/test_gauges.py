@@ -21,14 +21,20 @@ LIMITS = [Limit(name="wall_clock_s", limit=600.0, spent=150.0, rate=0.0)]
 OCCUPANCY = Occupancy(hosts=2, seated=3, waiting=1)
 
 
+@pytest.fixture
+def sweep(tmp_path):
+    searched = SearchedSweep(tmp_path, build_searched_spec())
+    yield searched
+    searched.log.close()
+
+
 def values(history, occupancy=OCCUPANCY):
     readings = read_gauges(history, ObjectiveSpec(), LIMITS, occupancy, 4)
     return {(one.gauge.removeprefix("lorchestra_"), *one.labels.values()): one.value
             for one in readings}  # fmt: skip
 
 
-def test_the_gauges_tell_states_seats_speed_memory_and_budget(tmp_path):
-    sweep = SearchedSweep(tmp_path, build_searched_spec())
+def test_the_gauges_tell_states_seats_speed_memory_and_budget(sweep):
     speed = {"eval_loss": 2.5, "tokens_per_s": 100.0, "peak_memory_gib": 1.5}
     for trial, extra in ((4, 0.0), (5, 50.0)):
         spec = sweep.record.history.trials[0].spec
@@ -45,8 +51,8 @@ def test_the_gauges_tell_states_seats_speed_memory_and_budget(tmp_path):
     assert found["budget_spent", "wall_clock_s"] / found["budget_limit", "wall_clock_s"] == 0.25
 
 
-def test_every_reading_has_a_gauge_with_its_labels_and_every_gauge_is_read(tmp_path):
-    history = SearchedSweep(tmp_path, build_searched_spec()).record.history
+def test_every_reading_has_a_gauge_with_its_labels_and_every_gauge_is_read(sweep):
+    history = sweep.record.history
     readings = list(read_gauges(history, ObjectiveSpec(), LIMITS, OCCUPANCY, 4))
     assert {one.gauge for one in readings} == set(GAUGES)
     assert all(tuple(one.labels) == GAUGES[one.gauge][1] for one in readings)
@@ -59,9 +65,9 @@ def test_a_sweep_that_has_begun_nothing_has_no_best_objective():
 
 
 @pytest.mark.ray
-def test_the_feed_asks_the_broker_and_sets_every_gauge(local_ray, tmp_path):
-    history = SearchedSweep(tmp_path, build_searched_spec()).record.history
-    broker = start_broker(str(tmp_path))
+def test_the_feed_asks_the_broker_and_sets_every_gauge(local_ray, sweep):
+    history = sweep.record.history
+    broker = start_broker(str(sweep.storage))
     ray.get(broker.ping.remote())  # a busy machine takes seconds to start it
     asked = []
 
