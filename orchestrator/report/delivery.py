@@ -30,7 +30,8 @@ from orchestrator.report.news import News, NewsDesk, SweepClosing, SweepOpening
 from orchestrator.spec.sweep import SweepSpec
 from registry import Tracker, TrackingError
 from registry.tracking.connection import without_secrets
-from registry.tracking.views import SweepLinks
+from registry.tracking.tracker import NOTE_TAG
+from registry.tracking.views import SweepLinks, SweepView
 from trainables.whole import replace_file
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Delivery:
         self._tail = LogTail(log)
         self._desk = NewsDesk(spec)
         self._read: deque[LogEntry] = deque()  # events not yet on the desk
-        self._news: deque[News] = deque()  # news not yet delivered
+        self._news: deque[News | SweepView] = deque()  # news not yet delivered
         self._seen = 0  # number of events that the desk has
         self._cursor: int | None = None  # number of delivered events in the cursor file
         self._wake, self._urgent = threading.Event(), threading.Event()
@@ -224,9 +225,12 @@ class Delivery:
                 self._cursor = _read_cursor(self._cursor_file, entry)
             self._seen += 1
             self._desk.add(entry, is_told=self._seen <= self._cursor)
-        self._news.extend(self._desk.take())
+        for news in self._desk.take():
+            self._news.append(news)
+            if isinstance(news, SweepOpening):  # told by itself: a few calls make progress
+                self._news.append(news.view)
 
-    def _tell(self, tracker: Tracker, news: News) -> None:
+    def _tell(self, tracker: Tracker, news: News | SweepView) -> None:
         if isinstance(news, SweepOpening):
             self._begin(tracker, news)
         elif isinstance(news, SweepClosing):
@@ -234,16 +238,16 @@ class Delivery:
             run_id = tracker.find_sweep(opening.sweep_id) or self._begin(tracker, opening)
             for file in sorted(self._report_folder.glob("*")):
                 tracker.log_artifact(run_id, file)
-            tracker.describe(run_id, news.about)
-            tracker.end_sweep(run_id, news.status, news.metrics, news.at_s)
+            tracker.end_sweep(run_id, news.status, news.metrics, news.at_s, news.about)
+        elif isinstance(news, SweepView):
+            tracker.save_view(news)
         else:
             tracker.record_trial(str(self._desk.history.sweep_id), news)
 
     def _begin(self, tracker: Tracker, news: SweepOpening) -> str:
-        run_id = tracker.start_sweep(news.sweep_id, news.name, news.params, news.tags, news.at_s)
+        tags = {**news.tags, NOTE_TAG: news.about}
+        run_id = tracker.start_sweep(news.sweep_id, news.name, news.params, tags, news.at_s)
         tracker.log_text(run_id, news.text, "sweep.yaml")
-        tracker.save_view(news.view)
-        tracker.describe(run_id, news.about)
         return run_id
 
     def _leave_unfinished(self) -> None:

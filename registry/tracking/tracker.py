@@ -40,7 +40,9 @@ _RUNNING, _KILLED = "RUNNING", "KILLED"
 _OUTCOME, _REASON = "lorchestra.outcome", "lorchestra.reason"
 INTERRUPTED_TAG = "lorchestra.interrupted"
 """Tag with the time of an interruption of a run; removed when a later session continues."""
-_NOTE = "mlflow.note.content"
+NOTE_TAG = "mlflow.note.content"
+"""Tag with the description of a run, in Markdown."""
+
 _MARKS = (_OUTCOME, _REASON, INTERRUPTED_TAG)
 
 
@@ -164,8 +166,12 @@ class Tracker:
         status: Outcome,
         metrics: Mapping[str, float],
         ended_at_s: float | None = None,
+        note: str = "",
     ) -> None:
-        """Close a sweep's run with its totals; equal totals are not added again."""
+        """Close a sweep's run with its totals and a description, where one is given.
+
+        Equal totals are not added again.
+        """
         end = End(
             outcome=status, reason="", at_s=time.time() if ended_at_s is None else ended_at_s
         )
@@ -176,7 +182,8 @@ class Tracker:
             had = {name: str(value) for name, value in recorded.data.metrics.items()}
             news = {k: v for k, v in metrics.items() if had.get(_plain(k)) != str(float(v))}
             marks = _marks(end)
-            self._send(run, {}, marks, [Points(metrics=news, step=0, at_s=end.at_s)])
+            tags = {**marks, **({NOTE_TAG: note} if note else {})}
+            self._send(run, {}, tags, [Points(metrics=news, step=0, at_s=end.at_s)])
             self._close(run, _STATUSES[status], marks, end.at_s)
 
     def interrupt(self, sweep_id: str, at_s: float) -> None:
@@ -198,11 +205,6 @@ class Tracker:
     def links(self, address: str, sweep_id: str, name: str) -> SweepLinks:
         """Links to a sweep's saved views, for MLflow's pages at an address."""
         return sweep_links(address, self._experiment_id, sweep_id, name)
-
-    def describe(self, run_id: str, text: str) -> None:
-        """Set the description of a run, in Markdown."""
-        with plain_errors(self.tracking_uri):
-            self._client.set_tag(run_id, _NOTE, shortened(text, MAX_TAG_CHARS))
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
         """Write a text as the run's artifact `file`, in place of an earlier one."""
