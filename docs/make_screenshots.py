@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # pages.py, without a package of its own
-import pages  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from registry.tracking.connection import connect  # noqa: E402
-from registry.tracking.server import serve_ui  # noqa: E402
+from registry.tracking.experiments import SWEEPS_EXPERIMENT  # noqa: E402
+from registry.tracking.server import pages_address, serve_ui  # noqa: E402
+from registry.tracking.views import newest_links  # noqa: E402
+from tests.support import pages  # noqa: E402
 
 IS_TRIAL = "tags.`lorchestra.kind` = 'trial'"
-SETTINGS = ("quantization", "lora.rank", "lora.alpha", "lora.targets", "optim.learning_rate")
 EXPERIMENT = "1"
 BY_LOSS = {"orderByKey": "metrics.`eval_loss`", "orderByAsc": "true"}
 WINDOW = {"width": 1500, "height": 620}
@@ -36,7 +37,7 @@ def main() -> None:
     client = connect(f"sqlite:///{database}")
     with serve_ui(database, options.port), pages.chromium() as browser:
         for name, take in PICTURES.items():
-            with visitor(browser, f"http://127.0.0.1:{options.port}") as ui:
+            with visitor(browser, pages_address(options.port)) as ui:
                 target = take(ui, client)
                 ui.page.wait_for_timeout(1500)  # movements of menus and lines end
                 target.screenshot(path=options.out / f"{name}.png")
@@ -50,22 +51,23 @@ def visitor(browser: Any, address: str) -> Iterator[Any]:
         yield pages.Pages(page, address)
 
 
+def newest(ui: Any, client: Any) -> Any:
+    """Links to the newest sweep."""
+    return newest_links(client, SWEEPS_EXPERIMENT, ui.address, {}, may_save=True)[0]
+
+
 def take_trials(ui: Any, client: Any) -> Any:
-    """The trials with what was searched, the best first."""
-    ui.open_runs(EXPERIMENT, searchFilter=IS_TRIAL, **BY_LOSS)
-    ui.hide_columns("Dataset", "Source")
-    ui.choose_columns(*SETTINGS, "eval_loss", "eval_accuracy")
-    ui.page.set_viewport_size({"width": 1700, "height": 580})
+    """The table behind the sweep's first link."""
+    ui.page.set_viewport_size({"width": 1700, "height": 620})
+    ui.open_link(newest(ui, client).table)
     return ui.page
 
 
 def take_comparison(ui: Any, client: Any) -> Any:
-    """All trials as lines through their settings."""
-    runs = client.search_runs([EXPERIMENT], IS_TRIAL)
-    ui.open_comparison(EXPERIMENT, [run.info.run_id for run in runs])
-    for name in ("quantization", "optim.learning_rate"):
-        ui.add_axis("Parameters", name)
-    ui.await_axes(6)
+    """The charts behind the sweep's second link."""
+    ui.page.set_viewport_size({"width": 1500, "height": 1150})
+    ui.open_link(newest(ui, client).charts)
+    ui.chart_axes(6)
     return ui.page
 
 

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from orchestrator.preflight.prepared import PreparedSweep
     from orchestrator.spec.sweep import SweepSpec
 
-# MLflow opens its pages for agents, which show neither trials nor the model registry.
-_TRIALS_PAGE = "/#/experiments?workflowType=machine_learning"
+# Without `workflowType`, MLflow opens its pages for agents, which show neither trials nor models.
+_EXPERIMENTS_PAGE = "/#/experiments?workflowType=machine_learning"
+_MODELS_PAGE = "/#/models?workflowType=machine_learning"
 _FOLDER_HELP = "the sweep's folder, such as runs/NAME or s3://bucket/NAME"
 
 
@@ -199,6 +200,9 @@ def _run_to_end(spec: SweepSpec, options: argparse.Namespace, again: list[str]) 
         leave_at_once(128 + by)
     ignore_signals()  # all that was asked for is done
     console.print(render_summary(report))
+    if report.links is not None:
+        print("In MLflow's pages, which `lorchestra ui` serves unless you have a server:")
+        print(*report.links.lines, sep="\n")
     if report.status == "cancelled":
         print(go_on)
         return 1
@@ -301,20 +305,38 @@ def _prune(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from registry.tracking.server import serve_ui
+    from registry.tracking.server import pages_address, serve_ui
 
     uri = tracking_uri_of(options)
     if not uri.startswith("sqlite:///"):
         print(f"the MLflow UI is at {uri}")
+        _print_pages(uri, uri, may_save=False)
         return 0
     print("starting the MLflow UI, which takes half a minute; Ctrl-C ends it", flush=True)
     interrupt_on(signal.SIGTERM)
     try:
         with serve_ui(Path(uri.removeprefix("sqlite:///")), options.port) as server:
-            print(f"http://127.0.0.1:{options.port}{_TRIALS_PAGE}", flush=True)
+            _print_pages(uri, pages_address(options.port), may_save=True)
+            print(f"If your browser does not know that host: http://127.0.0.1:{options.port}",
+                  flush=True)  # fmt: skip
             return server.wait()
     except KeyboardInterrupt:
         return 0
+
+
+def _print_pages(uri: str, address: str, *, may_save: bool) -> None:
+    """Print the addresses of the newest sweeps' trials, of all experiments and of the adapters."""
+    from orchestrator.metrics import TRIAL_METRICS
+    from registry.tracking.connection import connect, without_secrets
+    from registry.tracking.experiments import SWEEPS_EXPERIMENT
+    from registry.tracking.views import newest_links
+
+    modes = {str(name): metric.mode for name, metric in TRIAL_METRICS.items()}
+    for links in newest_links(connect(uri), SWEEPS_EXPERIMENT, address, modes, may_save=may_save):
+        print(*links.lines, sep="\n")
+    address = without_secrets(address).rstrip("/")
+    print(f"  all experiments: {address}{_EXPERIMENTS_PAGE}")
+    print(f"  adapters and their versions: {address}{_MODELS_PAGE}", flush=True)
 
 
 def _complain(error: Exception, code: int) -> int:

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import ray
+from ray.actor import ActorHandle
 from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 
@@ -35,6 +36,7 @@ from orchestrator.finals.held_out import evaluate_finalists
 from orchestrator.finals.repeats import RepeatSearcher, are_repeated, unwanted_repeats
 from orchestrator.hosts.broker import broker_loss_told, start_broker
 from orchestrator.hosts.cluster import Placement, ray_cluster, shape_of_workers
+from orchestrator.hosts.members import Occupancy
 from orchestrator.hosts.pool import HostPool
 from orchestrator.hosts.reachable import check_ray
 from orchestrator.interrupts import raise_swallowed
@@ -54,9 +56,10 @@ from orchestrator.live.display import ProgressDisplay
 from orchestrator.live.screen import CHECKING, loading
 from orchestrator.outcome import Outcome, TrialOutcome, can_leave_adapter
 from orchestrator.pages.files import write_report
-from orchestrator.preflight.prepared import EXPERIMENT, PreparedSweep, prepare_sweep
+from orchestrator.preflight.prepared import PreparedSweep, prepare_sweep
 from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
 from orchestrator.report.delivery import Delivery
+from orchestrator.report.gauges import GaugeFeed, Reading, read_gauges
 from orchestrator.report.report import SweepReport, build_report
 from orchestrator.resuming import SweepProgress
 from orchestrator.search.budget import Budget, require_measurable
@@ -67,6 +70,9 @@ from orchestrator.spec.sweep import SweepSpec
 from orchestrator.supervision import SteeringWithRequests, Supervisor
 from orchestrator.tuning import Stage
 from registry import Registry, RegistryError, Tracker
+from registry.tracking.connection import is_server
+from registry.tracking.experiments import SWEEPS_EXPERIMENT
+from registry.tracking.server import UI_PORT, pages_address
 from trainables.errors import TrialError
 
 logger = logging.getLogger(__name__)
@@ -161,7 +167,7 @@ def run_prepared(prepared: PreparedSweep, console: Console) -> SweepReport:
         delivery = Delivery(
             spec,
             log.path,
-            lambda: Tracker(tracking_uri, EXPERIMENT, prepared.artifacts),
+            lambda: Tracker(tracking_uri, SWEEPS_EXPERIMENT, prepared.artifacts),
             folder / REPORT_FOLDER,
         )
 
@@ -200,7 +206,14 @@ def _train_and_deliver(sweep: _Sweep, delivery: Delivery) -> SweepReport:
             problem = delivery.problem or "it is slow"
             logger.warning("not all was delivered to MLflow: %s", problem)
             undelivered = undelivered or f"Not all is recorded in MLflow: {problem}"
-    return replace(report, undelivered=undelivered.rstrip("."))
+    address = _pages_address(sweep.tracking_uri)
+    links = None if undelivered else delivery.links(address, sweep.spec.name)
+    return replace(report, undelivered=undelivered.rstrip("."), links=links)
+
+
+def _pages_address(tracking_uri: str) -> str:
+    """Address of MLflow's pages: the server's, or that of `lorchestra ui` for a database."""
+    return tracking_uri if is_server(tracking_uri) else pages_address(UI_PORT)
 
 
 @contextmanager
@@ -239,6 +252,7 @@ def _train(sweep: _Sweep) -> bool:
             )
             stack.enter_context(pool)
             budget = _open_budget(sweep, placement, pool)
+            stack.enter_context(_gauge_feed(sweep, placement, broker, budget))
             requests = UserRequests()
             stack.enter_context(
                 Supervisor(
@@ -290,6 +304,23 @@ def _train(sweep: _Sweep) -> bool:
                     sweep.display.step,
                 )
         return requests.is_cancelled
+
+
+def _gauge_feed(
+    sweep: _Sweep, placement: Placement, broker: ActorHandle, budget: Budget
+) -> GaugeFeed:
+    """Feeds Ray's metrics endpoint with the sweep's state."""
+
+    def read(occupancy: Occupancy) -> Iterator[Reading]:
+        return read_gauges(
+            sweep.record.history,
+            sweep.spec.objective,
+            budget.limits(),
+            occupancy,
+            placement.limits.seats,
+        )
+
+    return GaugeFeed(sweep.spec.name, broker.occupancy.remote, read)
 
 
 def _open_budget(sweep: _Sweep, placement: Placement, pool: HostPool) -> Budget:

@@ -9,6 +9,7 @@ import io
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from orchestrator import SweepSpec, SweepSpecError, cli, run_sweep
+from orchestrator.journal.events import EVENT_TYPES
 from orchestrator.outcome import Outcome
 from orchestrator.spec.data_report import inspect_inputs
 from registry import Registry
@@ -101,6 +103,15 @@ def test_the_readme_leads_to_every_page() -> None:
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in _LINK.findall(prose(README))}
     assert len(PAGES) > 10
     assert [page.name for page in PAGES[1:] if page not in linked] == []
+
+
+def test_the_page_of_events_is_written_from_their_classes() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    make_events = importlib.import_module("make_events")
+    page = make_events.build_page()
+    assert page.count("\n## `") == len(EVENT_TYPES)
+    said = "docs/events.md is not what `python docs/make_events.py` writes: run it"
+    assert (ROOT / "docs" / "events.md").read_text() == page, said
 
 
 # --------------------------------------------------------------------------------------- commands

@@ -28,7 +28,9 @@ Command = Callable[[argparse.Namespace], int]
 def add_adapter_commands(verbs: argparse._SubParsersAction[Any]) -> None:
     """Add a parser for each command."""
     _add(verbs, "list", _list, "list versions, newest first", name="?")
-    _add(verbs, "show", _show, "show all records of one version", ref=None)
+    show = _add(verbs, "show", _show, "say what one version is, and whether it is champion",
+                ref=None)  # fmt: skip
+    show.add_argument("--all", action="store_true", help="all its records and evaluations")
     pull = _add(
         verbs, "pull", _pull, "copy the files of one version into a folder, verified", ref=None
     )
@@ -172,20 +174,28 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from orchestrator.adapters.terminal import render_versions
+    from orchestrator.adapters.terminal import list_width, render_versions
 
-    Console().print(render_versions(_registry(options).versions(options.name)))
+    versions = _registry(options).versions(options.name)
+    # A terminal that is too narrow for the names wraps lines itself: a name can still be copied.
+    Console(width=list_width(versions, Console().width)).print(render_versions(versions))
     return 0
 
 
 def _show(options: argparse.Namespace) -> int:
     from orchestrator.adapters.terminal import render_version
+    from orchestrator.adapters.version_summary import render_verdict, render_version_summary
 
     adapters = _registry(options)
     version = adapters.get(options.ref)
-    evaluations = adapters.evaluations(options.ref)
+    evaluations = adapters.evaluations(options.ref, with_examples=options.all)
     moves = adapters.history(version.name)
-    Console().print(render_version(version, evaluations, moves))
+    console = Console()
+    if options.all:
+        console.print(render_verdict(version, moves), "", sep="\n")
+        console.print(render_version(version, evaluations, moves))
+    else:
+        console.print(render_version_summary(version, moves, len(evaluations)))
     return 0
 
 

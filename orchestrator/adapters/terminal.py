@@ -22,6 +22,9 @@ _HEADINGS = (
     "adapter", "alias", "loss", "accuracy", "split", "base", "form", "rank", "registered",
 )  # fmt: skip
 _RETIRED = "retired"
+_REST_WIDTH = 20
+"""Columns of the list besides the name, each broken to its narrowest."""
+
 _TOLD_APART = ("serving.form", "checkpoints")
 """Tags shown in lines of their own."""
 
@@ -56,6 +59,12 @@ def render_versions(versions: Sequence[AdapterVersion]) -> Table | str:
             style="dim" if version.retired else "",
         )
     return table
+
+
+def list_width(versions: Sequence[AdapterVersion], terminal: int) -> int:
+    """Width for `render_versions` that breaks no name: the terminal's, or what names need."""
+    longest = max((len(str(version.ref)) for version in versions), default=0)
+    return max(terminal, longest + _REST_WIDTH)
 
 
 def render_version(

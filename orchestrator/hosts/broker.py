@@ -19,6 +19,7 @@ from orchestrator.hosts.demand import HostLimits, start_hosts
 from orchestrator.hosts.members import (
     HostActivity,
     HostStart,
+    Occupancy,
     SeatPhase,
     SeatStatus,
     SilentHost,
@@ -216,6 +217,14 @@ class Broker:
             return not any(member.is_leaving for member in self._seats.members.values())
 
         return await self._wait(is_settled, bool, wait_s)
+
+    async def occupancy(self) -> Occupancy:
+        """Hosts, and trials with and without a seat."""
+        members = self._seats.members.values()
+        seated = sum(member.host is not None for member in members)
+        return Occupancy(
+            hosts=len(self._seats.hosts), seated=seated, waiting=len(members) - seated
+        )
 
     async def ping(self) -> None:
         """Answer, as a sign of life."""

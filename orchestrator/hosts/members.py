@@ -53,6 +53,15 @@ class HostStart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Occupancy:
+    """Number of hosts, and of trials with a seat and without one."""
+
+    hosts: int
+    seated: int
+    waiting: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SilentHost:
     """A host that must be ended, because it gave no sign of life or no report for too long."""
 

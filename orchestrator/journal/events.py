@@ -248,7 +248,7 @@ class BaseEvaluated:
     Attributes:
         base: `members.group_key` of the trials on the base.
         split: `validation` or `test`.
-        metrics: Such as `test_loss`.
+        metrics: Loss and accuracies of the split's rows, by name.
     """
 
     base: str
@@ -262,7 +262,7 @@ class FinalistEvaluated:
 
     Attributes:
         trial: The trial's number.
-        metrics: Such as `test_loss`.
+        metrics: Loss and accuracies of the split's rows, by name.
     """
 
     trial: Count

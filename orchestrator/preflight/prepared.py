@@ -32,7 +32,6 @@ from trainables.files.sources import is_local
 
 logger = logging.getLogger(__name__)
 
-EXPERIMENT = "lorchestra"
 RUNS = Path("runs")
 
 
@@ -149,7 +148,8 @@ def _require_mlflow(spec: SweepSpec, kept: SweepStorage) -> tuple[str, str | Non
     # Imported here: importing MLflow takes seconds.
     from registry.tracking.access import check_access
     from registry.tracking.connection import tracking_uri_for
+    from registry.tracking.experiments import SWEEPS_EXPERIMENT
 
     tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else kept.folder.parent)
-    check_access(tracking_uri, EXPERIMENT, spec.register.name if spec.register else None)
+    check_access(tracking_uri, SWEEPS_EXPERIMENT, spec.register.name if spec.register else None)
     return tracking_uri, artifacts

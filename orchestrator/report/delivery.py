@@ -31,6 +31,8 @@ from orchestrator.report.news import News, NewsDesk, SweepClosing, SweepOpening
 from orchestrator.spec.sweep import SweepSpec
 from registry import Tracker, TrackingError
 from registry.tracking.connection import without_secrets
+from registry.tracking.tracker import NOTE_TAG
+from registry.tracking.views import SweepLinks, SweepView
 from trainables.whole import replace_file
 
 logger = logging.getLogger(__name__)
@@ -71,7 +73,7 @@ class Delivery:
         self._tail = LogTail(log)
         self._desk = NewsDesk(spec)
         self._read: deque[LogEntry] = deque()  # events not yet on the desk
-        self._news: deque[News] = deque()  # news not yet delivered
+        self._news: deque[News | SweepView] = deque()  # news not yet delivered
         self._seen = 0  # number of events that the desk has
         self._cursor: int | None = None  # number of delivered events in the cursor file
         self._wake, self._urgent = threading.Event(), threading.Event()
@@ -130,6 +132,18 @@ class Delivery:
         """The id of a trial's MLflow run; `None` before its delivery."""
         tracker, sweep_id = self._tracker, self._desk.history.sweep_id
         return None if tracker is None or sweep_id is None else tracker.find_trial(sweep_id, trial)
+
+    def links(self, address: str, name: str) -> SweepLinks | None:
+        """Links to the sweep's trials in MLflow's pages; `None` before the sweep's delivery.
+
+        Args:
+            address: Of MLflow's pages.
+            name: Name of the sweep.
+        """
+        tracker, sweep_id = self._tracker, self._desk.history.sweep_id
+        if tracker is None or sweep_id is None:
+            return None
+        return tracker.links(address, sweep_id, name)
 
     def _hurry(self) -> None:
         self._urgent.set()
@@ -212,9 +226,12 @@ class Delivery:
                 self._cursor = _read_cursor(self._cursor_file, entry)
             self._seen += 1
             self._desk.add(entry, is_told=self._seen <= self._cursor)
-        self._news.extend(self._desk.take())
+        for news in self._desk.take():
+            self._news.append(news)
+            if isinstance(news, SweepOpening):  # told by itself: a few calls make progress
+                self._news.append(news.view)
 
-    def _tell(self, tracker: Tracker, news: News) -> None:
+    def _tell(self, tracker: Tracker, news: News | SweepView) -> None:
         if isinstance(news, SweepOpening):
             self._begin(tracker, news)
         elif isinstance(news, SweepClosing):
@@ -222,14 +239,15 @@ class Delivery:
             run_id = tracker.find_sweep(opening.sweep_id) or self._begin(tracker, opening)
             for file in sorted(self._report_folder.glob("*")):
                 tracker.log_artifact(run_id, file)
-            tracker.end_sweep(
-                run_id, news.status, news.metrics, news.at_s, description=news.description
-            )
+            tracker.end_sweep(run_id, news.status, news.metrics, news.at_s, news.about)
+        elif isinstance(news, SweepView):
+            tracker.save_view(news)
         else:
             tracker.record_trial(str(self._desk.history.sweep_id), news)
 
     def _begin(self, tracker: Tracker, news: SweepOpening) -> str:
-        run_id = tracker.start_sweep(news.sweep_id, news.name, news.params, news.tags, news.at_s)
+        tags = {**news.tags, NOTE_TAG: news.about}
+        run_id = tracker.start_sweep(news.sweep_id, news.name, news.params, tags, news.at_s)
         tracker.log_text(run_id, news.text, "sweep.yaml")
         return run_id
 

@@ -27,13 +27,19 @@ from orchestrator.journal.events import (
     TrialStarted,
 )
 from orchestrator.journal.history import SweepHistory, TrialRecord
+from orchestrator.report.leaderboard import describe_trial
 from orchestrator.report.report import build_report
-from orchestrator.spec.space import describe
+from orchestrator.spec.space import describe, searched_names
 from orchestrator.spec.sweep import SweepSpec
+from orchestrator.wording import format_metric, format_settings
 from registry.bundles.markdown import plain
 from registry.tracking.trial_news import End, Points, TrialNews
+from registry.tracking.views import SweepView
 from trainables.contract import Outcome
 from trainables.spec import TrialSpec
+
+_SPLITS = ("eval", "test")
+_MEASURES = ("loss", "accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,8 @@ class SweepOpening:
         params: Parameters of the run: base, data, search.
         tags: Tags of the run.
         text: The sweep file at the first start.
+        view: What the saved table and charts of the trials show.
+        about: Description of the run, in Markdown.
         at_s: Seconds since the epoch.
     """
 
@@ -54,6 +62,8 @@ class SweepOpening:
     params: Mapping[str, Any]
     tags: Mapping[str, str]
     text: str
+    view: SweepView
+    about: str
     at_s: float
 
 
@@ -64,15 +74,15 @@ class SweepClosing:
     Attributes:
         opening: News that opens the sweep's run if the run is missing.
         status: Outcome of the sweep.
-        metrics: Metrics of the best adapter, and of the base without an adapter.
-        description: The verdict, in Markdown.
+        metrics: Metrics of the best adapter, named `best/…`: a sort by loss lists trials first.
+        about: Description of the run, first its verdict, in Markdown.
         at_s: Seconds since the epoch.
     """
 
     opening: SweepOpening
     status: Outcome
     metrics: Mapping[str, float]
-    description: str
+    about: str
     at_s: float
 
 
@@ -156,26 +166,33 @@ class NewsDesk:
             },
             tags={"lorchestra.digest": str(self.history.digest)},
             text=yaml.safe_dump(dict(spec)),
+            view=SweepView(
+                sweep_id=str(self.history.sweep_id),
+                settings=searched_names(self._spec.search_space),
+                metric=self._spec.objective.metric,
+                mode=self._spec.objective.mode,
+            ),
+            about=_describe_sweep(self._spec, spec),
             at_s=at_s,
         )
 
     def _ended(self, event: SweepEnded, at_s: float) -> SweepClosing:
-        metrics: dict[str, float] = {}
+        opening, best, base = self._begun(at_s), {}, {}
         standings = rank_finalists(self._spec, self.history)
         if standings:
-            best = standings[0].adapter
-            base = self.history.base_metrics.get(group_key(TrialSpec.from_dict(best.spec)), {})
-            metrics = {
-                **best.reports[-1].metrics,
-                **(best.final_metrics or {}),
-                **{f"base_{name}": v for split in base.values() for name, v in split.items()},
-            }
-        verdict = build_report(self._spec, self.history, Path()).verdict
+            adapter = standings[0].adapter
+            best = {**adapter.reports[-1].metrics, **(adapter.final_metrics or {})}
+            splits = self.history.base_metrics.get(
+                group_key(TrialSpec.from_dict(adapter.spec)), {}
+            )
+            base = {name: value for split in splits.values() for name, value in split.items()}
+        result = _describe_result(event, standings[0].adapter if standings else None, best, base)
+        verdict = plain(build_report(self._spec, self.history, Path()).verdict.text)
         return SweepClosing(
-            opening=self._begun(at_s),
+            opening=opening,
             status=event.status,
-            metrics=metrics,
-            description=plain(verdict.text),
+            metrics={f"best/{name}": value for name, value in best.items()},
+            about=f"{verdict}\n\n{opening.about}\n\n{result}",
             at_s=at_s,
         )
 
@@ -195,3 +212,51 @@ def _tell(event: TrialEvent, news: TrialNews, record: TrialRecord, at_s: float) 
             news.end = End(outcome=event.outcome, reason=event.reason, at_s=at_s)
         case FinalistEvaluated():
             news.points.append(Points(metrics=event.metrics, step=record.step, at_s=at_s))
+
+
+def _describe_sweep(spec: SweepSpec, recorded: Mapping[str, Any]) -> str:
+    """What is searched, for what base and rows.
+
+    Args:
+        spec: The sweep.
+        recorded: The sweep's spec at its first start.
+    """
+    settings = ", ".join(f"`{name}`" for name in searched_names(spec.search_space)) or "nothing"
+    return (
+        f"Search for the best adapter of `{recorded['base']['model']}` on "
+        f"`{_rows_name(recorded['data']['train'])}`: up to {spec.budget.trials} trials of "
+        f"{spec.horizon} steps over {settings}. Objective: `{spec.objective.metric}` "
+        f"({spec.objective.mode})."
+    )
+
+
+def _describe_result(
+    end: SweepEnded,
+    adapter: TrialRecord | None,
+    best: Mapping[str, float],
+    base: Mapping[str, float],
+) -> str:
+    """How a sweep ended: the best trial, and its measures beside those of the bare base.
+
+    Args:
+        end: The end of the sweep.
+        adapter: The trial with the best adapter; `None` without one.
+        best: Its metrics.
+        base: Metrics of the base without an adapter.
+    """
+    if adapter is None:
+        return f"{end.status.capitalize()}: {end.reason}. No adapter was found."
+    settings = describe_trial(adapter)
+    shown = {name: settings[name] for name in adapter.knobs if name in settings}
+    lines = [f"Best: trial {adapter.number}" + (f" ({format_settings(shown)})." if shown else ".")]
+    names = [f"{split}_{measure}" for split in _SPLITS for measure in _MEASURES]
+    rows = [
+        f"| {name} | {format_metric(best[name])} | {format_metric(base.get(name))} |"
+        for name in names
+        if name in best
+    ]
+    return "\n".join([*lines, "", "| measure | best trial | base |", "|---|---|---|", *rows])
+
+
+def _rows_name(train: object) -> str:
+    return str(train) if isinstance(train, str) else "rows in memory"

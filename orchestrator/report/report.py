@@ -34,6 +34,7 @@ from orchestrator.report.measurements import BaseComparison, Generated, compare_
 from orchestrator.report.verdict import Evidence, Verdict, reach_verdict
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.wording import format_metric
+from registry.tracking.views import SweepLinks
 from trainables.contract import TRAINED, Mode
 from trainables.spec import METRIC_COST
 
@@ -184,6 +185,7 @@ class SweepReport:
         undelivered: What is not yet registered or recorded in MLflow, and why; empty when all is.
         spec: The sweep that the report is about.
         history: The events that the report was made from.
+        links: Addresses of the trials in MLflow's pages; `None` unless all is recorded there.
     """
 
     name: str
@@ -212,6 +214,7 @@ class SweepReport:
     undelivered: str = ""
     spec: SweepSpec = field(repr=False)
     history: SweepHistory = field(repr=False)
+    links: SweepLinks | None = None
 
     def plot(self, name: PlotName = "curves") -> Picture | None:
         """A picture of the sweep; `None` where the trials are too few for it.

@@ -24,11 +24,11 @@ from registry.tracking.experiments import adapters_experiment
 from registry.tracking.limits import MAX_DESCRIPTION_CHARS, shortened
 from registry.versions.ledger import ensure_model
 from registry.versions.refs import AdapterRef, require_name
+from registry.versions.tags import METRIC_PREFIX, fold, merge
 from registry.versions.versions import (
     CHECKPOINTS_TAG,
     DIGEST_TAG,
     FORM_TAG,
-    METRIC_PREFIX,
     MODEL_DIGEST_TAG,
     MODEL_TAG,
     VERSION_TAG,
@@ -94,7 +94,7 @@ def register(  # noqa: PLR0913
             "has no unquantized weights. Choose that form."
         )
     earlier = _read_checkpoints(checkpoints, manifest)
-    wanted = {**(tags or {}), **_tags(manifest)}
+    given, facts = tags or {}, _facts(manifest)
     with plain_errors(client.tracking_uri):
         ensure_model(client, name)
         known = _find_by_digest(client, name, manifest["digest"])
@@ -105,13 +105,13 @@ def register(  # noqa: PLR0913
                     f"{form!r} for the same bundle; allowed: one form for each name. Register it "
                     "under another name."
                 )
-            _update(client, known, wanted, earlier, card)
+            _update(client, known, fold(facts, given), earlier, card)
             version = known.version
         else:
-            wanted |= {FORM_TAG: form}
+            own: dict[str, str] = {FORM_TAG: form}
             if earlier:
-                wanted[CHECKPOINTS_TAG] = ",".join(str(step) for step in sorted(earlier))
-                wanted |= {checkpoint_tag(step): one for step, one in earlier.items()}
+                own[CHECKPOINTS_TAG] = ",".join(str(step) for step in sorted(earlier))
+                own |= {checkpoint_tag(step): one for step, one in earlier.items()}
             model = _Model(
                 bundle=bundle,
                 manifest=manifest,
@@ -119,7 +119,8 @@ def register(  # noqa: PLR0913
                 checkpoints=checkpoints,
                 card=card or build_card(CardFacts(name=name, manifest=manifest, form=form)),
             )
-            version = _create(client, name, model, run_id, wanted)
+            params = {**given, **facts, **own}
+            version = _create(client, name, model, run_id, params, fold(facts, given) | own)
     return get_version(client, AdapterRef(name=name, version=version))
 
 
@@ -178,7 +179,7 @@ def _update(
         )  # fmt: skip
     number = str(known.version)
     entry = client.get_model_version(known.name, number)
-    for key, value in wanted.items():
+    for key, value in merge(entry.tags, wanted).items():
         if entry.tags.get(key) != value:
             client.set_model_version_tag(known.name, number, key, value)
     if card and entry.description != _description(card):
@@ -190,6 +191,7 @@ def _create(
     name: str,
     model: _Model,
     run_id: str | None,
+    facts: Mapping[str, str],
     tags: Mapping[str, str],
 ) -> int:
     # With the client: mlflow.pyfunc.log_model uses a process-wide server and run. A crash here
@@ -198,7 +200,7 @@ def _create(
         experiment_id = adapters_experiment(client)
     else:
         experiment_id = client.get_run(run_id).info.experiment_id
-    params = {key: value for key, value in tags.items() if not key.startswith(METRIC_PREFIX)}
+    params = {key: value for key, value in facts.items() if not key.startswith(METRIC_PREFIX)}
     logged = client.create_logged_model(
         experiment_id, name="adapter", source_run_id=run_id, params=params
     )
@@ -267,7 +269,8 @@ def _description(card: str) -> str:
     return shortened(card, MAX_DESCRIPTION_CHARS)
 
 
-def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
+def _facts(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Facts of a manifest by the names of tags."""
     base, lora, data = manifest["base"], manifest["lora"], manifest["data"]
     values = {
         **{f"base.{key}": value for key, value in base.items() if key not in _ELSEWHERE},

@@ -38,7 +38,7 @@ _SUMMARY_TAG = "lorchestra.summary"
 def record_evaluation(
     client: MlflowClient, ref: AdapterRef | str, document: Mapping[str, Any]
 ) -> str:
-    """Keep an evaluation of a version as an MLflow run, below the adapter's training run.
+    """Keep an evaluation of a version as an MLflow run, which names the adapter's training run.
 
     Recording an evaluation again gives the first run with its first results. A run that was cut
     short is completed.
@@ -129,14 +129,17 @@ def _tags(version: AdapterVersion, step: int | None) -> dict[str, str]:
 
 
 def _experiments(client: MlflowClient, version: AdapterVersion) -> list[str]:
-    """Experiments with a version's evaluations: the training run's and the shared one."""
-    alone = adapters_experiment(client)
+    """Experiments with a version's evaluations, the one for new evaluations first.
+
+    Earlier versions of lorchestra kept evaluations in the experiment of the training run.
+    """
+    home = adapters_experiment(client)
     if version.run_id is not None:
         run = if_exists(client.get_run, version.run_id)
         if run is not None:
-            return [str(run.info.experiment_id), alone]
+            return [home, str(run.info.experiment_id)]
         logger.info("adapter %s: its run %s is gone", version.ref, version.run_id)
-    return [alone]
+    return [home]
 
 
 def _fill(

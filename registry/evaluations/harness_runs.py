@@ -80,16 +80,16 @@ def _open(client: MlflowClient, version: AdapterVersion, results: Mapping[str, A
         "lorchestra.form": results["form"],
         _TAG: f"sha256:{digest}",
     }
-    if version.run_id is None:
-        experiment = adapters_experiment(client)
-    else:
-        experiment = str(client.get_run(version.run_id).info.experiment_id)
+    homes = [adapters_experiment(client)]
+    if version.run_id is not None:
+        # Earlier versions of lorchestra kept results in the experiment of the training run.
+        homes.append(str(client.get_run(version.run_id).info.experiment_id))
         tags["mlflow.parentRunId"] = version.run_id
     identity = {key: tags[key] for key in (_TAG, "lorchestra.adapter", "lorchestra.version")}
-    for known in find_runs(client, [experiment], identity):
+    for known in find_runs(client, homes, identity):
         return str(known.info.run_id)
     title = f"harness {version.ref} {results['form']} {' '.join(sorted(tasks))}"
-    run = client.create_run(experiment, tags=tags, run_name=title[:200])
+    run = client.create_run(homes[0], tags=tags, run_name=title[:200])
     return str(run.info.run_id)
 
 

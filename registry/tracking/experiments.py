@@ -8,8 +8,23 @@ from mlflow.exceptions import MlflowException
 from registry.errors import TrackingError
 from registry.tracking.connection import artifact_location_for, is_already_there, without_secrets
 
+SWEEPS_EXPERIMENT = "lorchestra"
+"""Experiment of the sweeps and their trials."""
+
 ADAPTERS_EXPERIMENT = "lorchestra-adapters"
-"""Experiment of the ledgers of alias moves; promoting users write runs here."""
+"""Experiment of the evaluations of versions and of the ledgers of alias moves; promoting users
+write runs here."""
+
+_NOTES = {
+    SWEEPS_EXPERIMENT: (
+        "Sweeps and their trials. `lorchestra ui` prints links to each sweep's table and charts."
+    ),
+    ADAPTERS_EXPERIMENT: (
+        "Evaluations of adapter versions, one run for each version, serving form and set of rows; "
+        "and the ledgers of alias moves, which `lorchestra adapters history NAME` shows."
+    ),
+}
+"""Descriptions of experiments in MLflow's pages, in Markdown."""
 
 
 def find_experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
@@ -21,7 +36,8 @@ def find_experiment(client: MlflowClient, name: str, artifact_location: str | No
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifact_location))
+            note = {"mlflow.note.content": _NOTES[name]} if name in _NOTES else None
+            return str(client.create_experiment(name, artifact_location, tags=note))
         except MlflowException as error:
             if not is_already_there(error):
                 raise

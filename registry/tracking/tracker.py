@@ -24,6 +24,7 @@ from registry.tracking.experiments import find_experiment
 from registry.tracking.limits import MAX_PARAM_CHARS, MAX_TAG_CHARS, shortened
 from registry.tracking.search import find_runs
 from registry.tracking.trial_news import End, Points, TrialNews
+from registry.tracking.views import SweepLinks, SweepView, save_view, sweep_links
 from trainables.contract import Outcome
 
 _STATUSES: dict[Outcome, str] = {
@@ -39,8 +40,9 @@ _RUNNING, _KILLED = "RUNNING", "KILLED"
 _OUTCOME, _REASON = "lorchestra.outcome", "lorchestra.reason"
 INTERRUPTED_TAG = "lorchestra.interrupted"
 """Tag with the time of an interruption of a run; removed when a later session continues."""
-DESCRIPTION_TAG = "mlflow.note.content"
-"""Tag whose Markdown MLflow shows at the top of a run."""
+NOTE_TAG = "mlflow.note.content"
+"""Tag with the description of a run, in Markdown."""
+
 _MARKS = (_OUTCOME, _REASON, INTERRUPTED_TAG)
 
 
@@ -164,16 +166,11 @@ class Tracker:
         status: Outcome,
         metrics: Mapping[str, float],
         ended_at_s: float | None = None,
-        description: str = "",
+        note: str = "",
     ) -> None:
-        """Close a sweep's run with its totals; equal totals are not added again.
+        """Close a sweep's run with its totals and a description, where one is given.
 
-        Args:
-            run_id: The sweep's run.
-            status: Outcome of the sweep.
-            metrics: Totals of the sweep.
-            ended_at_s: End in seconds since the epoch; the present time when not given.
-            description: Markdown that MLflow shows at the top of the run; empty keeps the old one.
+        Equal totals are not added again.
         """
         end = End(
             outcome=status, reason="", at_s=time.time() if ended_at_s is None else ended_at_s
@@ -185,9 +182,9 @@ class Tracker:
             had = {name: str(value) for name, value in recorded.data.metrics.items()}
             news = {k: v for k, v in metrics.items() if had.get(_plain(k)) != str(float(v))}
             marks = _marks(end)
-            is_new = description and description != recorded.data.tags.get(DESCRIPTION_TAG)
-            note = {DESCRIPTION_TAG: description} if is_new else {}
-            self._send(run, {}, {**marks, **note}, [Points(metrics=news, step=0, at_s=end.at_s)])
+            is_new = note and note != recorded.data.tags.get(NOTE_TAG)
+            tags = {**marks, **({NOTE_TAG: note} if is_new else {})}
+            self._send(run, {}, tags, [Points(metrics=news, step=0, at_s=end.at_s)])
             self._close(run, _STATUSES[status], marks, end.at_s)
 
     def interrupt(self, sweep_id: str, at_s: float) -> None:
@@ -200,6 +197,15 @@ class Tracker:
                     run = self._remember(entity)
                     self._send(run, {}, marks)
                     self._close(run, _KILLED, marks, at_s)
+
+    def save_view(self, view: SweepView) -> None:
+        """Save a sweep's sorted table and charts, so that a link opens them in MLflow's pages."""
+        with plain_errors(self.tracking_uri):
+            save_view(self._client, self._experiment_id, view)
+
+    def links(self, address: str, sweep_id: str, name: str) -> SweepLinks:
+        """Links to a sweep's saved views, for MLflow's pages at an address."""
+        return sweep_links(address, self._experiment_id, sweep_id, name)
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
         """Write a text as the run's artifact `file`, in place of an earlier one."""

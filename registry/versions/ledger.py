@@ -41,6 +41,13 @@ from registry.versions.entries import (
 )
 from registry.versions.refs import require_name
 
+_ABOUT = (
+    "Versions of the LoRA adapter `{name}`. `{name}@champion` is the version in use. The card of "
+    "each version says how it was trained and measured. `lorchestra adapters history {name}` "
+    "lists who moved an alias, when and why."
+)
+"""Description of a registered model, in Markdown."""
+
 _LEDGER_TAG = "lorchestra.ledger"
 _MOVE, _DONE, _CHALLENGE = "move.", "done.", "challenge."
 _TRIES = 100
@@ -141,7 +148,7 @@ def ensure_model(client: MlflowClient, name: str) -> str:
         run_id = _create_run(client, name)
         try:
             # In one step: the process that creates the model has created the only ledger.
-            client.create_registered_model(name, tags={_LEDGER_TAG: run_id})
+            client.create_registered_model(name, {_LEDGER_TAG: run_id}, _ABOUT.format(name=name))
         except MlflowException as error:
             client.delete_run(run_id)
             if not is_already_there(error):

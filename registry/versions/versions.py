@@ -15,6 +15,7 @@ from registry.errors import AdapterNotFoundError
 from registry.tracking.connection import if_exists, plain_errors
 from registry.tracking.search import PAGE_SIZE, all_pages
 from registry.versions.refs import AdapterRef, require_name
+from registry.versions.tags import METRIC_PREFIX, unfold
 
 DIGEST_TAG = "lorchestra.digest"
 MODEL_DIGEST_TAG = "lorchestra.model_digest"
@@ -23,7 +24,6 @@ VERSION_TAG = "lorchestra.version"
 RETIRED_TAG = "lorchestra.retired"
 FORM_TAG = "serving.form"
 CHECKPOINTS_TAG = "checkpoints"
-METRIC_PREFIX = "metric."
 _CHECKPOINT_PREFIX = "checkpoint."
 
 
@@ -175,9 +175,10 @@ def _entries(client: MlflowClient, wanted: str | None) -> list[Any]:
 
 
 def _version(entry: Any, aliases: Mapping[str, Any]) -> AdapterVersion:
+    tags = unfold(entry.tags)
     metrics = {
         key.removeprefix(METRIC_PREFIX): float(value)
-        for key, value in entry.tags.items()
+        for key, value in tags.items()
         if key.startswith(METRIC_PREFIX)
     }
     return AdapterVersion(
@@ -186,7 +187,7 @@ def _version(entry: Any, aliases: Mapping[str, Any]) -> AdapterVersion:
         aliases=tuple(sorted(k for k, v in aliases.items() if int(v) == int(entry.version))),
         digest=entry.tags[DIGEST_TAG],
         run_id=entry.run_id or None,
-        tags={k: v for k, v in entry.tags.items() if not k.startswith(METRIC_PREFIX)},
+        tags={k: v for k, v in tags.items() if not k.startswith(METRIC_PREFIX)},
         metrics=metrics,
         retired=_retirement(entry.tags.get(RETIRED_TAG)),
         created_at=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),

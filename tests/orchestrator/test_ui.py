@@ -16,7 +16,9 @@ import pytest
 from orchestrator import run_sweep
 from orchestrator.spec.sweep import parse_sweep
 from registry.tracking.connection import connect
-from registry.tracking.server import serve_ui
+from registry.tracking.experiments import SWEEPS_EXPERIMENT
+from registry.tracking.server import pages_address, serve_ui
+from registry.tracking.views import newest_links
 from tests.support import pages
 
 # One sweep, one server and one browser for all: a minute on an idle machine, ten on a busy one.
@@ -82,7 +84,7 @@ def address(browser: Any, swept: SimpleNamespace) -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     with serve_ui(swept.database, port):
-        yield f"http://127.0.0.1:{port}"
+        yield pages_address(port)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,11 @@ def names(runs):
     return [run.info.run_name for run in runs]
 
 
+def links(swept, address):
+    (found,) = newest_links(swept.client, SWEEPS_EXPERIMENT, address, {}, may_save=False)
+    return found
+
+
 def history(swept, run, metric):
     points = swept.client.get_metric_history(run.info.run_id, metric)
     return [(point.step, pytest.approx(point.value)) for point in points]
@@ -123,6 +130,32 @@ def test_trials_stand_in_one_table_with_settings_and_metrics(ui, swept):
         }
         for metric in ("eval_loss", "eval_accuracy"):
             assert float(row[metric]) == pytest.approx(run.data.metrics[metric])
+
+
+def test_the_link_of_a_sweep_opens_its_sorted_table_of_trials_without_a_click(ui, swept, address):
+    ui.page.set_viewport_size({"width": 1800, "height": 720})
+    ui.open_link(links(swept, address).table)
+    ui.await_first_run(swept.trials[0].info.run_name)
+    rows = ui.table()
+    assert [row["Run Name"] for row in rows] == names(swept.trials)
+    assert {*SEARCHED, "eval_loss", "eval_accuracy"} <= rows[0].keys()
+    assert not ui.is_anything_open()
+
+
+def test_the_link_of_a_sweep_opens_the_comparison_of_its_trials_without_a_click(
+    ui, swept, address
+):
+    ui.page.set_viewport_size({"width": 1400, "height": 1400})  # charts are drawn when seen
+    ui.open_link(links(swept, address).charts)
+    assert set(ui.chart_axes(len(SEARCHED) + 1)) == {*SEARCHED, "eval_loss"}
+    assert ui.curves("eval_loss", TRIALS).keys() == set(names(swept.trials))
+    assert not ui.is_anything_open()
+
+
+def test_without_a_filter_the_best_trial_is_the_first_of_all_runs(ui, swept):
+    ui.open_runs(EXPERIMENT, orderByKey="metrics.`eval_loss`", orderByAsc="true")
+    ui.await_first_run(swept.trials[0].info.run_name)
+    assert ui.run_names()[:TRIALS] == names(swept.trials)
 
 
 def test_a_click_on_a_metric_turns_the_order_round(ui, swept):

@@ -29,13 +29,6 @@ _PATIENCE_MS = 90_000  # a page takes 3 s, and half a minute on a machine that d
 # Charts and columns are rendered when they would be seen: a small window is a fast one.
 _WINDOW = {"width": 1280, "height": 720}
 _WIDE_WINDOW = {"width": 2400, "height": 720}
-# "Model training" at the top, not "GenAI"; and no chat panel, which opens by itself on the first
-# visit and hides a quarter of the page.
-_SETTLED_VISITOR = """
-localStorage.setItem('mlflow.workflowType_v1', '"machine_learning"');
-localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
-localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
-"""
 
 
 @contextmanager
@@ -51,9 +44,8 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def new_page(browser: Browser) -> Iterator[Page]:
-    """A page of a visitor who has chosen nothing about any experiment yet."""
+    """A page of a visitor who has never been there: a new profile of the browser."""
     context = browser.new_context(viewport=_WINDOW)
-    context.add_init_script(_SETTLED_VISITOR)
     context.set_default_timeout(_PATIENCE_MS)
     expect.set_options(timeout=_PATIENCE_MS)
     try:
@@ -67,17 +59,28 @@ class Pages:
 
     Args:
         page: An open page.
-        address: Of the server, as `http://127.0.0.1:5000`.
+        address: Of the server, as `registry.tracking.server.pages_address` gives it.
     """
 
     def __init__(self, page: Page, address: str) -> None:
-        self.page, self._address = page, address
+        self.page, self.address = page, address
 
     def open(self, path: str, **query: str) -> None:
         """Go to a path behind `/#`."""
         # From one hash to another a page is kept, with what it remembers: leave it first.
         self.page.goto("about:blank")
-        self.page.goto(f"{self._address}/#{path}" + (f"?{urlencode(query)}" if query else ""))
+        # Without it, a new visitor gets "GenAI", not "Model training".
+        query = {"workflowType": "machine_learning"} | query
+        self.page.goto(f"{self.address}/#{path}?{urlencode(query)}")
+
+    def open_link(self, link: str) -> None:
+        """Open an address as it was printed, and wait for the runs."""
+        self.page.goto(link)
+        expect(self.page.locator(".ag-row").first).to_be_visible()
+
+    def is_anything_open(self) -> bool:
+        """Whether a dialog or a panel that opened by itself lies over or beside the runs."""
+        return self.page.locator("[role=dialog], [data-assistant-ui=true]:visible").count() > 0
 
     # ------------------------------------------------------------------------- the table of runs
 
@@ -197,6 +200,12 @@ class Pages:
                                       a.querySelector('.axis-title').textContent])"""
         )
         return [title for _, title in sorted(by_place)]
+
+    def chart_axes(self, count: int) -> list[str]:
+        """Titles of the parallel coordinates among the charts, once it draws this many."""
+        titles = self.page.locator(".parcoords .dimension .axis > .label")
+        expect(titles).to_have_count(count)
+        return titles.all_text_contents()
 
     def await_chart(self, title: str) -> Locator:
         """The card of one chart by step, drawn."""

@@ -84,6 +84,9 @@ def test_what_is_known_of_versions_is_shown(runs, capsys):
     assert code == 0
     assert "letters/1" in said
     code, said = call(runs, capsys, "show", "letters/2")
+    assert said.startswith("letters/2 is not the champion")
+    assert (code, "lora.rank" in said, "show letters/2 --all" in said) == (0, False, True)
+    code, said = call(runs, capsys, "show", "letters/2", "--all")
     assert (code, "lora.rank" in said) == (0, True)
     assert call(runs, capsys, "pull", "letters/2", "--to", "here") == (0, "here\n")
     assert json.loads(Path("here/manifest.json").read_text())["seed"] == 2

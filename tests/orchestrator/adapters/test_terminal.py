@@ -7,7 +7,12 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from orchestrator.adapters.terminal import render_evaluations, render_version, render_versions
+from orchestrator.adapters.terminal import (
+    list_width,
+    render_evaluations,
+    render_version,
+    render_versions,
+)
 from registry import AdapterRef, AdapterVersion, AliasMove, Evaluation
 
 
@@ -48,6 +53,15 @@ def test_a_list_fits_a_terminal_and_never_breaks_the_name_that_is_to_be_copied()
     assert len(shown(render_versions([usual]), 80).splitlines()) == 2
     long = build_version(3, name="a-name-of-sixty-three-characters-" + "x" * 30)
     assert f"{long.name}/3 " in shown(render_versions([long]), 80)
+
+
+@pytest.mark.parametrize("terminal", [20, 80, 200])
+def test_a_name_longer_than_the_terminal_is_not_cut(terminal):
+    version = build_version(3, name="n" * 150)
+    width = list_width([version], terminal)
+    assert width >= terminal
+    assert str(version.ref) in shown(render_versions([version]), width).split()
+    assert list_width([build_version()], 80) == 80
 
 
 def test_a_list_shows_what_was_measured_on_test_rows_and_else_on_validation_rows():

@@ -17,6 +17,7 @@ from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from registry import TrackingError
 from registry.tracking.connection import artifact_location_for, connect
 from registry.tracking.tracker import INTERRUPTED_TAG, Tracker
+from registry.tracking.views import VIEW_TAG
 from tests.support import servers
 from tests.support.events import event
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
@@ -102,6 +103,9 @@ class Sweep:
         self.report_folder.mkdir()
         (self.report_folder / "report.html").write_text("a report")
         self.log.append(event("sweep_ended", status="completed", reason="2 trials"))
+
+    def experiment(self):
+        return connect(self._database).get_experiment_by_name(self._experiment)
 
     def tracked(self):
         client = connect(self._database)
@@ -298,7 +302,7 @@ def test_a_fault_ends_a_run_without_its_stand_in_values(sweep):
     assert run.data.tags["lorchestra.reason"] == "loss nan"
 
 
-def test_the_sweeps_totals_are_those_of_the_best_and_of_its_own_base(sweep):
+def test_the_sweeps_totals_are_those_of_the_best_and_its_note_has_those_of_its_base(sweep):
     sweep.start()
     sweep.run_trial(0, (2.0, 1.0), model="owner/name")
     sweep.run_trial(1, (2.0, 1.5), model="owner/other")
@@ -310,8 +314,24 @@ def test_the_sweeps_totals_are_those_of_the_best_and_of_its_own_base(sweep):
     sweep.end()
     with sweep.delivery() as delivery:
         assert delivery.flush(30.0)
-    assert sweep.tracked().runs["tiny"].data.metrics == {
-        "eval_loss": 1.0, "test_loss": 1.25, "base_eval_loss": 5.0, "base_test_loss": 5.0,
+    run = sweep.tracked().runs["tiny"]
+    assert run.data.metrics == {"best/eval_loss": 1.0, "best/test_loss": 1.25}
+    lines = run.data.tags["mlflow.note.content"].splitlines()
+    assert {"| eval_loss | 1.0000 | 5.0000 |", "| test_loss | 1.2500 | 5.0000 |"} <= set(lines)
+
+
+def test_a_delivered_sweep_has_links_to_its_trials(sweep):
+    sweep.start()
+    with sweep.delivery() as delivery:
+        assert delivery.links("http://here:1", "tiny") is None or delivery.flush(0)
+        assert delivery.flush(30.0)
+        found = delivery.links("http://user:secret@here:1/", "tiny")
+    start = "http://here:1/#/experiments/"
+    assert (found.table.startswith(start), found.charts.startswith(start)) == (True, True)
+    saved = {key for key in sweep.experiment().tags if key.startswith(VIEW_TAG)}
+    assert {link.partition("viewStateShareKey=")[2].partition("&")[0]
+            for link in (found.table, found.charts)} == {
+        key.removeprefix(VIEW_TAG) for key in saved
     }  # fmt: skip
 
 
@@ -482,7 +502,7 @@ def deliver_all(delivery):
 def is_told_whole_and_once(sweep, trials):
     found = sweep.tracked()  # which asserts that no run is there twice
     expected = {f"trial-{trial:04d}": [(10, 2.0), (20, 1.0)] for trial in range(trials)}
-    assert found.losses == {"tiny": [(0, 1.0)], **expected}
+    assert found.losses == {"tiny": [], **expected}  # the best is not repeated there
     assert {run.info.status for run in found.runs.values()} == {"FINISHED"}
     assert {run.data.params.get("lora.rank") for run in found.runs.values()} == {
         None, *(str(4 + trial) for trial in range(trials))

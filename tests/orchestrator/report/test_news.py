@@ -105,8 +105,11 @@ def test_news_of_the_sweep_keep_their_place(desk, event):
         event.report(0, 20, 1.0),
     )
     assert [type(each) for each in news] == [TrialNews, SweepClosing, SweepOpening, TrialNews]
-    assert news[1].metrics == {"eval_loss": 2.0}
-    assert news[1].description.startswith("Trial 0 ")
+    assert news[1].metrics == {"best/eval_loss": 2.0}
+    assert news[1].about.startswith("Trial 0 ")
+    assert "Best: trial 0" in news[1].about
+    assert "| eval_loss | 2.0000 | - |" in news[1].about
+    assert news[2].about in news[1].about
     assert [point.step for point in news[3].points] == [20]
     assert news[3].is_begun
 
@@ -139,3 +142,8 @@ def test_what_was_told_before_is_known_but_no_news(desk, event):
     assert [(p.step, p.metrics) for p in news[0].points] == [(10, {"test_loss": 1.5})]
     assert news[0].tags == {"lorchestra.repeat_of": "3"}
     assert not news[0].is_begun
+
+
+def test_a_sweep_without_an_adapter_says_so_in_its_note(desk, event):
+    (news,) = add_all(desk, event("sweep_ended", status="failed", reason="all diverged"))
+    assert "Failed: all diverged. No adapter was found." in news.about

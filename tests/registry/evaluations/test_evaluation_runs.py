@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from registry import Registry
 from registry.errors import IntegrityError
+from registry.tracking.experiments import ADAPTERS_EXPERIMENT
 from registry.tracking.tracker import Tracker
 from registry.versions.versions import AdapterVersion
 from tests.support.bundles import new_document
@@ -81,7 +82,7 @@ def test_model_page_has_the_measures_and_the_rows_they_are_of(
     assert (found["loss"].dataset_name, found["loss"].dataset_digest) == ("test", "cc")
 
 
-def test_evaluation_lies_below_the_run_that_trained_the_version(
+def test_evaluation_names_the_run_that_trained_the_version_and_lies_in_another_experiment(
     tracking_uri: str, adapters: Registry, artifact_location: str, client: MlflowClient,
     new_bundle: Build,
     name: str,
@@ -93,8 +94,29 @@ def test_evaluation_lies_below_the_run_that_trained_the_version(
     document = new_document(adapter=version.digest)
     run = client.get_run(adapters.record_evaluation(name, document))
     assert run.data.tags["mlflow.parentRunId"] == trial
-    assert run.info.experiment_id == client.get_run(trial).info.experiment_id
+    assert client.get_experiment(run.info.experiment_id).name == ADAPTERS_EXPERIMENT
     assert len(adapters.evaluations(name)) == 1
+
+
+def test_evaluations_that_an_earlier_release_kept_beside_the_trial_are_found(
+    tracking_uri: str, adapters: Registry, artifact_location: str, client: MlflowClient,
+    new_bundle: Build,
+    name: str,
+) -> None:  # fmt: skip
+    tracker = Tracker(tracking_uri, name, artifact_location)
+    tracker.start_sweep("s", "sweep", {}, {})
+    trial = tracker.start_trial("s", 0, "trial", {}, 1.0)
+    version = adapters.register(new_bundle(), name, run_id=trial)
+    document = new_document(adapter=version.digest)
+    new = client.get_run(adapters.record_evaluation(name, document))
+    kept = Path(client.download_artifacts(new.info.run_id, "evaluation.json")).read_text()
+    old = client.create_run(client.get_run(trial).info.experiment_id, tags=new.data.tags)
+    client.log_text(old.info.run_id, kept, "evaluation.json")
+    client.set_terminated(old.info.run_id)
+    client.delete_run(new.info.run_id)
+    (found,) = adapters.evaluations(name)
+    assert found.run_id == old.info.run_id
+    assert adapters.record_evaluation(name, document) == old.info.run_id
 
 
 def test_recorded_twice_is_one_run_and_one_cut_short_is_completed(
