@@ -25,6 +25,7 @@ from rich.console import Console
 from orchestrator.adapters.commands import add_adapter_commands, add_runs_option, tracking_uri_of
 from orchestrator.errors import SweepError, SweepSpecError, storage_fault
 from orchestrator.interrupts import ignore_signals, interrupt_on, raise_swallowed
+from orchestrator.sweepfile.changes import add_set_option
 from orchestrator.wording import format_size, refusal
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
@@ -90,6 +91,7 @@ def _build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="start a sweep, or continue it")
     run.add_argument("sweep", metavar="SWEEP.yaml", type=Path)
     run.add_argument("--storage", help=f"{_FOLDER_HELP} (default: runs/NAME)")
+    add_set_option(run)
     run.set_defaults(command=_run)
 
     resume = commands.add_parser("resume", help="continue the sweep in a folder")
@@ -138,7 +140,8 @@ def _run(options: argparse.Namespace) -> int:
     again = ["lorchestra", "run", str(options.sweep)]
     if options.storage:
         again += ["--storage", str(options.storage)]
-    return _run_to_end(SweepSpec.from_yaml(options.sweep), options.storage, again)
+    again += [word for change in options.set for word in ("--set", change)]
+    return _run_to_end(SweepSpec.from_yaml(options.sweep, options.set), options.storage, again)
 
 
 def _resume(options: argparse.Namespace) -> int:

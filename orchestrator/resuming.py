@@ -29,7 +29,9 @@ from orchestrator.outcome import TRAITS, Outcome
 from orchestrator.spec.complaint import complaint
 from orchestrator.spec.data_report import DataReport
 from orchestrator.spec.sweep import RESUMABLE_CHANGES, SweepSpec
+from orchestrator.wording import shorten
 
+_MAX_DIFFERENCES = 3
 _STAGES: dict[StageName, tuple[str, ...]] = {
     "search": ("budget",),
     "repeats": ("budget", "finals", "register"),
@@ -76,8 +78,9 @@ class SweepProgress:
                 )
             allowed = ", ".join(RESUMABLE_CHANGES)
             raise SweepStorageError(
-                f"{self.storage.location}: holds sweep {history.sweep_id} of another spec; "
-                f"allowed: the spec it was started with, in which only {allowed} may change. "
+                f"{self.storage.location}: holds sweep {history.sweep_id} of another spec "
+                f"({_differences(recorded, {name: written[name] for name in fixed})}); allowed: "
+                f"the spec it was started with, in which only {allowed} may change. "
                 "Choose another --storage, or another name."
             )
         else:
@@ -159,6 +162,31 @@ class SweepProgress:
         """The settings that limit a stage."""
         values = self.spec.to_dict()
         return {name: values[name] for name in _STAGES[stage]}
+
+
+def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a spec by dotted name."""
+    return {
+        f"{name}.{key}" if key else name: inner
+        for name, value in values.items()
+        for key, inner in (_flatten(value).items() if isinstance(value, dict) else [("", value)])
+    }
+
+
+def _short(value: Any) -> str:
+    return shorten(str(value), 40)
+
+
+def _differences(recorded: Mapping[str, Any], written: Mapping[str, Any]) -> str:
+    """`lora.rank was 8, is 16`: the first fields whose values differ."""
+    before, now = _flatten(recorded), _flatten(written)
+    names = [name for name in now if before.get(name) != now[name]]
+    told = [
+        f"{name} was {_short(before.get(name, 'absent'))}, is {_short(now[name])}"
+        for name in names[:_MAX_DIFFERENCES]
+    ]
+    more = len(names) - len(told)
+    return "; ".join(told) + (f"; and {more} more" if more else "")
 
 
 def continues_on_resume(trial: TrialRecord, is_failed: bool) -> bool:

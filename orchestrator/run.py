@@ -46,6 +46,7 @@ from orchestrator.journal.paths import (
     DATA_FOLDER,
     LOG_FILE,
     REPORT_FOLDER,
+    SWEEP_FILE,
     bundle_folder,
 )
 from orchestrator.journal.pins import settle_pins
@@ -67,6 +68,7 @@ from orchestrator.spec.complaint import require
 from orchestrator.spec.data_report import inspect_inputs, read_local_rows, with_fetched_configs
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.supervision import SteeringWithRequests, Supervisor
+from orchestrator.sweepfile.writing import dump_sweep
 from orchestrator.tuning import Stage
 from registry import Registry, RegistryError, Tracker, tracking_uri_for
 from registry.tracking.access import check_access
@@ -176,6 +178,7 @@ def run_sweep(
             check_ray()
         progress.start_or_resume()
         progress.keep_inputs(pins, data)
+        kept.send(SWEEP_FILE, dump_sweep(spec.to_dict(), kept.location).encode())
         with delivery, _pushing(kept):
             is_cancelled = not progress.is_over() and _train(sweep)
             undelivered = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from trainables.claims import show
+from trainables.claims import begin, show
 
 
 def format_metric(value: float | None) -> str:
@@ -75,7 +75,9 @@ def format_size(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-def refusal(where: str, value: object, allowed: str, remedy: str, flaw: str = "") -> str:
+def refusal(
+    where: str, value: object, allowed: str, remedy: str, flaw: str = "", meant: str | None = None
+) -> str:
     """The message about an impossible value: `where: got value; allowed: values. Remedy`.
 
     Args:
@@ -84,10 +86,11 @@ def refusal(where: str, value: object, allowed: str, remedy: str, flaw: str = ""
         allowed: Values that can work.
         remedy: What the user can do, as a sentence.
         flaw: What is wrong with the value, where the allowed values do not tell.
+        meant: The allowed value that was probably meant; the message begins with it.
     """
     shown = show(value)
     problem = f", {flaw}" if flaw else ""
-    return f"{where}: got {shown}{problem}; allowed: {allowed}. {remedy}"
+    return f"{begin(where, meant)} {shown}{problem}; allowed: {allowed}. {remedy}"
 
 
 def shorten(text: str, chars: int = 120) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import json
 import math
@@ -28,6 +29,11 @@ def require(claim: bool, where: str, value: object, allowed: str, remedy: str) -
         raise SpecError(f"{where}: got {show(value)}; allowed: {allowed}. {remedy}")
 
 
+def begin(where: str, meant: str | None = None) -> str:
+    """The beginning of a message on a value: the field, and first of all what was meant."""
+    return f"{where}: did you mean {meant}? Got" if meant else f"{where}: got"
+
+
 def show(value: object) -> str:
     """A value for a message; a long value is cut."""
     try:
@@ -41,8 +47,12 @@ def require_choice(
     value: object, literal: object, where: str, remedy: str = "Choose one of these."
 ) -> None:
     """Require that a value is a member of a `Literal`."""
-    allowed = get_args(literal)
-    require(value in allowed, where, value, ", ".join(map(str, allowed)), remedy)
+    allowed = [str(one) for one in get_args(literal)]
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value)[:_SHOWN_CHARS], allowed, n=1)
+        raise SpecError(
+            f"{begin(where, *near)} {show(value)}; allowed: {', '.join(allowed)}. {remedy}"
+        )
 
 
 def require_path(text: str, where: str) -> None:

@@ -102,7 +102,8 @@ class LoraSpec:
     Attributes:
         rank: Inner dimension of the update.
         alpha: Numerator of the scaling.
-        targets: One of `TARGET_GROUPS`, or names of linear layers such as `("q_proj", "v_proj")`.
+        targets: A group of linear layers (`attention`, `mlp` or `all-linear`), or names of layers
+            such as `[q_proj, v_proj]`.
         dropout: Probability of zeroing an input of the adapter branch, in [0, 1).
         rslora: Scale by `alpha / sqrt(rank)` (arXiv:2312.03732) instead of `alpha / rank`.
         init: Start of `A`: uniform (PEFT's kaiming) or normal random numbers, or the directions of
@@ -172,10 +173,17 @@ class OptimSpec:
     Attributes:
         steps: Optimizer steps to the horizon. The schedule spans the whole horizon, so an early
             stopped trial is a prefix of the full trial.
+        learning_rate: Largest learning rate of the schedule.
+        schedule: Course of the learning rate after the warm-up: `constant`, or down to 0 in a
+            `linear` or `cosine` way.
         batch_size: Rows per optimizer step.
         micro_batch_size: Rows per forward pass; `None` passes the whole batch at once. In both
             cases the loss is the mean over the answer tokens of the whole batch.
         warmup_steps: Steps over which the learning rate rises linearly from 0.
+        weight_decay: AdamW's decoupled weight decay (arXiv:1711.05101).
+        beta1: AdamW's decay of the mean of gradients.
+        beta2: AdamW's decay of the mean of squared gradients.
+        eps: Number added to AdamW's denominator.
         max_grad_norm: Upper bound of the adapter gradient's global norm; 0 disables clipping.
         loraplus_ratio: Learning rate of `B` (and of DoRA's magnitudes) over that of `A`, at least
             1 (LoRA+, arXiv:2402.12354); `learning_rate` is that of `A`.
