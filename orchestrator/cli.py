@@ -230,9 +230,10 @@ def _read_history(options: argparse.Namespace, command: str) -> SweepHistory:
 
 def _prune(options: argparse.Namespace) -> int:
     from orchestrator.journal.sweep_storage import SweepStorage
-    from orchestrator.pruning import plan_pruning, prune, spec_at_end
 
     history, storage = _read_history(options, "prune"), SweepStorage(options.storage)
+    from orchestrator.pruning import plan_pruning, prune, spec_at_end
+
     spec = spec_at_end(history)
     plan = plan_pruning(storage, history, spec, keep=options.keep, bundles=options.bundles)
     for item in plan.items:

@@ -30,7 +30,7 @@ from rich.text import Text
 
 from orchestrator.adapters.registering import Registration
 from orchestrator.checkpoints import remove_unneeded
-from orchestrator.errors import SweepError, SweepFailedError
+from orchestrator.errors import SweepError, SweepFailedError, SweepSpecError
 from orchestrator.finals.forms import evaluate_forms
 from orchestrator.finals.held_out import evaluate_finalists
 from orchestrator.finals.repeats import RepeatSearcher, are_repeated, unwanted_repeats
@@ -72,7 +72,7 @@ from orchestrator.sweepfile.writing import dump_sweep
 from orchestrator.tuning import Stage
 from registry import Registry, RegistryError, Tracker, tracking_uri_for
 from registry.tracking.access import check_access
-from trainables.errors import TrialError
+from trainables.errors import SpecError, TrialError
 from trainables.evaluation.answers import load_metrics
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def run_sweep(
     folder = kept.folder
     console = console or Console(file=sys.stdout)
     # Quick checks come before those that read rows or ask a hub.
-    load_metrics(spec.finals.metrics)
+    _check_metrics(spec)
     tracking_uri, artifacts = tracking_uri_for(RUNS if kept.is_remote else folder.parent)
     require_cache()
     check_access(tracking_uri, EXPERIMENT, spec.register.name if spec.register else None)
@@ -197,6 +197,13 @@ def run_sweep(
             f"See {folder / LOG_FILE}."
         )
     return report
+
+
+def _check_metrics(spec: SweepSpec) -> None:
+    try:
+        load_metrics(spec.finals.metrics)
+    except SpecError as error:
+        raise SweepSpecError(str(error).replace("evaluation.", "finals.")) from error
 
 
 @contextmanager

@@ -34,6 +34,12 @@ def begin(where: str, meant: str | None = None) -> str:
     return f"{where}: did you mean {meant}? Got" if meant else f"{where}: got"
 
 
+def kind_of(value: object) -> str:
+    """The type of a value with its article: `a list`, `an int`."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
 def show(value: object) -> str:
     """A value for a message; a long value is cut."""
     try:

@@ -7,6 +7,7 @@ value checks itself when built, so an existing `TrialSpec` is valid.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -14,12 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from trainables.claims import (
+    begin,
     require,
     require_choice,
     require_finite,
     require_path,
     require_small_numbers,
     require_types,
+    show,
 )
 from trainables.data_spec import DataSpec
 from trainables.errors import SpecError
@@ -39,6 +42,7 @@ _REFUSED_INITS = {
 }
 """Refused values of PEFT's `init_lora_weights`, each with the reason."""
 
+_MAX_WORD = 60
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
@@ -144,20 +148,24 @@ class LoraSpec:
             "Half of it goes to each of A and B: use an even rank or another init.",
         )
         if isinstance(self.targets, str):
-            require(
-                self.targets in TARGET_GROUPS,
-                "lora.targets",
-                self.targets,
-                f"{', '.join(TARGET_GROUPS)} or a list of layer names",
-                "Write a single layer as a list: [q_proj].",
-            )
+            self._require_group(self.targets)
         else:
             require(
                 len(self.targets) > 0 and all(self.targets),
                 "lora.targets",
-                self.targets,
+                list(self.targets),
                 "at least one layer name",
                 "Name layers such as q_proj.",
+            )
+
+    @staticmethod
+    def _require_group(name: str) -> None:
+        if name not in TARGET_GROUPS:
+            near = difflib.get_close_matches(name[:_MAX_WORD], TARGET_GROUPS, n=1)
+            raise SpecError(
+                f"{begin('lora.targets', *near)} {show(name)}; allowed: "
+                f"{', '.join(TARGET_GROUPS)} or a list of layer names. Write a single layer as a "
+                "list: [q_proj]."
             )
 
     @property

@@ -177,6 +177,10 @@ _EXPLAINED: tuple[tuple[str, _Explain], ...] = (
         r"expected the node content, but found '<stream end>'",
         _always("the file ends within a bracket", "Close the bracket."),
     ),
+    (
+        r"a whole number has (\d+) digits",
+        _always("a whole number has {0} digits", "Use a smaller number."),
+    ),
     (r"'(.*)' is given twice", _always("'{0}' is given twice", "Remove one of the two.")),
     (
         r"expected chomping or indentation indicators",

@@ -178,7 +178,7 @@ def test_column_that_is_not_there_is_named_with_the_nearest():
         ({"question": "a", "answer": None}, "has no value in 'answer'"),
         ({"question": "a", "answer": float("nan")}, "has no value in 'answer'"),
         ({"question": float("nan"), "answer": "b"}, "has no value in 'question'"),
-        ({"question": "a", "answer": 3}, "has a int in 'answer'"),
+        ({"question": "a", "answer": 3}, "has an int in 'answer'"),
         ({"question": ["a"], "answer": "b"}, "has no role and content"),
         ({"answer": "b"}, "has no column 'question' but 'answer'"),
     ],
