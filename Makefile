@@ -2,6 +2,7 @@
 # make test   set up, then every check that CI runs; tests whose Debian package is missing are skipped
 # make system  those packages: installs what is missing when it may, else says what to run
 # make lint   format, lint, types and import rules alone
+# make fields  docs/fields.md and docs/sweep.schema.json from the classes that read a sweep file
 # make test-slow  the tests that take minutes
 # make lock    resolve the dependencies anew and write constraints.txt; run make test before keeping it
 # make audit   ask PyPI's advisory database about every version in constraints.txt
@@ -14,7 +15,7 @@ STAMP := $(VENV)/.installed
 # tests/support/servers.py, tests/support/pages.py, sweeps/data/make_wordnet_classes.py
 SYSTEM := postgresql chromium wordnet-base
 
-.PHONY: demo test lint lock audit test-slow test-gpu setup system clean
+.PHONY: demo test fields lint lock audit test-slow test-gpu setup system clean
 
 setup: $(STAMP)
 
@@ -44,6 +45,9 @@ test: $(STAMP) lint
 	  -m 'not (gpu or slow or ray or server or browser)'
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	  -m '(ray or server or browser) and not (gpu or slow)'
+
+fields: $(STAMP)
+	$(BIN)/python -m orchestrator.spec.fields
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

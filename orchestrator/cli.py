@@ -27,6 +27,7 @@ from orchestrator.errors import SweepError, SweepSpecError, storage_fault
 from orchestrator.interrupts import ignore_signals, interrupt_on, leave_at_once, raise_swallowed
 from orchestrator.live.screen import CHECKING, loading
 from orchestrator.preflight.commands import add_preflight_commands
+from orchestrator.sweepfile.changes import add_set_option
 from orchestrator.wording import format_size, refusal
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
@@ -95,6 +96,7 @@ def _build_parser() -> argparse.ArgumentParser:
     run.add_argument("sweep", metavar="SWEEP.yaml", type=Path)
     run.add_argument("--storage", help=f"{_FOLDER_HELP} (default: runs/NAME)")
     _add_plain_option(run)
+    add_set_option(run)
     run.set_defaults(command=_run)
 
     resume = commands.add_parser("resume", help="continue the sweep in a folder")
@@ -167,7 +169,8 @@ def _run(options: argparse.Namespace) -> int:
     again = ["lorchestra", "run", str(options.sweep)]
     if options.storage:
         again += ["--storage", str(options.storage)]
-    return _run_to_end(SweepSpec.from_yaml(options.sweep), options, again)
+    again += [word for change in options.set for word in ("--set", change)]
+    return _run_to_end(SweepSpec.from_yaml(options.sweep, options.set), options, again)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -286,9 +289,10 @@ def _read_history(options: argparse.Namespace, command: str) -> SweepHistory:
 
 def _prune(options: argparse.Namespace) -> int:
     from orchestrator.journal.sweep_storage import SweepStorage
-    from orchestrator.pruning import plan_pruning, prune, spec_at_end
 
     history, storage = _read_history(options, "prune"), SweepStorage(options.storage)
+    from orchestrator.pruning import plan_pruning, prune, spec_at_end
+
     spec = spec_at_end(history)
     plan = plan_pruning(storage, history, spec, keep=options.keep, bundles=options.bundles)
     for item in plan.items:

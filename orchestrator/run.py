@@ -47,6 +47,7 @@ from orchestrator.journal.paths import (
     DATA_FOLDER,
     LOG_FILE,
     REPORT_FOLDER,
+    SWEEP_FILE,
     bundle_folder,
 )
 from orchestrator.journal.recording import SweepRecord
@@ -68,6 +69,7 @@ from orchestrator.search.searcher import OptunaSearcher
 from orchestrator.search.startpoints import choose_start_points
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.supervision import SteeringWithRequests, Supervisor
+from orchestrator.sweepfile.writing import dump_sweep
 from orchestrator.tuning import Stage
 from registry import Registry, RegistryError, Tracker
 from registry.tracking.connection import is_server
@@ -184,6 +186,7 @@ def run_prepared(prepared: PreparedSweep, console: Console) -> SweepReport:
             check_new_ray()
         progress.start_or_resume()
         progress.keep_inputs(prepared.pins, prepared.data)
+        kept.send(SWEEP_FILE, dump_sweep(spec.to_dict(), kept.location).encode())
         with delivery, _pushing(kept):
             report = _train_and_deliver(sweep, delivery)
     if report.status == Outcome.FAILED:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
-from trainables.claims import show
+from trainables.claims import begin, show, similar_path
 
 
 def format_metric(value: float | None) -> str:
@@ -75,7 +76,9 @@ def format_size(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-def refusal(where: str, value: object, allowed: str, remedy: str, flaw: str = "") -> str:
+def refusal(
+    where: str, value: object, allowed: str, remedy: str, flaw: str = "", meant: str | None = None
+) -> str:
     """The message about an impossible value: `where: got value; allowed: values. Remedy`.
 
     Args:
@@ -84,10 +87,11 @@ def refusal(where: str, value: object, allowed: str, remedy: str, flaw: str = ""
         allowed: Values that can work.
         remedy: What the user can do, as a sentence.
         flaw: What is wrong with the value, where the allowed values do not tell.
+        meant: The allowed value that was probably meant; the message begins with it.
     """
     shown = show(value)
     problem = f", {flaw}" if flaw else ""
-    return f"{where}: got {shown}{problem}; allowed: {allowed}. {remedy}"
+    return f"{begin(where, meant)} {shown}{problem}; allowed: {allowed}. {remedy}"
 
 
 def shorten(text: str, chars: int = 120) -> str:
@@ -107,3 +111,9 @@ def last_line(error: BaseException | str) -> str:
 def one_line(text: str) -> str:
     """The text without line breaks and terminal control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def remedy_for_path(path: Path) -> str:
+    """The remedy for a missing file or folder, with the most similar name beside it."""
+    near = similar_path(path)
+    return "Correct the path." if near is None else f"Did you mean {near.name}?"

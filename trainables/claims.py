@@ -30,6 +30,17 @@ def require(claim: bool, where: str, value: object, allowed: str, remedy: str) -
         raise SpecError(f"{where}: got {show(value)}; allowed: {allowed}. {remedy}")
 
 
+def begin(where: str, meant: str | None = None) -> str:
+    """The beginning of a message on a value: the field, and first of all what was meant."""
+    return f"{where}: did you mean {meant}? Got" if meant else f"{where}: got"
+
+
+def kind_of(value: object) -> str:
+    """The type of a value with its article: `a list`, `an int`."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
 def show(value: object) -> str:
     """A value for a message; a long value is cut."""
     try:
@@ -53,8 +64,12 @@ def require_choice(
     value: object, literal: object, where: str, remedy: str = "Choose one of these."
 ) -> None:
     """Require that a value is a member of a `Literal`."""
-    allowed = get_args(literal)
-    require(value in allowed, where, value, ", ".join(map(str, allowed)), remedy)
+    allowed = [str(one) for one in get_args(literal)]
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value)[:_SHOWN_CHARS], allowed, n=1)
+        raise SpecError(
+            f"{begin(where, *near)} {show(value)}; allowed: {', '.join(allowed)}. {remedy}"
+        )
 
 
 def require_path(text: str, where: str) -> None:

@@ -106,4 +106,5 @@ class EvaluationSpec:
 
     def _refuse(self, name: str, allowed: str, remedy: str) -> None:
         value = getattr(self, name)
+        value = list(value) if isinstance(value, tuple) else value
         raise SpecError(f"evaluation.{name}: got {show(value)}; allowed: {allowed}. {remedy}")

@@ -7,6 +7,7 @@ value checks itself when built, so an existing `TrialSpec` is valid.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -14,12 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from trainables.claims import (
+    begin,
     require,
     require_choice,
     require_finite,
     require_path,
     require_small_numbers,
     require_types,
+    show,
 )
 from trainables.data_spec import DataSpec
 from trainables.errors import SpecError
@@ -40,6 +43,7 @@ _REFUSED_INITS = {
 }
 """Refused values of PEFT's `init_lora_weights`, each with the reason."""
 
+_MAX_WORD = 60
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
@@ -107,7 +111,8 @@ class LoraSpec:
     Attributes:
         rank: Inner dimension of the update.
         alpha: Numerator of the scaling.
-        targets: One of `TARGET_GROUPS`, or names of linear layers such as `("q_proj", "v_proj")`.
+        targets: A group of linear layers (`attention`, `mlp` or `all-linear`), or names of layers
+            such as `[q_proj, v_proj]`.
         dropout: Probability of zeroing an input of the adapter branch, in [0, 1).
         rslora: Scale by `alpha / sqrt(rank)` (arXiv:2312.03732) instead of `alpha / rank`.
         init: Start of `A`: uniform (PEFT's kaiming) or normal random numbers, or the directions of
@@ -148,20 +153,24 @@ class LoraSpec:
             "Half of it goes to each of A and B: use an even rank or another init.",
         )
         if isinstance(self.targets, str):
-            require(
-                self.targets in TARGET_GROUPS,
-                "lora.targets",
-                self.targets,
-                f"{', '.join(TARGET_GROUPS)} or a list of layer names",
-                "Write a single layer as a list: [q_proj].",
-            )
+            self._require_group(self.targets)
         else:
             require(
                 len(self.targets) > 0 and all(self.targets),
                 "lora.targets",
-                self.targets,
+                list(self.targets),
                 "at least one layer name",
                 "Name layers such as q_proj.",
+            )
+
+    @staticmethod
+    def _require_group(name: str) -> None:
+        if name not in TARGET_GROUPS:
+            near = difflib.get_close_matches(name[:_MAX_WORD], TARGET_GROUPS, n=1)
+            raise SpecError(
+                f"{begin('lora.targets', *near)} {show(name)}; allowed: "
+                f"{', '.join(TARGET_GROUPS)} or a list of layer names. Write a single layer as a "
+                "list: [q_proj]."
             )
 
     @property
@@ -177,10 +186,17 @@ class OptimSpec:
     Attributes:
         steps: Optimizer steps to the horizon. The schedule spans the whole horizon, so an early
             stopped trial is a prefix of the full trial.
+        learning_rate: Largest learning rate of the schedule.
+        schedule: Course of the learning rate after the warm-up: `constant`, or down to 0 in a
+            `linear` or `cosine` way.
         batch_size: Rows per optimizer step.
         micro_batch_size: Rows per forward pass; `None` passes the whole batch at once. In both
             cases the loss is the mean over the answer tokens of the whole batch.
         warmup_steps: Steps over which the learning rate rises linearly from 0.
+        weight_decay: AdamW's decoupled weight decay (arXiv:1711.05101).
+        beta1: AdamW's decay of the mean of gradients.
+        beta2: AdamW's decay of the mean of squared gradients.
+        eps: Number added to AdamW's denominator.
         max_grad_norm: Upper bound of the adapter gradient's global norm; 0 disables clipping.
         loraplus_ratio: Learning rate of `B` (and of DoRA's magnitudes) over that of `A`, at least
             1 (LoRA+, arXiv:2402.12354); `learning_rate` is that of `A`.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 EVENTS_FILE = "events.jsonl"
 LOG_FILE = "lorchestra.log"
+SWEEP_FILE = "sweep.yaml"
+"""The present spec as a sweep file, for readers; nothing reads it again."""
 CURSOR_FILE = "delivered.json"
 REPORT_FOLDER = "report"
 PAGE_FILE = "report.html"

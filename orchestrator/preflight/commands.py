@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.adapters.commands import add_runs_option
 from orchestrator.errors import SweepError
+from orchestrator.sweepfile.changes import add_set_option
 from registry.errors import RegistryError
 from trainables.errors import TrialError
 
@@ -43,6 +44,7 @@ def add_preflight_commands(commands: argparse._SubParsersAction[Any]) -> None:
     check.add_argument("sweep", metavar="SWEEP.yaml", type=Path)
     check.add_argument("--storage", help="the sweep's folder or s3:// prefix (default: runs/NAME)")
     check.add_argument("--json", action="store_true", help="print one JSON object")
+    add_set_option(check)
     check.set_defaults(command=_check)
 
     doctor = commands.add_parser(
@@ -86,7 +88,7 @@ def _check(options: argparse.Namespace) -> int:
     from orchestrator.spec.sweep import SweepSpec
 
     try:
-        checked = check_sweep(SweepSpec.from_yaml(options.sweep), options.storage)
+        checked = check_sweep(SweepSpec.from_yaml(options.sweep, options.set), options.storage)
     except (SweepError, TrialError, RegistryError) as error:
         if options.json:
             print(json.dumps({"ok": False, "error": str(error)}))
@@ -104,4 +106,5 @@ def _show_checked(checked: CheckedSweep, options: argparse.Namespace) -> None:
     again = ["lorchestra", "run", str(options.sweep)]
     if options.storage:
         again += ["--storage", str(options.storage)]
+    again += [word for change in options.set for word in ("--set", change)]
     print(f"No mistake was found. Start with: {shlex.join(again)}")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from orchestrator.errors import SweepStorageError
 from orchestrator.journal.history import SweepHistory
 from orchestrator.spec.sweep import RESUMABLE_CHANGES, SweepSpec
+from orchestrator.wording import shorten
+
+_MAX_DIFFERENCES = 3
 
 
 def require_same_sweep(spec: SweepSpec, history: SweepHistory, location: str) -> None:
@@ -31,12 +37,11 @@ def require_same_sweep(spec: SweepSpec, history: SweepHistory, location: str) ->
             "compared. Restore the files, or choose another --storage, or another name."
         )
     allowed = ", ".join(RESUMABLE_CHANGES)
-    differs = sorted(name for name in fixed if recorded.get(name) != written[name])
+    differences = _differences(recorded, {name: written[name] for name in fixed})
     raise SweepStorageError(
         f"{location}: holds sweep {history.sweep_id} of another spec "
-        f"(another {', '.join(differs)}); "
-        f"allowed: the spec it was started with, in which only {allowed} may change. "
-        "Choose another --storage, or another name."
+        f"({differences}); allowed: the spec it was started with, in which only {allowed} may "
+        "change. Choose another --storage, or another name."
     )
 
 
@@ -44,3 +49,28 @@ def _or_other_source(spec: SweepSpec) -> str:
     named = {"eval.metric": spec.eval.metric, "exits.stop": spec.exits.stop}
     fields = " and ".join(field for field, name in named.items() if name is not None)
     return f", or {fields} another source," if fields else ""
+
+
+def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a spec by dotted name."""
+    return {
+        f"{name}.{key}" if key else name: inner
+        for name, value in values.items()
+        for key, inner in (_flatten(value).items() if isinstance(value, dict) else [("", value)])
+    }
+
+
+def _short(value: Any) -> str:
+    return shorten(str(value), 40)
+
+
+def _differences(recorded: Mapping[str, Any], written: Mapping[str, Any]) -> str:
+    """`lora.rank was 8, is 16`: the first fields whose values differ."""
+    before, now = _flatten(recorded), _flatten(written)
+    names = [name for name in now if before.get(name) != now[name]]
+    told = [
+        f"{name} was {_short(before.get(name, 'absent'))}, is {_short(now[name])}"
+        for name in names[:_MAX_DIFFERENCES]
+    ]
+    more = len(names) - len(told)
+    return "; ".join(told) + (f"; and {more} more" if more else "")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.errors import SweepSpecError
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.paths import DATA_FOLDER
 from orchestrator.journal.pins import settle_pins
@@ -27,6 +28,7 @@ from orchestrator.spec.data_report import (
 from orchestrator.spec.inputs import SPLITS, load_functions
 from orchestrator.spec.sweep import SweepSpec
 from trainables.base.presence import hub_fault, is_hub_model, stay_offline
+from trainables.errors import SpecError
 from trainables.evaluation.answers import load_metrics
 from trainables.files.sources import is_local
 
@@ -90,7 +92,7 @@ def prepare_sweep(
         TrackingError: MLflow refuses this user, or its database cannot be used.
     """
     kept = SweepStorage(storage or RUNS / spec.name)
-    load_metrics(spec.finals.metrics)
+    _check_metrics(spec)
     load_functions(spec.eval.metric, spec.exits.stop, spec.objective)
     require_cache()
     known = read_history(kept.location)
@@ -118,6 +120,13 @@ def prepare_sweep(
         notes=(note,) if note else (),
         said=said.getvalue() + more.getvalue(),
     )
+
+
+def _check_metrics(spec: SweepSpec) -> None:
+    try:
+        load_metrics(spec.finals.metrics)
+    except SpecError as error:
+        raise SweepSpecError(str(error).replace("evaluation.", "finals.")) from error
 
 
 def _settle_hub(spec: SweepSpec) -> str:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, TypeGuard, get_args, get_type_hints
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args, get_type_hints
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import SweepSpecError
+from orchestrator.sweepfile.describing import is_dataclass_type
 from orchestrator.wording import refusal
-from trainables.claims import similar_path
+from trainables.claims import show
 from trainables.spec import remedy_for_init
 
+READ_AS_BOOL = "YAML reads yes, no, on and off as true and false"
+
+_MAX_WORD = 60
 _MISSING = ("missing", "missing_argument")
 _MAPPINGS = ("dataclass_type", "dataclass_exact_type", "mapping_type", "dict_type")
 _ALLOWED = dict.fromkeys(_MAPPINGS, "a mapping of settings") | {
@@ -35,9 +40,11 @@ _REMEDY = dict.fromkeys(_MAPPINGS, "Write its settings as `key: value` lines bel
 }
 
 
-def complaint(where: str, value: object, allowed: str, remedy: str) -> SweepSpecError:
-    """The error to raise for one impossible value."""
-    return SweepSpecError(refusal(where, value, allowed, remedy))
+def complaint(
+    where: str, value: object, allowed: str, remedy: str, meant: str | None = None
+) -> SweepSpecError:
+    """The error to raise for one impossible value; `meant` is the probable one."""
+    return SweepSpecError(refusal(where, value, allowed, remedy, meant=meant))
 
 
 def require(claim: bool, where: str, value: object, allowed: str, remedy: str) -> None:
@@ -46,23 +53,44 @@ def require(claim: bool, where: str, value: object, allowed: str, remedy: str) -
         raise complaint(where, value, allowed, remedy)
 
 
-def remedy_for_path(path: Path) -> str:
-    """The remedy for a missing file or folder, with the most similar name beside it."""
-    near = similar_path(path)
-    return "Correct the path." if near is None else f"Did you mean {near.name}?"
+def unknown(
+    where: str, word: str, known: Iterable[str], hints: Iterable[str] = ()
+) -> SweepSpecError:
+    """The error for an unknown key, which begins with the nearest known key.
 
-
-def unknown(where: str, word: str, known: Iterable[str]) -> SweepSpecError:
-    """The error for an unknown key, with the nearest known key."""
+    Args:
+        where: Dotted name of the section.
+        word: The key.
+        known: The keys of the section.
+        hints: Fields of other sections that may be meant.
+    """
     names = sorted(known)
-    near = nearest(word, names)
-    remedy = f"Did you mean {near}?" if near else "Remove it."
     full = f"{where}.{word}" if where else word
-    return SweepSpecError(f"{full}: unknown key; allowed: {', '.join(names)}. {remedy}")
+    allowed = f"allowed: {', '.join(names)}"
+    if ":" in word:
+        return SweepSpecError(
+            f"{full}: unknown key; {allowed}. Write a space after the colon: key: value."
+        )
+    near = nearest(word, [*names, *hints])
+    if near is None:
+        return SweepSpecError(f"{full}: unknown key; {allowed}. Remove it.")
+    return SweepSpecError(f"{full}: did you mean {near}? Unknown key; {allowed}.")
 
 
-def nearest(word: str, known: Sequence[str]) -> str | None:
-    """The most similar known word; the last dotted part is compared, too."""
+def nearest(word: str, known: Sequence[str], *, is_dotted: bool = True) -> str | None:
+    """The most similar known word; the last dotted part and initials are compared, too.
+
+    Args:
+        word: The word that is not known.
+        known: Known words.
+        is_dotted: Whether the words are dotted names; other words are compared as a whole.
+    """
+    if not is_dotted:
+        return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.5)), None)
+    return _nearest_name(word, known)
+
+
+def _nearest_name(word: str, known: Sequence[str]) -> str | None:
     by_leaf = {name.rpartition(".")[2]: name for name in known}
     # Of names with equal initials, the first wins: lr is learning_rate, not loraplus_ratio.
     by_initials = {
@@ -112,16 +140,44 @@ def _sentence(found: Sequence[ErrorDetails], root: type, prefix: str) -> str:
     if kind == "unexpected_keyword_argument":
         parent, _, word = where.rpartition(".")
         owner = _owner(detail["loc"][:-1], root)
-        return str(unknown(parent, word, [field.name for field in dataclasses.fields(owner)]))
+        hints = () if parent else _dotted_fields(root)
+        return str(unknown(parent, word, [one.name for one in dataclasses.fields(owner)], hints))
     if kind in _MISSING:
         return f"{where}: missing; allowed: a value. Add it."
     allowed = dict.fromkeys(
         _ALLOWED.get(each["type"], each["msg"].removeprefix("Input should be ")) for each in found
     )
-    remedy = _REMEDY.get(kind, "Correct the value.")
-    if where.endswith("lora.init") and kind == "literal_error":
-        remedy = remedy_for_init(detail["input"])
-    return str(complaint(where or "sweep", detail["input"], " or ".join(allowed), remedy))
+    value, choices = detail["input"], " or ".join(allowed)
+    remedy = _remedy_for_text(value) if kind == "string_type" else _REMEDY.get(kind, "")
+    meant = None
+    if kind == "literal_error":
+        word = value[:_MAX_WORD] if isinstance(value, str) else ""
+        meant = nearest(word, re.findall(r"'([^']*)'", choices), is_dotted=False)
+        remedy = remedy_for_init(value) if where.endswith("lora.init") else remedy
+    remedy = remedy or "Correct the value."
+    return str(complaint(where or "sweep", value, choices, remedy, meant))
+
+
+def _remedy_for_text(value: object) -> str:
+    """Remedy for what YAML reads as another value than text."""
+    if isinstance(value, bool):
+        return f"{READ_AS_BOOL}: put the word in quotes."
+    if isinstance(value, int | float | datetime.date):
+        return f"Put it in quotes: '{value if isinstance(value, datetime.date) else show(value)}'."
+    if isinstance(value, Mapping):
+        return "YAML reads braces as a mapping: put the text in quotes."
+    return ""
+
+
+def _dotted_fields(root: type) -> list[str]:
+    """`lora.rank` and the like: the fields of the sections of a dataclass."""
+    sections = {one.name: _field_class(root, one.name) for one in dataclasses.fields(root)}
+    return [
+        f"{name}.{one.name}"
+        for name, kind in sections.items()
+        if kind is not None
+        for one in dataclasses.fields(kind)
+    ]
 
 
 def _owner(loc: tuple[int | str, ...], root: type) -> type:
@@ -135,12 +191,7 @@ def _field_class(owner: type, name: int | str) -> type | None:
     """The dataclass of a field, looking through `X | None`."""
     hint: Any = get_type_hints(owner).get(str(name))
     options = get_args(hint) or (hint,)
-    return next((kind for kind in options if is_section(kind)), None)
-
-
-def is_section(hint: Any) -> TypeGuard[type]:
-    """Whether the type of a field is a dataclass, not a plain value."""
-    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    return next((kind for kind in options if is_dataclass_type(kind)), None)
 
 
 def _dotted(loc: tuple[int | str, ...], root: type) -> str:

@@ -17,7 +17,7 @@ from optuna.distributions import (
 )
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.spec.complaint import complaint, nearest, require, translate
+from orchestrator.spec.complaint import READ_AS_BOOL, complaint, nearest, require, translate
 
 KINDS = ("choice", "uniform", "log_uniform", "int", "log_int")
 FORMS = (*KINDS, "tied")
@@ -135,9 +135,8 @@ def parse_distribution(where: str, written: object, hint: Any) -> Distribution:
         )
     kind, values = next(iter(written.items()))
     if kind not in KINDS:
-        near = nearest(str(kind), FORMS)
-        remedy = f"Did you mean {near}?" if near else "Choose one of these."
-        raise complaint(where, kind, ", ".join(FORMS), remedy)
+        meant = nearest(str(kind), FORMS)
+        raise complaint(where, kind, ", ".join(FORMS), "Choose one of these.", meant)
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
         raise complaint(where, values, f"a list of values for {kind}", "Write it in brackets.")
     if kind == "choice":
@@ -156,8 +155,8 @@ def parse_value(where: str, written: object, hint: Any) -> Any:
         not isinstance(written, bool) or bool in takes,
         where,
         written,
-        "a value other than yes or no",
-        "Give a number, or quote the word.",
+        "a value other than true and false",
+        f"{READ_AS_BOOL}: give another value, or quote the word.",
     )
     try:
         value = _adapter(hint).validate_python(written)

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SweepSpecError, SweepStorageError
-from orchestrator.spec.complaint import remedy_for_path, require
+from orchestrator.spec.complaint import require
 from orchestrator.spec.sections import ObjectiveSpec
+from orchestrator.wording import remedy_for_path
 from trainables.claims import similar_path
 from trainables.files.sources import call_reader, digest_files, files_of, is_local, names_path
 from trainables.functions import load_function, names_function, source_digest, split_name

@@ -151,7 +151,13 @@ def changed_sections(sections: Sections, changes: Mapping[str, Any]) -> dict[str
             plain = tuple(value) if isinstance(value, list) else value
             fields.setdefault(section, {})[field] = plain
         else:
-            require(0 <= value <= MAX_SEED, name, value, f"0 to {MAX_SEED}", "Use a smaller seed.")
+            require(
+                0 <= value <= MAX_SEED,
+                name,
+                value,
+                f"0 to {MAX_SEED}",
+                "Use a seed in that range.",
+            )
             changed[name] = value
     try:
         for section, values in fields.items():

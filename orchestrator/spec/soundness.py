@@ -141,6 +141,8 @@ def _require_works(space: SearchSpace, name: str, knobs: Mapping[str, Any]) -> N
     mixes = (mix for mix in _mixes(space, name, knobs) if name in space.active(mix))
     if not problem or any(not _problem(space, mix) for mix in mixes):
         return
+    if problem == _problem(space, {}):
+        raise SweepSpecError(problem)  # the fixed settings alone make no trial
     shown = ", ".join(f"{each} {value!r}" for each, value in knobs.items())
     if problem.startswith("space."):
         raise SweepSpecError(problem)

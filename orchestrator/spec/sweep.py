@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import SweepSpecError
 from orchestrator.metrics import TRIAL_METRICS
-from orchestrator.spec.complaint import complaint, is_section, require, translate
+from orchestrator.spec.complaint import READ_AS_BOOL, complaint, require, translate
 from orchestrator.spec.distributions import Choice
 from orchestrator.spec.finals_sections import (
     FinalsSpec,
@@ -61,7 +61,9 @@ from orchestrator.spec.settings import (
 )
 from orchestrator.spec.soundness import require_searchable, require_sound
 from orchestrator.spec.space import SearchSpace, parse_space, split_constants
-from orchestrator.spec.yaml_file import load_mapping
+from orchestrator.sweepfile.changes import apply_changes, parse_changes, show_change
+from orchestrator.sweepfile.describing import is_dataclass_type
+from orchestrator.sweepfile.reading import YamlText
 from trainables.claims import LARGEST, huge_number
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
@@ -138,7 +140,7 @@ class SweepSpec:
             "seed",
             self.seed,
             f"0 to {MAX_SEED}",
-            "Use a smaller seed.",
+            "Use a seed in that range.",
         )
         self._check_steps()
         self._fill("base", locate_base(self.base, Path.cwd()))
@@ -162,13 +164,26 @@ class SweepSpec:
             )
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> SweepSpec:
+    def from_yaml(cls, path: str | Path, changes: Sequence[str] = ()) -> SweepSpec:
         """Parse a sweep file; relative paths in the file start at its folder.
 
+        Args:
+            path: The file.
+            changes: Changed fields, such as `lora.rank=16`, with values in YAML; relative paths
+                in them start at the working directory.
+
         Raises:
-            SweepSpecError: The file or a value in it cannot work.
+            SweepSpecError: The file, a change or a value cannot work. The message shows the line
+                of the field.
         """
-        return parse_sweep(load_mapping(Path(path)), Path(path).parent)
+        source, parsed = YamlText.of_file(Path(path)), parse_changes(changes)
+        values = source.mapping()
+        try:
+            here = with_located_sources(apply_changes({}, parsed), Path.cwd())
+            values = apply_changes(values, [one.taken_from(here) for one in parsed])
+            return parse_sweep(values, Path(path).parent)
+        except SweepSpecError as error:
+            raise show_change(error, parsed) or source.show_field(error) from error
 
     @property
     def horizon(self) -> int:
@@ -262,9 +277,9 @@ class SweepSpec:
     def _locate_functions(self) -> None:
         here = Path.cwd()
         for section, name in (("eval", "metric"), ("exits", "stop")):
-            named = getattr(getattr(self, section), name)
-            changed = {name: locate_function(named, here)}
-            self._fill(section, dataclasses.replace(getattr(self, section), **changed))
+            old = getattr(self, section)
+            changed = {name: locate_function(getattr(old, name), here)}
+            self._fill(section, dataclasses.replace(old, **changed))
         metrics = tuple(locate_function(name, here) for name in self.finals.metrics)
         self._fill("finals", dataclasses.replace(self.finals, metrics=metrics))
 
@@ -281,9 +296,8 @@ class SweepSpec:
         own = self.objective.own_function
         reported = f"the metrics of reports, such as eval_{function or 'loss'}"
         remedy = f"Name a function {own} in eval.metric, or choose another metric."
-        require(
-            own in (None, function), "objective.metric", self.objective.metric, reported, remedy
-        )
+        named, is_known = self.objective.metric, own in (None, function)
+        require(is_known, "objective.metric", named, reported, remedy)
 
     def _check_register(self) -> None:
         if self.register is None:
@@ -401,15 +415,15 @@ def _refuse_misplaced_bools(values: Mapping[str, Any], owner: type, prefix: str)
     for name, value in values.items():
         hint = hints.get(name)
         options = get_args(hint) or (hint,)
-        section = next(filter(is_section, options), None)
+        section = next(filter(is_dataclass_type, options), None)
         if isinstance(value, Mapping) and section is not None:
             _refuse_misplaced_bools(value, section, f"{prefix}{name}.")
         elif isinstance(value, bool) and hint is not None and bool not in options:
             raise complaint(
                 f"{prefix}{name}",
                 value,
-                "a value other than yes or no",
-                "Give a number, or quote the word.",
+                "a value other than true and false",
+                f"{READ_AS_BOOL}: give another value, or quote the word.",
             )
 
 

@@ -100,10 +100,12 @@ def parse_tie(where: str, written: object, hint: Any, known: tuple[str, ...]) ->
     names = tuple(dict.fromkeys(_names(tree, where, written)))
     for name in names:
         if name not in known:
-            near = nearest(name, known)
-            remedy = f"Did you mean {near}?" if near else "Correct the name."
             raise complaint(
-                where, written, f"the settings {', '.join(known)}", f"There is no {name}. {remedy}"
+                where,
+                written,
+                f"the settings {', '.join(known)}",
+                f"There is no {name}: correct the name.",
+                nearest(name, known),
             )
     return Tie(
         where=where,

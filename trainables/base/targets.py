@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from trainables.claims import begin
 from trainables.errors import SpecError
 from trainables.spec import TARGET_GROUPS
 
@@ -42,10 +43,10 @@ def resolve_targets(layers: Sequence[str], targets: str | Sequence[str]) -> tupl
         if not any(_matches(name, target) for name in layers):
             leaves = leaf_names(layers)
             near = difflib.get_close_matches(target, [*leaves, *TARGET_GROUPS], n=1)
-            remedy = f"Did you mean {near[0]}?" if near else "Correct the name."
             raise SpecError(
-                f"lora.targets: got {target!r}, which is no linear layer of this base; allowed: "
-                f"{', '.join(leaves)}, attention, mlp, all-linear. {remedy}"
+                f"{begin('lora.targets', *near)} {target!r}, which is no linear layer of this "
+                f"base; allowed: {', '.join(leaves)}, attention, mlp, all-linear. Correct the "
+                "name."
             )
     return tuple(name for name in layers if any(_matches(name, target) for target in targets))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from trainables.claims import kind_of
 from trainables.data_spec import template_columns
 from trainables.errors import DataError
 from trainables.files.layouts import OPTIONAL, RowLayout, is_missing
@@ -109,7 +110,7 @@ def _fill(row: RawRow, template: str, columns: Mapping[str, str], field: str) ->
 
 def describe_value(value: object) -> str:
     """Description of a cell for messages, such as `no value` or `a list`."""
-    return "no value" if is_missing(value) else f"a {type(value).__name__}"
+    return "no value" if is_missing(value) else kind_of(value)
 
 
 def _arrange_messages(

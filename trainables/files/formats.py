@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from trainables.claims import kind_of
 from trainables.files.arranging import arrange
 from trainables.files.arranging import refuse_row as _refuse
 from trainables.files.layouts import RowLayout
@@ -87,7 +88,7 @@ def _turns(row: RawRow, column: str, field: str) -> tuple[Mapping[str, Any], ...
     values = row.values[column]
     if not isinstance(values, list | tuple):
         allowed = "a list of {role, content}" if column == "messages" else "text or messages"
-        wrong = f"has a {type(values).__name__} in {column!r}"
+        wrong = f"has {kind_of(values)} in {column!r}"
         remedy = "Write prompt and completion alike: both text, or both messages."
         _refuse(row, field, wrong, allowed, remedy if column != "messages" else "Write a list.")
     return tuple(

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
+from trainables.claims import begin
 from trainables.data_spec import DataSpec, template_columns
 from trainables.errors import DataError
 from trainables.files.readers import RawRow
@@ -186,10 +187,9 @@ def _named(spec: DataSpec, columns: _Columns) -> tuple[RowFormat, dict[str, str]
         for name in names:
             if name not in columns.all:
                 near = difflib.get_close_matches(name, columns.all, n=1)
-                remedy = f"Did you mean {near[0]!r}?" if near else "Name one of these."
                 raise DataError(
-                    f"{where}: got {name!r}, which {columns.field} does not have; allowed: "
-                    f"{', '.join(map(repr, columns.all))}. {remedy}"
+                    f"{begin(where, *near)} {name!r}, which {columns.field} does not have; "
+                    f"allowed: {', '.join(map(repr, columns.all))}. Name one of these."
                 )
     if not roles:
         free = [one for one in columns.find(_ANSWERS) if one not in template]

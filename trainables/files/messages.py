@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from trainables.claims import kind_of
 from trainables.files.arranging import describe_value
 from trainables.files.arranging import refuse_row as _refuse
 from trainables.files.readers import RawRow
@@ -54,7 +55,7 @@ def read_turn(row: RawRow, where: str, value: object, field: str) -> Mapping[str
     }
     calls, place = _from_json(turn.pop("tool_calls", None) or []), f"{where}.tool_calls"
     if not isinstance(calls, list | tuple):
-        wrong = f"has a {type(calls).__name__} in {place!r}"
+        wrong = f"has {kind_of(calls)} in {place!r}"
         _refuse(row, field, wrong, "a list of calls", "Write a list.")
     if calls:
         turn["tool_calls"] = [
@@ -131,7 +132,7 @@ def read_tools(row: RawRow, field: str) -> tuple[Mapping[str, Any], ...]:
     """
     tools = _from_json(row.values.get("tools") or [])
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
-        wrong = f"has a {type(tools).__name__} in 'tools'"
+        wrong = f"has {kind_of(tools)} in 'tools'"
         allowed = "a list of JSON schemas of functions, or its JSON text"
         _refuse(row, field, wrong, allowed, "Correct the column or remove it.")
     return tuple(_without_none(tool) for tool in tools)

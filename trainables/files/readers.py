@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainables.claims import kind_of
 from trainables.errors import DataError
 
 MAX_DEPTH = 100
@@ -222,7 +223,7 @@ def _mapping(value: Any, place: str) -> Found:
         return RawRow(values=value, place=place)
     return BadRow(
         place=place,
-        problem=f"is a {type(value).__name__}",
+        problem=f"is {kind_of(value)}",
         allowed="an object with named columns",
         remedy="Write each row as {...}.",
     )
@@ -298,7 +299,7 @@ def _read_json(content: bytes, path: Path, field: str) -> Iterator[Found]:
     inner = f", with lists under {', '.join(map(repr, lists))}" if lists else ""
     remedy = f"Write the list under {lists[0]!r} to a file of its own." if lists else ""
     raise DataError(
-        f"{field}: {path} holds a {type(values).__name__}{inner}; allowed: one list of objects. "
+        f"{field}: {path} holds {kind_of(values)}{inner}; allowed: one list of objects. "
         f"{remedy or 'Put the rows in a list.'}"
     )
 

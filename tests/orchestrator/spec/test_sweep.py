@@ -101,9 +101,9 @@ def test_sections_left_out_have_defaults(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "parts"),
     [
-        ("optim/lerning_rate", 1, ["optim.lerning_rate", "Did you mean learning_rate?"]),
-        ("optim/lr", 1, ["optim.lr", "Did you mean learning_rate?"]),
-        ("bugdet", {}, ["bugdet", "unknown key", "Did you mean budget?"]),
+        ("optim/lerning_rate", 1, ["optim.lerning_rate", "did you mean learning_rate?"]),
+        ("optim/lr", 1, ["optim.lr", "did you mean learning_rate?"]),
+        ("bugdet", {}, ["bugdet", "Unknown key", "did you mean budget?"]),
         ("base/model", MISSING, ["base.model", "missing", "Add it."]),
         ("budget", MISSING, ["budget", "missing"]),
         ("optim/learning_rate", "fast", ["optim.learning_rate", "'fast'", "a number"]),
@@ -113,7 +113,7 @@ def test_sections_left_out_have_defaults(folder: Path) -> None:
         ("optim/steps", 2.5, ["optim.steps", "2.5", "a whole number"]),
         ("lora", 3, ["lora", "a mapping", "key: value"]),
         ("lora/rank", 0, ["lora.rank", "0", "1 to 1024"]),
-        ("lora/rank", True, ["lora.rank", "True", "Give a number"]),
+        ("lora/rank", True, ["lora.rank", "True", "give another value"]),
         ("lora/targets", "atention", ["lora.targets", "'atention'", "all-linear"]),
         ("lora/targets", 5, ["lora.targets", "5", "text or a list"]),
         ("name", "My Sweep", ["name", "'My Sweep'", "a-z", "Use my-sweep."]),

@@ -41,10 +41,11 @@ def test_a_layer_that_there_is_not_is_told_with_the_nearest_one(tiny_base):
     assert found.refusal(("q_proj", "v_proj")) == ""
     assert found.refusal("mlp") == ""
     why = found.refusal(("q_prj",))
-    assert why.startswith("lora.targets: got 'q_prj', which is no linear layer of this base;")
-    assert why.endswith("Did you mean q_proj?")
+    assert why.startswith(
+        "lora.targets: did you mean q_proj? Got 'q_prj', which is no linear layer of"
+    )
     assert "down_proj, gate_proj" in why
-    assert "Did you mean attention?" in found.refusal(("atention",))
+    assert "did you mean attention?" in found.refusal(("atention",))
 
 
 @pytest.mark.parametrize("name", ["mixtral", "deepseek 3"])

@@ -167,10 +167,9 @@ def test_column_that_is_not_there_is_named_with_the_nearest():
     message = refusal(
         {"question": "a", "answer": "b"}, columns={"prompt": "questoin", "completion": "answer"}
     )
-    assert message.startswith("data.columns: got 'questoin'")
-    assert message.endswith("Did you mean 'question'?")
+    assert message.startswith("data.columns: did you mean question? Got 'questoin'")
     message = refusal({"question": "a", "answer": "b"}, prompt_template="{qestion}")
-    assert message.startswith("data.prompt_template: got 'qestion'")
+    assert message.startswith("data.prompt_template: did you mean question? Got 'qestion'")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +178,7 @@ def test_column_that_is_not_there_is_named_with_the_nearest():
         ({"question": "a", "answer": None}, "has no value in 'answer'"),
         ({"question": "a", "answer": float("nan")}, "has no value in 'answer'"),
         ({"question": float("nan"), "answer": "b"}, "has no value in 'question'"),
-        ({"question": "a", "answer": 3}, "has a int in 'answer'"),
+        ({"question": "a", "answer": 3}, "has an int in 'answer'"),
         ({"question": ["a"], "answer": "b"}, "has no role and content"),
         ({"answer": "b"}, "has no column 'question' but 'answer'"),
     ],

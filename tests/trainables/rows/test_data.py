@@ -308,7 +308,7 @@ def test_name_that_is_neither_file_nor_hub_id_is_refused():
         pytest.param("rows.jsonl", "[1]\n", "line 1 is a list", id="list-in-jsonl"),
         pytest.param("rows.json", '[{"text": "a"},\n', "line 2 is not JSON", id="json"),
         pytest.param("rows.json", '{"text": "a"}', "holds a dict", id="object-in-json"),
-        pytest.param("rows.json", '[{"text": "a"}, 2]', "row 2 is a int", id="number-in-json"),
+        pytest.param("rows.json", '[{"text": "a"}, 2]', "row 2 is an int", id="number-in-json"),
         pytest.param("rows.csv", "text\na\nb,c\n", "line 3 has more cells", id="wide-csv"),
         pytest.param("rows.csv", 'text\n"a\n', "line 2 is not CSV", id="open-quote-csv"),
         pytest.param("rows.parquet", "text", "cannot read", id="parquet"),
@@ -341,7 +341,7 @@ GOOD_CHAT = {"messages": CHAT}
     ("good", "bad", "message"),
     [
         pytest.param(GOOD, {"prompt": "a"}, "no column 'completion'", id="missing-column"),
-        pytest.param(GOOD, {**GOOD, "completion": 3}, "a int in 'completion'", id="wrong-type"),
+        pytest.param(GOOD, {**GOOD, "completion": 3}, "an int in 'completion'", id="wrong-type"),
         pytest.param(GOOD, {**GOOD, "prompt": None}, "no value in 'prompt'", id="null-prompt"),
         pytest.param(GOOD, {**GOOD, "completion": " \n"}, "nothing to learn", id="blank-answer"),
         pytest.param(GOOD, {**GOOD, "completion": "\ud800"}, "surrogate", id="broken-unicode"),

@@ -6,18 +6,21 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SweepSpecError
-from orchestrator.spec.yaml_file import load_mapping
+from orchestrator.sweepfile.reading import load_mapping
 
 
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("name: a\nlora: {rank: 8\n", ["sweep.yaml, line 3, column 1", "Correct"]),
+        (
+            "name: a\nlora: {rank: 8\n",
+            ["sweep.yaml, line 2, column 7", "is not closed by }", "    2 | lora: {rank"],
+        ),
         ("name: a\nname: b\n", ["line 2, column 1", "'name' is given twice"]),
         ("", ["None", "a mapping of settings"]),
         ("- name\n", ["['name']", "a mapping of settings"]),
         ("a: !!python/object:os.system x\n", ["line 1", "python/object"]),
-        ("a: \x00\n", ["special characters"]),
+        ("a: \x00\n", ["line 1: the character '\\x00' is not allowed"]),
     ],
 )
 def test_yaml_mistake_is_placed(tmp_path: Path, text: str, parts: list[str]) -> None:
@@ -62,8 +65,8 @@ def nested_merges(levels: int, width: int = 9) -> str:
         ("".join("  " * depth + "a:\n" for depth in range(300)), "got values nest 25 deep"),
         ("a: &a [*a]\n", "line 1, column 8: got *a contains itself; allowed: plain values"),
         ("a: &a {b: {c: *a}}\n", "got *a contains itself"),
-        ("a: " + "[x]," * 10, "expected <block end>"),
-        ("name: " + "y" * 10**6, "got '1,000,006 bytes'; allowed: 200,000 bytes"),
+        ("a: " + "[x]," * 10, "text follows a value that is complete"),
+        ("name: " + "y" * 10**6, "got 1,000,006 bytes; allowed: 200,000 bytes"),
         ("name: " + "y" * 10**5, "got a text of 100,000 characters (yyyyyyyyyyyyyyyyyyyy…)"),
         ("a: [" + "1, " * 20_000 + "]", "got more than 10,000 values"),
         ("a: " + "9" * 5000, "column 4: a whole number has 5000 digits"),
