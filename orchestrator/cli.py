@@ -26,6 +26,7 @@ from orchestrator.adapters.commands import add_adapter_commands, add_runs_option
 from orchestrator.errors import SweepError, SweepSpecError, storage_fault
 from orchestrator.interrupts import ignore_signals, interrupt_on, raise_swallowed
 from orchestrator.sweepfile.changes import add_set_option
+from orchestrator.usage import add_completion_command, explain_commands
 from orchestrator.wording import format_size, refusal
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
@@ -131,6 +132,8 @@ def _build_parser() -> argparse.ArgumentParser:
     ui.set_defaults(command=_ui)
 
     add_runs_option(ui)
+    add_completion_command(commands, parser)
+    explain_commands(parser)
     return parser
 
 
