@@ -28,6 +28,7 @@ from orchestrator.interrupts import ignore_signals, interrupt_on, leave_at_once,
 from orchestrator.live.screen import CHECKING, loading
 from orchestrator.preflight.commands import add_preflight_commands
 from orchestrator.sweepfile.changes import add_set_option
+from orchestrator.usage import add_completion_command, explain_commands
 from orchestrator.wording import format_size, refusal
 from registry.errors import RefError, RegistryError, RuleError
 from trainables.errors import SpecError, TrialError
@@ -147,6 +148,8 @@ def _build_parser() -> argparse.ArgumentParser:
     ui.set_defaults(command=_ui)
 
     add_runs_option(ui)
+    add_completion_command(commands, parser)
+    explain_commands(parser)
     return parser
 
 

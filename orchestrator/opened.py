@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from orchestrator.errors import SweepStorageError
+from orchestrator.journal.first_spec import FirstSpec
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.log import decode_events
 from orchestrator.journal.paths import EVENTS_FILE
@@ -97,6 +98,7 @@ class _LocalLog:
         self.position = (0, 0)
         self._path = path
         self._history = SweepHistory()
+        self._first = FirstSpec()
 
     def read_on(self) -> SweepHistory:
         """The history up to the last complete event.
@@ -109,7 +111,7 @@ class _LocalLog:
             with self._path.open("rb") as file:
                 found = os.fstat(file.fileno())
                 if found.st_ino != inode or found.st_size < start:  # another file, or cut off
-                    start, self._history = 0, SweepHistory()
+                    start, self._history, self._first = 0, SweepHistory(), FirstSpec()
                 file.seek(start)
                 content = file.read()
         except FileNotFoundError:
@@ -128,7 +130,7 @@ class _LocalLog:
         """Fold the complete events of a content; gives how many of its bytes they have."""
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.splitlines(keepends=True)
-        entries = list(decode_events(whole, f"{self._path} from byte {start}"))
+        entries = list(decode_events(whole, f"{self._path} from byte {start}", self._first))
         for entry in entries:
             self._history.apply(entry)
         # After a loss of power the last line may be no event: the next driver cuts it off.

@@ -27,6 +27,7 @@ COVERED_BY = {
     "trainables.errors": "tests/trainables/rows/test_data.py",
     "registry.errors": "tests/registry/versions/test_refs.py",
     "orchestrator.hosts.broker": "tests/orchestrator/hosts/test_pool.py",
+    "orchestrator.adapters.as_json": "tests/orchestrator/adapters/test_commands.py",
     "orchestrator.adapters.shrinking": "tests/orchestrator/adapters/test_evaluating.py",
     "orchestrator.metrics": "tests/orchestrator/report/test_report.py",
     "orchestrator.journal.events": "tests/orchestrator/journal/test_codec.py",

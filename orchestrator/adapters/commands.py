@@ -27,22 +27,25 @@ Command = Callable[[argparse.Namespace], int]
 
 def add_adapter_commands(verbs: argparse._SubParsersAction[Any]) -> None:
     """Add a parser for each command."""
-    _add(verbs, "list", _list, "list versions, newest first", name="?")
+    _add_json(_add(verbs, "list", _list, "list versions, newest first", name="?"))
     show = _add(verbs, "show", _show, "say what one version is, and whether it is champion",
                 ref=None)  # fmt: skip
     show.add_argument("--all", action="store_true", help="all its records and evaluations")
+    _add_json(show)
     pull = _add(
         verbs, "pull", _pull, "copy the files of one version into a folder, verified", ref=None
     )
     pull.add_argument("--to", type=Path, required=True, metavar="FOLDER")
     compare = _add(verbs, "compare", _compare, "compare versions side by side", refs="+")
+    _add_json(compare)
     compare.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots")
 
     evaluate = _add(
         verbs, "evaluate", _evaluate, "evaluate versions on the rows of a file", refs="+"
     )
     _add_evaluation_options(evaluate, "rows to evaluate on")
-    evaluate.add_argument("--forms", type=_words, default=(), metavar="FORM,…")
+    evaluate.add_argument("--forms", type=_words, default=(), metavar="FORM,…",
+                          help="serving forms (default: the form of the version)")  # fmt: skip
     evaluate.add_argument("--tasks", type=_words, default=(), metavar="TASK,…",
                           help="tasks of lm-eval, instead of --data")  # fmt: skip
     evaluate.add_argument(
@@ -52,8 +55,9 @@ def add_adapter_commands(verbs: argparse._SubParsersAction[Any]) -> None:
 
     shrink = _add(verbs, "shrink", _shrink, "register the lowest rank that is as good", ref=None)
     _add_evaluation_options(shrink, "rows to evaluate on", is_required=True)
-    shrink.add_argument("--ranks", type=_numbers, required=True, metavar="N,…")
-    shrink.add_argument("--metric", default="loss")
+    shrink.add_argument("--ranks", type=_numbers, required=True, metavar="N,…",
+                        help="ranks to try")  # fmt: skip
+    shrink.add_argument("--metric", default="loss", help="measure to compare")
     shrink.add_argument("--tolerance", type=float, default=0.01, metavar="PART",
                         help="how much worse the measure may be (default: 0.01)")  # fmt: skip
 
@@ -65,12 +69,14 @@ def add_adapter_commands(verbs: argparse._SubParsersAction[Any]) -> None:
         ref=None,
     )
     _add_evaluation_options(promote, "rows for both versions, if not evaluated on the same rows")
-    promote.add_argument("--metric", default="loss", help="default: loss")
+    promote.add_argument("--metric", default="loss", help="measure to compare")
     promote.add_argument(
         "--form", help="serving form (default: the form recorded with the version)"
     )
-    promote.add_argument("--min-improvement", type=float, default=0.0, metavar="X")
-    promote.add_argument("--confidence", type=float, default=0.95)
+    promote.add_argument("--min-improvement", type=float, default=0.0, metavar="X",
+                         help="required improvement over the champion")  # fmt: skip
+    promote.add_argument("--confidence", type=float, default=0.95, metavar="LEVEL",
+                         help="level of the interval of the difference")  # fmt: skip
     promote.add_argument("--force", action="store_true", help="without a comparison")
     _add_why(promote, is_required=False)
 
@@ -79,9 +85,10 @@ def add_adapter_commands(verbs: argparse._SubParsersAction[Any]) -> None:
     rollback = _add(
         verbs, "rollback", _rollback, "point an alias back at its previous version", name=None
     )
-    rollback.add_argument("--alias", default="champion")
+    rollback.add_argument("--alias", default="champion", help="alias to move")
     _add_why(rollback)
-    _add(verbs, "history", _history, "list moves of aliases: who, when, why", name=None)
+    history = _add(verbs, "history", _history, "list moves of aliases: who, when, why", name=None)
+    _add_json(history)
     clean = _add(verbs, "clean", _clean, "remove models without a version")
     clean.add_argument("--yes", action="store_true", help="remove; without this, only list")
 
@@ -149,12 +156,19 @@ def _add_evaluation_options(
     parser.add_argument("--max-new-tokens", type=int, default=0, metavar="N",
                         help="tokens of a greedy completion (default: 0, none)")  # fmt: skip
     parser.add_argument("--pattern", metavar="REGEX", help="compare the text that it finds")
-    parser.add_argument("--choices", type=_words, default=(), metavar="A,B,…")
-    parser.add_argument("--metrics", type=_words, default=(), metavar="MODULE:FUNCTION,…")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N")
+    parser.add_argument("--choices", type=_words, default=(), metavar="A,B,…",
+                        help="compare the first of these answers in a completion")  # fmt: skip
+    parser.add_argument("--metrics", type=_words, default=(), metavar="MODULE:FUNCTION,…",
+                        help="functions of completions and references")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N",
+                        help="rows per forward pass")  # fmt: skip
     parser.add_argument("--max-rows", type=int, metavar="N", help="evaluate at most N rows")
     parser.add_argument("--skip-cut", action="store_true",
                         help="skip rows that are too long for an answer")  # fmt: skip
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def _add_why(parser: argparse.ArgumentParser, is_required: bool = True) -> None:
@@ -174,24 +188,34 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _list(options: argparse.Namespace) -> int:
+    from orchestrator.adapters.as_json import to_json
     from orchestrator.adapters.terminal import list_width, render_versions
 
-    versions = _registry(options).versions(options.name)
+    adapters = _registry(options)
+    versions = adapters.versions(options.name)
+    if options.name and not versions:
+        adapters.get(options.name)  # refuses the name, with the names that there are
+    if options.json:
+        print(to_json(versions))
+        return 0
     # A terminal that is too narrow for the names wraps lines itself: a name can still be copied.
     Console(width=list_width(versions, Console().width)).print(render_versions(versions))
     return 0
 
 
 def _show(options: argparse.Namespace) -> int:
+    from orchestrator.adapters.as_json import to_json, version_fields
     from orchestrator.adapters.terminal import render_version
     from orchestrator.adapters.version_summary import render_verdict, render_version_summary
 
     adapters = _registry(options)
     version = adapters.get(options.ref)
-    evaluations = adapters.evaluations(options.ref, with_examples=options.all)
+    evaluations = adapters.evaluations(options.ref, with_examples=options.all or options.json)
     moves = adapters.history(version.name)
     console = Console()
-    if options.all:
+    if options.json:
+        print(to_json({**version_fields(version), "evaluations": evaluations, "moves": moves}))
+    elif options.all:
         console.print(render_verdict(version, moves), "", sep="\n")
         console.print(render_version(version, evaluations, moves))
     else:
@@ -205,24 +229,35 @@ def _pull(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from orchestrator.adapters.as_json import to_json
     from orchestrator.adapters.comparison_page import build_comparison_page, render_comparison
     from trainables.whole import replace_file
 
     comparison = _registry(options).compare(options.refs)
-    Console().print(render_comparison(comparison))
+    if options.json:
+        print(to_json(comparison))
+    else:
+        Console().print(render_comparison(comparison))
     if options.html is not None:
         options.html.parent.mkdir(parents=True, exist_ok=True)
         replace_file(options.html, build_comparison_page(comparison).encode())
-        print(options.html)
+        if not options.json:
+            print(options.html)
     return 0
 
 
 def _history(options: argparse.Namespace) -> int:
+    from orchestrator.adapters.as_json import to_json
     from orchestrator.adapters.terminal import render_challenges, render_moves
 
     adapters = _registry(options)
-    Console().print(render_moves(adapters.history(options.name)))
-    challenges = adapters.challenges(options.name)
+    moves, challenges = adapters.history(options.name), adapters.challenges(options.name)
+    if not moves:
+        adapters.get(options.name)  # refuses a name that there is not
+    if options.json:
+        print(to_json({"moves": moves, "challenges": challenges}))
+        return 0
+    Console().print(render_moves(moves))
     if challenges:
         Console().print("", render_challenges(challenges), sep="\n")
     return 0

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
+from orchestrator.errors import SweepSpecError
 from orchestrator.metrics import TRIAL_METRICS, Metric, ReportedMetric
-from orchestrator.spec.complaint import complaint, require
+from orchestrator.spec.complaint import complaint, nearest, require
 from trainables.contract import Mode
 from trainables.functions import FORM, names_function
 
@@ -105,6 +106,17 @@ class ObjectiveSpec:
         """`constraints`, parsed."""
         return tuple(parse_bound(written) for written in self.constraints)
 
+    def unknown_metric(self) -> SweepSpecError:
+        """The error for a metric that no report has."""
+        names = get_args(Metric)
+        return complaint(
+            "objective.metric",
+            self.metric,
+            f"{', '.join(names)} or eval_FUNCTION, a function of yours in eval.metric",
+            "Correct the name.",
+            meant=nearest(self.metric, names, is_dotted=False),
+        )
+
     def __post_init__(self) -> None:
         require(
             self.metric not in self.also,
@@ -115,13 +127,8 @@ class ObjectiveSpec:
         )
         _ = self.bounds
         own = self.own_function
-        require(
-            self.metric in get_args(Metric) or own is not None,
-            "objective.metric",
-            self.metric,
-            f"{', '.join(get_args(Metric))}, or eval_<function> of eval.metric",
-            "Choose one of these.",
-        )
+        if self.metric not in get_args(Metric) and own is None:
+            raise self.unknown_metric()
         fitting = "max" if own is not None else TRIAL_METRICS[cast("Metric", self.metric)].mode
         if cast("Mode | None", self.mode) is None:
             object.__setattr__(self, "mode", fitting)

@@ -141,8 +141,8 @@ def _require_works(space: SearchSpace, name: str, knobs: Mapping[str, Any]) -> N
     mixes = (mix for mix in _mixes(space, name, knobs) if name in space.active(mix))
     if not problem or any(not _problem(space, mix) for mix in mixes):
         return
-    if problem == _problem(space, {}):
-        raise SweepSpecError(problem)  # the fixed settings alone make no trial
+    if problem == _problem_of_fixed(space):
+        raise SweepSpecError(problem)
     shown = ", ".join(f"{each} {value!r}" for each, value in knobs.items())
     if problem.startswith("space."):
         raise SweepSpecError(problem)
@@ -155,6 +155,15 @@ def _problem(space: SearchSpace, knobs: Mapping[str, Any]) -> str:
     """Reason why the knobs make no trial, without regard to `forbid`; empty if they do."""
     try:
         assemble(space.fixed, space.changes(knobs))
+    except SweepSpecError as error:
+        return str(error)
+    return ""
+
+
+def _problem_of_fixed(space: SearchSpace) -> str:
+    """Reason why the fixed settings alone make no trial; empty if they do."""
+    try:
+        assemble(space.fixed, {})
     except SweepSpecError as error:
         return str(error)
     return ""

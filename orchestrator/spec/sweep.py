@@ -293,11 +293,8 @@ class SweepSpec:
             f"a function with a name of its own: eval_{function} is another metric",
             "Rename the function.",
         )
-        own = self.objective.own_function
-        reported = f"the metrics of reports, such as eval_{function or 'loss'}"
-        remedy = f"Name a function {own} in eval.metric, or choose another metric."
-        named, is_known = self.objective.metric, own in (None, function)
-        require(is_known, "objective.metric", named, reported, remedy)
+        if self.objective.own_function not in (None, function):
+            raise self.objective.unknown_metric()
 
     def _check_register(self) -> None:
         if self.register is None:

@@ -10,8 +10,8 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import NoneType
-from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8,}.*)*)", re.MULTILINE)
 _PLAIN = {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "any"}
@@ -77,12 +77,7 @@ def is_dataclass_type(hint: Any) -> TypeGuard[type]:
 
 def options_of(hint: Any) -> tuple[Any, ...]:
     """The members of a union; a type alone is its own member."""
-    is_union = get_origin(hint) not in (None, tuple, dict, Literal) and NoneType in get_args(hint)
-    return get_args(hint) if is_union or _is_union(hint) else (hint,)
-
-
-def _is_union(hint: Any) -> bool:
-    return type(hint).__name__ in ("Union", "UnionType")
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def say_type(hint: Any) -> str:

@@ -275,8 +275,10 @@ def test_an_empty_registry_says_what_to_do(capsys, empty_registry):
 
 def test_the_ui_of_a_server_is_where_the_server_is(capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert main(["ui"]) == 0
-    assert "http://127.0.0.1:9" in capsys.readouterr().out
+    assert main(["ui"]) == 1  # the server does not answer, so nothing can be linked
+    said = capsys.readouterr()
+    assert "the MLflow UI is at http://127.0.0.1:9" in said.out
+    assert said.err.startswith("lorchestra: tracking server http://127.0.0.1:9: ")
 
 
 # -------------------------------------------------------------------------------- process

@@ -111,7 +111,7 @@ def test_another_function_than_that_of_the_start_is_refused(tmp_path):
     scene = Scene(tmp_path / "storage", spec.with_saved_rows(tmp_path / "data"))
     scene.run(spec.with_saved_rows(tmp_path / "data"))
     file.write_text("def stop(reports): return 'never'\n")
-    with pytest.raises(SweepStorageError, match=r"of another spec \(another exits\)"):
+    with pytest.raises(SweepStorageError, match=r"of another spec \(exits.stop was .*, is "):
         scene.run(spec.with_saved_rows(tmp_path / "data"))
     scene.log.close()
 

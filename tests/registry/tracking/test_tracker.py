@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from registry.errors import TrackingError
 from registry.tracking.connection import tracking_uri_for
-from registry.tracking.tracker import DESCRIPTION_TAG, INTERRUPTED_TAG, Tracker
+from registry.tracking.tracker import INTERRUPTED_TAG, NOTE_TAG, Tracker
 from registry.tracking.trial_news import End, Points, TrialNews
 
 
@@ -251,7 +251,7 @@ def test_sweep_ends_once_with_its_totals(tracker: Tracker, client: MlflowClient)
     assert client.get_run(run_id).info.status == "FINISHED"
     assert len(client.get_metric_history(run_id, "gpu_s")) == 1
     assert len(client.get_metric_history(run_id, "best")) == 1
-    assert client.get_run(run_id).data.tags[DESCRIPTION_TAG] == "Won."
+    assert client.get_run(run_id).data.tags[NOTE_TAG] == "Won."
 
 
 def test_texts_and_files_are_kept(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
