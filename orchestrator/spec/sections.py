@@ -106,14 +106,19 @@ class ObjectiveSpec:
         """`constraints`, parsed."""
         return tuple(parse_bound(written) for written in self.constraints)
 
-    def unknown_metric(self) -> SweepSpecError:
-        """The error for a metric that no report has."""
-        names = get_args(Metric)
+    def unknown_metric(self, function: str = "") -> SweepSpecError:
+        """The error for a metric that no report has.
+
+        Args:
+            function: Name of the user's function in `eval.metric`, if any.
+        """
+        names, own = get_args(Metric), self.own_function
+        yours = f"eval_{function}" if function else "eval_FUNCTION, a function of yours"
         return complaint(
             "objective.metric",
             self.metric,
-            f"{', '.join(names)} or eval_FUNCTION, a function of yours in eval.metric",
-            "Correct the name.",
+            f"{', '.join(names)} or {yours} in eval.metric",
+            "Correct the name" + (f", or name a function {own} in eval.metric." if own else "."),
             meant=nearest(self.metric, names, is_dotted=False),
         )
 

@@ -294,7 +294,7 @@ class SweepSpec:
             "Rename the function.",
         )
         if self.objective.own_function not in (None, function):
-            raise self.objective.unknown_metric()
+            raise self.objective.unknown_metric(function)
 
     def _check_register(self) -> None:
         if self.register is None:

@@ -23,13 +23,19 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from registry.errors import TrackingError
-from registry.tracking.connection import connect, is_server, plain_errors, prepare, without_secrets
+from registry.tracking.connection import (
+    connect,
+    is_server,
+    plain_errors,
+    prepare,
+    require_address,
+    without_secrets,
+)
 from registry.tracking.database import sqlite_file
 from registry.tracking.experiments import ADAPTERS_EXPERIMENT, deleted_experiment, require_active
 
 logger = logging.getLogger(__name__)
 
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _PATIENCE_S = 10.0
 _GLANCE_S = 4.0
 _ANY = "lorchestra"
@@ -222,14 +228,8 @@ def _require_database(tracking_uri: str, experiment: str, model: str | None) -> 
     Raises:
         TrackingError: The address or the file is refused, or an experiment in it was deleted.
     """
-    kind = tracking_uri.partition("://")[0].partition("+")[0]
-    if "://" not in tracking_uri or kind not in _DATABASES:
-        raise TrackingError(
-            f"MLFLOW_TRACKING_URI: got {without_secrets(tracking_uri)!r}; allowed: http:// or "
-            "https:// and a server, sqlite:/// and a file, or the address of a PostgreSQL, MySQL "
-            "or SQL Server database. Correct it, or unset it to record in a file."
-        )
-    if kind == "sqlite":
+    require_address(tracking_uri)
+    if tracking_uri.startswith("sqlite"):
         path = Path(tracking_uri.partition(":///")[2])
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         if not (folder.is_dir() and os.access(path if path.exists() else folder, os.W_OK)):

@@ -33,6 +33,7 @@ _SWITCHES = {
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 # Loggers that report at INFO while MLflow creates the tables of a new database.
 _CHATTY = ("alembic", "mlflow.store.db.utils")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def connect(tracking_uri: str) -> MlflowClient:
@@ -41,8 +42,10 @@ def connect(tracking_uri: str) -> MlflowClient:
     Several processes can do so at once; see `registry.tracking.database`.
 
     Raises:
-        TrackingError: The database cannot be opened.
+        TrackingError: The address is of no server and no database, or the database cannot be
+            opened.
     """
+    require_address(tracking_uri)
     prepare()
     database = sqlite_file(tracking_uri)
     opening = nullcontext() if database is None else fit_for_use(database)
@@ -63,6 +66,21 @@ def prepare() -> None:
 def is_server(tracking_uri: str) -> bool:
     """Whether an address belongs to an MLflow server, not to a database."""
     return tracking_uri.startswith(("http://", "https://"))
+
+
+def require_address(tracking_uri: str) -> None:
+    """Refuse an address that is neither of a server nor of a database.
+
+    Raises:
+        TrackingError: The address is refused.
+    """
+    kind = tracking_uri.partition("://")[0].partition("+")[0]
+    if not is_server(tracking_uri) and ("://" not in tracking_uri or kind not in _DATABASES):
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI: got {without_secrets(tracking_uri)!r}; allowed: http:// or "
+            "https:// and a server, sqlite:/// and a file, or the address of a PostgreSQL, MySQL "
+            "or SQL Server database. Correct it, or unset it to record in a file."
+        )
 
 
 def tracking_uri_for(runs_dir: Path) -> tuple[str, str | None]:

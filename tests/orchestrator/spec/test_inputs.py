@@ -276,9 +276,9 @@ def test_a_sweep_with_another_function_is_another_sweep(sweep_file: Path, tmp_pa
         (
             "objective",
             {"metric": "eval_f1"},
-            r"metric: got 'eval_f1'.*eval_edits.*a function f1 in eval",
+            r"metric: .*ot 'eval_f1'.*eval_edits.*a function f1 in eval",
         ),
-        ("objective", {"metric": "f1"}, r"metric: got 'f1'; allowed: eval_loss.*eval_<function>"),
+        ("objective", {"metric": "f1"}, r"metric: .*ot 'f1'; allowed: eval_loss.*eval_FUNCTION"),
         ("eval", {"every": 10, "metric": "mine.py"}, r"metric: got 'mine.py'; allowed: module"),
         ("eval", {"every": 10, "metric": "mine.py:loss"}, r"metric: .*eval_loss is another"),
         ("eval", {"every": 10, "max_new_tokens": 4}, r"max_new_tokens: got 4; allowed: 0, or"),

@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 EXAMPLES = {
+    "init": "lorchestra init rows.jsonl --base HuggingFaceTB/SmolLM2-135M-Instruct",
+    "check": "lorchestra check sweep.yaml --set optim.steps=80",
+    "doctor": "lorchestra doctor",
     "run": "lorchestra run sweep.yaml --set optim.steps=80",
     "resume": "lorchestra resume runs/NAME",
     "stop": "lorchestra stop runs/NAME 5",
     "cancel": "lorchestra cancel runs/NAME",
     "status": "lorchestra status runs/NAME",
+    "report": "lorchestra report runs/NAME --out report",
     "prune": "lorchestra prune runs/NAME --bundles --keep 3 --yes",
     "ui": "lorchestra ui --port 5000",
     "completion": 'eval "$(lorchestra completion bash)"',

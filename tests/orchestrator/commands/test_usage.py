@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from orchestrator.cli import _build_parser, main
-from orchestrator.usage import EXAMPLES, _commands, completion_script
+from orchestrator.commands.usage import EXAMPLES, _commands, completion_script
 
 
 def test_each_command_has_an_example_that_it_takes() -> None:
