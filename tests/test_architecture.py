@@ -37,7 +37,6 @@ COVERED_BY = {
     "orchestrator.journal.events": "tests/orchestrator/journal/test_codec.py",
     "orchestrator.journal.paths": "tests/orchestrator/finals/test_held_out.py",
     "orchestrator.finals.telling": "tests/orchestrator/finals/test_held_out.py",
-    "orchestrator.live.status": "tests/orchestrator/live/test_state.py",
     "orchestrator.live.diary": "tests/orchestrator/live/test_display.py",
     "orchestrator.live.frame": "tests/orchestrator/live/test_display.py",
     "orchestrator.sweepfile.describing": "tests/orchestrator/spec/test_fields.py",
