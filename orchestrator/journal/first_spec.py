@@ -8,6 +8,7 @@ has the whole `spec`; a later one has `changed` in its place, the fields whose v
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ class FirstSpec:
             raise ValueError("no trial with a whole spec is before it")
         if not isinstance(changed, Mapping) or not changed.keys() <= self._first.keys():
             raise ValueError(f"{CHANGED} is no part of a spec")
-        spec = dict(self._first)
+        spec = copy.deepcopy(dict(self._first))
         for name, value in changed.items():
             is_section = isinstance(spec[name], Mapping)
             if is_section and not isinstance(value, Mapping):

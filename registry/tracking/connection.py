@@ -48,6 +48,9 @@ def connect(tracking_uri: str) -> MlflowClient:
     require_address(tracking_uri)
     prepare()
     database = sqlite_file(tracking_uri)
+    if database is not None:
+        # MLflow keeps a store for each address: a relative one is stale after a change of folder.
+        tracking_uri = f"{SQLITE}{database}"
     opening = nullcontext() if database is None else fit_for_use(database)
     with plain_errors(tracking_uri), _quiet(), opening:
         client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)

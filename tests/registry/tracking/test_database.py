@@ -232,3 +232,14 @@ def test_a_database_alone_keeps_the_addresses_of_artifacts_that_exist(recorded, 
     shutil.rmtree(runs / "mlartifacts")
     experiment = connect(uri_of(runs)).get_experiment_by_name(NAME)
     assert experiment.artifact_location == (recorded[0] / "mlartifacts").as_uri()
+
+
+def test_a_relative_address_is_of_the_folder_in_which_it_is_given(runs, recorded, monkeypatch):
+    names = []
+    for folder in (runs, recorded[0]):
+        monkeypatch.chdir(folder)
+        client = connect("sqlite:///mlflow.db")
+        if folder == runs:
+            client.create_registered_model("only-here")
+        names.append({model.name for model in client.search_registered_models()})
+    assert names == [{"adapter", "only-here"}, {"adapter"}]
