@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -64,6 +65,25 @@ class HostShape:
     build_bench: Callable[[BaseSpec], Bench] | None = None
 
 
+class _PoolThread(threading.Thread):
+    """A thread with an event for its end.
+
+    An interrupt in `Thread.join` can mark a thread as ended that still runs: Python 3.11,
+    `_wait_for_tstate_lock`. Waiting for an event has no such fault.
+    """
+
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._work = work
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self.over.set()
+
+
 @dataclass
 class HostPool:
     """Starts hosts for waiting trials and ends finished hosts.
@@ -93,12 +113,13 @@ class HostPool:
 
     def __post_init__(self) -> None:
         self._closing = threading.Event()
+        self._is_abandoned = False  # Ray ends a process that calls it after its end
         self._session = uuid.uuid4().hex[:8]  # unique, as Train resumes a run of the same name
-        self._runs: list[threading.Thread] = []
+        self._runs: list[_PoolThread] = []
         self._spans: dict[str, list[float]] = {}  # start of each host and, if ended, its end
         self._losses: list[float] = []
         self.problem: ClusterError | None = None
-        self._watch = threading.Thread(target=self._watch_demand, name="host-pool", daemon=True)
+        self._watch = _PoolThread(self._watch_demand, "host-pool")
 
     def __enter__(self) -> Self:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
@@ -117,24 +138,24 @@ class HostPool:
         self.close(timeout_s=60.0 if error is None else 5.0)
 
     def close(self, timeout_s: float = 60.0) -> bool:
-        """Wait for leaving trials, then end all hosts; a second call does nothing.
+        """Wait for leaving trials, then end all hosts; a call after an interrupted one goes on.
 
         Returns:
             Whether every host ended within `timeout_s`. Other hosts end with this process.
         """
-        if self._closing.is_set():
-            return True
         deadline = time.monotonic() + timeout_s
-        with suppress(ray.exceptions.RayActorError):  # hosts of a dead broker end by themselves
-            while not ray.get(self.broker.settle.remote(1.0)) and time.monotonic() < deadline:
-                pass
-            ray.get(self.broker.close.remote())
-        self._closing.set()
+        if not self._closing.is_set():
+            with suppress(ray.exceptions.RayActorError):  # hosts of a dead broker end themselves
+                while not ray.get(self.broker.settle.remote(1.0)) and time.monotonic() < deadline:
+                    pass
+                ray.get(self.broker.close.remote())
+            self._closing.set()
         threads = [self._watch, *self._runs]
         for thread in threads:
-            thread.join(max(0.1, deadline - time.monotonic()))
+            thread.over.wait(max(0.1, deadline - time.monotonic()))
         self.show_hosts(())
-        late = [thread.name for thread in threads if thread.is_alive()]
+        late = [thread.name for thread in threads if not thread.over.is_set()]
+        self._is_abandoned = bool(late)
         shutil.rmtree(self.storage.folder / HOSTS_FOLDER, ignore_errors=True)
         if late:
             logger.warning("hosts still running after %.0f s: %s", timeout_s, ", ".join(late))
@@ -172,9 +193,7 @@ class HostPool:
                 continue
             for start in starts:
                 logger.info("starting host %s for %s", start.host_id, start.group)
-                run = threading.Thread(
-                    target=self._run, args=(start,), name=start.host_id, daemon=True
-                )
+                run = _PoolThread(partial(self._run, start), start.host_id)
                 self._runs.append(run)
                 run.start()
             with suppress(ray.exceptions.RayError):  # the next turn sees a lost broker
@@ -202,6 +221,8 @@ class HostPool:
         try:
             self._build_trainer(start).fit()
         except Exception as error:  # any error must reach the host's trials, or end the run
+            if self._is_abandoned:
+                return
             said = last_line(error) if str(error).strip() else describe_error(error)
             logger.warning("host %s ended: %s", start.host_id, said, exc_info=error)
             is_lost = True
@@ -210,6 +231,8 @@ class HostPool:
             else:
                 self._count_loss(said)
         span.append(time.monotonic())
+        if self._is_abandoned:
+            return
         try:
             if is_lost:
                 release_orphans()  # before the broker asks for the next host

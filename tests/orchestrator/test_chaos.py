@@ -221,7 +221,7 @@ def arena(tmp_path_factory, server):
 @pytest.mark.timeout(900)
 def test_three_moments_change_nothing_of_what_comes_out(tmp_path, server):
     arena = Arena(tmp_path, server, "short")
-    result = arena.disturb("quick", ["kill broker", "damage state", "end driver"])
+    result = arena.disturb("quick", ["kill host", "kill proxy", "end driver"])
     assert [blow.done[:4] for blow in result.blows].count("none") == 0
     assert result.problems == []
 
@@ -231,7 +231,7 @@ def test_three_moments_change_nothing_of_what_comes_out(tmp_path, server):
 @pytest.mark.parametrize(
     ("name", "deeds"),
     [
-        ("kills", ["kill driver", "kill host", "kill proxy", "kill controller"]),
+        ("kills", ["kill driver", "kill broker", "damage state", "kill controller"]),
         ("others", ["second driver", "fail server", "fill disk"]),
         ("late", ["kill server", "stop host", "kill evaluator"]),
     ],
