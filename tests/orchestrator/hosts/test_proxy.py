@@ -269,17 +269,28 @@ class Population(Searcher):
 
 
 class TogetherProxy(TrialProxy):
-    """Trains as soon as the whole population is seated: a finished trial cannot be copied."""
+    """Trains when the whole population is there, in the order of their numbers.
+
+    A finished trial cannot be copied, and a trial is compared with those that reported before it:
+    the best ones have the lowest numbers.
+    """
 
     def step(self):
-        came = Path(self.config["storage"]) / "came"
-        came.mkdir(exist_ok=True)
-        (came / str(self.config["trial"])).touch()
+        number, came = self.config["trial"], Path(self.config["storage"]) / "came"
+        if self._step == 0 and number < 6:
+            came.mkdir(exist_ok=True)
+            (came / f"here-{number}").touch()
+            self._await(lambda: len(list(came.glob("here-*"))) == 6)
+            self._await(lambda: len(list(came.glob("gone-*"))) == number)
+            time.sleep(0.2)  # the one before asks for its seat
+            (came / f"gone-{number}").touch()
+        return super().step()
+
+    def _await(self, is_so):
         deadline = time.monotonic() + 240  # six processes import Ray Tune on two busy cores
-        while len(list(came.iterdir())) < 6:
+        while not is_so():
             assert time.monotonic() < deadline, "the population never came together"
             time.sleep(0.05)
-        return super().step()
 
 
 @pytest.fixture(scope="module")
