@@ -235,8 +235,9 @@ def test_a_child_of_a_parent_without_a_state_starts_from_nothing(hosted, expecte
 class Population(Searcher):
     """Starts a population, then the replacements."""
 
-    def __init__(self, scheduler, space, trials, build_config):
+    def __init__(self, scheduler, space, trials, build_config, storage):
         super().__init__(metric="eval_loss", mode="min")
+        self.storage = storage
         self.scheduler, self.space, self.trials = scheduler, space, trials
         self.build_config = build_config
         self.knobs = []
@@ -260,6 +261,7 @@ class Population(Searcher):
 
     def on_trial_complete(self, trial_id, result=None, error=False):
         self.running.discard(trial_id)
+        (self.storage / f"over-{self.numbers[trial_id]}").touch()
 
     def save(self, checkpoint_path):
         pass
@@ -268,29 +270,31 @@ class Population(Searcher):
         raise NotImplementedError
 
 
-class TogetherProxy(TrialProxy):
-    """Trains when the whole population is there, in the order of their numbers.
+class TurnProxy(TrialProxy):
+    """Six trials report in turn at each rung, the best one first.
 
-    A finished trial cannot be copied, and a trial is compared with those that reported before it:
-    the best ones have the lowest numbers.
+    A trial is compared with those that reported before it, and a finished trial cannot be copied:
+    in another order it can happen that no trial gives way.
     """
 
     def step(self):
-        number, came = self.config["trial"], Path(self.config["storage"]) / "came"
-        if self._step == 0 and number < 6:
-            came.mkdir(exist_ok=True)
-            (came / f"here-{number}").touch()
-            self._await(lambda: len(list(came.glob("here-*"))) == 6)
-            self._await(lambda: len(list(came.glob("gone-*"))) == number)
-            time.sleep(0.2)  # the one before asks for its seat
-            (came / f"gone-{number}").touch()
-        return super().step()
+        turns, number, begun = Path(self.config["storage"]), self.config["trial"], self._step
+        if number < 6:
+            deadline = time.monotonic() + 240  # six processes import Ray Tune on two busy cores
+            while not all(
+                self._has_reported(turns, other, begun + (10 if other < number else 0))
+                for other in range(6)
+                if other != number
+            ):
+                assert time.monotonic() < deadline, "the others did not report"
+                time.sleep(0.02)
+        result = super().step()
+        (turns / f"turn-{number}-{result['step']}").touch()
+        return result
 
-    def _await(self, is_so):
-        deadline = time.monotonic() + 240  # six processes import Ray Tune on two busy cores
-        while not is_so():
-            assert time.monotonic() < deadline, "the population never came together"
-            time.sleep(0.05)
+    def _has_reported(self, turns, trial, step):
+        reported, over = turns / f"turn-{trial}-{step}", turns / f"over-{trial}"
+        return step == 0 or reported.exists() or over.exists()
 
 
 @pytest.fixture(scope="module")
@@ -316,12 +320,13 @@ def population(local_ray, tmp_path_factory):
         SearchSpace(knobs={"optim.learning_rate": rate}, fixed=base.build_spec(0)),
         trials=10,
         build_config=build_config,
+        storage=storage,
     )
     limits = HostLimits(max_hosts=1, seats=6)
     shape = HostShape(build_bench=fake_engine.build_bench)
     with ThreadedPool(broker, SweepStorage(storage), limits, shape) as pool:
         results = tune.Tuner(
-            tune.with_resources(TogetherProxy, {"cpu": 0.1}),
+            tune.with_resources(TurnProxy, {"cpu": 0.1}),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
