@@ -182,7 +182,10 @@ class Tracker:
             had = {name: str(value) for name, value in recorded.data.metrics.items()}
             news = {k: v for k, v in metrics.items() if had.get(_plain(k)) != str(float(v))}
             marks = _marks(end)
-            tags = {**marks, **({NOTE_TAG: note} if note else {})}
+            # Equal values are not sent again: with a server that fails now and then, one call
+            # less lets the next attempt reach the end.
+            is_new = note and recorded.data.tags.get(NOTE_TAG) != note
+            tags = {**marks, **({NOTE_TAG: note} if is_new else {})}
             self._send(run, {}, tags, [Points(metrics=news, step=0, at_s=end.at_s)])
             self._close(run, _STATUSES[status], marks, end.at_s)
 
