@@ -30,6 +30,7 @@ from orchestrator.journal.log import read_events
 from orchestrator.spec.finals_sections import FinalsSpec
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.spec.sweep import parse_sweep
+from orchestrator.wording import format_metric
 from registry import Registry
 from registry.tracking.connection import connect
 from trainables.base.loading import load_base
@@ -218,10 +219,12 @@ def test_the_sweep_run_holds_the_report_and_the_totals(swept):
     assert files >= {"report.html", "leaderboard.csv", "learning_curves.png", "sweep.yaml"}
     report, metrics = swept.report, sweep.data.metrics
     for name in ("eval_loss", "eval_accuracy"):
-        assert metrics[name] == pytest.approx(report.best.metrics[name])
-        assert metrics[f"base_{name}"] == pytest.approx(report.base_metrics["validation"][name])
-    assert metrics["test_loss"] == pytest.approx(report.best.test_metrics["test_loss"])
-    assert metrics["base_test_loss"] == pytest.approx(report.base_metrics["test"]["test_loss"])
+        assert metrics[f"best/{name}"] == pytest.approx(report.best.metrics[name])
+    assert metrics["best/test_loss"] == pytest.approx(report.best.test_metrics["test_loss"])
+    assert all(name.startswith("best/") for name in metrics)  # no loss that sorts before a trial's
+    note = sweep.data.tags["mlflow.note.content"]
+    assert format_metric(report.base_metrics["test"]["test_loss"]) in note
+    assert report.links is not None
 
 
 def test_the_sweep_file_among_the_artifacts_is_the_sweep(swept, tmp_path):
@@ -319,7 +322,7 @@ def test_a_bigger_budget_registers_only_what_is_new(swept, extended):
     assert registered == [f"tiny-adapter/{version}" for version in extended.tracked.versions]
     (sweep,) = extended.tracked.sweeps
     assert sweep.info.status == "FINISHED"
-    assert sweep.data.metrics["eval_loss"] == pytest.approx(
+    assert sweep.data.metrics["best/eval_loss"] == pytest.approx(
         extended.report.best.metrics["eval_loss"]
     )
 
