@@ -42,6 +42,7 @@ from orchestrator.journal.log import read_events
 from orchestrator.spec.finals_sections import FinalsSpec
 from orchestrator.spec.sections import BudgetSpec
 from orchestrator.spec.sweep import parse_sweep
+from orchestrator.wording import format_metric
 from registry import Registry
 from registry.tracking.connection import connect
 from trainables.base.loading import load_base
@@ -232,8 +233,10 @@ def test_the_sweep_run_holds_the_report_and_the_totals(swept):
     for name in ("eval_loss", "eval_accuracy"):
         assert metrics[f"best/{name}"] == pytest.approx(report.best.metrics[name])
     assert metrics["best/test_loss"] == pytest.approx(report.best.test_metrics["test_loss"])
-    # A metric of a trial's name would put the sweep's run among the trials in MLflow's tables.
-    assert not {"eval_loss", "test_loss", "base_eval_loss"} & metrics.keys()
+    assert all(name.startswith("best/") for name in metrics)  # no loss that sorts before a trial's
+    note = sweep.data.tags["mlflow.note.content"]
+    assert format_metric(report.base_metrics["test"]["test_loss"]) in note
+    assert report.links is not None
 
 
 def test_the_sweep_file_among_the_artifacts_is_the_sweep(swept, tmp_path):
