@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -59,6 +60,36 @@ def answered_by(listener: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
+
+
+class BackgroundThread(threading.Thread):
+    """A daemon thread whose end can be waited for in spite of interrupts.
+
+    An interrupt in `Thread.join` can mark a thread as ended that still runs: Python 3.11,
+    `_wait_for_tstate_lock`. What it uses is then taken away, and Ray ends a process that calls it
+    after its end. Waiting for an event has no such fault.
+    """
+
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._work = work
+        self._over = threading.Event()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the work has ended."""
+        return self._over.is_set()
+
+    def run(self) -> None:
+        """Do the work."""
+        try:
+            self._work()
+        finally:
+            self._over.set()
+
+    def await_end(self, timeout_s: float) -> bool:
+        """Wait for the end of the work; returns whether it came in time."""
+        return self._over.wait(timeout_s)
 
 
 def raise_swallowed() -> None:

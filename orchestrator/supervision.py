@@ -16,7 +16,7 @@ from ray import tune
 from ray.actor import ActorHandle
 
 from orchestrator.errors import SweepStorageError
-from orchestrator.interrupts import raise_swallowed
+from orchestrator.interrupts import BackgroundThread, raise_swallowed
 from orchestrator.journal.events import UsageMeasured
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.paths import REQUESTS_FOLDER
@@ -65,7 +65,7 @@ class Supervisor:
         self._record, self._storage, self._requests = record, storage, requests
         self._broker, self._usage = broker, usage
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._thread = BackgroundThread(self._run, "supervisor")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -78,7 +78,7 @@ class Supervisor:
         traceback: TracebackType | None,
     ) -> None:
         self._closing.set()
-        self._thread.join(timeout=5.0)
+        self._thread.await_end(5.0)
         self.write_usage()
         self._free_disk()
 

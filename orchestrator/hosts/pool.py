@@ -26,6 +26,7 @@ from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.members import HostActivity, HostStart, SilentHost
 from orchestrator.hosts.reservations import release_orphans
 from orchestrator.hosts.silence import STOPPED_S, end_process
+from orchestrator.interrupts import BackgroundThread
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.paths import HOSTS_FOLDER
 from orchestrator.journal.sweep_storage import SweepStorage
@@ -65,25 +66,6 @@ class HostShape:
     build_bench: Callable[[BaseSpec], Bench] | None = None
 
 
-class _PoolThread(threading.Thread):
-    """A thread with an event for its end.
-
-    An interrupt in `Thread.join` can mark a thread as ended that still runs: Python 3.11,
-    `_wait_for_tstate_lock`. Waiting for an event has no such fault.
-    """
-
-    def __init__(self, work: Callable[[], None], name: str) -> None:
-        super().__init__(name=name, daemon=True)
-        self._work = work
-        self.over = threading.Event()
-
-    def run(self) -> None:
-        try:
-            self._work()
-        finally:
-            self.over.set()
-
-
 @dataclass
 class HostPool:
     """Starts hosts for waiting trials and ends finished hosts.
@@ -115,11 +97,11 @@ class HostPool:
         self._closing = threading.Event()
         self._is_abandoned = False  # Ray ends a process that calls it after its end
         self._session = uuid.uuid4().hex[:8]  # unique, as Train resumes a run of the same name
-        self._runs: list[_PoolThread] = []
+        self._runs: list[BackgroundThread] = []
         self._spans: dict[str, list[float]] = {}  # start of each host and, if ended, its end
         self._losses: list[float] = []
         self.problem: ClusterError | None = None
-        self._watch = _PoolThread(self._watch_demand, "host-pool")
+        self._watch = BackgroundThread(self._watch_demand, "host-pool")
 
     def __enter__(self) -> Self:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
@@ -152,9 +134,9 @@ class HostPool:
             self._closing.set()
         threads = [self._watch, *self._runs]
         for thread in threads:
-            thread.over.wait(max(0.1, deadline - time.monotonic()))
+            thread.await_end(max(0.1, deadline - time.monotonic()))
         self.show_hosts(())
-        late = [thread.name for thread in threads if not thread.over.is_set()]
+        late = [thread.name for thread in threads if not thread.is_over]
         self._is_abandoned = bool(late)
         shutil.rmtree(self.storage.folder / HOSTS_FOLDER, ignore_errors=True)
         if late:
@@ -193,7 +175,7 @@ class HostPool:
                 continue
             for start in starts:
                 logger.info("starting host %s for %s", start.host_id, start.group)
-                run = _PoolThread(partial(self._run, start), start.host_id)
+                run = BackgroundThread(partial(self._run, start), start.host_id)
                 self._runs.append(run)
                 run.start()
             with suppress(ray.exceptions.RayError):  # the next turn sees a lost broker

@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from orchestrator.errors import SweepInUseError, SweepStorageError
+from orchestrator.interrupts import BackgroundThread
 from orchestrator.wording import last_line
 from trainables.errors import StorageError
 from trainables.hosts.objects import create_object, delete_objects, read_object, write_object
@@ -76,7 +77,7 @@ class Lease:
         self._location = location
         self._renew_s, self._expire_s, self._settle_s = renew_s, expire_s, settle_s
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._thread = BackgroundThread(self._run, "lease")
 
     def take(self) -> None:
         """Become the owner.
@@ -129,7 +130,7 @@ class Lease:
         """Release the lease; in an unreachable bucket, the lease expires by age."""
         self._closing.set()
         if self._thread.is_alive():
-            self._thread.join(_JOIN_S)
+            self._thread.await_end(_JOIN_S)
         if self.owner not in _HELD:
             return
         try:

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.errors import SweepStorageError
+from orchestrator.interrupts import BackgroundThread
 from orchestrator.journal.events import LogEntry, SweepStarted
 from orchestrator.journal.first_spec import FirstSpec
 from orchestrator.journal.log import decode_events, read_events
@@ -83,7 +84,7 @@ class Delivery:
         self._is_running = False
         self._is_ours = True
         self._progress = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="mlflow-delivery", daemon=True)
+        self._thread = BackgroundThread(self._run, "mlflow-delivery")
         self.problem = ""
 
     def __enter__(self) -> Self:
@@ -102,7 +103,7 @@ class Delivery:
         self._is_ours = not isinstance(error, SweepStorageError)
         self._closing.set()
         self._hurry()
-        self._thread.join(timeout=_LEAVING_S if error is None else _FLEEING_S)
+        self._thread.await_end(_LEAVING_S if error is None else _FLEEING_S)
 
     def nudge(self) -> None:
         """Wake the thread after a change of the log; never waits."""

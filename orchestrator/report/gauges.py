@@ -18,6 +18,7 @@ import ray
 from ray.util.metrics import Gauge
 
 from orchestrator.hosts.members import Occupancy
+from orchestrator.interrupts import BackgroundThread
 from orchestrator.journal.history import SweepHistory
 from orchestrator.outcome import TRAITS
 from orchestrator.search.budget import Limit
@@ -123,7 +124,7 @@ class GaugeFeed:
             for name, (about, labels) in GAUGES.items()
         }
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gauges", daemon=True)
+        self._thread = BackgroundThread(self._run, "gauges")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -136,7 +137,7 @@ class GaugeFeed:
         traceback: TracebackType | None,
     ) -> None:
         self._closing.set()
-        self._thread.join(timeout=_ANSWER_S)
+        self._thread.await_end(_ANSWER_S)
 
     def update(self) -> None:
         """Set all gauges to their present values."""

@@ -7,13 +7,13 @@ import datetime
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args, get_type_hints
+from typing import get_type_hints
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import SweepSpecError
-from orchestrator.sweepfile.describing import is_dataclass_type
+from orchestrator.sweepfile.describing import section_of
 from orchestrator.wording import refusal
 from trainables.claims import show
 from trainables.spec import remedy_for_init
@@ -189,9 +189,7 @@ def _owner(loc: tuple[int | str, ...], root: type) -> type:
 
 def _field_class(owner: type, name: int | str) -> type | None:
     """The dataclass of a field, looking through `X | None`."""
-    hint: Any = get_type_hints(owner).get(str(name))
-    options = get_args(hint) or (hint,)
-    return next((kind for kind in options if is_dataclass_type(kind)), None)
+    return section_of(get_type_hints(owner).get(str(name)))
 
 
 def _dotted(loc: tuple[int | str, ...], root: type) -> str:

@@ -62,7 +62,7 @@ from orchestrator.spec.settings import (
 from orchestrator.spec.soundness import require_searchable, require_sound
 from orchestrator.spec.space import SearchSpace, parse_space, split_constants
 from orchestrator.sweepfile.changes import apply_changes, parse_changes, show_change
-from orchestrator.sweepfile.describing import is_dataclass_type
+from orchestrator.sweepfile.describing import section_of
 from orchestrator.sweepfile.reading import YamlText
 from trainables.claims import LARGEST, huge_number
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
@@ -412,7 +412,7 @@ def _refuse_misplaced_bools(values: Mapping[str, Any], owner: type, prefix: str)
     for name, value in values.items():
         hint = hints.get(name)
         options = get_args(hint) or (hint,)
-        section = next(filter(is_dataclass_type, options), None)
+        section = section_of(hint)
         if isinstance(value, Mapping) and section is not None:
             _refuse_misplaced_bools(value, section, f"{prefix}{name}.")
         elif isinstance(value, bool) and hint is not None and bool not in options:

@@ -4,6 +4,7 @@ import gc
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 
@@ -12,6 +13,7 @@ import pytest
 from orchestrator.interrupts import (
     SAME_S,
     STOPPING,
+    BackgroundThread,
     answered_by,
     ignore_signals,
     interrupt_on,
@@ -100,3 +102,21 @@ def test_the_first_signal_is_answered_at_once_and_a_second_one_ends_the_process(
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 128 + signal.SIGINT
         assert process.stdout.read() == "\nstopped\n"
+
+
+def test_an_interrupt_while_a_thread_is_awaited_does_not_mark_it_as_ended():
+    may_end = threading.Event()
+    thread = BackgroundThread(lambda: may_end.wait(30), "busy")
+    thread.start()
+    interrupt_on(signal.SIGALRM)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            thread.await_end(30)
+        assert thread.is_alive()
+        assert not thread.is_over
+        assert not thread.await_end(0.1)
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        may_end.set()
+    assert thread.await_end(30)
