@@ -147,6 +147,59 @@ class EventLog:
             raise
 
 
+class LogTail:
+    """Reads each event of a growing log once.
+
+    Args:
+        log: Path of the event log.
+
+    Attributes:
+        is_behind: Whether the log may have more events than the last call took.
+        is_anew: Whether what was read before does not count any more, because the last call began
+            at the start of another file, or of a file that was cut short, or found none.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._first = FirstSpec()
+        self._inode, self._read = 0, 0  # the file, and bytes up to the end of the last event read
+        self.is_behind = False
+        self.is_anew = False
+
+    def read_on(self, max_bytes: int | None = None) -> list[LogEntry]:
+        """Events since the last call, in order, without a line that is still being written.
+
+        Args:
+            max_bytes: About the most bytes to take, though at least one event; `is_behind` then
+                tells whether the log may have more. `None` takes all.
+
+        Raises:
+            SweepStorageError: A line before the last line is no event, or the log cannot be read.
+        """
+        try:
+            with self._log.open("rb") as file:
+                found = os.fstat(file.fileno())
+                self.is_anew = found.st_ino != self._inode or found.st_size < self._read
+                if self.is_anew:
+                    self._inode, self._read, self._first = found.st_ino, 0, FirstSpec()
+                file.seek(self._read)
+                content = file.read() if max_bytes is None else file.read(max_bytes)
+                self.is_behind = len(content) == max_bytes
+                if b"\n" not in content:
+                    content += file.readline()
+        except FileNotFoundError:
+            self.is_anew, self.is_behind = self._inode != 0, False
+            self._inode, self._read = 0, 0
+            return []
+        except OSError as error:
+            raise _unreadable(self._log, error) from error
+        source = f"{self._log}, from byte {self._read}" if self._read else str(self._log)
+        events = list(decode_events(content, source, self._first))
+        lines = content.split(b"\n")[: len(events)]
+        self._read += sum(len(line) + 1 for line in lines)
+        return events
+
+
 def read_events(path: Path) -> Iterator[LogEntry]:
     """Events in the order of the log; none for a missing log.
 
@@ -160,10 +213,7 @@ def read_events(path: Path) -> Iterator[LogEntry]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise SweepStorageError(
-            f"{path}: cannot be read ({error.strerror}); allowed: a folder that a sweep may write "
-            "to. Choose another folder, or correct its permissions."
-        ) from error
+        raise _unreadable(path, error) from error
     yield from decode_events(content, str(path))
 
 
@@ -195,6 +245,13 @@ def decode_events(
                 f"{source}, line {number}: not an event ({error}); allowed: lines that lorchestra "
                 "wrote. Restore the file from a copy, or start the sweep in another folder."
             ) from error
+
+
+def _unreadable(path: Path, error: OSError) -> SweepStorageError:
+    return SweepStorageError(
+        f"{path}: cannot be read ({error.strerror}); allowed: a sweep's folder that you may read. "
+        "Correct its permissions, or choose another folder."
+    )
 
 
 def _whole_length(path: Path) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from orchestrator.errors import SweepInUseError, SweepStorageError
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.lease import Lease
-from orchestrator.journal.log import EventLog, decode_events
+from orchestrator.journal.log import EventLog, LogTail, decode_events
 from orchestrator.journal.paths import (
     CURSOR_FILE,
     EVENTS_FILE,
@@ -314,25 +314,62 @@ def require_cache() -> None:
         ) from error
 
 
+class GrowingHistory:
+    """The history of a sweep that a driver may write meanwhile, read on any machine.
+
+    Args:
+        location: The sweep's storage.
+
+    Attributes:
+        history: The history as of the last call of `read_on`; the next call changes this object,
+            or replaces it where the log was replaced or lies in a bucket.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        self._address = locate_storage(location)
+        is_local = not is_remote(self._address)
+        self._tail = LogTail(Path(self._address) / EVENTS_FILE) if is_local else None
+        self._content = b""
+        self.history = SweepHistory()
+
+    def read_on(self) -> bool:
+        """Read what was written since the last call; gives whether there was anything.
+
+        Only new lines of a local log are read; the log of a bucket is read whole.
+
+        Raises:
+            SweepStorageError: The log is damaged, or missing beside trials of a sweep, or cannot
+                be read.
+        """
+        if self._tail is not None:
+            entries = self._tail.read_on()
+            if self._tail.is_anew:
+                self.history = SweepHistory()
+            is_changed = bool(entries) or self._tail.is_anew
+        else:
+            with _sweep_errors():
+                content = read_remote_log(self._address)
+            is_changed, self._content = content != self._content, content
+            if is_changed:
+                self.history = SweepHistory()
+            entries = list(decode_events(content, self._address)) if is_changed else []
+        for entry in entries:
+            self.history.apply(entry)
+        if self.history.sweep_id is None:
+            _require_no_trials(self._address, self.history)
+        return is_changed
+
+
 def read_history(location: str | Path) -> SweepHistory:
     """The history from a sweep's log, read on any machine; a driver may write meanwhile.
 
     Raises:
-        SweepStorageError: The log is damaged, or missing beside trials of a sweep, or the bucket
-            cannot be read.
+        SweepStorageError: The log is damaged, or missing beside trials of a sweep, or cannot be
+            read.
     """
-    address = locate_storage(location)
-    history = SweepHistory()
-    if not is_remote(address):
-        history = SweepHistory.read(Path(address) / EVENTS_FILE)
-    else:
-        with _sweep_errors():
-            content = read_remote_log(address)
-        for event in decode_events(content, address):
-            history.apply(event)
-    if history.sweep_id is None:
-        _require_no_trials(address, history)
-    return history
+    growing = GrowingHistory(location)
+    growing.read_on()
+    return growing.history
 
 
 def _require_no_trials(location: str, history: SweepHistory) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from orchestrator.journal.drivers import has_driver
 from orchestrator.journal.history import SweepHistory
-from orchestrator.journal.sweep_storage import SweepStorage, read_history
+from orchestrator.journal.sweep_storage import GrowingHistory, SweepStorage, read_history
 from orchestrator.live.diary import Diary
 from orchestrator.live.frame import Scene, render_frame
 from orchestrator.live.screen import open_screen
@@ -32,7 +33,7 @@ _ROWS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """One reading of a sweep.
+    """One look at a sweep.
 
     Attributes:
         storage: Its storage.
@@ -47,8 +48,8 @@ class _Look:
     state: SweepState
 
     @classmethod
-    def at(cls, location: str) -> _Look:
-        history, storage = read_history(location), SweepStorage(location)
+    def at(cls, location: str, history: SweepHistory) -> _Look:
+        storage = SweepStorage(location)
         return cls(
             storage=storage,
             spec=recorded_sweep(history.spec or {}),
@@ -82,7 +83,8 @@ def print_status(location: str, console: Console) -> None:
     Raises:
         SweepStorageError: The log cannot be read.
     """
-    console.print(_Look.at(location).render(console.width, _ROWS))
+    look = _Look.at(location, read_history(location))
+    console.print(look.render(console.width, _ROWS))
 
 
 def status_json(location: str) -> str:
@@ -91,7 +93,7 @@ def status_json(location: str) -> str:
     Raises:
         SweepStorageError: The log cannot be read.
     """
-    look = _Look.at(location)
+    look = _Look.at(location, read_history(location))
     facts = state_as_json(look.spec, look.history, look.state, location)
     return json.dumps(_finite(facts), indent=2)
 
@@ -110,10 +112,17 @@ def follow_sweep(location: str, console: Console, pause_s: float | None = None) 
     Raises:
         SweepStorageError: The log cannot be read.
     """
-    look = _Look.at(location)
+    growing, guard = GrowingHistory(location), threading.Lock()
+    growing.read_on()
+    look = _Look.at(location, growing.history)
     if pause_s is None:
         pause_s = REMOTE_POLL_S if look.storage.is_remote else POLL_S
-    diary, screen = Diary(look.spec), open_screen(console, lambda *size: look.render(*size))
+
+    def render(width: int, height: int) -> RenderableType:
+        with guard:  # the screen draws in a thread of its own
+            return look.render(width, height)
+
+    diary, screen = Diary(look.spec), open_screen(console, render)
     screen.start()
     try:
         while True:
@@ -123,7 +132,9 @@ def follow_sweep(location: str, console: Console, pause_s: float | None = None) 
             if look.state.condition != "running":
                 break
             time.sleep(pause_s)
-            look = _Look.at(location)
+            with guard:
+                growing.read_on()
+                look = _Look.at(location, growing.history)
     except KeyboardInterrupt:
         screen.stop()
         raise

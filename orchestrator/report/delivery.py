@@ -25,8 +25,7 @@ from typing import Self
 from orchestrator.errors import SweepStorageError
 from orchestrator.interrupts import BackgroundThread
 from orchestrator.journal.events import LogEntry, SweepStarted
-from orchestrator.journal.first_spec import FirstSpec
-from orchestrator.journal.log import decode_events, read_events
+from orchestrator.journal.log import LogTail, read_events
 from orchestrator.journal.paths import CURSOR_FILE
 from orchestrator.report.news import News, NewsDesk, SweepClosing, SweepOpening
 from orchestrator.spec.sweep import SweepSpec
@@ -204,7 +203,7 @@ class Delivery:
         while is_behind:
             is_left = bool(self._news or self._read)  # from a failed attempt
             if not is_left:
-                self._read.extend(self._tail.read_on())
+                self._read.extend(self._tail.read_on(_BATCH_BYTES))
             is_behind = is_left or self._tail.is_behind
             self._gather()
             # One by one: with a server that fails now and then, every attempt makes progress.
@@ -278,42 +277,3 @@ def _read_cursor(file: Path, first: LogEntry) -> int:
         return 0
     is_ours = isinstance(first.event, SweepStarted) and first.event.sweep_id == sweep
     return events if is_ours else 0
-
-
-class LogTail:
-    """Reads each event of a growing log once, in batches.
-
-    Args:
-        log: Path of the event log.
-
-    Attributes:
-        is_behind: Whether the log may have more events than the last batch took.
-    """
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self._first = FirstSpec()
-        self._read = 0  # bytes up to the end of the last event read
-        self.is_behind = False
-
-    def read_on(self, max_bytes: int = _BATCH_BYTES) -> list[LogEntry]:
-        """Events since the last call, in order, without a line that is still being written.
-
-        Takes about `max_bytes`, at least one event, and sets `is_behind` if the log may have more.
-
-        Raises:
-            SweepStorageError: A line before the last line is no event.
-        """
-        try:
-            with self._log.open("rb") as file:
-                file.seek(self._read)
-                content = file.read(max_bytes)
-                self.is_behind = len(content) == max_bytes
-                if b"\n" not in content:
-                    content += file.readline()
-        except FileNotFoundError:
-            return []
-        events = list(decode_events(content, f"{self._log}, from byte {self._read}", self._first))
-        lines = content.split(b"\n")[: len(events)]
-        self._read += sum(len(line) + 1 for line in lines)
-        return events

@@ -59,7 +59,7 @@ def test_only_new_bytes_are_read_and_a_line_in_writing_waits(running):
     path.write_bytes(b"#" * len(whole) + line.replace(b'"trial":3', b'"trial":2'))
     assert opened.refresh().report.status == "running"
     path.write_bytes(b"#" * 10)
-    with pytest.raises(SweepStorageError, match="holds no sweep"):
+    with pytest.raises(SweepStorageError, match="holds 4 trials"):
         opened.refresh()
     path.unlink()
     with pytest.raises(SweepStorageError, match="holds 4 trials"):

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.errors import SweepStorageError
 from orchestrator.journal.events import PhaseEnded, TrialReported
-from orchestrator.journal.log import EventLog, read_events
+from orchestrator.journal.log import EventLog, LogTail, read_events
 from tests.support.events import event
 
 WRITER = """
@@ -178,3 +178,63 @@ def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SweepStorageError, match="cannot be written"):
         EventLog(tmp_path / "file" / "events.jsonl")
+
+
+def test_the_log_is_read_once_however_often_it_is_looked_at(tmp_path):
+    with EventLog(tmp_path / "events.jsonl") as log:
+        tail = LogTail(log.path)
+        for number in range(3):
+            log.append(event("phase", name=str(number), seconds=1.0))
+            assert [each.event.name for each in tail.read_on()] == [str(number)]
+            assert tail.read_on() == []
+        known = log.path.read_bytes()
+        log.path.write_bytes(b"#" * len(known))  # what was read is not looked at again
+        log.append(event("phase", name="last", seconds=1.0))
+        assert [each.event.name for each in tail.read_on()] == ["last"]
+
+
+def test_a_long_log_is_read_in_parts(tmp_path):
+    with EventLog(tmp_path / "events.jsonl") as log:
+        for number in range(100):
+            log.append(event("phase", name=str(number), seconds=1.0))
+    tail, parts = LogTail(log.path), []
+    while not parts or tail.is_behind:
+        parts.append([each.event.name for each in tail.read_on(max_bytes=1000)])
+    assert len(parts) > 5
+    assert [name for part in parts for name in part] == [str(n) for n in range(100)]
+    tail = LogTail(log.path)
+    assert len(tail.read_on(max_bytes=10)) == 1  # a line longer than that comes whole
+
+
+def test_a_line_that_is_being_written_waits_until_it_is_whole(tmp_path):
+    path = tmp_path / "events.jsonl"
+    tail = LogTail(path)
+    assert tail.read_on() == []
+    line = b'{"event": "phase", "at": 1.0, "name": "searching", "seconds": 2.0}\n'
+    for written in (line[:5], line[:-1]):
+        path.write_bytes(written)
+        assert tail.read_on() == []
+    path.write_bytes(line + line[:9])
+    assert [event.kind for event in tail.read_on()] == ["phase"]
+
+
+def test_a_log_that_was_replaced_or_cut_short_is_read_from_its_start(tmp_path):
+    path, other = tmp_path / "events.jsonl", tmp_path / "other.jsonl"
+    for log, names in ((path, "ab"), (other, "cd")):
+        with EventLog(log) as written:
+            for name in names:
+                written.append(event("phase", name=name, seconds=1.0))
+    tail = LogTail(path)
+    assert [each.event.name for each in tail.read_on()] == ["a", "b"]
+    other.replace(path)
+    assert [each.event.name for each in tail.read_on()] == ["c", "d"]
+    assert tail.is_anew
+    first = path.read_bytes().splitlines(keepends=True)[0]
+    path.write_bytes(first)
+    assert [each.event.name for each in tail.read_on()] == ["c"]
+    assert tail.is_anew
+    assert tail.read_on() == []
+    assert not tail.is_anew
+    path.unlink()
+    assert tail.read_on() == []
+    assert tail.is_anew

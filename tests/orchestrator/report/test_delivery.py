@@ -11,7 +11,7 @@ from orchestrator.errors import SweepStorageError
 from orchestrator.hosts.members import group_key
 from orchestrator.journal.log import EventLog
 from orchestrator.journal.paths import CURSOR_FILE
-from orchestrator.report.delivery import Delivery, LogTail
+from orchestrator.report.delivery import Delivery
 from orchestrator.spec.finals_sections import RegisterSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from registry import TrackingError
@@ -376,44 +376,6 @@ def test_a_file_that_cannot_be_stored_is_a_delay(sweep, tmp_path):
         in_the_way.unlink()
         assert delivery.flush(30.0)
     assert sweep.tracked().runs["tiny"].info.status == "FINISHED"
-
-
-def test_the_log_is_read_once_however_often_it_is_looked_at(tmp_path):
-    with EventLog(tmp_path / "events.jsonl") as log:
-        tail = LogTail(log.path)
-        for number in range(3):
-            log.append(event("phase", name=str(number), seconds=1.0))
-            assert [each.event.name for each in tail.read_on()] == [str(number)]
-            assert tail.read_on() == []
-        known = log.path.read_bytes()
-        log.path.write_bytes(b"#" * len(known))  # what was read is not looked at again
-        log.append(event("phase", name="last", seconds=1.0))
-        assert [each.event.name for each in tail.read_on()] == ["last"]
-
-
-def test_a_long_log_is_read_in_parts(tmp_path):
-    with EventLog(tmp_path / "events.jsonl") as log:
-        for number in range(100):
-            log.append(event("phase", name=str(number), seconds=1.0))
-    tail, parts = LogTail(log.path), []
-    while not parts or tail.is_behind:
-        parts.append([each.event.name for each in tail.read_on(max_bytes=1000)])
-    assert len(parts) > 5
-    assert [name for part in parts for name in part] == [str(n) for n in range(100)]
-    tail = LogTail(log.path)
-    assert len(tail.read_on(max_bytes=10)) == 1  # a line longer than that comes whole
-
-
-def test_a_line_that_is_being_written_waits_until_it_is_whole(tmp_path):
-    path = tmp_path / "events.jsonl"
-    tail = LogTail(path)
-    assert tail.read_on() == []
-    line = b'{"event": "phase", "at": 1.0, "name": "searching", "seconds": 2.0}\n'
-    for written in (line[:5], line[:-1]):
-        path.write_bytes(written)
-        assert tail.read_on() == []
-    path.write_bytes(line + line[:9])
-    assert [event.kind for event in tail.read_on()] == ["phase"]
 
 
 def test_what_could_not_be_told_waits_in_its_order(sweep):
