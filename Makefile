@@ -54,7 +54,8 @@ test-slow: $(STAMP)
 
 test-gpu:
 	$(PYTHON) -m pytest -m 'not ray and not slow' -p no:cacheprovider \
-	  tests/trainables/test_engine.py tests/trainables/base/test_loading.py tests/trainables/training/test_bundle.py
+	  tests/trainables/test_engine.py tests/trainables/base/test_loading.py tests/trainables/training/test_bundle.py \
+	  tests/trainables/training/test_optim.py
 
 # A fresh environment: what is installed by chance is not locked. The new versions are not installed into .venv;
 # make test does that, because constraints.txt is newer then.

@@ -49,6 +49,7 @@ from trainables.training.bundle import write_bundle
 from trainables.training.eva import first_rows, observed_directions
 from trainables.training.optim import apply_gradients
 from trainables.training.own_metric import OwnMetric
+from trainables.training.pages import free_pages
 from trainables.training.probe import Probe
 from trainables.training.row_scores import RowScores, batch_scores, in_order
 from trainables.training.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
@@ -147,8 +148,10 @@ class Engine:
 
     def leave(self, seat: str) -> None:
         """Free a seat; its adapter is lost without an earlier export or snapshot."""
-        for name in self._seats.pop(seat).branches:
+        left = self._seats.pop(seat)
+        for name in left.branches:
             del self._linears[name].branches[seat]
+        free_pages(left.optimizer)
 
     def step(self, seats: Sequence[str]) -> dict[str, StepResult]:
         """Take one optimizer step in each of `seats`, packed.

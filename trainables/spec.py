@@ -30,6 +30,15 @@ from trainables.functions import FORM, names_function
 
 Quantization = Literal["nf4", "fp4", "int8", "none"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
+Optimizer = Literal[
+    "adamw",
+    "adamw_8bit",
+    "paged_adamw",
+    "paged_adamw_8bit",
+    "lion",
+    "lion_8bit",
+    "paged_lion_8bit",
+]
 Schedule = Literal["constant", "linear", "cosine"]
 LoraInit = Literal["kaiming", "gaussian", "orthogonal", "eva"]
 
@@ -181,11 +190,16 @@ class LoraSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSpec:
-    """AdamW, its schedule and the horizon of a trial.
+    """Optimizer, its schedule and the horizon of a trial.
 
     Attributes:
         steps: Optimizer steps to the horizon. The schedule spans the whole horizon, so an early
             stopped trial is a prefix of the full trial.
+        optimizer: AdamW (arXiv:1711.05101) of torch, or an optimizer of bitsandbytes: AdamW or
+            Lion (arXiv:2302.06675) with moments of 32 bits or, for matrices of at least 4,096
+            weights, of 8 bits in blocks of 256 (arXiv:2110.02861). The moments of a `paged_` one
+            can leave a full GPU for the machine's memory (arXiv:2305.14314, section 3). Lion's
+            authors use a third to a tenth of AdamW's learning rate, and a `beta2` of 0.99.
         learning_rate: Largest learning rate of the schedule.
         schedule: Course of the learning rate after the warm-up: `constant`, or down to 0 in a
             `linear` or `cosine` way.
@@ -193,10 +207,10 @@ class OptimSpec:
         micro_batch_size: Rows per forward pass; `None` passes the whole batch at once. In both
             cases the loss is the mean over the answer tokens of the whole batch.
         warmup_steps: Steps over which the learning rate rises linearly from 0.
-        weight_decay: AdamW's decoupled weight decay (arXiv:1711.05101).
-        beta1: AdamW's decay of the mean of gradients.
-        beta2: AdamW's decay of the mean of squared gradients.
-        eps: Number added to AdamW's denominator.
+        weight_decay: Decoupled weight decay (arXiv:1711.05101).
+        beta1: AdamW's decay of the mean of gradients; of Lion, the mean's share in the update.
+        beta2: AdamW's decay of the mean of squared gradients; of Lion, the decay of the mean.
+        eps: Number added to AdamW's denominator; Lion has none.
         max_grad_norm: Upper bound of the adapter gradient's global norm; 0 disables clipping.
         loraplus_ratio: Learning rate of `B` (and of DoRA's magnitudes) over that of `A`, at least
             1 (LoRA+, arXiv:2402.12354); `learning_rate` is that of `A`.
@@ -205,6 +219,7 @@ class OptimSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     steps: int
+    optimizer: Optimizer = "adamw"
     learning_rate: float = 2e-4
     schedule: Schedule = "linear"
     warmup_steps: int = 0
@@ -221,6 +236,7 @@ class OptimSpec:
         require_small_numbers(self, "optim")
         _settle_floats(self)
         require(self.steps >= 1, "optim.steps", self.steps, ">= 1", "Train at least one step.")
+        require_choice(self.optimizer, Optimizer, "optim.optimizer")
         require_finite(self.learning_rate, "optim.learning_rate", above=0.0)
         require_choice(self.schedule, Schedule, "optim.schedule")
         require(

@@ -13,8 +13,9 @@ MIN_JUDGED = 4
 """Minimum number of trials at a rung before one of them is replaced."""
 
 _CHANGEABLE = ("optim.", "lora.dropout")
-_UNCHANGEABLE = ("optim.batch_size", "optim.micro_batch_size")
-"""The batch size decides the rows of every step: a copy with another one would repeat rows."""
+_UNCHANGEABLE = ("optim.batch_size", "optim.micro_batch_size", "optim.optimizer")
+"""The batch size decides the rows of every step: a copy with another one would repeat rows.
+Another optimizer has other moments."""
 
 
 def population(schedule: ScheduleSpec, trials: int) -> int:

@@ -1,10 +1,11 @@
-"""Trials as anyone would train them: `peft.get_peft_model` and `torch.optim.AdamW`."""
+"""Trials as anyone would train them: `peft.get_peft_model` and a public optimizer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import bitsandbytes
 import peft
 import torch
 from peft.optimizers import create_loraplus_optimizer
@@ -74,8 +75,19 @@ def _start_as_ours(module: Any, name: str, spec: TrialSpec) -> None:
         module.lora_magnitude_vector.default.weight.data = norms
 
 
+OPTIMIZERS = {
+    "adamw": torch.optim.AdamW,
+    "adamw_8bit": bitsandbytes.optim.AdamW8bit,
+    "paged_adamw": bitsandbytes.optim.PagedAdamW,
+    "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
+    "lion": bitsandbytes.optim.Lion,
+    "lion_8bit": bitsandbytes.optim.Lion8bit,
+    "paged_lion_8bit": bitsandbytes.optim.PagedLion8bit,
+}
+
+
 def train_with_peft(spec: TrialSpec, steps: int) -> dict[str, torch.Tensor]:
-    """The same trial with `peft.get_peft_model` and `torch.optim.AdamW`, and nothing of ours."""
+    """The same trial with `peft.get_peft_model`, the named optimizer, and nothing of ours."""
     base = load_base(spec.base)
     key = [0, 0, 0]
     model = peft_model(spec, base, key)
@@ -83,7 +95,8 @@ def train_with_peft(spec: TrialSpec, steps: int) -> dict[str, torch.Tensor]:
     optim = spec.optim
     optimizer = create_loraplus_optimizer(
         model,
-        torch.optim.AdamW,
+        OPTIMIZERS[optim.optimizer],
+        betas=(optim.beta1, optim.beta2),
         lr=optim.learning_rate,
         loraplus_lr_ratio=optim.loraplus_ratio,
         loraplus_weight_decay=optim.weight_decay,
@@ -137,7 +150,7 @@ def written_out_learning_rate(optim: OptimSpec, step: int) -> float:
 
 def adapter_of(engine: Engine, seat: str) -> dict[str, torch.Tensor]:
     tensors = engine.snapshot(seat).tensors
-    return {name: t for name, t in tensors.items() if not name.endswith(("exp_avg", "exp_avg_sq"))}
+    return {n: t for n, t in tensors.items() if n.endswith(("/a", "/b", "/magnitude"))}
 
 
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:

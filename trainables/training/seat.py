@@ -1,15 +1,16 @@
 """Seat of one trial: adapter and optimizer, fresh or restored from a checkpoint.
 
 Tensors are named `<layer>/<leaf>`, where a leaf is a parameter of
-`trainables.packing.kernels.Branch`; AdamW's moments of a leaf are `<layer>/<leaf>/<moment>`.
+`trainables.packing.kernels.Branch`; the optimizer's moments of a leaf are
+`<layer>/<leaf>/<moment>`.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,10 +20,8 @@ from trainables.packing.kernels import Branch, PackedLinear, layer_shape, row_no
 from trainables.packing.lora import initial_weights
 from trainables.rows.data import Splits
 from trainables.spec import TrialSpec
-from trainables.training.optim import build_optimizer
+from trainables.training.optim import build_optimizer, moments_of, restore_moments
 from trainables.training.state import SeatState
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(kw_only=True)
@@ -43,7 +42,7 @@ class Seat:
 
     spec: TrialSpec
     branches: dict[str, Branch]
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     splits: Splits
     lengths: tuple[int, ...]
     inputs: Mapping[str, str | None] = field(default_factory=dict)
@@ -132,14 +131,12 @@ def build_seat(
     )
     if state is not None:
         seat.step, seat.tokens = state.step, state.tokens
+        moments: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        for name, tensor in state.tensors.items():
+            leaf, _, moment = name.rpartition("/")
+            moments[leaf][moment] = tensor
         for name, parameter in _leaves(seat):
-            if f"{name}/{_MOMENTS[0]}" in state.tensors:
-                moments: dict[str, Any] = {
-                    moment: state.tensors[f"{name}/{moment}"].to(parameter.device, copy=True)
-                    for moment in _MOMENTS
-                }
-                moments["step"] = torch.tensor(float(state.step))
-                seat.optimizer.state[parameter] = moments
+            restore_moments(seat.optimizer, parameter, moments[name], state.step)
     return seat
 
 
@@ -148,9 +145,8 @@ def snapshot(seat: Seat) -> SeatState:
     tensors = {}
     for name, parameter in _leaves(seat):
         tensors[name] = _kept(parameter)
-        moments = seat.optimizer.state.get(parameter, {})
-        for moment in _MOMENTS if moments else ():
-            tensors[f"{name}/{moment}"] = _kept(moments[moment])
+        for moment, value in moments_of(seat.optimizer, parameter):
+            tensors[f"{name}/{moment}"] = _kept(value)
     return SeatState(
         spec=seat.spec,
         step=seat.step,

@@ -23,7 +23,8 @@ class SeatState:
         spec: The trial's spec.
         step: Optimizer steps taken.
         tokens: Tokens trained on.
-        tensors: CPU tensors `<layer>/<leaf>` (`a`, `b`, `magnitude`) and their AdamW moments.
+        tensors: CPU tensors `<layer>/<leaf>` (`a`, `b`, `magnitude`) and the moments of
+            their optimizer.
         inputs: Digests of the base, the rows, the chat template and the tokenizer by name.
     """
 
