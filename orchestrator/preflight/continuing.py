@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,10 @@ def require_same_sweep(spec: SweepSpec, history: SweepHistory, location: str) ->
     """
     if history.sweep_id is None or history.digest == spec.digest:
         return
-    recorded, written = history.spec or {}, spec.to_dict()
+    recorded = history.spec or {}
+    written = _as_recorded(spec.to_dict(), recorded, spec)
+    if history.digest == spec.digest_of(written):
+        return
     fixed = written.keys() - set(RESUMABLE_CHANGES)
     if all(recorded.get(name) == written[name] for name in fixed):
         # The digest covers the rows: with an equal spec, only the data files can differ.
@@ -43,6 +47,35 @@ def require_same_sweep(spec: SweepSpec, history: SweepHistory, location: str) ->
         f"({differences}); allowed: the spec it was started with, in which only {allowed} may "
         "change. Choose another --storage, or another name."
     )
+
+
+def _as_recorded(
+    written: Mapping[str, Any], recorded: Mapping[str, Any], section: Any
+) -> dict[str, Any]:
+    """A sweep's values as an older version of lorchestra would have written them.
+
+    Fields that the record lacks are left out if they have their defaults, so that an upgrade does
+    not end a sweep.
+
+    Args:
+        written: The values.
+        recorded: The values of the same section in the record.
+        section: The section as a dataclass.
+    """
+    kept = {}
+    for one in dataclasses.fields(section):
+        value, inner = written[one.name], getattr(section, one.name)
+        if one.name not in recorded:
+            if one.default_factory is not dataclasses.MISSING:
+                is_default = inner == one.default_factory()
+            else:
+                is_default = inner == one.default
+            if is_default:
+                continue
+        elif dataclasses.is_dataclass(inner) and isinstance(recorded[one.name], Mapping):
+            value = _as_recorded(value, recorded[one.name], inner)
+        kept[one.name] = value
+    return kept
 
 
 def _or_other_source(spec: SweepSpec) -> str:

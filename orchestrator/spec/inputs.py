@@ -287,6 +287,19 @@ def content_digest(source: str | None) -> str | None:
     return digest_files(files)
 
 
+def with_content_digests(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A sweep's values, with digests of its data files and functions in place of their names."""
+    changed = {section: dict(values[section]) for section in ("data", "eval", "exits")}
+    for split in SPLITS:
+        if split in changed["data"]:
+            changed["data"][split] = content_digest(changed["data"][split])
+    for section, name in (("eval", "metric"), ("exits", "stop")):
+        if name in changed[section]:
+            digest = function_digest(changed[section][name], f"{section}.{name}")
+            changed[section][name] = digest
+    return {**values, **changed}
+
+
 def _locate_rows(source: str, folder: Path, where: str) -> str:
     """Absolute path of a file, folder or glob of rows; a hub id unchanged."""
     path = folder / Path(source).expanduser()

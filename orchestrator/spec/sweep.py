@@ -29,8 +29,6 @@ from orchestrator.spec.finals_sections import (
 )
 from orchestrator.spec.inputs import (
     SPLITS,
-    content_digest,
-    function_digest,
     locate_base,
     locate_choices,
     locate_data,
@@ -38,6 +36,7 @@ from orchestrator.spec.inputs import (
     locate_rules,
     save_function,
     save_rows,
+    with_content_digests,
     with_located_sources,
     without_files,
 )
@@ -209,14 +208,13 @@ class SweepSpec:
         A sweep can be resumed only with the same digest. `RESUMABLE_CHANGES` are left out. Data
         files and functions count by content: moving a file keeps the digest, changing it does not.
         """
-        values = self.to_dict()
-        for section in RESUMABLE_CHANGES:
-            values.pop(section)
-        for split in SPLITS:
-            values["data"][split] = content_digest(values["data"][split])
-        values["eval"]["metric"] = function_digest(self.eval.metric, "eval.metric")
-        values["exits"]["stop"] = function_digest(self.exits.stop, "exits.stop")
-        text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return self.digest_of(self.to_dict())
+
+    def digest_of(self, values: Mapping[str, Any]) -> str:
+        """`digest`, of this sweep's values without fields that another version does not know."""
+        kept = {name: one for name, one in values.items() if name not in RESUMABLE_CHANGES}
+        kept = with_content_digests(kept)
+        text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.errors import SweepStorageError
+from orchestrator.journal.events import SweepStarted
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import (
@@ -15,6 +16,7 @@ from orchestrator.journal.requests import (
     take_requests,
 )
 from orchestrator.journal.sweep_storage import SweepStorage
+from orchestrator.preflight.continuing import require_same_sweep
 from orchestrator.resuming import SweepProgress
 from orchestrator.spec.data_report import DataReport
 from orchestrator.spec.finals_sections import FinalsSpec
@@ -114,6 +116,22 @@ def test_another_function_than_that_of_the_start_is_refused(tmp_path):
     with pytest.raises(SweepStorageError, match=r"of another spec \(exits.stop was .*, is "):
         scene.run(spec.with_saved_rows(tmp_path / "data"))
     scene.log.close()
+
+
+def test_a_sweep_of_an_older_version_goes_on_where_new_fields_have_their_defaults(tmp_path):
+    older = SPEC.to_dict()
+    for section, name in (("optim", "optimizer"), ("exits", "stop"), ("eval", "metric")):
+        del older[section][name]
+    del older["forbid"]
+    storage = SweepStorage(tmp_path)
+    with storage.open_log() as log:
+        log.append(SweepStarted(sweep_id="old", spec=older, digest=SPEC.digest_of(older)))
+    history = SweepHistory.read(log.path)
+    assert history.digest != SPEC.digest
+    require_same_sweep(SPEC, history, "here")
+    lion = replace(SPEC, optim=replace(SPEC.optim, optimizer="lion"))
+    with pytest.raises(SweepStorageError, match=r"\(optim.optimizer was absent, is lion\)"):
+        require_same_sweep(lion, history, "here")
 
 
 def test_what_is_known_of_the_inputs_is_recorded_where_it_is_new(scene):
