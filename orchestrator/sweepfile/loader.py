@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -36,7 +37,17 @@ class SweepLoader(yaml.SafeLoader):
                 problem=f"a whole number has {len(node.value)} digits",
                 problem_mark=node.start_mark,
             )
-        value: int = super().construct_yaml_int(node)
+        value: int = self._construct_tagged(super().construct_yaml_int, node, "whole number")
+        return value
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """Refuse a text with the tag of a number."""
+        value: float = self._construct_tagged(super().construct_yaml_float, node, "number")
+        return value
+
+    def construct_yaml_bool(self, node: yaml.ScalarNode) -> bool:
+        """Refuse a text with the tag of a boolean."""
+        value: bool = self._construct_tagged(super().construct_yaml_bool, node, "boolean")
         return value
 
     def construct_yaml_timestamp(self, node: yaml.ScalarNode) -> Any:
@@ -45,6 +56,19 @@ class SweepLoader(yaml.SafeLoader):
             return super().construct_yaml_timestamp(node)
         except ValueError:
             return node.value
+
+    @staticmethod
+    def _construct_tagged(
+        construct: Callable[[yaml.ScalarNode], Any], node: yaml.ScalarNode, noun: str
+    ) -> Any:
+        # Without a tag, the resolver gives only texts that can be read.
+        try:
+            return construct(node)
+        except (ValueError, LookupError) as error:
+            raise yaml.constructor.ConstructorError(
+                problem=f"{node.value[:40]!r} has the tag of a {noun}",
+                problem_mark=node.start_mark,
+            ) from error
 
 
 class SweepDumper(yaml.SafeDumper):
@@ -65,6 +89,8 @@ class SweepDumper(yaml.SafeDumper):
 
 
 SweepLoader.add_constructor("tag:yaml.org,2002:int", SweepLoader.construct_yaml_int)
+SweepLoader.add_constructor(_FLOAT, SweepLoader.construct_yaml_float)
+SweepLoader.add_constructor("tag:yaml.org,2002:bool", SweepLoader.construct_yaml_bool)
 SweepLoader.add_constructor("tag:yaml.org,2002:timestamp", SweepLoader.construct_yaml_timestamp)
 SweepDumper.add_representer(str, SweepDumper.represent_str)
 for _kind in (SweepLoader, SweepDumper):
