@@ -73,7 +73,7 @@ COVERED_BY = {
     "trainables.rows.lengths": "tests/trainables/rows/test_data.py",
     "trainables.packing.lora": "tests/trainables/test_engine.py",
     "trainables.training.memory": "tests/trainables/hosts/test_worker.py",
-    "trainables.training.optim": "tests/trainables/test_engine.py",
+    "trainables.training.pages": "tests/trainables/training/test_optim.py",
     "trainables.base.layers": "tests/trainables/base/test_base_summary.py",
     "trainables.base.targets": "tests/trainables/test_engine.py",
     "trainables.base.origin": "tests/trainables/base/test_loading.py",
