@@ -34,12 +34,14 @@ class Scale:
         low: The number at share 0.
         high: The number at share 1.
         is_log: Whether equal distances are equal ratios.
+        is_whole: Whether ticks are whole numbers, such as those of steps.
         words: Texts at equal distances in place of numbers; empty for an axis of numbers.
     """
 
     low: float = 0.0
     high: float = 1.0
     is_log: bool = False
+    is_whole: bool = False
     words: tuple[str, ...] = ()
 
     def share(self, value: Any) -> float:
@@ -57,7 +59,9 @@ class Scale:
         if self.is_log:
             values = _log_ticks(self.low, self.high)
             return [Tick(self.share(value), format_tick(value)) for value in values]
-        return [Tick(self.share(value), text) for value, text in _ticks(self.low, self.high)]
+        least = 1.0 if self.is_whole else 0.0
+        ticks = _ticks(self.low, self.high, least)
+        return [Tick(self.share(value), text) for value, text in ticks]
 
 
 def scale_of(
@@ -82,7 +86,9 @@ def scale_of(
         room = (high / low) ** _PAD
         return Scale(low=low / room, high=high * room, is_log=True)
     gap = (high - low) * _PAD or abs(high) * _PAD or 1.0
-    return Scale(low=low if low == 0.0 and holds else low - gap, high=high + gap)
+    is_whole = bool(known) and all(isinstance(value, int) for value in known)
+    low = low if low == 0.0 and holds else low - gap
+    return Scale(low=low, high=high + gap, is_whole=is_whole)
 
 
 def format_tick(value: float) -> str:
@@ -93,9 +99,9 @@ def format_tick(value: float) -> str:
     return format_cell(float(value))
 
 
-def _ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Round numbers with equally many digits after the point."""
-    rough = 0.7 * (high - low) / _TICKS
+def _ticks(low: float, high: float, least: float) -> list[tuple[float, str]]:
+    """Round numbers, at least `least` apart, with equally many digits after the point."""
+    rough = max(0.7 * (high - low) / _TICKS, least)
     power = math.floor(math.log10(rough))
     step = next(n * 10.0**power for n in (1, 2, 5, 10) if n * 10.0**power >= rough)
     places = max(0, -math.floor(math.log10(step) + 1e-9))

@@ -57,3 +57,9 @@ def test_an_axis_from_zero_begins_there():
 )
 def test_numbers_are_short(value, text):
     assert format_tick(value) == text
+
+
+def test_whole_numbers_have_whole_ticks():
+    assert texts(scale_of([0, 1])) == ["0", "1"]
+    assert texts(scale_of([2, 4])) == ["2", "3", "4"]
+    assert texts(scale_of([3])) == ["3"]
