@@ -194,6 +194,11 @@ def phase_of(events: Sequence[LogEntry]) -> str:
     return PHASES[place] if place < len(PHASES) else "ended"
 
 
+def has_begun(phase: str, output: str) -> bool:
+    """Whether a driver's plain lines tell that a phase has begun."""
+    return re.search(rf"^\S+ \S+  {re.escape(phase)}$", output, re.MULTILINE) is not None
+
+
 def can_come(victim: str, events: Sequence[LogEntry]) -> bool:
     """Whether a victim that is not there yet may still be started."""
     phase, last = phase_of(events), _LAST_PHASE.get(victim)
@@ -324,7 +329,7 @@ class Chaos:
         if not self._waiting:
             return False
         moment = self._waiting[0]
-        if moment.phase and f"] {moment.phase}" not in self._output_of_run():
+        if moment.phase and not has_begun(moment.phase, self._output_of_run()):
             return False
         return count_events(self._sweep.events()) >= moment.events
 

@@ -10,7 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from orchestrator.live.screen import LogScreen
 from tests.support.events import ANY_TRIAL, entry
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -224,6 +226,16 @@ def test_three_moments_change_nothing_of_what_comes_out(tmp_path, server):
     result = arena.disturb("quick", ["kill host", "kill proxy", "end driver"])
     assert [blow.done[:4] for blow in result.blows].count("none") == 0
     assert result.problems == []
+
+
+@pytest.mark.parametrize("phase", moments.PHASES)
+def test_the_lines_of_a_sweep_tell_that_a_phase_has_begun(phase, capsys):
+    screen = LogScreen(Console(width=80))
+    for line in ("trial 4  started", f"{phase} the adapter", f"not yet {phase}"):
+        screen.print(line)
+    assert not moments.has_begun(phase, before := capsys.readouterr().out)
+    screen.print(phase)
+    assert moments.has_begun(phase, before + capsys.readouterr().out)
 
 
 @pytest.mark.slow
