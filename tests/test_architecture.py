@@ -59,7 +59,6 @@ COVERED_BY = {
     "orchestrator.report.summary": "tests/orchestrator/report/test_report.py",
     "orchestrator.supervision": "tests/orchestrator/test_tuning.py",
     "trainables.__init__": "tests/trainables/test_engine.py",
-    "trainables.packing.attention": "tests/trainables/training/test_equality.py",
     "trainables.packing.pack": "tests/trainables/packing/test_batches.py",
     "trainables.training.probe": "tests/trainables/training/test_equality.py",
     "trainables.packing.rope": "tests/trainables/training/test_equality.py",

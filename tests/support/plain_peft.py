@@ -12,16 +12,38 @@ from peft.optimizers import create_loraplus_optimizer
 from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import transpose
 from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
 from trainables.base.layers import linear_layers
 from trainables.base.loading import LoadedBase, load_base
 from trainables.engine import Engine
+from trainables.packing.attention import causal_attention, has_slow_gradient
 from trainables.packing.kernels import dropout_seed, layer_shape
 from trainables.packing.lora import initial_weights
 from trainables.rows.data import collate, load_splits
 from trainables.rows.epochs import batch_rows
 from trainables.spec import OptimSpec, TrialSpec
+
+
+def attention_with_our_gradient(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention, with the gradient in float32 where ours is."""
+    if attention_mask is None and has_slow_gradient(query, value):
+        return causal_attention(query, key, value, options.get("scaling")), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+AttentionInterface.register("our_gradient", attention_with_our_gradient)
+AttentionMaskInterface.register("our_gradient", sdpa_mask)
 
 
 def peft_model(spec: TrialSpec, base: LoadedBase, key: Sequence[int]) -> Any:
@@ -32,6 +54,8 @@ def peft_model(spec: TrialSpec, base: LoadedBase, key: Sequence[int]) -> Any:
         base: As loaded.
         key: (seed, step, micro-step) that dropout masks are drawn for; changed by the caller.
     """
+    if base.model.config._attn_implementation == "sdpa":
+        base.model.set_attn_implementation("our_gradient")
     layers = linear_layers(base.model)
     targets = spec.lora.targets
     groups = {"attention": "self_attn", "mlp": "mlp", "all-linear": ""}
