@@ -7,6 +7,7 @@
 # make lock    resolve the dependencies anew and write constraints.txt; run make test before keeping it
 # make audit   ask PyPI's advisory database about every version in constraints.txt
 # make test-gpu   the training core on CUDA; needs torch, transformers, peft, accelerate, bitsandbytes
+# make bench-gpu  tokens per second and memory of packs on CUDA, on a random base of 8B's shape; needs the same
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.installed
 # tests/support/servers.py, tests/support/pages.py, sweeps/data/make_wordnet_classes.py
 SYSTEM := postgresql chromium wordnet-base
 
-.PHONY: demo test fields lint lock audit test-slow test-gpu setup system clean
+.PHONY: demo test fields lint lock audit test-slow test-gpu bench-gpu setup system clean
 
 setup: $(STAMP)
 
@@ -56,6 +57,11 @@ test-gpu:
 	$(PYTHON) -m pytest -m 'not ray and not slow' -p no:cacheprovider \
 	  tests/trainables/test_engine.py tests/trainables/base/test_loading.py tests/trainables/training/test_bundle.py \
 	  tests/trainables/training/test_optim.py
+
+bench-gpu:
+	PYTHONPATH=. $(PYTHON) benchmarks/packing.py --shape 8b --forms nf4 none --seats 1 4 8 --tokens 256 512 --repeats 5
+	PYTHONPATH=. $(PYTHON) benchmarks/packing.py --shape 8b --forms nf4 none --seats 1 --tokens 8192 --row 2048 --repeats 3
+	PYTHONPATH=. $(PYTHON) benchmarks/packing.py --shape 1b --forms nf4 --seats 1 4 --tokens 256 --processes 4 --repeats 5
 
 # A fresh environment: what is installed by chance is not locked. The new versions are not installed into .venv;
 # make test does that, because constraints.txt is newer then.
