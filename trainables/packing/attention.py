@@ -149,10 +149,7 @@ def causal_attention(
     Returns:
         (rows, length, heads, head size).
     """
-    groups = query.shape[1] // key.shape[1]
-    output: torch.Tensor = _CausalAttention.apply(  # type: ignore[no-untyped-call]
-        query, repeat_kv(key, groups), repeat_kv(value, groups), scaling
-    )
+    output: torch.Tensor = _CausalAttention.apply(query, key, value, scaling)  # type: ignore[no-untyped-call]
     return output.transpose(1, 2)
 
 
@@ -168,7 +165,10 @@ class _CausalAttention(torch.autograd.Function):
         scaling: float | None,
     ) -> torch.Tensor:
         forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        output, logsumexp = forward(query, key, value, 0.0, True, scale=scaling)
+        groups = query.shape[1] // key.shape[1]
+        output, logsumexp = forward(
+            query, repeat_kv(key, groups), repeat_kv(value, groups), 0.0, True, scale=scaling
+        )
         ctx.save_for_backward(query, key, value, output, logsumexp)
         ctx.scaling = scaling
         result: torch.Tensor = output
@@ -179,9 +179,14 @@ class _CausalAttention(torch.autograd.Function):
         *states, logsumexp = ctx.saved_tensors
         backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         query, key, value, output = (state.float() for state in states)
+        heads = key.shape[1]
+        groups = query.shape[1] // heads
         grads = backward(
-            grad.float(), query, key, value, output, logsumexp, 0.0, True, scale=ctx.scaling
-        )
+            grad.float(), query, repeat_kv(key, groups), repeat_kv(value, groups), output,
+            logsumexp, 0.0, True, scale=ctx.scaling,
+        )  # fmt: skip
+        if groups > 1:  # each key and value head serves `groups` query heads
+            grads = (grads[0], *(one.unflatten(1, (heads, groups)).sum(2) for one in grads[1:]))
         return *(one.to(grad.dtype) for one in grads), None
 
 
