@@ -30,6 +30,7 @@ COVERED_BY = {
     "orchestrator.errors": "tests/orchestrator/journal/test_log.py",
     "trainables.errors": "tests/trainables/rows/test_data.py",
     "registry.errors": "tests/registry/versions/test_refs.py",
+    "orchestrator.capacity.groups": "tests/orchestrator/capacity/test_outlook.py",
     "orchestrator.hosts.broker": "tests/orchestrator/hosts/test_pool.py",
     "orchestrator.adapters.as_json": "tests/orchestrator/adapters/test_commands.py",
     "orchestrator.adapters.shrinking": "tests/orchestrator/adapters/test_evaluating.py",

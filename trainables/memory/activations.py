@@ -11,6 +11,7 @@ of its input; in float32, branches of the same input share it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +25,7 @@ Attention = Literal["flash", "math"]
 `math` keeps all scores: torch's choice on CUDA in float32 with fewer key than query heads."""
 
 _INT64 = 8
+_NUMBERED = re.compile(r"\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +104,15 @@ def kept_bytes(
     """
     is_live, found = False, []
     pack = settings.pack or (adapter,)
-    touched = {name for one in pack for name in one.layers}
-    read = {name for one in pack if not one.has_dropout for name in one.layers}
+    named = [
+        _by_layer(adapter.layers),
+        _by_layer(name for one in pack for name in one.layers),
+        _by_layer(name for one in pack if not one.has_dropout for name in one.layers),
+    ]
     for number in range(shape.layers):
         part = _Part(shape=shape, rows=rows, settings=settings, number=number)
-        layer = _Layer(part, adapter, (touched, read), is_live)
+        adapted, touched, read = (names.get(number, frozenset()) for names in named)
+        layer = _Layer(part, adapter, (adapted, touched, read), is_live)
         found.append(layer.total())
         is_live = layer.is_live
     layers = sum(found)
@@ -150,10 +156,15 @@ class _Part:
     settings: PassSettings
     number: int
 
-    def within(self, names: Iterable[str]) -> frozenset[str]:
-        """The names within this layer of those full names that belong to it."""
-        mark = f".{self.number}."
-        return frozenset(name.split(mark, 1)[1] for name in names if mark in name)
+
+def _by_layer(names: Iterable[str]) -> dict[int, frozenset[str]]:
+    """Names within the decoder layers of full names, by number of the layer."""
+    found: dict[int, set[str]] = {}
+    for name in names:
+        match = _NUMBERED.search(name)
+        if match is not None:
+            found.setdefault(int(match[1]), set()).add(match[2])
+    return {number: frozenset(own) for number, own in found.items()}
 
 
 class _Layer:
@@ -162,7 +173,8 @@ class _Layer:
     Args:
         part: The layer, and the rows.
         adapter: The adapter of the rows' seat.
-        pack: Full names of layers that any seat adapts, and of those adapted without dropout.
+        names: Names within the layer of what the seat adapts, of what any seat adapts, and of what
+            any seat adapts without dropout.
         is_live: Whether the layer's input has a gradient.
     """
 
@@ -170,14 +182,13 @@ class _Layer:
         self,
         part: _Part,
         adapter: AdapterShape,
-        pack: tuple[Iterable[str], Iterable[str]],
+        names: tuple[frozenset[str], frozenset[str], frozenset[str]],
         is_live: bool,
     ) -> None:
         self.shape, self.rows, self.settings = part.shape, part.rows, part.settings
         self.number, self.adapter, self.is_live = part.number, adapter, is_live
         self.compute, self.tokens = part.settings.form.compute, part.rows.tokens
-        self.adapted = part.within(adapter.layers)
-        self.touched, self.read = (part.within(names) for names in pack)
+        self.adapted, self.touched, self.read = names
         self.linears = {one.name: one for one in self.shape.linears(self.number)}
 
     def total(self) -> int:

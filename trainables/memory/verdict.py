@@ -155,18 +155,23 @@ class MemoryModel:
         yield evaluated
         yield from ({"optim.micro_batch_size": n, "eval.batch_size": n} for n in sizes)
         smallest = {**passes, "eval.batch_size": 1}
+        lengths = list(self._shorter(trial))
+        yield from ({**smallest, "data.max_tokens": length} for length in lengths)
         if trial.base.quantization != "nf4":
-            yield {"base.quantization": "nf4"}
-            yield {"base.quantization": "nf4", **smallest}
-        length = self.limits.of(trial).train // 2
-        while length >= _SHORTEST:
-            yield {**smallest, "data.max_tokens": length}
-            length //= 2
+            form = {"base.quantization": "nf4"}
+            yield from (form, {**form, **smallest})
+            yield from ({**form, **smallest, "data.max_tokens": length} for length in lengths)
         if trial.lora.targets != "attention":
             yield {**smallest, "lora.targets": "attention"}
         for rank in (16, 8, 4):
             if rank < trial.lora.rank:
                 yield {**smallest, "lora.rank": rank}
+
+    def _shorter(self, trial: TrialSpec) -> Iterator[int]:
+        length = self.limits.of(trial).train // 2
+        while length >= _SHORTEST:
+            yield length
+            length //= 2
 
 
 def changed_trial(trial: TrialSpec, change: Mapping[str, Any]) -> TrialSpec:
