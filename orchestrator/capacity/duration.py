@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.capacity.cards import Card
+from orchestrator.capacity.hardware import Hardware
 from orchestrator.capacity.lengths import SweepLengths
 from orchestrator.errors import SweepStorageError
 from orchestrator.journal.history import SweepHistory, TrialRecord
@@ -40,7 +40,7 @@ class Published:
     """One published speed.
 
     Attributes:
-        card: Short name of the card.
+        gpu: Short name of the GPU.
         weights: Weights of its base.
         form: Form of its base.
         tokens: Tokens of a step.
@@ -48,7 +48,7 @@ class Published:
         source: Where it is published.
     """
 
-    card: str
+    gpu: str
     weights: float
     form: str
     tokens: int
@@ -102,7 +102,7 @@ def expect_duration(
     lengths: SweepLengths,
     weights: int | None,
     work: tuple[int, int],
-    card: Card | None,
+    hardware: Hardware | None,
     runs: Path,
 ) -> Duration:
     """Expected hours and money.
@@ -113,24 +113,24 @@ def expect_duration(
         lengths: Lengths of the rows.
         weights: Weights of the base; `None` if unknown.
         work: Trials of the search, and trainings of the finals.
-        card: The device; `None` if it is not known.
+        hardware: The device; `None` if it is not known.
         runs: Folder of earlier sweeps.
     """
     tokens = _tokens(spec, trial, lengths, *work)
-    # The speeds of this machine say nothing about another card.
-    past = measured_speeds(runs, trial.base) if card is None or card.is_here else []
+    # The speeds of this machine say nothing about another GPU.
+    past = measured_speeds(runs, trial.base) if hardware is None or hardware.is_here else []
     if past:
         speeds = min(past), max(past)
         source = f"speeds of {len(past)} trials on this base under {runs}"
     else:
         step = round(lengths.trained(trial) * trial.optim.batch_size)
-        found, source = _published(card, weights, step, trial.base.quantization != "none")
+        found, source = _published(hardware, weights, step, trial.base.quantization != "none")
         if not found:
             return Duration(tokens=tokens, source=source)
         speeds = min(found), max(found)
     seconds = tokens[0] / speeds[1], tokens[1] / speeds[0]
     price = spec.budget.price_per_gpu_hour
-    is_priced = price is not None and card is not None and card.device.is_cuda
+    is_priced = price is not None and hardware is not None and hardware.device.is_cuda
     money = (seconds[0] / 3600 * price, seconds[1] / 3600 * price) if price and is_priced else None
     return Duration(tokens=tokens, speeds=speeds, seconds=seconds, money=money, source=source)
 
@@ -201,23 +201,23 @@ def _is_near(published: float, own: float) -> bool:
 
 
 def _published(
-    card: Card | None, weights: int | None, step: int, is_quantized: bool
+    hardware: Hardware | None, weights: int | None, step: int, is_quantized: bool
 ) -> tuple[Sequence[float], str]:
     """Published speeds scaled to the base's weights, and their source, or why there are none."""
-    if card is None:
+    if hardware is None:
         return (), "no device is named; --gpu names one"
     if weights is None:
         return (), "the size of the base is not known"
-    rows = [row for row in published_speeds() if row.card == card.name]
+    rows = [row for row in published_speeds() if row.gpu == hardware.name]
     if not rows:
         return (), (
-            f"no published figure for {card.name}, and no earlier sweep of this base is here"
+            f"no published figure for {hardware.name}, and no earlier sweep of this base is here"
         )
     chosen = [row for row in rows if _is_near(row.tokens, step) and _is_near(row.weights, weights)]
     if not chosen:
         return (), (
-            f"the published figures for {card.name} are of other sizes than {weights / 1e9:.2g} "
-            f"billion weights and {step} tokens a step, and no earlier sweep of this base is here"
+            f"the published figures for {hardware.name} are of other sizes than "
+            f"{weights / 1e9:.2g} billion weights and {step} tokens a step, and no earlier sweep of this base is here"
         )
     names = dict.fromkeys(row.source.partition(",")[0] for row in chosen)
     is_plain = is_quantized and any(row.form == "bf16" for row in chosen)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.capacity.cards import Card
 from orchestrator.capacity.configurations import signature
+from orchestrator.capacity.hardware import Hardware
 from orchestrator.wording import format_size
 from trainables.errors import SpecError
 from trainables.memory.forecast import STATED_ERROR, Forecast
@@ -151,7 +151,7 @@ def size_group(
     base: BaseSpec,
     trials: Sequence[TrialSpec],
     model: MemoryModel,
-    card: Card | None,
+    hardware: Hardware | None,
     margin: float,
 ) -> GroupMemory:
     """Memory of a group.
@@ -160,7 +160,7 @@ def size_group(
         base: Base and form.
         trials: Configurations of the group.
         model: What a forecast needs besides them.
-        card: The device; `None` if it is not known.
+        hardware: The device; `None` if it is not known.
         margin: Share by which a forecast may exceed the device before a configuration is refused.
     """
     found: dict[tuple[object, ...], Forecast | None] = {}
@@ -177,10 +177,10 @@ def size_group(
         return GroupMemory(base=base, configurations=len(trials), unknown=why)
     sized.sort(key=lambda one: one.forecast.total)
     chosen = {"smallest": sized[0], "typical": sized[len(sized) // 2], "largest": sized[-1]}
-    if card is None:
+    if hardware is None:
         return GroupMemory(base=base, configurations=len(trials), sizes=chosen)
-    fitting = sum(one.forecast.total * (1 - margin) <= card.memory for one in sized)
-    verdict = model.fits(sized[-1].trial, card.memory, margin=margin)
+    fitting = sum(one.forecast.total * (1 - margin) <= hardware.memory for one in sized)
+    verdict = model.fits(sized[-1].trial, hardware.memory, margin=margin)
     return GroupMemory(
         base=base,
         configurations=len(trials),
@@ -189,12 +189,12 @@ def size_group(
             name: Sized(
                 trial=one.trial,
                 forecast=one.forecast,
-                seats=model.seats(one.trial, card.memory),
+                seats=model.seats(one.trial, hardware.memory),
             )
             for name, one in chosen.items()
         },
         refused=None if verdict.fits else verdict,
-        capacity=card.memory,
+        capacity=hardware.memory,
     )
 
 

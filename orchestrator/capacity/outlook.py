@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.capacity.cards import Card
 from orchestrator.capacity.configurations import by_group, configurations, count, form_of_group
 from orchestrator.capacity.duration import Duration, expect_duration
 from orchestrator.capacity.groups import GroupMemory, size_group
+from orchestrator.capacity.hardware import Hardware
 from orchestrator.capacity.lengths import SweepLengths
 from orchestrator.errors import SweepSpecError
 from orchestrator.spec.sweep import SweepSpec
@@ -33,7 +34,7 @@ class Outlook:
     """What a sweep needs of a device.
 
     Attributes:
-        card: The device; `None` if it is not known.
+        hardware: The device; `None` if it is not known.
         configurations: Number of all configurations and of the valid ones; `None` for infinite.
         is_sample: Whether only a sample of the configurations was looked at.
         groups: Memory by group.
@@ -44,7 +45,7 @@ class Outlook:
         max_tokens: `data.max_tokens`.
     """
 
-    card: Card | None
+    hardware: Hardware | None
     configurations: Mapping[str, int | None]
     is_sample: bool
     groups: tuple[GroupMemory, ...]
@@ -92,7 +93,7 @@ class Outlook:
         smallest = group.sizes["smallest"]
         remedy = "" if group.refused is None else group.refused.remedy
         return SweepSpecError(
-            f"base.model: no configuration fits {self.card}: the smallest "
+            f"base.model: no configuration fits {self.hardware}: the smallest "
             f"({smallest.describe()}) takes {smallest.forecast.total / 1e9:.1f} GB. The largest: "
             f"{why}; allowed: configurations that fit. "
             + (f"It would fit with {remedy}." if remedy else "Choose a smaller base.")
@@ -101,17 +102,17 @@ class Outlook:
     def refuse(self, trial: TrialSpec) -> str:
         """Reason against training one configuration; empty if it fits, or nothing is known."""
         model = self.models.get(form_of_group(trial.base))
-        if model is None or self.card is None:
+        if model is None or self.hardware is None:
             return ""
         try:
-            verdict = model.fits(trial, self.card.memory, margin=STATED_ERROR)
+            verdict = model.fits(trial, self.hardware.memory, margin=STATED_ERROR)
         except SpecError:
             return ""  # the trial reports its targets itself
         return "" if verdict.fits else f"memory: {verdict.reason}"
 
     def _space(self) -> str:
         valid, whole = self.configurations["valid"], self.configurations["all"]
-        device = f" on {self.card}" if self.card is not None else ""
+        device = f" on {self.hardware}" if self.hardware is not None else ""
         if valid is None:
             said = "infinitely many, or too many to list"
         else:
@@ -122,7 +123,7 @@ class Outlook:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {
-            "device": None if self.card is None else self.card.to_dict(),
+            "device": None if self.hardware is None else self.hardware.to_dict(),
             "configurations": {**self.configurations, "is_sample": self.is_sample},
             "rows": {model: one.to_dict() for model, one in self.lengths.items()},
             "groups": [group.to_dict() for group in self.groups],
@@ -136,7 +137,7 @@ class Outlook:
 def look_ahead(
     spec: SweepSpec,
     lengths: Mapping[str, SweepLengths],
-    card: Card | None,
+    hardware: Hardware | None,
     *,
     trials: int,
     repeats: int,
@@ -147,7 +148,7 @@ def look_ahead(
     Args:
         spec: The sweep.
         lengths: Lengths of the rows, by model of the base.
-        card: The device; `None` if it is not known.
+        hardware: The device; `None` if it is not known.
         trials: Trials of the search.
         repeats: Trainings of the finals.
         runs: Folder of earlier sweeps.
@@ -162,21 +163,24 @@ def look_ahead(
             "something. Remove a rule."
         )
     groups, models = [], {}
+    sizes = functools.cache(architecture_of)
     for base, members in by_group(found).items():
-        device = _NOWHERE if card is None else card.device
+        device = _NOWHERE if hardware is None else hardware.device
         try:
             model = MemoryModel(
-                shape=architecture_of(base), limits=lengths[base.model].limits, device=device
+                shape=sizes(BaseSpec(model=base.model, revision=base.revision)),
+                limits=lengths[base.model].limits,
+                device=device,
             )
         except BaseModelError as error:
             groups.append(_unknown(base, len(members), device, error))
             continue
         models[base] = model
-        groups.append(size_group(base, members, model, card, _margin(card)))
+        groups.append(size_group(base, members, model, hardware, _margin(hardware)))
     typical = next((one.sizes["typical"].trial for one in groups if one.sizes), found[0])
     shape = models.get(form_of_group(typical.base))
     return Outlook(
-        card=card,
+        hardware=hardware,
         configurations=count(spec),
         is_sample=not is_whole,
         groups=tuple(groups),
@@ -187,7 +191,7 @@ def look_ahead(
             lengths[typical.base.model],
             None if shape is None else shape.shape.weights(),
             (trials, repeats),
-            card,
+            hardware,
             runs,
         ),
         seats=spec.hosts.seats,
@@ -196,9 +200,9 @@ def look_ahead(
     )
 
 
-def _margin(card: Card | None) -> float:
+def _margin(hardware: Hardware | None) -> float:
     """A CPU swaps and shares pages: there, only what is surely too large counts as not fitting."""
-    return 0.0 if card is None or card.device.is_cuda else STATED_ERROR
+    return 0.0 if hardware is None or hardware.device.is_cuda else STATED_ERROR
 
 
 def _unknown(base: BaseSpec, members: int, device: Device, error: Exception) -> GroupMemory:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.adapters.commands import add_runs_option
-from orchestrator.capacity.cards import CARDS
+from orchestrator.capacity.hardware import GPUS
 from orchestrator.errors import SweepError
 from orchestrator.sweepfile.changes import add_set_option
 from registry.errors import RegistryError
@@ -51,15 +51,15 @@ def add_preflight_commands(commands: argparse._SubParsersAction[Any]) -> None:
     plan = commands.add_parser(
         "plan",
         help="say what a sweep needs: memory, seats, hours, money",
-        description="Forecasts the memory of a sweep's configurations, what does not fit a card "
-        "and what would, the seats of a card, and the hours. It reads the file, the rows and the "
+        description="Forecasts the memory of a sweep's configurations, what does not fit a GPU "
+        "and what would, the seats of a GPU, and the hours. It reads the file, the rows and the "
         "sizes of the bases; it starts nothing, and needs neither a GPU nor MLflow.",
         epilog="Example: lorchestra plan sweeps/quickstart.yaml --gpu rtx4090. Exit codes: 0 some "
         "configuration fits; 1 none does; 2 the file or the rows cannot work.",
     )
     plan.add_argument("sweep", metavar="SWEEP.yaml", type=Path)
     plan.add_argument(
-        "--gpu", metavar="CARD", help=f"one of {', '.join(CARDS)} (default: this machine)"
+        "--gpu", metavar="GPU", help=f"one of {', '.join(GPUS)} (default: this machine)"
     )
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     plan.add_argument(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from orchestrator.capacity.cards import Card, card_of_cpu, card_of_gpu, find_card
+from orchestrator.capacity.hardware import Hardware, find_gpu, hardware_of_cpu, hardware_of_gpu
 from orchestrator.capacity.lengths import SweepLengths
 from orchestrator.capacity.outlook import Outlook, look_ahead
 from orchestrator.preflight.machine import look_at_machine
@@ -32,21 +32,21 @@ def plan_ahead(spec: SweepSpec, gpu: str | None, runs: Path) -> Outlook:
 
     Args:
         spec: The sweep.
-        gpu: Name of a card; this machine's device if not given.
+        gpu: Name of a GPU; this machine's device if not given.
         runs: Folder of earlier sweeps.
 
     Raises:
-        SweepSpecError: There is no such card, or a value in the spec cannot work.
+        SweepSpecError: There is no such GPU, or a value in the spec cannot work.
         DataError: A row cannot be used.
     """
-    card = find_card(gpu) if gpu is not None else own_card()
+    hardware = find_gpu(gpu) if gpu is not None else own_hardware()
     with library_chatter_held():
         if any(is_hub_model(base.model) for base in spec.bases) and hub_fault():
             stay_offline()
         spec = with_fetched_configs(spec)
         rows = read_local_rows(spec)
         lengths = {base.model: _counted(spec, base, rows) for base in spec.bases}
-        return _look(spec, lengths, card, runs)
+        return _look(spec, lengths, hardware, runs)
 
 
 def outlook_on_this_machine(spec: SweepSpec, data: DataReport, runs: Path) -> Outlook:
@@ -58,7 +58,7 @@ def outlook_on_this_machine(spec: SweepSpec, data: DataReport, runs: Path) -> Ou
         runs: Folder of earlier sweeps.
     """
     lengths = {model: SweepLengths(splits=splits) for model, splits in data.lengths.items()}
-    return _look(spec, lengths, own_card(), runs)
+    return _look(spec, lengths, own_hardware(), runs)
 
 
 def require_fitting(outlook: Outlook) -> None:
@@ -71,22 +71,22 @@ def require_fitting(outlook: Outlook) -> None:
         raise outlook.refusal()
 
 
-def own_card() -> Card | None:
+def own_hardware() -> Hardware | None:
     """The device of this machine that has least memory; `None` if Ray runs elsewhere."""
     if os.environ.get("RAY_ADDRESS", "").strip() not in ("", "local"):
         return None
     machine = look_at_machine()
     if machine.gpus:
         gpu = min(machine.gpus, key=lambda one: one.memory)
-        return card_of_gpu(gpu.name, gpu.memory)
-    return card_of_cpu(machine.whole_memory, has_bfloat16=machine.has_bfloat16)
+        return hardware_of_gpu(gpu.name, gpu.memory)
+    return hardware_of_cpu(machine.whole_memory, has_bfloat16=machine.has_bfloat16)
 
 
 def _look(
-    spec: SweepSpec, lengths: Mapping[str, SweepLengths], card: Card | None, runs: Path
+    spec: SweepSpec, lengths: Mapping[str, SweepLengths], hardware: Hardware | None, runs: Path
 ) -> Outlook:
     plan = plan_sweep(spec)
-    return look_ahead(spec, lengths, card, trials=plan.trials, repeats=plan.repeats, runs=runs)
+    return look_ahead(spec, lengths, hardware, trials=plan.trials, repeats=plan.repeats, runs=runs)
 
 
 def _counted(spec: SweepSpec, base: BaseSpec, rows: RawSplits | None) -> SweepLengths:

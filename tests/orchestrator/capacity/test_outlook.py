@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.capacity.cards import CARDS, GB, card_of_cpu
+from orchestrator.capacity.hardware import GB, GPUS, hardware_of_cpu
 from orchestrator.capacity.lengths import SweepLengths
 from orchestrator.capacity.outlook import look_ahead
 from orchestrator.spec.sections import BudgetSpec, HostsSpec
@@ -29,7 +29,7 @@ def large(tmp_path):
     return folder
 
 
-def ahead(folder, card, runs, **changes):
+def ahead(folder, hardware, runs, **changes):
     fields = {
         "base": BaseSpec(model=str(folder)),
         "data": DataSpec(train="owner/rows", max_tokens=512),
@@ -44,11 +44,11 @@ def ahead(folder, card, runs, **changes):
     }
     spec = build_sweep(**{**fields, **changes})
     lengths = {base.model: UNCOUNTED for base in spec.bases}
-    return spec, look_ahead(spec, lengths, card, trials=4, repeats=0, runs=runs)
+    return spec, look_ahead(spec, lengths, hardware, trials=4, repeats=0, runs=runs)
 
 
 def test_groups_are_base_forms_with_their_sizes_and_seats(large, tmp_path):
-    _, outlook = ahead(large, CARDS["h100-80"], tmp_path)
+    _, outlook = ahead(large, GPUS["h100-80"], tmp_path)
     assert [group.name for group in outlook.groups] == ["nf4+dq", "none"]
     nf4, plain = outlook.groups
     assert plain.sizes["smallest"].forecast.base > 2 * nf4.sizes["smallest"].forecast.base
@@ -63,7 +63,7 @@ def test_groups_are_base_forms_with_their_sizes_and_seats(large, tmp_path):
 
 
 def test_what_does_not_fit_is_told_with_the_change_that_would(large, tmp_path):
-    spec, outlook = ahead(large, CARDS["rtx4090"], tmp_path)
+    spec, outlook = ahead(large, GPUS["rtx4090"], tmp_path)
     nf4, _ = outlook.groups
     assert (nf4.fitting, nf4.configurations) == (1, 2)
     assert nf4.refused.remedy.startswith("optim.micro_batch_size")
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_told_with_the_change_that_would(large, tmp_path):
 
 def test_a_base_that_is_larger_than_the_card_is_hopeless(large, tmp_path):
     _, outlook = ahead(
-        large, CARDS["t4"], tmp_path, space={"base.quantization": {"choice": ["none"]}}
+        large, GPUS["t4"], tmp_path, space={"base.quantization": {"choice": ["none"]}}
     )
     assert outlook.is_hopeless
     assert not outlook.fits
@@ -86,21 +86,21 @@ def test_a_base_that_is_larger_than_the_card_is_hopeless(large, tmp_path):
 
 
 def test_a_near_miss_is_told_but_not_refused(large, tmp_path):
-    _, outlook = ahead(large, CARDS["h100-80"], tmp_path)
+    _, outlook = ahead(large, GPUS["h100-80"], tmp_path)
     least = min(group.sizes["smallest"].forecast.total for group in outlook.groups)
-    near = replace(CARDS["h100-80"], memory=round(least * 0.95))
+    near = replace(GPUS["h100-80"], memory=round(least * 0.95))
     _, outlook = ahead(large, near, tmp_path)
     assert not outlook.fits
     assert not outlook.is_hopeless
 
 
 def test_a_cpu_refuses_only_what_is_surely_too_large(large, tmp_path):
-    card = card_of_cpu(80 * GB, has_bfloat16=True)
-    _, outlook = ahead(large, card, tmp_path)
+    hardware = hardware_of_cpu(80 * GB, has_bfloat16=True)
+    _, outlook = ahead(large, hardware, tmp_path)
     least = min(group.sizes["smallest"].forecast.total for group in outlook.groups)
-    _, near = ahead(large, replace(card, memory=round(least * 0.95)), tmp_path)
+    _, near = ahead(large, replace(hardware, memory=round(least * 0.95)), tmp_path)
     assert near.fits
-    _, far = ahead(large, replace(card, memory=round(least * 0.8)), tmp_path)
+    _, far = ahead(large, replace(hardware, memory=round(least * 0.8)), tmp_path)
     assert far.is_hopeless
 
 
@@ -117,7 +117,7 @@ def test_a_kind_of_model_that_is_not_known_has_no_verdict(tmp_path, byte_tokeniz
     from tests.support.bases import DENSE, save_base
 
     folder = save_base(tmp_path / "base", DENSE["olmo 2"], "float32", byte_tokenizer)
-    _, outlook = ahead(folder, CARDS["t4"], tmp_path)
+    _, outlook = ahead(folder, GPUS["t4"], tmp_path)
     assert outlook.fits
     assert not outlook.is_hopeless
     assert all(group.unknown and group.base_bytes for group in outlook.groups)
@@ -125,13 +125,13 @@ def test_a_kind_of_model_that_is_not_known_has_no_verdict(tmp_path, byte_tokeniz
 
 
 def test_a_short_outlook_has_at_most_four_lines(large, tmp_path):
-    for card in (CARDS["h100-80"], CARDS["rtx4090"], None):
-        _, outlook = ahead(large, card, tmp_path)
+    for hardware in (GPUS["h100-80"], GPUS["rtx4090"], None):
+        _, outlook = ahead(large, hardware, tmp_path)
         assert 3 <= len(outlook.short_lines()) <= 4
         assert set(outlook.short_lines()) <= set(outlook.lines())
 
 
 def test_sizes_are_those_of_the_base_of_each_group(large, tmp_path):
-    _, outlook = ahead(large, CARDS["h100-80"], tmp_path)
+    _, outlook = ahead(large, GPUS["h100-80"], tmp_path)
     shape = architecture_of(BaseSpec(model=str(large)))
     assert all(model.shape == shape for model in outlook.models.values())

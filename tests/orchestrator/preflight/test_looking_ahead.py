@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from orchestrator.cli import main
-from orchestrator.preflight.looking_ahead import own_card, plan_ahead, require_fitting
+from orchestrator.preflight.looking_ahead import own_hardware, plan_ahead, require_fitting
 from orchestrator.spec.sweep import parse_sweep
 from tests.trainables.memory.test_published import LLAMA_3_8B
 
@@ -115,12 +115,12 @@ def test_rows_without_a_tokenizer_count_with_the_limit(sweep, tmp_path, capsys):
 
 def test_the_device_is_that_of_this_machine_unless_ray_is_elsewhere(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    card = own_card()
-    assert card is not None
-    assert card.is_here
-    assert card.memory > 10**9
+    hardware = own_hardware()
+    assert hardware is not None
+    assert hardware.is_here
+    assert hardware.memory > 10**9
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
-    assert own_card() is None
+    assert own_hardware() is None
 
 
 def test_check_says_the_same_in_at_most_four_lines(sweep, capsys, monkeypatch):

@@ -15,7 +15,7 @@ GB = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class Hardware:
     """A device that trains.
 
     Attributes:
@@ -44,10 +44,10 @@ _MEMORY = {
     "h100-80": 80, "h200-141": 141, "a100-80": 80, "a100-40": 40, "l40s": 48, "l4": 24,
     "a10": 24, "t4": 15, "rtx5090": 32, "rtx4090": 24, "rtx3090": 24,
 }  # fmt: skip
-"""The makers' gigabytes, taken as 10^9 bytes, of which a card has a little more; a T4 has 15.8."""
+"""The makers' gigabytes, taken as 10^9 bytes, of which a GPU has a little more; a T4 has 15.8."""
 
-CARDS: Mapping[str, Card] = {
-    name: Card(
+GPUS: Mapping[str, Hardware] = {
+    name: Hardware(
         name=name,
         memory=size * GB,
         # Turing multiplies no bfloat16: there, compute_dtype auto is float32.
@@ -57,22 +57,22 @@ CARDS: Mapping[str, Card] = {
 }
 
 
-def find_card(name: str) -> Card:
-    """The card of a name.
+def find_gpu(name: str) -> Hardware:
+    """The GPU of a name.
 
     Raises:
-        SweepSpecError: There is no such card in the table.
+        SweepSpecError: There is no such GPU in the table.
     """
     plain = name.strip().lower().replace("_", "-").replace(" ", "")
-    if plain in CARDS:
-        return CARDS[plain]
-    near = difflib.get_close_matches(plain, CARDS, n=1)
+    if plain in GPUS:
+        return GPUS[plain]
+    near = difflib.get_close_matches(plain, GPUS, n=1)
     raise SweepSpecError(
         refusal(
             "--gpu",
             name,
-            ", ".join(CARDS),
-            "Name the card with the memory of yours.",
+            ", ".join(GPUS),
+            "Name the GPU with the memory of yours.",
             meant=near[0] if near else None,
         )
     )
@@ -82,12 +82,12 @@ _IN_NAMES = (
     ("H200", "h200-141"), ("H100", "h100-80"), ("L40S", "l40s"), ("A100", "a100-80"), ("L4", "l4"),
     ("A10", "a10"), ("T4", "t4"), ("5090", "rtx5090"), ("4090", "rtx4090"), ("3090", "rtx3090"),
 )  # fmt: skip
-"""Words in the names that NVIDIA's driver gives to cards."""
+"""Words in the names that NVIDIA's driver gives to GPUs."""
 _LARGE_A100 = 60 * GB
 
 
-def card_of_gpu(name: str, memory: int) -> Card:
-    """The card of a GPU of this machine, with its real memory.
+def hardware_of_gpu(name: str, memory: int) -> Hardware:
+    """The GPU of a GPU of this machine, with its real memory.
 
     Args:
         name: The name that its driver gives.
@@ -97,12 +97,12 @@ def card_of_gpu(name: str, memory: int) -> Card:
     found = next((short for word, short in _IN_NAMES if word in words), None)
     if found == "a100-80" and memory < _LARGE_A100:
         found = "a100-40"
-    known = None if found is None else CARDS[found]
+    known = None if found is None else GPUS[found]
     device = _AMPERE_ON if known is None else known.device
-    return Card(name=found or "this GPU", memory=memory, device=device, is_here=True)
+    return Hardware(name=found or "this GPU", memory=memory, device=device, is_here=True)
 
 
-def card_of_cpu(memory: int, *, has_bfloat16: bool) -> Card:
+def hardware_of_cpu(memory: int, *, has_bfloat16: bool) -> Hardware:
     """This machine without a GPU, as a device of its memory."""
     device = Device(is_cuda=False, has_bfloat16=has_bfloat16)
-    return Card(name="this machine", memory=memory, device=device, is_here=True)
+    return Hardware(name="this machine", memory=memory, device=device, is_here=True)
