@@ -217,7 +217,8 @@ def _published(
     if not chosen:
         return (), (
             f"the published figures for {hardware.name} are of other sizes than "
-            f"{weights / 1e9:.2g} billion weights and {step} tokens a step, and no earlier sweep of this base is here"
+            f"{weights / 1e9:.2g} billion weights and {step} tokens a step, and no earlier sweep "
+            "of this base is here"
         )
     names = dict.fromkeys(row.source.partition(",")[0] for row in chosen)
     is_plain = is_quantized and any(row.form == "bf16" for row in chosen)

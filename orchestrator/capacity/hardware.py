@@ -44,7 +44,7 @@ _MEMORY = {
     "h100-80": 80, "h200-141": 141, "a100-80": 80, "a100-40": 40, "l40s": 48, "l4": 24,
     "a10": 24, "t4": 15, "rtx5090": 32, "rtx4090": 24, "rtx3090": 24,
 }  # fmt: skip
-"""The makers' gigabytes, taken as 10^9 bytes, of which a GPU has a little more; a T4 has 15.8."""
+"""The makers' gigabytes, taken as 10^9 bytes; one less for a T4, to be on the safe side."""
 
 GPUS: Mapping[str, Hardware] = {
     name: Hardware(
