@@ -88,7 +88,7 @@ class _Sweep:
 
     spec: SweepSpec
     storage: SweepStorage
-    tracking_uri: str
+    prepared: PreparedSweep
     record: SweepRecord
     display: ProgressDisplay
 
@@ -161,7 +161,7 @@ def run_prepared(prepared: PreparedSweep, console: Console) -> SweepReport:
         kept.open_log() as log,
         ProgressDisplay(spec, console) as display,
     ):
-        for line in (*prepared.notes, *prepared.data.lines):
+        for line in prepared.lines:
             display.print(line)
         hush_noisy_loggers()
         kept.pull(CURSOR_FILE)
@@ -178,9 +178,7 @@ def run_prepared(prepared: PreparedSweep, console: Console) -> SweepReport:
             delivery.nudge()
 
         record = SweepRecord(log, history, on_change)
-        sweep = _Sweep(
-            spec=spec, storage=kept, tracking_uri=tracking_uri, record=record, display=display
-        )
+        sweep = _Sweep(spec=spec, storage=kept, prepared=prepared, record=record, display=display)
         progress = sweep.progress
         if not (prepared.is_cluster_checked or progress.is_over()):
             check_new_ray()
@@ -209,7 +207,7 @@ def _train_and_deliver(sweep: _Sweep, delivery: Delivery) -> SweepReport:
             problem = delivery.problem or "it is slow"
             logger.warning("not all was delivered to MLflow: %s", problem)
             undelivered = undelivered or f"Not all is recorded in MLflow: {problem}"
-    address = _pages_address(sweep.tracking_uri)
+    address = _pages_address(sweep.prepared.tracking_uri)
     links = None if undelivered else delivery.links(address, sweep.spec.name)
     return replace(report, undelivered=undelivered.rstrip("."), links=links)
 
@@ -362,7 +360,7 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
     if record.history.start_points is None:  # chosen once: the registry changes until a resume
         points = choose_start_points(
             spec,
-            lambda name: Registry(sweep.tracking_uri).best_specs(
+            lambda name: Registry(sweep.prepared.tracking_uri).best_specs(
                 name, metric=goal.metric, mode=goal.mode
             ),
         )
@@ -374,6 +372,7 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
         start_points=record.history.start_points or [],
         may_start=may_start,
         scheduler=SteeringWithRequests(scheduler, stage.requests),
+        refuse=sweep.prepared.refuse,
     )
     reason = stage.run(searcher, scheduler, scheduler.end_of, share)
     # A search without an adapter is not recorded as ended: a resume continues it after a fix.
@@ -417,7 +416,7 @@ def _register(sweep: _Sweep, delivery: Delivery) -> str:
                 record=sweep.record,
                 delivery=delivery,
                 storage=sweep.storage,
-                adapters=Registry(sweep.tracking_uri),
+                adapters=Registry(sweep.prepared.tracking_uri),
                 tell=sweep.display.step,
             ).register_finalists()
         except (RegistryError, SweepError, TrialError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 EXAMPLES = {
     "init": "lorchestra init rows.jsonl --base HuggingFaceTB/SmolLM2-135M-Instruct",
     "check": "lorchestra check sweep.yaml --set optim.steps=80",
+    "plan": "lorchestra plan sweep.yaml --gpu rtx4090",
     "doctor": "lorchestra doctor",
     "run": "lorchestra run sweep.yaml --set optim.steps=80",
     "resume": "lorchestra resume runs/NAME",

@@ -45,6 +45,7 @@ class CheckedSweep:
                 *prepared.notes,
                 *prepared.data.lines,
                 *self.plan.lines,
+                *([] if prepared.outlook is None else prepared.outlook.short_lines()),
                 f"MLflow: {self.tracking}.",
                 where,
             )
@@ -62,6 +63,7 @@ class CheckedSweep:
             "notes": [*prepared.notes, *prepared.data.lines],
             "data": prepared.data.facts,
             "plan": self.plan.to_dict(),
+            "outlook": None if prepared.outlook is None else prepared.outlook.to_dict(),
             "mlflow": self.tracking,
             "machine": None if self.machine is None else self.machine.to_dict(),
         }

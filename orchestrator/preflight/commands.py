@@ -1,4 +1,4 @@
-"""The commands `lorchestra init`, `check` and `doctor`."""
+"""The commands `lorchestra init`, `check`, `plan` and `doctor`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.adapters.commands import add_runs_option
+from orchestrator.capacity.hardware import GPUS
 from orchestrator.errors import SweepError
 from orchestrator.sweepfile.changes import add_set_option
 from registry.errors import RegistryError
@@ -47,6 +48,29 @@ def add_preflight_commands(commands: argparse._SubParsersAction[Any]) -> None:
     add_set_option(check)
     check.set_defaults(command=_check)
 
+    plan = commands.add_parser(
+        "plan",
+        help="say what a sweep needs: memory, seats, hours, money",
+        description="Forecasts the memory of a sweep's configurations, what does not fit a GPU "
+        "and what would, the seats of a GPU, and the hours. It reads the file, the rows and the "
+        "sizes of the bases; it starts nothing, and needs neither a GPU nor MLflow.",
+        epilog="Example: lorchestra plan sweeps/quickstart.yaml --gpu rtx4090. Exit codes: 0 some "
+        "configuration fits; 1 none does; 2 the file or the rows cannot work.",
+    )
+    plan.add_argument("sweep", metavar="SWEEP.yaml", type=Path)
+    plan.add_argument(
+        "--gpu", metavar="GPU", help=f"one of {', '.join(GPUS)} (default: this machine)"
+    )
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
+    plan.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        help="folder of earlier sweeps, for their speeds",
+    )
+    add_set_option(plan)
+    plan.set_defaults(command=_plan)
+
     doctor = commands.add_parser(
         "doctor",
         help="say what works on this machine, and what to do about the rest",
@@ -81,6 +105,24 @@ def _doctor(options: argparse.Namespace) -> int:
     else:
         print("\n".join(as_table(findings)))
     return 0 if values["ok"] else 1
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from orchestrator.preflight.looking_ahead import plan_ahead
+    from orchestrator.spec.sweep import SweepSpec
+
+    try:
+        spec = SweepSpec.from_yaml(options.sweep, options.set)
+        outlook = plan_ahead(spec, options.gpu, options.runs)
+    except (SweepError, TrialError) as error:
+        if options.json:
+            print(json.dumps({"ok": False, "error": str(error)}))
+        raise
+    if options.json:
+        print(json.dumps({"ok": outlook.fits, **outlook.to_dict()}, ensure_ascii=False))
+    else:
+        print(*outlook.lines(), sep="\n")
+    return 0 if outlook.fits else 1
 
 
 def _check(options: argparse.Namespace) -> int:

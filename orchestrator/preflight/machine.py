@@ -42,12 +42,14 @@ class Machine:
         has_bfloat16: Whether the CPU multiplies bfloat16.
         memory: Bytes that are free for new processes.
         gpus: NVIDIA GPUs that their driver shows.
+        whole_memory: Bytes of the machine or of its container.
     """
 
     cores: int
     has_bfloat16: bool
     memory: int
     gpus: tuple[Gpu, ...]
+    whole_memory: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -69,6 +71,7 @@ def look_at_machine() -> Machine:
         has_bfloat16="avx512_bf16" in _cpu_flags(Path("/proc/cpuinfo")),
         memory=free_memory(),
         gpus=tuple(_gpus()),
+        whole_memory=whole_memory(),
     )
 
 
@@ -88,6 +91,20 @@ def free_memory(meminfo: Path = Path("/proc/meminfo"), groups: Path | None = Non
         if limit is not None and used is not None:
             free = min(free, max(0, limit - used))
     return free
+
+
+def whole_memory(meminfo: Path = Path("/proc/meminfo"), groups: Path | None = None) -> int:
+    """Bytes of the machine, or of the container's limit if that is less.
+
+    Args:
+        meminfo: The kernel's file on memory.
+        groups: Mount point of control groups.
+    """
+    groups = groups or Path("/sys/fs/cgroup")
+    values = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    whole = int(values["MemTotal"].split()[0]) * 1024
+    limits = [_number(groups / name) for name in _GROUP_LIMITS]
+    return min([whole, *(limit for limit in limits if limit is not None)])
 
 
 _USED = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.capacity.outlook import Outlook
 from orchestrator.errors import SweepSpecError
 from orchestrator.journal.history import SweepHistory
 from orchestrator.journal.paths import DATA_FOLDER
@@ -17,6 +18,7 @@ from orchestrator.journal.pins import settle_pins
 from orchestrator.journal.sweep_storage import SweepStorage, read_history, require_cache
 from orchestrator.outcome import Outcome
 from orchestrator.preflight.continuing import require_same_sweep
+from orchestrator.preflight.looking_ahead import outlook_on_this_machine, require_fitting
 from orchestrator.quiet import library_chatter_held
 from orchestrator.spec.data_report import (
     DataReport,
@@ -31,6 +33,7 @@ from trainables.base.presence import hub_fault, is_hub_model, stay_offline
 from trainables.errors import SpecError
 from trainables.evaluation.answers import load_metrics
 from trainables.files.sources import is_local
+from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class PreparedSweep:
         data: The inspection of bases and rows.
         notes: Sentences on the machine, for the user.
         said: Output of libraries meanwhile.
+        outlook: What the sweep needs of a device; `None` for a completed sweep.
     """
 
     spec: SweepSpec
@@ -64,6 +68,17 @@ class PreparedSweep:
     data: DataReport
     notes: tuple[str, ...]
     said: str
+    outlook: Outlook | None = None
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Sentences for the user at the start: machine, bases, rows, memory, hours."""
+        ahead = [] if self.outlook is None else self.outlook.short_lines()
+        return (*self.notes, *self.data.lines, *ahead)
+
+    def refuse(self, trial: TrialSpec) -> str:
+        """Reason against training a configuration; empty if it fits, or nothing is known."""
+        return "" if self.outlook is None else self.outlook.refuse(trial)
 
 
 def prepare_sweep(
@@ -108,6 +123,11 @@ def prepare_sweep(
         spec = with_fetched_configs(spec)
         require_same_sweep(spec, known, kept.location)
         data = inspect_inputs(spec, rows)
+        outlook = None
+        if known.status != Outcome.COMPLETED:
+            runs = RUNS if kept.is_remote else kept.folder.parent
+            outlook = outlook_on_this_machine(spec, data, runs)
+            require_fitting(outlook)
     return PreparedSweep(
         spec=spec,
         storage=kept,
@@ -119,6 +139,7 @@ def prepare_sweep(
         data=data,
         notes=(note,) if note else (),
         said=said.getvalue() + more.getvalue(),
+        outlook=outlook,
     )
 
 

@@ -31,6 +31,7 @@ from orchestrator.search.pbt import Heir, explore
 from orchestrator.search.samplers import LEARNERS, SamplerRequest
 from orchestrator.search.study import Observation, build_study, key_of, most_telling, observe
 from orchestrator.spec.sweep import SweepSpec, build_trial
+from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ _MAX_FIRST_FAILURES = 3
 reported, or twice as many for different reasons: the cause is the sweep, not the knobs."""
 
 Draw = Callable[[str, BaseDistribution], Any]
+Refuse = Callable[[TrialSpec], str]
 
 
 class Steering(Protocol):
@@ -66,11 +68,21 @@ class Suggester:
     Args:
         spec: The sweep.
         start_points: Knobs of the first trials, by number; missing knobs are drawn.
+        refuse: Reason against a trial that the space allows, such as its memory; empty for none.
     """
 
-    def __init__(self, spec: SweepSpec, start_points: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        spec: SweepSpec,
+        start_points: Sequence[Mapping[str, Any]] = (),
+        refuse: Refuse = lambda trial: "",
+    ) -> None:
         self._spec, self._space = spec, spec.search_space
-        self._start_points = start_points
+        self._start_points, self._refuse_trial = start_points, refuse
+
+    def refuse(self, knobs: Mapping[str, Any]) -> str:
+        """Reason against a configuration: the space's first, then that of `refuse`."""
+        return self._space.refuse(knobs) or self._refuse_trial(build_trial(self._spec, knobs))
 
     def suggest(
         self, number: int, observations: Mapping[int, Observation]
@@ -82,7 +94,7 @@ class Suggester:
         for knobs in self._candidates(number, observations):
             if key_of(knobs) in tried:
                 continue
-            refusal = self._space.refuse(knobs)
+            refusal = self.refuse(knobs)
             if not refusal:
                 found = knobs
                 break
@@ -173,6 +185,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         start_points: Sequence[Mapping[str, Any]] = (),
         may_start: Callable[[int], str] | None = None,
         scheduler: Steering | None = None,
+        refuse: Refuse = lambda trial: "",
     ) -> None:
         """Continue from a recorded history.
 
@@ -185,6 +198,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
                 not to start one, or an empty text.
             scheduler: Source of copies for population-based training. While no fresh trial may
                 start, the search waits for a copy.
+            refuse: Reason against a trial that the space allows, such as its memory; empty for
+                none. Another one is suggested in its place.
         """
         super().__init__(metric=spec.objective.metric, mode=spec.objective.mode)
         history = history or SweepHistory()
@@ -197,7 +212,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._unfinished = deque(
             record.number for record in history.unfinished() if record.repeat_of is None
         )
-        self._suggester = Suggester(spec, start_points)
+        self._suggester = Suggester(spec, start_points, refuse)
         self._may_start = may_start or (lambda trials: "")
         self._scheduler = scheduler
         self._configs: dict[str, dict[str, Any]] = {}
@@ -291,7 +306,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             explore(space, parent_knobs, _seed_of(self._spec.seed, f"{number}/{attempt}"))
             for attempt in range(_MAX_ASKS)
         )
-        knobs = next((changed for changed in tries if not space.refuse(changed)), parent_knobs)
+        knobs = next(
+            (changed for changed in tries if not self._suggester.refuse(changed)), parent_knobs
+        )
         parent = {"trial": heir.parent, "step": heir.step, "replaces": heir.replaces}
         return Observation(knobs=knobs, parent=parent)
 

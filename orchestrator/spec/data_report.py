@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -18,6 +18,7 @@ from trainables.base.base_summary import BaseSummary, glance_at_base, inspect_ba
 from trainables.base.shape import config_path
 from trainables.files.sources import is_local
 from trainables.rows.inspection import inspect_data
+from trainables.rows.lengths import Lengths
 from trainables.rows.splits import RawSplits, read_raw_splits
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,12 @@ class DataReport:
     Attributes:
         lines: One sentence each; a sentence on one base of several names the base.
         facts: The same as plain values, by base.
+        lengths: Lengths of the rows in tokens, by base and split.
     """
 
     lines: tuple[str, ...]
     facts: dict[str, Any]
+    lengths: Mapping[str, Mapping[str, Lengths]] = field(default_factory=dict)
 
 
 def with_fetched_configs(spec: SweepSpec) -> SweepSpec:
@@ -93,6 +96,7 @@ def inspect_inputs(spec: SweepSpec, raw: RawSplits | None = None) -> DataReport:
     return DataReport(
         lines=(*said_of_bases, *said_of_targets, *rows.lines),
         facts={model: {**facts, **bases[model].to_dict()} for model, facts in rows.facts.items()},
+        lengths=rows.lengths,
     )
 
 
@@ -127,4 +131,12 @@ def _inspect_rows(spec: SweepSpec, raw: RawSplits) -> DataReport:
     return DataReport(
         lines=(*shared, *own),
         facts={model: summary.to_dict() for model, summary in found.items()},
+        lengths={
+            model: {
+                name: one.lengths
+                for name, one in summary.splits.items()
+                if one.lengths is not None
+            }
+            for model, summary in found.items()
+        },
     )

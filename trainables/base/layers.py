@@ -28,6 +28,42 @@ def describe_layers(base: BaseSpec) -> tuple[tuple[str, ...], int] | None:
         BaseModelError: transformers does not know the architecture, or the model is no causal
             language model of text.
     """
+    model = _empty_model(base)
+    if model is None:
+        return None
+    require_text_only(model.config, base.model)
+    found = [getattr(model.config, name, None) for name in _EXPERTS]
+    experts = next((number for number in found if isinstance(number, int) and number > 1), 0)
+    return tuple(linear_layers(model)), experts
+
+
+def build_empty(base: BaseSpec) -> tuple[list[tuple[int, int]], int]:
+    """Weights and output features of each linear layer, and all weights of the model.
+
+    The weights of a tied head count once. The model is built on torch's `meta` device.
+
+    Raises:
+        BaseModelError: transformers does not know the architecture, or the file is a `.gguf`.
+    """
+    model = _empty_model(base)
+    if model is None:
+        raise BaseModelError(
+            f"base.model: the layers of {base.model!r} are not known before it is unpacked; "
+            "allowed: a base with a config.json. Name the original weights."
+        )
+    linears = [
+        (int(one.weight.numel()), int(one.weight.shape[1 if isinstance(one, Conv1D) else 0]))
+        for one in linear_layers(model).values()
+    ]
+    return linears, sum(int(one.numel()) for one in model.parameters())
+
+
+def _empty_model(base: BaseSpec) -> Any:
+    """The model without memory; `None` for a `.gguf` file that was never unpacked.
+
+    Raises:
+        BaseModelError: transformers does not know the architecture.
+    """
     place, options = place_of(base)
     if "gguf_file" in options:
         return None
@@ -49,10 +85,7 @@ def describe_layers(base: BaseSpec) -> tuple[tuple[str, ...], int] | None:
             "allowed: an architecture of the installed transformers, without custom code. Check "
             "config.json, or choose another base."
         ) from error
-    require_text_only(model.config, base.model)
-    found = [getattr(model.config, name, None) for name in _EXPERTS]
-    experts = next((number for number in found if isinstance(number, int) and number > 1), 0)
-    return tuple(linear_layers(model)), experts
+    return model
 
 
 def linear_layers(model: Any) -> dict[str, nn.Linear | Conv1D]:

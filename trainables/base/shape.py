@@ -30,6 +30,17 @@ _LLAMA_LAYERS = (
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
 
+_GGUF_SIZES = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "vocab_size": "vocab_size",
+}
+"""Keys of a GGUF header behind the architecture's name, by name in a `config.json`."""
+
 
 def hidden_size(base: BaseSpec, hub_cache: Path | None = None) -> int | None:
     """Width of a base's residual stream; `None` if unknown, such as offline.
@@ -180,6 +191,46 @@ def gguf_layers(model: str) -> tuple[str, ...] | None:
         logger.info("the layers of %s are not known: %s", model, error)
         return None
     return tuple(f"model.layers.{n}.{name}" for n in range(blocks) for name in _LLAMA_LAYERS)
+
+
+def gguf_config(model: str) -> dict[str, Any] | None:
+    """Sizes of a `.gguf` file under the names of a `config.json`; `None` if they are not known.
+
+    Args:
+        model: Path of the file, or `package:NAME/FILE`.
+    """
+    try:
+        with gguf_path(model).open("rb") as file:
+            values, tensors = _gguf_header(file)
+    except (OSError, ValueError, struct.error) as error:
+        logger.info("the sizes of %s are not known: %s", model, error)
+        return None
+    kind = str(values.get("general.architecture"))
+    if kind not in _LIKE_LLAMA:
+        return None
+    found = {name: values.get(f"{kind}.{key}") for name, key in _GGUF_SIZES.items()}
+    words = values.get("tokenizer.ggml.tokens")
+    if found["vocab_size"] is None and isinstance(words, list):
+        found["vocab_size"] = len(words)
+    known = {name: value for name, value in found.items() if value is not None}
+    return {**known, "model_type": kind, "tie_word_embeddings": "output.weight" not in tensors}
+
+
+def _gguf_header(file: BinaryIO) -> tuple[dict[str, Any], set[str]]:
+    """All values of a GGUF header, and the names of its tensors."""
+    magic, _version, tensors, fields = struct.unpack("<4sIQQ", file.read(24))
+    if magic != b"GGUF":
+        raise ValueError("not a GGUF file")
+    values = {}
+    for _ in range(fields):
+        key = _gguf_value(file, _STRING)
+        values[key] = _gguf_value(file, _number(file, "I"))
+    names = set()
+    for _ in range(tensors):
+        names.add(_gguf_value(file, _STRING))
+        dimensions = _number(file, "I")
+        file.read(8 * dimensions + 4 + 8)  # sizes, type and place
+    return values, names
 
 
 def _gguf_number(file: BinaryIO, ending: str) -> int | None:

@@ -267,7 +267,7 @@ def collate(
 
 def _encode_split(raw: RawSplit, layout: RowLayout, encoder: Encoder, spec: DataSpec) -> Split:
     rows: list[EncodedRow] = []
-    examples, refused, lengths = [], [], []
+    examples, refused, lengths, answers = [], [], [], []
     encoded: list[tuple[Example, EncodedExample]] = []
     for row in raw.rows:
         try:
@@ -279,6 +279,7 @@ def _encode_split(raw: RawSplit, layout: RowLayout, encoder: Encoder, spec: Data
         for pieces in encoded[-1][1].sequences:
             ids, counted = mark_answers(pieces)
             lengths.append(len(ids))
+            answers.append(int(sum(counted)))
             sequence = cut_example(ids, counted, spec.max_tokens)
             if sequence is not None:
                 rows.append(sequence)
@@ -290,6 +291,7 @@ def _encode_split(raw: RawSplit, layout: RowLayout, encoder: Encoder, spec: Data
         limit=spec.max_tokens,
         kept=len(rows),
         ends_lost=sum(row.is_cut for row in rows) + len(lengths) - len(rows),
+        answers=tuple(answers),
     )
     if not rows:
         raise _no_answer("data.max_tokens", found, raw.field)

@@ -15,12 +15,14 @@ class Lengths:
         limit: Number of tokens that rows were cut to.
         kept: Number of rows with an answer token left.
         ends_lost: Number of rows cut within or before an answer, including the dropped rows.
+        answers: Answer tokens of each row before the cut, in the order of `all`.
     """
 
     all: tuple[int, ...]
     limit: int
     kept: int
     ends_lost: int
+    answers: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:

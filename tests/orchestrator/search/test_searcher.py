@@ -432,3 +432,35 @@ def test_end_is_what_the_scheduler_says_it_was() -> None:
     searcher.on_trial_complete("a", {"step": 10, "eval_loss": 9.0})
     seen = searcher._observations[0]
     assert (seen.outcome, seen.reason) == (Outcome.DIVERGED, "it ran away")
+
+
+def too_large(trial: TrialSpec) -> str:
+    return "memory: it takes more than the device has" if trial.lora.rank == 16 else ""
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "grid"])
+def test_a_configuration_that_cannot_fit_is_replaced_and_counts_as_no_trial(
+    algorithm, caplog
+) -> None:
+    caplog.set_level("INFO")
+    spec = build_sweep(algorithm, CHOICES)
+    searcher = OptunaSearcher(spec, refuse=too_large)
+    tried = [searcher.suggest(f"id{i}") for i in range(5)]
+    assert {one["knobs"]["lora.rank"] for one in tried[:4]} == {4, 8}
+    assert [one["trial"] for one in tried[:4]] == [0, 1, 2, 3]
+    assert tried[4] == Searcher.FINISHED
+    if algorithm != "grid":
+        assert "at last: memory: it takes more" in caplog.text
+
+
+def test_a_resumed_search_replaces_the_same_configurations(tmp_path: Path) -> None:
+    spec, path = build_sweep(), tmp_path / "events.jsonl"
+    whole = OptunaSearcher(spec, refuse=too_large)
+    first, second = whole.suggest("a"), whole.suggest("b")
+    with EventLog(path) as log:
+        log.append(
+            event("trial_started", **{key: first[key] for key in ("trial", "knobs", "spec")})
+        )
+    resumed = OptunaSearcher(spec, SweepHistory.read(path), refuse=too_large)
+    assert resumed.suggest("a")["trial"] == 0
+    assert resumed.suggest("b")["knobs"] == second["knobs"]
