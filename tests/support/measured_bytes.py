@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainables.engine import Engine
+from trainables.training.optim import moments_of
 
 
 def storages(tensors: Iterable[Any]) -> dict[int, int]:
@@ -51,9 +52,10 @@ def adapter_bytes(engine: Engine, seat: str) -> int:
 
 
 def optimizer_bytes(engine: Engine, seat: str) -> int:
-    """Bytes of the moments; the step counts of four bytes are left out."""
-    state = engine._seats[seat].optimizer.state.values()
-    return sum(storages(t for one in state for n, t in one.items() if n != "step").values())
+    """Bytes of the moments, without the step counts and the constants that tensors share."""
+    seated = engine._seats[seat]
+    moments = (moments_of(seated.optimizer, one) for one in seated.parameters)
+    return sum(storages(tensor for each in moments for _, tensor in each).values())
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ STATE_BLOCK = 256
 """Numbers of an 8-bit optimizer state that share a constant (arXiv:2110.02861, section 2.1)."""
 _SMALLEST_8BIT = 4096
 """bitsandbytes keeps the state of smaller tensors in float32."""
+_SMALLEST_PAGED = 100_000
+"""bitsandbytes does not page the state of smaller tensors."""
 
 MOMENTS = {
     "adamw": (2, 4),
@@ -75,19 +77,23 @@ def adapter_bytes(adapter: AdapterShape) -> int:
     return FLOAT32 * sum(adapter.tensors)
 
 
-def optimizer_bytes(tensors: Sequence[int], optimizer: str) -> int:
+def optimizer_bytes(tensors: Sequence[int], optimizer: str, *, can_page: bool) -> int:
     """Bytes of an optimizer's state on the device.
 
-    A paged optimizer keeps its state in memory that moves to the host under pressure
-    (arXiv:2305.14314, section 3); what a step needs on the device is the state of one tensor.
+    A paged optimizer keeps the moments of large tensors in memory that moves to the host under
+    pressure (arXiv:2305.14314, section 3); what a step needs on the device is one of them.
 
     Args:
         tensors: Number of weights of each trained tensor.
         optimizer: A name in `MOMENTS`.
+        can_page: Whether the device's memory is paged.
     """
     moments, size = MOMENTS[optimizer]
-    state = [moments * _moment_bytes(count, size) for count in tensors]
-    return max(state, default=0) if optimizer.startswith("paged_") else sum(state)
+    is_paged = can_page and optimizer.startswith("paged_")
+    state = {count: moments * _moment_bytes(count, size) for count in tensors}
+    paged = [state[count] for count in tensors if is_paged and count >= _SMALLEST_PAGED]
+    kept = sum(state[count] for count in tensors if not is_paged or count < _SMALLEST_PAGED)
+    return kept + max(paged, default=0)
 
 
 def _moment_bytes(count: int, size: int) -> int:

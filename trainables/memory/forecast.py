@@ -79,7 +79,6 @@ class Choices:
     Attributes:
         gradient_checkpointing: A decoder layer keeps its input alone and is computed again in the
             backward (arXiv:1604.06174).
-        optimizer: A name in `adapter_bytes.MOMENTS`.
         dense: Whether quantized weights are also kept dequantized.
         max_tokens_per_pass: Most tokens of a seat in one pass, but at least one row; `None` for a
             whole micro-batch.
@@ -87,7 +86,6 @@ class Choices:
     """
 
     gradient_checkpointing: bool = False
-    optimizer: str = "adamw"
     dense: bool = False
     max_tokens_per_pass: int | None = None
     logits_chunk: int | None = None
@@ -157,6 +155,7 @@ class Forecast:
 @dataclass(frozen=True, kw_only=True)
 class _SeatShape:
     adapter: AdapterShape
+    optimizer: int
     rows: Rows
     kept: Kept
     evaluated: Rows
@@ -193,7 +192,9 @@ def forecast_host(
         keeps_inputs=device.is_cuda and form.quantization == "int8",
         has_checkpoints=choices.gradient_checkpointing,
     )
-    alike = {id(trial): _seat(shape, trial, lengths, settings, choices) for trial in unlike}
+    alike = {
+        id(trial): _seat(shape, trial, lengths, settings, choices, device) for trial in unlike
+    }
     seats = [alike[id(trial)] for trial in trials]
     activations, logits, workspace = _training(shape, seats, settings, choices)
     passing = activations + logits + workspace
@@ -204,7 +205,7 @@ def forecast_host(
         dense=dense_bytes(shape, form),
         adapters=adapters,
         gradients=sum(_gradients(seat) for seat in seats),
-        optimizer=sum(optimizer_bytes(seat.adapter.tensors, choices.optimizer) for seat in seats),
+        optimizer=sum(seat.optimizer for seat in seats),
         activations=activations,
         logits=logits,
         workspace=workspace,
@@ -232,11 +233,13 @@ def _seat(
     lengths: RowLengths,
     settings: PassSettings,
     choices: Choices,
+    device: Device,
 ) -> _SeatShape:
     adapter = adapter_of(shape, trial.lora)
     rows = rows_of_pass(trial, lengths, choices)
     return _SeatShape(
         adapter=adapter,
+        optimizer=optimizer_bytes(adapter.tensors, trial.optim.optimizer, can_page=device.is_cuda),
         rows=rows,
         kept=kept_bytes(shape, adapter, rows, settings),
         evaluated=_rows(trial.eval.batch_size, lengths.evaluation, lengths.evaluation_answers),
