@@ -18,19 +18,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.nn import functional as F
 
-from trainables.base.layers import linear_layers
 from trainables.base.loading import LoadedBase, load_base
 from trainables.base.stops import tokens_of
 from trainables.base.targets import resolve_targets, short_targets
 from trainables.errors import SpecError
-from trainables.packing.attention import install_packed_attention
 from trainables.packing.batches import Batch, batches_by_length, build_batch, build_passes
-from trainables.packing.kernels import PackedHead, PackedLinear
 from trainables.packing.lora import peft_tensors
-from trainables.packing.pack import Layout
-from trainables.packing.rope import install_packed_rotary, longest_row, rope_switch
 from trainables.rows.chat_summary import chats_of
 from trainables.rows.data import (
     EncodedRow,
@@ -49,9 +43,9 @@ from trainables.training.bundle import write_bundle
 from trainables.training.eva import first_rows, observed_directions
 from trainables.training.optim import apply_gradients
 from trainables.training.own_metric import OwnMetric
+from trainables.training.packed_model import PackedModel
 from trainables.training.pages import free_pages
-from trainables.training.probe import Probe
-from trainables.training.row_scores import RowScores, batch_scores, in_order
+from trainables.training.row_scores import RowScores, in_order, row_scores
 from trainables.training.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
 from trainables.training.state import SeatState, require_inputs
 
@@ -85,19 +79,10 @@ class Engine:
     def __init__(self, base: LoadedBase) -> None:
         """Raises `BaseModelError` for a base whose rows influence each other in a pack."""
         self.base = base
-        self._layout = Layout()
         self._tokenizer_digest = tokenizer_digest(base.tokenizer)
         self._seats: dict[str, Seat] = {}
         self._load_splits = functools.lru_cache(maxsize=16)(self._read_splits)
-        self._linears = {
-            name: PackedLinear(module, self._layout)
-            for name, module in linear_layers(base.model).items()
-        }
-        self._longest_row = longest_row(base.model)
-        self._rope_switch = rope_switch(base.model.config)
-        probe = Probe(base)
-        probe.require_installed(self._install)
-        probe.require_apart(self._forward)
+        self._model = PackedModel(base)
 
     @property
     def seats(self) -> tuple[str, ...]:
@@ -126,8 +111,8 @@ class Engine:
             raise SpecError(f"seat: {seat!r} is taken; allowed: a free name. Leave it first.")
         splits = self._splits(spec.data)
         self._require_short_rows(splits)
-        targets = resolve_targets(tuple(self._linears), spec.lora.targets)
-        layers = {name: self._linears[name] for name in targets}
+        targets = resolve_targets(tuple(self._model.linears), spec.lora.targets)
+        layers = {name: self._model.linears[name] for name in targets}
         inputs = self._inputs(splits)
         if state is not None:
             require_inputs(state, inputs)
@@ -138,19 +123,19 @@ class Engine:
                 rows = first_rows(splits.train.rows)
                 batches = [build_batch(None, [row], self.base.device) for row in rows]
                 directions = observed_directions(
-                    layers, spec.lora.rank, lambda: self._forward(batches)
+                    layers, spec.lora.rank, lambda: self._model.hidden(batches)
                 )
             branches = fresh_branches(spec, layers, directions)
         taken = build_seat(spec, splits, branches, state, passes, inputs)
         for name, branch in branches.items():
-            self._linears[name].branches[seat] = branch
+            self._model.linears[name].branches[seat] = branch
         self._seats[seat] = taken
 
     def leave(self, seat: str) -> None:
         """Free a seat; its adapter is lost without an earlier export or snapshot."""
         left = self._seats.pop(seat)
         for name in left.branches:
-            del self._linears[name].branches[seat]
+            del self._model.linears[name].branches[seat]
         free_pages(left.optimizer)
 
     def step(self, seats: Sequence[str]) -> dict[str, StepResult]:
@@ -217,7 +202,7 @@ class Engine:
             tensors=peft_tensors(weights),
             spec=taken.spec,
             base=self.base.record,
-            targets=short_targets(tuple(self._linears), tuple(taken.branches)),
+            targets=short_targets(tuple(self._model.linears), tuple(taken.branches)),
             facts={
                 "data": record,
                 "steps": taken.step,
@@ -232,29 +217,18 @@ class Engine:
 
     # --------------------------------------------------------------------------- preparation
 
-    def _install(self) -> None:
-        """Replace the base's layers by layers that separate seats."""
-        model = self.base.model
-        head = model.get_output_embeddings()
-        places = {module: name for name, module in model.named_modules()}
-        for name, packed in self._linears.items():
-            model.set_submodule(name, packed)
-        model.set_submodule(places[head], PackedHead(head, self._layout))
-        install_packed_rotary(model, self._layout)
-        install_packed_attention(model, self._layout)
-
     def _require_short_rows(self, splits: Splits) -> None:
-        if self._longest_row is None:
+        if self._model.longest_row is None:
             return
         every = (splits.train, splits.validation, splits.test)
         rows = [row for split in every if split is not None for row in split.rows]
         longest = max(len(row.input_ids) for row in rows)
-        if longest > self._longest_row:
+        if longest > self._model.longest_row:
             raise SpecError(
                 f"data.max_tokens: a row has {longest} tokens; allowed: at most "
-                f"{self._longest_row} with {type(self.base.model).__name__}, because longer rows "
-                "have no positions, or positions that depend on other rows. Set data.max_tokens "
-                f"to {self._longest_row}."
+                f"{self._model.longest_row} with {type(self.base.model).__name__}, because longer "
+                "rows have no positions, or positions that depend on other rows. Set "
+                f"data.max_tokens to {self._model.longest_row}."
             )
 
     def _inputs(self, splits: Splits) -> dict[str, str | None]:
@@ -294,14 +268,13 @@ class Engine:
         """
         totals = [answers[str(batch.block.seat)] for batch in batches]
         losses = [
-            F.cross_entropy(logits.float(), batch.targets, reduction="sum") / total
-            for batch, total, logits in zip(batches, totals, self._forward(batches), strict=True)
+            scored.loss(batch.targets, total, self._gradient_scale(total))
+            for batch, total, scored in zip(
+                batches, totals, self._model.scored(batches), strict=True
+            )
         ]
-        scaled = [
-            loss * self._gradient_scale(total) for loss, total in zip(losses, totals, strict=True)
-        ]
-        torch.stack(scaled).sum().backward()
-        return [loss.item() for loss in losses]
+        torch.stack([scaled for _, scaled in losses]).sum().backward()
+        return [loss.item() for loss, _ in losses]
 
     def _gradient_scale(self, answers: int) -> float:
         """Factor on the loss that keeps float16 gradients of a mean from rounding to zero."""
@@ -319,26 +292,6 @@ class Engine:
             taken.tokens += tokens
             taken.step += 1
         return StepResult(step=taken.step, loss=loss, tokens=taken.tokens, is_finite=is_finite)
-
-    def _forward(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
-        """Logits of each batch: (scored positions, vocabulary)."""
-        self._layout.blocks = tuple(batch.block for batch in batches)
-        starts = [0]
-        for batch in batches:
-            starts.append(starts[-1] + batch.block.tokens)
-        self._layout.scored = torch.cat(
-            [batch.scored + start for batch, start in zip(batches, starts, strict=False)]
-        )
-        positions = [
-            torch.arange(batch.block.length, device=self.base.device).repeat(batch.block.rows)
-            for batch in batches
-        ]
-        output = self.base.model(
-            input_ids=torch.cat([batch.input_ids for batch in batches], dim=1),
-            position_ids=torch.cat(positions).unsqueeze(0),
-            use_cache=False,
-        )
-        return list(output.logits[0].split(self._layout.answer_counts()))
 
     # ---------------------------------------------------------------------------- evaluation
 
@@ -366,10 +319,10 @@ class Engine:
         """The most likely token at the single scored position of each row."""
         found = [0] * len(rows)
         lengths = [len(row.input_ids) for row in rows]
-        for chosen in batches_by_length(lengths, batch_size, self._rope_switch):
+        for chosen in batches_by_length(lengths, batch_size, self._model.rope_switch):
             batch = build_batch(seat, [rows[i] for i in chosen], self.base.device)
-            (logits,) = self._forward([batch])
-            for number, token in zip(chosen, logits.argmax(dim=-1).tolist(), strict=True):
+            (scored,) = self._model.scored([batch])
+            for number, token in zip(chosen, scored.likeliest().tolist(), strict=True):
                 found[number] = token
         return found
 
@@ -380,11 +333,11 @@ class Engine:
         rows = rows_of(splits, name, spec.eval.max_rows)
         lengths = [len(row.input_ids) for row in rows]
         parts = []
-        for chosen in batches_by_length(lengths, spec.eval.batch_size, self._rope_switch):
+        for chosen in batches_by_length(lengths, spec.eval.batch_size, self._model.rope_switch):
             batch = build_batch(seat, [rows[i] for i in chosen], self.base.device)
-            (logits,) = self._forward([batch])
+            (scored,) = self._model.scored([batch])
             is_whole = [not rows[i].is_cut for i in chosen]
-            scores = batch_scores(logits, batch.targets, batch.row_answers, is_whole)
+            scores = row_scores(*scored.score(batch.targets), batch.row_answers, is_whole)
             parts.append((chosen, scores))
         return in_order(parts)
 

@@ -122,19 +122,6 @@ class PackedLinear(nn.Module):
         return shaped
 
 
-class PackedHead(nn.Module):
-    """The output head, applied to the scored positions of each seat separately."""
-
-    def __init__(self, base: nn.Linear, layout: Layout) -> None:
-        super().__init__()
-        self.base, self.layout = base, layout
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `x` (1, tokens, hidden) to logits (1, scored positions, vocabulary)."""
-        scored = x[0, self.layout.scored]
-        return frozen_linear(self.base, scored, self.layout.answer_counts()).unsqueeze(0)
-
-
 def layer_shape(base: FrozenLayer) -> tuple[int, int]:
     """Input features and output features of a frozen linear layer."""
     if isinstance(base, Conv1D):

@@ -38,6 +38,9 @@ class Probe:
 
     Args:
         base: The base as transformers loads it, before any layer is replaced.
+
+    Attributes:
+        batches: The rows.
     """
 
     def __init__(self, base: LoadedBase) -> None:
@@ -46,9 +49,9 @@ class Probe:
         config = base.model.config
         limits = [one for one in (longest_row(base.model), rope_switch(config)) if one is not None]
         blocks = _probe_rows(config.get_text_config().vocab_size, min([*limits, _LONGEST]))
-        self._batches = [build_batch(None, rows, base.device) for rows in blocks]
+        self.batches = [build_batch(None, rows, base.device) for rows in blocks]
         with self._refusing("it cannot be called with token ids alone"), _narrow_windows(base):
-            self._alone = [_plain_logits(base, batch) for batch in self._batches]
+            self._alone = [_plain_logits(base, batch) for batch in self.batches]
             differs = self._looks_ahead(blocks[-1][0])
         if differs:
             raise BaseModelError(
@@ -69,8 +72,10 @@ class Probe:
             install()
 
     @torch.no_grad()
-    def require_apart(self, forward: Callable[[Sequence[Batch]], list[torch.Tensor]]) -> None:
-        """Compare the batches alone with the batches in a pack.
+    def require_apart(
+        self, forward: Callable[[Sequence[Batch]], list[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """Compare the batches alone with the batches in a pack, and give the packed logits.
 
         Args:
             forward: Function that computes each batch's logits at scored positions, in one packed
@@ -80,7 +85,7 @@ class Probe:
             BaseModelError: The base cannot be packed, or its logits differ in a pack.
         """
         with self._refusing("it cannot be called with packed rows"), _narrow_windows(self._base):
-            packed = forward(self._batches)
+            packed = forward(self.batches)
         for alone, other in zip(self._alone, packed, strict=True):
             if self._differ(alone, other):
                 raise BaseModelError(
@@ -88,6 +93,7 @@ class Probe:
                     "tokens by more than exchangeable attention, or counts positions over the "
                     f"whole pack; allowed: {_ALLOWED}"
                 )
+        return packed
 
     @torch.no_grad()
     def _looks_ahead(self, row: EncodedRow) -> bool:

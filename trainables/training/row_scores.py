@@ -59,7 +59,20 @@ def batch_scores(
         is_whole: Whether the answer of each row is complete.
     """
     losses = F.cross_entropy(logits.float(), targets, reduction="none")
-    hits = logits.argmax(dim=-1) == targets
+    return row_scores(losses, logits.argmax(dim=-1) == targets, rows, is_whole)
+
+
+def row_scores(
+    losses: torch.Tensor, hits: torch.Tensor, rows: Sequence[int], is_whole: Sequence[bool]
+) -> RowScores:
+    """Scores of the rows of a batch, from those of their answer tokens.
+
+    Args:
+        losses: (answer tokens of all rows,), negative log-likelihoods in nats.
+        hits: (answer tokens of all rows,), whether each was the most likely token.
+        rows: Number of answer tokens of each row.
+        is_whole: Whether the answer of each row is complete.
+    """
     return RowScores(
         loss_sum=tuple(float(run.double().sum()) for run in losses.split(list(rows))),
         answer_tokens=tuple(rows),

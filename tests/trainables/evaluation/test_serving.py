@@ -55,7 +55,7 @@ def test_trained_gives_the_logits_of_the_engine(train, forms):
     engine = train("nf4").engine
     rows = [EncodedRow(input_ids=row.numpy(), is_answer=(row > row[0]).numpy()) for row in IDS]
     with torch.no_grad():
-        (packed,) = engine._forward([build_batch("seat", rows, engine.base.device)])
+        (packed,) = engine._model.logits([build_batch("seat", rows, engine.base.device)])
     expected = logits_of(forms["trained"])[:, :-1].flatten(0, 1)
     assert torch.allclose(packed.float().cpu(), expected, atol=1e-5)
 

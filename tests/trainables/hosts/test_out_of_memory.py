@@ -27,11 +27,11 @@ class NarrowEngine(Engine):
         self.room = room
         self.refusals = 0
 
-    def _forward(self, batches):
-        if torch.is_grad_enabled() and sum(batch.block.rows for batch in batches) > self.room:
+    def _backward(self, batches, answers):
+        if sum(batch.block.rows for batch in batches) > self.room:
             self.refusals += 1
             raise torch.OutOfMemoryError("no room for activations")
-        return super()._forward(batches)
+        return super()._backward(batches, answers)
 
 
 class OneTrial:

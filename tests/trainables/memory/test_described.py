@@ -35,7 +35,7 @@ def test_a_gguf_file_has_the_sizes_of_the_model_it_becomes(tmp_path, byte_tokeni
     spec = BaseSpec(model=str(base), quantization="nf4", compute_dtype="float32")
     shape = architecture_of(spec)
     engine = build_engine(spec)
-    assert list(shape.named_linears()) == list(engine._linears)
+    assert list(shape.named_linears()) == list(engine._model.linears)
     expected = base_bytes(shape, form_of(spec, automatic=4))
     assert expected == pytest.approx(measured.base_bytes(engine), rel=0.05)
 

@@ -95,7 +95,7 @@ def logits_beside_served(engine: Engine, bundle: Path) -> tuple[torch.Tensor, to
     engine.export("seat", bundle, {})
     model = load_served(bundle, "trained").model
     with torch.no_grad():
-        (ours,) = engine._forward([build_batch("seat", [row], engine.base.device)])
+        (ours,) = engine._model.logits([build_batch("seat", [row], engine.base.device)])
         tokens = torch.from_numpy(ids)[None].to(model.device)
         served = model(input_ids=tokens, use_cache=False).logits[0, :-1]
     return ours, served

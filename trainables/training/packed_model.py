@@ -1,0 +1,123 @@
+"""A base whose layers carry the adapters of many seats, and its passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from trainables.base.layers import linear_layers
+from trainables.base.loading import LoadedBase
+from trainables.packing.attention import install_packed_attention
+from trainables.packing.batches import Batch
+from trainables.packing.head import CHUNK_NUMBERS, PackedHead, Scored, find_finish
+from trainables.packing.kernels import PackedLinear
+from trainables.packing.pack import Layout
+from trainables.packing.rope import install_packed_rotary, longest_row, rope_switch
+from trainables.training.probe import Probe
+
+
+class PackedModel:
+    """The model of a base, whose rows of different seats never meet.
+
+    Args:
+        base: The base; its layers are replaced.
+
+    Attributes:
+        linears: Linear layers by full name; seats add their branches to them.
+        longest_row: Most tokens of a row; `None` without a limit.
+        rope_switch: Length at which rotary frequencies change; `None` if they never do.
+    """
+
+    def __init__(self, base: LoadedBase) -> None:
+        """Raises `BaseModelError` for a base whose rows influence each other in a pack."""
+        self._base = base
+        self._layout = Layout()
+        self.linears = {
+            name: PackedLinear(module, self._layout)
+            for name, module in linear_layers(base.model).items()
+        }
+        self.longest_row = longest_row(base.model)
+        self.rope_switch = rope_switch(base.model.config)
+        probe = Probe(base)
+        self._head = PackedHead(base.model.get_output_embeddings(), self._layout)
+        self._chunk = max(1, CHUNK_NUMBERS // self._head.vocabulary)
+        probe.require_installed(self._install)
+        logits = probe.require_apart(self.logits)
+        # Behind an unknown finish, losses are computed from the logits of whole passes.
+        with torch.no_grad():
+            self._finish = find_finish(
+                base.model.config.get_text_config(),
+                self._head,
+                torch.cat(self.hidden(probe.batches)),
+                torch.cat(logits),
+            )
+
+    def scored(self, batches: Sequence[Batch]) -> list[Scored]:
+        """The scored positions of each batch, behind one pass of all of them.
+
+        Args:
+            batches: At most one batch of each seat.
+        """
+        finish = self._finish
+        if finish is None:
+            states = self.logits(batches)
+            return [
+                Scored(states=one, to_logits=_as_they_are, chunk=self._chunk) for one in states
+            ]
+
+        def to_logits(hidden: torch.Tensor) -> torch.Tensor:
+            return finish(self._head.logits(hidden))
+
+        return [
+            Scored(states=one, to_logits=to_logits, chunk=self._chunk)
+            for one in self.hidden(batches)
+        ]
+
+    def hidden(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """Inputs of the head for each batch: (scored positions, hidden)."""
+        self._head.gives_logits = False
+        try:
+            self._pass(batches)
+        finally:
+            self._head.gives_logits = True
+        return self._head.take_hidden()
+
+    def logits(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """Logits of each batch: (scored positions, vocabulary)."""
+        return list(self._pass(batches)[0].split(self._layout.answer_counts()))
+
+    def _pass(self, batches: Sequence[Batch]) -> torch.Tensor:
+        """What the model gives for all batches, packed: (1, scored positions, width)."""
+        device = self._base.device
+        self._layout.blocks = tuple(batch.block for batch in batches)
+        starts = [0]
+        for batch in batches:
+            starts.append(starts[-1] + batch.block.tokens)
+        self._layout.scored = torch.cat(
+            [batch.scored + start for batch, start in zip(batches, starts, strict=False)]
+        )
+        positions = [
+            torch.arange(batch.block.length, device=device).repeat(batch.block.rows)
+            for batch in batches
+        ]
+        given: torch.Tensor = self._base.model(
+            input_ids=torch.cat([batch.input_ids for batch in batches], dim=1),
+            position_ids=torch.cat(positions).unsqueeze(0),
+            use_cache=False,
+        ).logits
+        return given
+
+    def _install(self) -> None:
+        """Replace the base's layers by layers that separate seats."""
+        model = self._base.model
+        places = {module: name for name, module in model.named_modules()}
+        for name, packed in self.linears.items():
+            model.set_submodule(name, packed)
+        model.set_submodule(places[self._head.base], self._head)
+        install_packed_rotary(model, self._layout)
+        install_packed_attention(model, self._layout)
+
+
+def _as_they_are(logits: torch.Tensor) -> torch.Tensor:
+    return logits
