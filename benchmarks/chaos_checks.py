@@ -209,7 +209,11 @@ def find_differences(traces: Traces, reference: Traces, is_exact: bool = True) -
 
 
 def _finished(traces: Traces) -> dict[str, Any]:
-    """Numbers of the trials that ended with an adapter or were stopped as worse than others."""
+    """Trials of the search that ended with an adapter or as worse than others, and repeats.
+
+    A repeat's number follows those of all suggestions, the fruitless ones included, so repeats are
+    counted.
+    """
     repeats = {
         each.event.trial
         for each in traces.events
@@ -220,7 +224,7 @@ def _finished(traces: Traces) -> dict[str, Any]:
         for each in traces.events
         if isinstance(each.event, TrialEnded) and each.event.outcome in ("completed", "stopped")
     }
-    return {"search": sorted(ended - repeats), "repeats": sorted(ended & repeats)}
+    return {"search": sorted(ended - repeats), "repeats": len(ended & repeats)}
 
 
 def _differ(what: str, found: Mapping[Any, Any], wanted: Mapping[Any, Any]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from trainables.base.loading import LoadedBase, load_base
 from trainables.base.stops import tokens_of
 from trainables.base.targets import resolve_targets, short_targets
 from trainables.errors import SpecError
+from trainables.memory.loss_bytes import LOGITS_PER_CHUNK
 from trainables.packing.batches import Batch, batches_by_length, build_batch, build_passes
 from trainables.packing.lora import peft_tensors
 from trainables.rows.chat_summary import chats_of
@@ -74,15 +75,22 @@ class Engine:
 
     Args:
         base: The base; the engine owns it and replaces its layers.
+        logits_per_chunk: Most logits of a seat that exist at once. A trial whose passes need more
+            has another order of sums.
+
+    Attributes:
+        widest_pass: Most tokens of a training pass so far, padding included.
     """
 
-    def __init__(self, base: LoadedBase) -> None:
+    def __init__(self, base: LoadedBase, logits_per_chunk: int = LOGITS_PER_CHUNK) -> None:
         """Raises `BaseModelError` for a base whose rows influence each other in a pack."""
         self.base = base
         self._tokenizer_digest = tokenizer_digest(base.tokenizer)
         self._seats: dict[str, Seat] = {}
         self._load_splits = functools.lru_cache(maxsize=16)(self._read_splits)
-        self._model = PackedModel(base)
+        self._model = PackedModel(base, logits_per_chunk)
+        self._saves_memory = False
+        self.widest_pass = 0
 
     @property
     def seats(self) -> tuple[str, ...]:
@@ -109,6 +117,7 @@ class Engine:
         """
         if seat in self._seats:
             raise SpecError(f"seat: {seat!r} is taken; allowed: a free name. Leave it first.")
+        self._require_checkpoints(spec)
         splits = self._splits(spec.data)
         self._require_short_rows(splits)
         targets = resolve_targets(tuple(self._model.linears), spec.lora.targets)
@@ -174,6 +183,16 @@ class Engine:
         """Loss, accuracies and `eval.metric` of the bare base on the data of `spec`."""
         return self._measure(None, spec, self._splits(spec.data), split)
 
+    def save_memory(self) -> bool:
+        """Let trials with `gradient_checkpointing: auto` save memory from now on.
+
+        Returns:
+            Whether that is new, and possible with this base.
+        """
+        is_new = self._model.can_checkpoint and not self._saves_memory
+        self._saves_memory = True
+        return is_new
+
     def snapshot(self, seat: str) -> SeatState:
         """Complete checkpoint of a seat, as a copy."""
         return snapshot(self._seats[seat])
@@ -217,6 +236,14 @@ class Engine:
 
     # --------------------------------------------------------------------------- preparation
 
+    def _require_checkpoints(self, spec: TrialSpec) -> None:
+        if spec.optim.gradient_checkpointing is True and not self._model.can_checkpoint:
+            raise SpecError(
+                f"optim.gradient_checkpointing: got true; allowed: auto or false with "
+                f"{type(self.base.model).__name__}, as transformers cannot compute its layers "
+                "again. Use auto."
+            )
+
     def _require_short_rows(self, splits: Splits) -> None:
         if self._model.longest_row is None:
             return
@@ -255,9 +282,22 @@ class Engine:
                 [taken.splits.train.rows[row] for row in rows[start : start + size]],
                 self.base.device,
                 key=(taken.spec.seed, taken.step, start // size),
-                passes=taken.passes,
+                passes=max(taken.passes, self._least_passes(seat, rows[start : start + size])),
             )
         return batches
+
+    def _least_passes(self, seat: str, rows: Sequence[int]) -> int:
+        """Passes that the token limit asks for, for the rows of a micro-batch."""
+        taken = self._seats[seat]
+        most = taken.spec.optim.max_tokens_per_pass
+        if most is None:
+            return 1
+        longest = max(taken.lengths[row] for row in rows)
+        return -(-len(rows) // max(1, most // longest))
+
+    def _is_checkpointed(self, seat: str) -> bool:
+        asked = self._seats[seat].spec.optim.gradient_checkpointing
+        return self._model.can_checkpoint and (self._saves_memory if asked == "auto" else asked)
 
     def _backward(self, batches: Sequence[Batch], answers: Mapping[str, int]) -> list[float]:
         """Add the gradients of a pass; returns the share of each batch in its seat's mean loss.
@@ -267,13 +307,16 @@ class Engine:
             answers: Number of scored positions of the seat's whole step, the divisor of its mean.
         """
         totals = [answers[str(batch.block.seat)] for batch in batches]
+        # It changes no number, so one seat may ask for all.
+        is_checkpointed = any(self._is_checkpointed(str(batch.block.seat)) for batch in batches)
+        found = self._model.scored(batches, is_checkpointed=is_checkpointed)
         losses = [
             scored.loss(batch.targets, total, self._gradient_scale(total))
-            for batch, total, scored in zip(
-                batches, totals, self._model.scored(batches), strict=True
-            )
+            for batch, total, scored in zip(batches, totals, found, strict=True)
         ]
         torch.stack([scaled for _, scaled in losses]).sum().backward()
+        tokens = sum(batch.block.tokens for batch in batches)
+        self.widest_pass = max(self.widest_pass, tokens)
         return [loss.item() for loss, _ in losses]
 
     def _gradient_scale(self, answers: int) -> float:

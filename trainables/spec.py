@@ -39,6 +39,7 @@ Optimizer = Literal[
     "lion_8bit",
     "paged_lion_8bit",
 ]
+Checkpointing = Literal["auto"] | bool
 Schedule = Literal["constant", "linear", "cosine"]
 LoraInit = Literal["kaiming", "gaussian", "orthogonal", "eva"]
 
@@ -206,6 +207,12 @@ class OptimSpec:
         batch_size: Rows per optimizer step.
         micro_batch_size: Rows per forward pass; `None` passes the whole batch at once. In both
             cases the loss is the mean over the answer tokens of the whole batch.
+        max_tokens_per_pass: Most tokens of a forward pass, padding included, but at least one row:
+            longer micro-batches are split into several passes, which changes their result only by
+            the rounding of sums. `None` splits a micro-batch where memory ran out.
+        gradient_checkpointing: Keep only the inputs of decoder layers for the backward pass, and
+            compute the layers again there (arXiv:1604.06174): a third more computation for much
+            less memory, and the same result bit for bit. `auto` does so where memory ran out.
         warmup_steps: Steps over which the learning rate rises linearly from 0.
         weight_decay: Decoupled weight decay (arXiv:1711.05101).
         beta1: AdamW's decay of the mean of gradients; of Lion, the mean's share in the update.
@@ -225,6 +232,8 @@ class OptimSpec:
     warmup_steps: int = 0
     batch_size: int = 8
     micro_batch_size: int | None = None
+    max_tokens_per_pass: int | None = None
+    gradient_checkpointing: Checkpointing = "auto"
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -260,6 +269,21 @@ class OptimSpec:
             micro,
             f"a divisor of optim.batch_size ({self.batch_size})",
             "Use a divisor, or leave it out.",
+        )
+        most = self.max_tokens_per_pass
+        require(
+            most is None or most >= 1,
+            "optim.max_tokens_per_pass",
+            most,
+            ">= 1",
+            "Leave it out for no limit.",
+        )
+        require(
+            self.gradient_checkpointing == "auto" or type(self.gradient_checkpointing) is bool,
+            "optim.gradient_checkpointing",
+            self.gradient_checkpointing,
+            "auto, true or false",
+            "Use auto.",
         )
         require_finite(self.weight_decay, "optim.weight_decay")
         for name in ("beta1", "beta2"):

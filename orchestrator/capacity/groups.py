@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,11 +23,13 @@ class Sized:
     Attributes:
         trial: The configuration.
         forecast: Bytes of a host that trains it alone.
+        least: The same after memory ran out: with layers computed again and single rows in a pass.
         seats: Seats of this size on one device; `None` without a device.
     """
 
     trial: TrialSpec
     forecast: Forecast
+    least: Forecast
     seats: int | None = None
 
     def describe(self) -> str:
@@ -42,6 +45,7 @@ class Sized:
         return {
             "configuration": self.describe(),
             "bytes": {**self.forecast.to_dict(), "total": self.forecast.total},
+            "least_bytes": {**self.least.to_dict(), "total": self.least.total},
             "seats": self.seats,
         }
 
@@ -54,6 +58,7 @@ class GroupMemory:
         base: Their base and form.
         configurations: Configurations that were looked at.
         fitting: How many of them fit; `None` without a device.
+        tight: How many of those fit only where memory is saved.
         sizes: The smallest, the typical (median) and the largest, by these names; empty if the
             memory of this kind of model is unknown.
         refused: Verdict on the largest, if it does not fit.
@@ -65,6 +70,7 @@ class GroupMemory:
     base: BaseSpec
     configurations: int
     fitting: int | None = None
+    tight: int = 0
     sizes: Mapping[str, Sized] = field(default_factory=dict)
     refused: Verdict | None = None
     unknown: str = ""
@@ -82,7 +88,7 @@ class GroupMemory:
         """Whether not even the smallest fits a device that is larger by the stated error."""
         if self.capacity is None or not self.sizes:
             return False
-        return self.sizes["smallest"].forecast.total * (1 - STATED_ERROR) > self.capacity
+        return self.sizes["smallest"].least.total * (1 - STATED_ERROR) > self.capacity
 
     def lines(self, seats: int) -> Iterator[str]:
         """Sentences for the user.
@@ -109,6 +115,12 @@ class GroupMemory:
         )
         if self.refused is not None:
             yield self._refusal()
+        if self.tight:
+            yield (
+                f"{self.tight} of {self.configurations} configurations in {self.name} fit only "
+                "with decoder layers computed again and fewer rows in a pass; that is done by "
+                "itself, changes no result beyond rounding, and is slower."
+            )
 
     def _seats(self, wanted: int) -> str:
         large, typical = self.sizes["largest"].seats, self.sizes["typical"].seats
@@ -138,6 +150,7 @@ class GroupMemory:
             "compute_dtype": self.base.compute_dtype,
             "configurations": self.configurations,
             "fitting": self.fitting,
+            "tight": self.tight,
             **{name: one.to_dict() for name, one in self.sizes.items()},
             "does_not_fit": None
             if refused is None
@@ -163,15 +176,15 @@ def size_group(
         hardware: The device; `None` if it is not known.
         margin: Share by which a forecast may exceed the device before a configuration is refused.
     """
-    found: dict[tuple[object, ...], Forecast | None] = {}
+    found: dict[tuple[object, ...], tuple[Forecast, Forecast] | None] = {}
     sized = []
     for trial in trials:
         key = signature(trial)
         if key not in found:
-            found[key] = _forecast(model, trial)
-        forecast = found[key]
-        if forecast is not None:
-            sized.append(Sized(trial=trial, forecast=forecast))
+            found[key] = _forecasts(model, trial)
+        forecasts = found[key]
+        if forecasts is not None:
+            sized.append(Sized(trial=trial, forecast=forecasts[0], least=forecasts[1]))
     if not sized:
         why = "no adapter fits the base's layers"
         return GroupMemory(base=base, configurations=len(trials), unknown=why)
@@ -179,16 +192,17 @@ def size_group(
     chosen = {"smallest": sized[0], "typical": sized[len(sized) // 2], "largest": sized[-1]}
     if hardware is None:
         return GroupMemory(base=base, configurations=len(trials), sizes=chosen)
-    fitting = sum(one.forecast.total * (1 - margin) <= hardware.memory for one in sized)
+    room = hardware.memory / (1 - margin)
+    fitting = sum(min(one.forecast.total, one.least.total) <= room for one in sized)
     verdict = model.fits(sized[-1].trial, hardware.memory, margin=margin)
     return GroupMemory(
         base=base,
         configurations=len(trials),
         fitting=fitting,
+        tight=fitting - sum(one.forecast.total <= room for one in sized),
         sizes={
-            name: Sized(
-                trial=one.trial,
-                forecast=one.forecast,
+            name: dataclasses.replace(
+                one,
                 seats=model.seats(one.trial, hardware.memory),
             )
             for name, one in chosen.items()
@@ -198,9 +212,9 @@ def size_group(
     )
 
 
-def _forecast(model: MemoryModel, trial: TrialSpec) -> Forecast | None:
+def _forecasts(model: MemoryModel, trial: TrialSpec) -> tuple[Forecast, Forecast] | None:
     try:
-        return model.forecast(trial)
+        return model.forecast(trial), model.least(trial)
     except SpecError:
         return None  # targets that another base of the space has
 

@@ -36,7 +36,13 @@ class Stepped(Protocol):
 
 
 class SeatEngine(Protocol):
-    """The part of `trainables.engine.Engine` that a host drives."""
+    """The part of `trainables.engine.Engine` that a host drives.
+
+    Attributes:
+        widest_pass: Most tokens of a training pass so far.
+    """
+
+    widest_pass: int
 
     def join(self, seat: str, spec: TrialSpec, state: Any = None, passes: int = 1) -> None:
         """Take a seat, fresh or from a state; each micro-batch is split into `passes`."""
@@ -52,6 +58,9 @@ class SeatEngine(Protocol):
 
     def evaluate_base(self, spec: TrialSpec, split: Split) -> dict[str, float]:
         """Metrics `eval_*` of the bare base."""
+
+    def save_memory(self) -> bool:
+        """Use less memory from now on, with the same numbers; gives whether that is new."""
 
     def snapshot(self, seat: str) -> Any:
         """State of a seat to resume from."""

@@ -315,23 +315,26 @@ class HostLoop:
     def _recover(self, pack: Mapping[str, int], failure: Failure) -> None:
         """Find the seats that caused a failed step: repeat the step alone in each seat.
 
-        If a pack exceeds the memory but each seat fits, later packs have half the size. A seat
-        that exceeds the memory alone is tried once more with half of its micro-batch per pass.
+        If a pack exceeds the memory, decoder layers are computed again from then on; if it still
+        does but each seat fits, later packs have half the size. A seat that exceeds the memory
+        alone is tried again with half of the rows per pass, down to one row.
         """
-        if failure.fault == "infeasible" and len(pack) > 1:
+        is_new = failure.fault == "infeasible" and self._engine.save_memory()
+        if failure.fault == "infeasible" and not is_new and len(pack) > 1:
             self._max_pack = len(pack) // 2
         goals = {key: self._seats[key].step + 1 for key in pack}
         for key in pack:
             self._vacate(self._seats[key])
         for key, until in pack.items():
             seat = self._seats[key]
-            blame = failure if len(pack) == 1 else self._redo(seat, goals[key], until)
-            can_halve = seat.passes == 1 and _micro_batch_size(seat.spec) > 1
-            if blame is not None and blame.fault == "infeasible" and can_halve:
-                seat.passes = 2
+            is_known = len(pack) == 1 and not is_new
+            blame = failure if is_known else self._redo(seat, goals[key], until)
+            rows = _micro_batch_size(seat.spec)
+            while blame is not None and blame.fault == "infeasible" and seat.passes < rows:
+                seat.passes = min(2 * seat.passes, rows)
                 blame = self._redo(seat, goals[key], until)
             if blame is not None:
-                self._fail(seat, _with_sizes(seat, blame))
+                self._fail(seat, _with_sizes(seat, blame, self._engine.widest_pass))
 
     def _redo(self, seat: _Seat, goal: int, until: int) -> Failure | None:
         def catch_up() -> None:
@@ -414,14 +417,24 @@ def _lost_state(state_dir: str, step: int) -> StateError:
     )
 
 
-def _with_sizes(seat: _Seat, failure: Failure) -> Failure:
-    """Prefix an out-of-memory message with the number of rows that did not fit."""
+def _with_sizes(seat: _Seat, failure: Failure, fitted: int) -> Failure:
+    """Prefix an out-of-memory message with the rows that did not fit, and what does.
+
+    Args:
+        seat: The trial.
+        failure: Its failure.
+        fitted: Most tokens of a pass that this host has trained; 0 for none.
+    """
     if failure.fault != "infeasible":
         return failure
     rows = _micro_batch_size(seat.spec)
     tried = f"out of memory with {rows} row{'s' if rows > 1 else ''} per pass"
     if seat.passes > 1:
         tried += f", and again with {math.ceil(rows / seat.passes)}"
+    if fitted:
+        tried += (
+            f"; passes of up to {fitted:,} tokens fitted: set data.train_max_tokens below that"
+        )
     return dataclasses.replace(failure, reason=f"{tried} ({failure.reason})")
 
 

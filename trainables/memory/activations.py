@@ -18,6 +18,7 @@ from typing import Literal
 
 from trainables.memory.adapter_bytes import AdapterShape
 from trainables.memory.architecture import Architecture, Linear
+from trainables.memory.loss_bytes import hidden_gradient_bytes
 from trainables.memory.stored_bytes import FLOAT32, Form
 
 Attention = Literal["flash", "math"]
@@ -77,18 +78,18 @@ class Kept:
         layers: Of all decoder layers together.
         largest: Of the layer that keeps most.
         rest: Rotary angles, the last norm and positions of the scored tokens.
-        logits: Log-probabilities of the scored positions.
+        head: Gradient of the scored positions' hidden states, made in the forward.
     """
 
     layers: int
     largest: int
     rest: int
-    logits: int
+    head: int
 
     @property
     def total(self) -> int:
         """All bytes."""
-        return self.layers + self.rest + self.logits
+        return self.layers + self.rest + self.head
 
 
 def kept_bytes(
@@ -122,7 +123,9 @@ def kept_bytes(
         layers=layers,
         largest=max(found),
         rest=_rest(shape, rows, settings, is_live=is_live),
-        logits=_logits(shape, rows, settings) if is_live else 0,
+        head=hidden_gradient_bytes(rows.scored, shape.hidden, settings.form.compute)
+        if is_live
+        else 0,
     )
 
 
@@ -131,12 +134,7 @@ def _rest(shape: Architecture, rows: Rows, settings: PassSettings, *, is_live: b
         return 0
     angles = 2 * shape.ropes * rows.tokens * shape.head_size * settings.form.compute
     norm = norm_bytes(shape, rows.tokens, shape.hidden, settings.form.compute)
-    return angles + norm + 2 * _INT64 * rows.scored
-
-
-def _logits(shape: Architecture, rows: Rows, settings: PassSettings) -> int:
-    capped = settings.form.compute if shape.has_logit_cap else 0
-    return rows.scored * shape.vocabulary * (FLOAT32 + capped)
+    return angles + norm + _INT64 * rows.scored
 
 
 def norm_bytes(shape: Architecture, rows: int, width: int, compute: int) -> int:

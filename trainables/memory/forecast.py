@@ -24,6 +24,7 @@ from trainables.memory.adapter_bytes import (
     optimizer_bytes,
 )
 from trainables.memory.architecture import Architecture
+from trainables.memory.loss_bytes import chunk_bytes, positions_per_chunk
 from trainables.memory.stored_bytes import (
     FLOAT32,
     Form,
@@ -43,8 +44,6 @@ CPU_CONTEXT = 810_000_000
 CUDA_CONTEXT = 1_300_000_000
 """Bytes of CUDA's context and kernels, from transformers' page `model_memory_anatomy`."""
 
-_LOSS_GRADIENTS = 2
-"""Float32 tensors of the size of the logits in the loss's backward, beside the kept one."""
 _NORM_TENSORS = 5
 """Float32 tensors of the residual's size in the backward of a norm."""
 
@@ -74,21 +73,20 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """How the engine trains; the defaults are those of the exact engine.
+    """How the engine trains.
 
     Attributes:
-        gradient_checkpointing: A decoder layer keeps its input alone and is computed again in the
-            backward (arXiv:1604.06174).
         dense: Whether quantized weights are also kept dequantized.
-        max_tokens_per_pass: Most tokens of a seat in one pass, but at least one row; `None` for a
-            whole micro-batch.
-        logits_chunk: Scored positions whose logits exist at once; `None` for all.
+        saves_memory: What the engine does after memory ran out: trials with
+            `gradient_checkpointing: auto` compute layers again in the backward, and a pass has a
+            single row.
+        has_whole_logits: Logits of all scored positions exist at once, as with transformers' own
+            loss; to compare the forecast with figures of other trainers.
     """
 
-    gradient_checkpointing: bool = False
     dense: bool = False
-    max_tokens_per_pass: int | None = None
-    logits_chunk: int | None = None
+    saves_memory: bool = False
+    has_whole_logits: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +118,7 @@ class Forecast:
             one pass in a step, they take the place of activations that are no longer needed.
         optimizer: State of all optimizers.
         activations: Kept for the backward, without logits.
-        logits: Logits with their log-probabilities and gradients.
+        logits: Logits of one chunk with their gradients, and the gradient of hidden states.
         workspace: Passing tensors of the backward beyond the logits.
         evaluation: What the largest batch of an evaluation needs beyond a training pass.
         context: The process itself.
@@ -190,7 +188,7 @@ def forecast_host(
         attention=_attention(shape, form, device),
         pack=(*pack, *pack[:1]) if len(trials) > 1 else (),
         keeps_inputs=device.is_cuda and form.quantization == "int8",
-        has_checkpoints=choices.gradient_checkpointing,
+        has_checkpoints=any(_is_checkpointed(trial, choices) for trial in unlike),
     )
     alike = {
         id(trial): _seat(shape, trial, lengths, settings, choices, device) for trial in unlike
@@ -198,7 +196,7 @@ def forecast_host(
     seats = [alike[id(trial)] for trial in trials]
     activations, logits, workspace = _training(shape, seats, settings, choices)
     passing = activations + logits + workspace
-    evaluation = max(_evaluation(shape, seat, form, choices) for seat in seats)
+    evaluation = max(_evaluation(shape, seat, form) for seat in seats)
     adapters = sum(adapter_bytes(seat.adapter) for seat in seats)
     return Forecast(
         base=base_bytes(shape, form),
@@ -217,9 +215,16 @@ def forecast_host(
 def rows_of_pass(trial: TrialSpec, lengths: RowLengths, choices: Choices) -> Rows:
     """The rows of a trial's largest pass."""
     rows = trial.optim.micro_batch_size or trial.optim.batch_size
-    if choices.max_tokens_per_pass is not None:
-        rows = max(1, min(rows, choices.max_tokens_per_pass // lengths.train))
+    if choices.saves_memory:
+        rows = 1
+    elif trial.optim.max_tokens_per_pass is not None:
+        rows = max(1, min(rows, trial.optim.max_tokens_per_pass // lengths.train))
     return _rows(rows, lengths.train, lengths.train_answers)
+
+
+def _is_checkpointed(trial: TrialSpec, choices: Choices) -> bool:
+    asked = trial.optim.gradient_checkpointing
+    return choices.saves_memory if asked == "auto" else asked is True
 
 
 def _rows(count: int, length: int, answers: int | None) -> Rows:
@@ -263,23 +268,25 @@ def _training(
 ) -> tuple[int, int, int]:
     """Activations, logits and workspace of one pass of all seats."""
     activations = sum(seat.kept.layers + seat.kept.rest for seat in seats)
-    scored = sum(seat.rows.scored for seat in seats)
-    if choices.logits_chunk is None:
-        # The losses of seats go backward one after another.
-        most = max(seat.rows.scored for seat in seats)
-        logits = sum(seat.kept.logits for seat in seats)
-        logits += _LOSS_GRADIENTS * FLOAT32 * most * shape.vocabulary
-    else:
-        # The gradient of the hidden states is made in the forward, chunk by chunk.
-        chunk = min(choices.logits_chunk, scored)
-        logits = chunk * shape.vocabulary * (settings.form.compute + 2 * FLOAT32)
-        logits += scored * shape.hidden * FLOAT32
+    compute = settings.form.compute
+    # The losses of seats are computed one after another, once all layers are.
+    chunk = max(
+        chunk_bytes(
+            seat.rows.scored,
+            shape.vocabulary,
+            compute,
+            has_cap=shape.has_logit_cap,
+            is_whole=choices.has_whole_logits,
+        )
+        for seat in seats
+    )
+    logits = chunk + sum(seat.kept.head for seat in seats)
     tokens = sum(seat.rows.tokens for seat in seats)
     has_magnitude = any(seat.adapter.has_magnitude for seat in seats)
     needed = _workspace(shape, tokens, settings.form, has_magnitude=has_magnitude)
     if settings.has_checkpoints:
         needed += sum(seat.kept.largest for seat in seats)
-    return activations, logits, max(0, needed - logits)
+    return activations, logits, max(0, needed - chunk)
 
 
 def _workspace(shape: Architecture, tokens: int, form: Form, *, has_magnitude: bool) -> int:
@@ -299,10 +306,10 @@ def _expert_width(shape: Architecture) -> int:
     return 0 if experts is None else 2 * experts.chosen * experts.intermediate
 
 
-def _evaluation(shape: Architecture, seat: _SeatShape, form: Form, choices: Choices) -> int:
+def _evaluation(shape: Architecture, seat: _SeatShape, form: Form) -> int:
     """Passing tensors of the largest batch of an evaluation: one layer, then the logits."""
     rows = seat.evaluated
-    scored = min(rows.scored, choices.logits_chunk or rows.scored)
+    scored = min(rows.scored, positions_per_chunk(shape.vocabulary))
     logits = scored * shape.vocabulary * (form.compute + 2 * FLOAT32)
     inner = shape.intermediate if shape.experts is None else _expert_width(shape)
     layer = rows.tokens * (inner * (3 * form.compute + FLOAT32) + 2 * shape.hidden * form.compute)

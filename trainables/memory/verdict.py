@@ -57,6 +57,8 @@ class Verdict:
 
     Attributes:
         fits: Whether it does.
+        is_tight: Whether it fits only with decoder layers computed again and single rows in a
+            pass, as the engine trains after memory ran out.
         needed: Bytes of a host that trains this trial alone.
         capacity: Bytes of the device.
         reason: Why it does not fit; empty if it fits.
@@ -67,6 +69,7 @@ class Verdict:
     fits: bool
     needed: int
     capacity: int
+    is_tight: bool = False
     reason: str = ""
     remedy: str = ""
 
@@ -96,6 +99,15 @@ class MemoryModel:
         lengths = self.limits.of(trial)
         return forecast_host(self.shape, [trial] * seats, lengths, self.device, self.choices)
 
+    def least(self, trial: TrialSpec) -> Forecast:
+        """Bytes of a host that trains a trial alone, after memory ran out.
+
+        Raises:
+            SpecError: A target matches no layer of the base.
+        """
+        choices = dataclasses.replace(self.choices, saves_memory=True)
+        return dataclasses.replace(self, choices=choices).forecast(trial)
+
     def seats(self, trial: TrialSpec, capacity: int) -> int:
         """Most trials of this size that a host holds at once, at most `MOST_SEATS`."""
         one = self.forecast(trial).total
@@ -111,7 +123,7 @@ class MemoryModel:
         return low
 
     def fits(self, trial: TrialSpec, capacity: int, *, margin: float = 0.0) -> Verdict:
-        """Whether a host can train a trial alone.
+        """Whether a host can train a trial alone, with whatever saves memory at the same result.
 
         Args:
             trial: The trial.
@@ -122,15 +134,17 @@ class MemoryModel:
         Raises:
             SpecError: A target matches no layer of the base.
         """
-        forecast = self.forecast(trial)
-        needed = forecast.total
+        needed = self.forecast(trial).total
         if needed * (1 - margin) <= capacity:
             return Verdict(fits=True, needed=needed, capacity=capacity)
+        least = self.least(trial)
+        if least.total * (1 - margin) <= capacity:
+            return Verdict(fits=True, is_tight=True, needed=least.total, capacity=capacity)
         return Verdict(
             fits=False,
-            needed=needed,
+            needed=least.total,
             capacity=capacity,
-            reason=_reason(forecast, capacity),
+            reason=_reason(least, capacity),
             remedy=self._remedy(trial, capacity),
         )
 
@@ -139,7 +153,7 @@ class MemoryModel:
         for change in self._changes(trial):
             try:
                 changed = changed_trial(trial, change)
-                if self.forecast(changed).total <= capacity:
+                if self.least(changed).total <= capacity:
                     return ", ".join(f"{name}: {value}" for name, value in change.items())
             except SpecError:
                 continue  # not valid for this trial or base: no remedy
@@ -147,25 +161,23 @@ class MemoryModel:
 
     def _changes(self, trial: TrialSpec) -> Iterator[dict[str, Any]]:
         """Changes in the order of their effect on the result: none at first."""
-        passes = {"optim.micro_batch_size": 1}
-        rows = trial.optim.micro_batch_size or trial.optim.batch_size
-        evaluated = {"eval.batch_size": max(1, min(trial.eval.batch_size, rows))}
-        sizes = [n for n in range(rows - 1, 0, -1) if trial.optim.batch_size % n == 0]
-        yield from ({"optim.micro_batch_size": size} for size in sizes)
+        again: dict[str, Any] = {"optim.gradient_checkpointing": "auto"}
+        evaluated: dict[str, Any] = {"eval.batch_size": 1}
+        if trial.optim.gradient_checkpointing is False:
+            yield again
         yield evaluated
-        yield from ({"optim.micro_batch_size": n, "eval.batch_size": n} for n in sizes)
-        smallest = {**passes, "eval.batch_size": 1}
+        same = {**again, **evaluated}
         lengths = list(self._shorter(trial))
-        yield from ({**smallest, "data.max_tokens": length} for length in lengths)
+        yield from ({**same, "data.max_tokens": length} for length in lengths)
         if trial.base.quantization != "nf4":
             form = {"base.quantization": "nf4"}
-            yield from (form, {**form, **smallest})
-            yield from ({**form, **smallest, "data.max_tokens": length} for length in lengths)
+            yield from (form, {**form, **same})
+            yield from ({**form, **same, "data.max_tokens": length} for length in lengths)
         if trial.lora.targets != "attention":
-            yield {**smallest, "lora.targets": "attention"}
+            yield {**same, "lora.targets": "attention"}
         for rank in (16, 8, 4):
             if rank < trial.lora.rank:
-                yield {**smallest, "lora.rank": rank}
+                yield {**same, "lora.rank": rank}
 
     def _shorter(self, trial: TrialSpec) -> Iterator[int]:
         length = self.limits.of(trial).train // 2

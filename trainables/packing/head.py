@@ -22,9 +22,6 @@ from torch.nn import functional as F
 from trainables.packing.kernels import FrozenLayer, frozen_linear
 from trainables.packing.pack import Layout
 
-CHUNK_NUMBERS = 2**25
-"""Most logits of a chunk: 128 MiB in float32."""
-
 Finish: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """What a model does to the logits behind its head, number by number."""
 
@@ -166,8 +163,9 @@ class _ChunkedLoss(torch.autograd.Function):
         for part, wanted in zip(states.split(sizes), targets.split(sizes), strict=True):
             own = part.detach().requires_grad_()
             with torch.enable_grad():
-                logits = scored.to_logits(own)
-                share = F.cross_entropy(logits.float(), wanted, reduction="sum") / answers
+                # No name holds the logits: the loss's backward does without them.
+                loss = F.cross_entropy(scored.to_logits(own).float(), wanted, reduction="sum")
+                share = loss / answers
                 grads += torch.autograd.grad(share * scale, own)
             total = total + share.detach()
         ctx.save_for_backward(grads[0] if len(grads) == 1 else torch.cat(grads))

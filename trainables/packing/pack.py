@@ -60,10 +60,12 @@ class Layout:
     Attributes:
         blocks: Blocks in the order of their tokens.
         scored: Positions in the packed sequence whose logits are computed.
+        is_checkpointed: Whether decoder layers are computed again in the backward.
     """
 
     blocks: tuple[Block, ...] = ()
     scored: torch.Tensor | None = None
+    is_checkpointed: bool = False
 
     def token_counts(self) -> list[int]:
         """Number of positions of each block, in order."""

@@ -8,9 +8,11 @@ import torch
 
 from trainables.base.layers import linear_layers
 from trainables.base.loading import LoadedBase
+from trainables.memory.loss_bytes import LOGITS_PER_CHUNK
 from trainables.packing.attention import install_packed_attention
 from trainables.packing.batches import Batch
-from trainables.packing.head import CHUNK_NUMBERS, PackedHead, Scored, find_finish
+from trainables.packing.checkpoints import install_checkpoints
+from trainables.packing.head import Finish, PackedHead, Scored, find_finish
 from trainables.packing.kernels import PackedLinear
 from trainables.packing.pack import Layout
 from trainables.packing.rope import install_packed_rotary, longest_row, rope_switch
@@ -22,14 +24,16 @@ class PackedModel:
 
     Args:
         base: The base; its layers are replaced.
+        logits_per_chunk: Most logits of a seat that exist at once.
 
     Attributes:
         linears: Linear layers by full name; seats add their branches to them.
         longest_row: Most tokens of a row; `None` without a limit.
         rope_switch: Length at which rotary frequencies change; `None` if they never do.
+        can_checkpoint: Whether decoder layers can be computed again in the backward.
     """
 
-    def __init__(self, base: LoadedBase) -> None:
+    def __init__(self, base: LoadedBase, logits_per_chunk: int = LOGITS_PER_CHUNK) -> None:
         """Raises `BaseModelError` for a base whose rows influence each other in a pack."""
         self._base = base
         self._layout = Layout()
@@ -41,24 +45,21 @@ class PackedModel:
         self.rope_switch = rope_switch(base.model.config)
         probe = Probe(base)
         self._head = PackedHead(base.model.get_output_embeddings(), self._layout)
-        self._chunk = max(1, CHUNK_NUMBERS // self._head.vocabulary)
+        self._chunk = max(1, logits_per_chunk // self._head.vocabulary)
         probe.require_installed(self._install)
-        logits = probe.require_apart(self.logits)
-        # Behind an unknown finish, losses are computed from the logits of whole passes.
-        with torch.no_grad():
-            self._finish = find_finish(
-                base.model.config.get_text_config(),
-                self._head,
-                torch.cat(self.hidden(probe.batches)),
-                torch.cat(logits),
-            )
+        self.can_checkpoint = install_checkpoints(base.model, self._layout) > 0
+        probe.require_apart(self.logits)
+        self._finish = self._find_finish(probe.batches)
 
-    def scored(self, batches: Sequence[Batch]) -> list[Scored]:
+    def scored(self, batches: Sequence[Batch], *, is_checkpointed: bool = False) -> list[Scored]:
         """The scored positions of each batch, behind one pass of all of them.
 
         Args:
             batches: At most one batch of each seat.
+            is_checkpointed: Decoder layers keep only their input for the backward, which must come
+                before the next pass.
         """
+        self._layout.is_checkpointed = is_checkpointed
         finish = self._finish
         if finish is None:
             states = self.logits(batches)
@@ -107,6 +108,16 @@ class PackedModel:
             use_cache=False,
         ).logits
         return given
+
+    @torch.no_grad()
+    def _find_finish(self, batches: Sequence[Batch]) -> Finish | None:
+        """What the model does behind its head, if that is known.
+
+        Behind anything else, losses are computed from the logits of whole passes.
+        """
+        logits, hidden = torch.cat(self.logits(batches)), torch.cat(self.hidden(batches))
+        config = self._base.model.config.get_text_config()
+        return find_finish(config, self._head, hidden, logits)
 
     def _install(self) -> None:
         """Replace the base's layers by layers that separate seats."""

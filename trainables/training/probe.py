@@ -72,10 +72,8 @@ class Probe:
             install()
 
     @torch.no_grad()
-    def require_apart(
-        self, forward: Callable[[Sequence[Batch]], list[torch.Tensor]]
-    ) -> list[torch.Tensor]:
-        """Compare the batches alone with the batches in a pack, and give the packed logits.
+    def require_apart(self, forward: Callable[[Sequence[Batch]], list[torch.Tensor]]) -> None:
+        """Compare the batches alone with the batches in a pack.
 
         Args:
             forward: Function that computes each batch's logits at scored positions, in one packed
@@ -93,7 +91,6 @@ class Probe:
                     "tokens by more than exchangeable attention, or counts positions over the "
                     f"whole pack; allowed: {_ALLOWED}"
                 )
-        return packed
 
     @torch.no_grad()
     def _looks_ahead(self, row: EncodedRow) -> bool:

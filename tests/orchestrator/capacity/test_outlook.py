@@ -63,15 +63,34 @@ def test_groups_are_base_forms_with_their_sizes_and_seats(large, tmp_path):
 
 
 def test_what_does_not_fit_is_told_with_the_change_that_would(large, tmp_path):
+    spec, outlook = ahead(
+        large,
+        GPUS["rtx4090"],
+        tmp_path,
+        data=DataSpec(train="owner/rows", max_tokens=4096),
+        optim=OptimSpec(steps=20, batch_size=16, micro_batch_size=1, gradient_checkpointing=False),
+        space={"data.train_max_tokens": {"choice": [256, 4096]}},
+    )
+    (nf4,) = outlook.groups
+    assert (nf4.fitting, nf4.tight, nf4.configurations) == (1, 0, 2)
+    assert nf4.refused.remedy == "optim.gradient_checkpointing: auto"
+    assert any("1 of 2 configurations in nf4+dq do not fit" in line for line in outlook.lines())
+    assert outlook.refuse(build_trial(spec, {"data.train_max_tokens": 4096})).startswith(
+        "memory: it takes"
+    )
+    assert outlook.refuse(build_trial(spec, {"data.train_max_tokens": 256})) == ""
+
+
+def test_what_fits_only_with_memory_saved_is_told_and_not_refused(large, tmp_path):
     spec, outlook = ahead(large, GPUS["rtx4090"], tmp_path)
     nf4, _ = outlook.groups
-    assert (nf4.fitting, nf4.configurations) == (1, 2)
-    assert nf4.refused.remedy.startswith("optim.micro_batch_size")
-    assert any("1 of 2 configurations in nf4+dq do not fit" in line for line in outlook.lines())
-    large_trial = build_trial(spec, {"base.quantization": "nf4", "optim.micro_batch_size": 16})
-    small = build_trial(spec, {"base.quantization": "nf4", "optim.micro_batch_size": 1})
-    assert outlook.refuse(large_trial).startswith("memory: it takes")
-    assert outlook.refuse(small) == ""
+    assert (nf4.fitting, nf4.tight, nf4.configurations) == (2, 1, 2)
+    assert any(
+        line.startswith("1 of 2 configurations in nf4+dq fit only with decoder layers computed")
+        for line in outlook.lines()
+    )
+    largest = build_trial(spec, {"base.quantization": "nf4", "optim.micro_batch_size": 16})
+    assert outlook.refuse(largest) == ""
 
 
 def test_a_base_that_is_larger_than_the_card_is_hopeless(large, tmp_path):
@@ -87,7 +106,7 @@ def test_a_base_that_is_larger_than_the_card_is_hopeless(large, tmp_path):
 
 def test_a_near_miss_is_told_but_not_refused(large, tmp_path):
     _, outlook = ahead(large, GPUS["h100-80"], tmp_path)
-    least = min(group.sizes["smallest"].forecast.total for group in outlook.groups)
+    least = min(group.sizes["smallest"].least.total for group in outlook.groups)
     near = replace(GPUS["h100-80"], memory=round(least * 0.95))
     _, outlook = ahead(large, near, tmp_path)
     assert not outlook.fits
@@ -97,7 +116,7 @@ def test_a_near_miss_is_told_but_not_refused(large, tmp_path):
 def test_a_cpu_refuses_only_what_is_surely_too_large(large, tmp_path):
     hardware = hardware_of_cpu(80 * GB, has_bfloat16=True)
     _, outlook = ahead(large, hardware, tmp_path)
-    least = min(group.sizes["smallest"].forecast.total for group in outlook.groups)
+    least = min(group.sizes["smallest"].least.total for group in outlook.groups)
     _, near = ahead(large, replace(hardware, memory=round(least * 0.95)), tmp_path)
     assert near.fits
     _, far = ahead(large, replace(hardware, memory=round(least * 0.8)), tmp_path)

@@ -226,7 +226,7 @@ def test_reports_nobody_heard_are_said_again_in_order_and_without_training(sweep
         (
             "oom:15",
             "infeasible",
-            "out of memory with 8 rows per pass, and again with 4 "
+            "out of memory with 8 rows per pass, and again with 1 "
             "(MemoryError: no room for activations)",
         ),
         ("raise:15", "failed", "RuntimeError: a broken kernel"),
@@ -254,7 +254,7 @@ def test_a_lone_trial_out_of_memory_trains_on_with_half_its_rows_per_pass(sweep,
 def test_an_odd_micro_batch_is_split_too(sweep):
     sweep.add(0, "oom:15", batch_size=7).run()
     reason = sweep.heard[0][-1].reason
-    assert reason.startswith("out of memory with 7 rows per pass, and again with 4 (MemoryError")
+    assert reason.startswith("out of memory with 7 rows per pass, and again with 1 (MemoryError")
 
 
 def test_a_micro_batch_of_one_row_cannot_be_split(sweep):

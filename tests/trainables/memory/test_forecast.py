@@ -10,6 +10,7 @@ import pytest
 
 from tests.support import measured_bytes as measured
 from tests.support.bases import DENSE, EXPERTS, save_base
+from tests.trainables.memory.test_published import LLAMA_3_8B
 from trainables.base.shape import gguf_path
 from trainables.engine import Engine, build_engine
 from trainables.memory.adapter_bytes import MOMENTS, optimizer_bytes
@@ -190,11 +191,15 @@ def test_a_smaller_micro_batch_keeps_less_and_the_gradients_beside_it(base_of, r
     assert forecast_of(engine, shape, seats).activations > 3 * first.activations
 
 
+def limited(spec: TrialSpec, most: int | None) -> TrialSpec:
+    return replace(spec, optim=replace(spec.optim, max_tokens_per_pass=most))
+
+
 def test_a_token_budget_splits_a_micro_batch_but_no_row():
     spec = trial_on(Path("b"), Path("d"), "nf4", "float32", rank=4, batch_size=8)
     lengths = RowLengths(train=100, evaluation=100)
     sizes = {
-        budget: rows_of_pass(spec, lengths, Choices(max_tokens_per_pass=budget)).count
+        budget: rows_of_pass(limited(spec, budget), lengths, Choices()).count
         for budget in (None, 10_000, 350, 50)
     }
     assert sizes == {None: 8, 10_000: 8, 350: 3, 50: 1}
@@ -205,16 +210,28 @@ def test_checkpointing_keeps_one_residual_of_each_layer(base_of, rows):
     shape = architecture_of(spec.base)
     deep = replace(shape, layers=10)
     lengths = RowLengths(train=400, evaluation=8, train_answers=1)
-    checkpointed = Choices(gradient_checkpointing=True)
+    again = replace(spec, optim=replace(spec.optim, gradient_checkpointing=True))
 
-    def of(one: Architecture, choices: Choices) -> Forecast:
-        return forecast_host(one, [spec], lengths, Device(is_cuda=True), choices)
+    def of(one: Architecture, trial: TrialSpec) -> Forecast:
+        return forecast_host(one, [trial], lengths, Device(is_cuda=True))
 
-    grown = of(deep, checkpointed).activations - of(shape, checkpointed).activations
+    grown = of(deep, again).activations - of(shape, again).activations
     assert grown == 8 * 4 * 400 * shape.hidden * 2
-    assert of(deep, checkpointed).activations < of(deep, Choices()).activations / 8
+    assert of(deep, again).activations < of(deep, spec).activations / 8
     # One layer is computed again: the workspace holds all that it keeps.
-    assert of(deep, checkpointed).workspace > of(deep, Choices()).activations / 11
+    assert of(deep, again).workspace > of(deep, spec).activations / 11
+
+
+@pytest.mark.parametrize(("name", "form", "compute"), PACKS)
+def test_the_peak_with_layers_computed_again_is_forecast_too(base_of, rows, name, form, compute):
+    spec = trial_on(base_of(name), rows["long"], form, compute, rank=4)
+    spec = replace(spec, optim=replace(spec.optim, gradient_checkpointing=True))
+    engine, seats = seated(spec)
+    shape = architecture_of(spec.base)
+    expected = forecast_of(engine, shape, seats)
+    found = measured.measure_pass(engine, list(seats))
+    passing = expected.gradients + expected.activations + expected.logits + expected.workspace
+    assert found.peak * 0.95 <= passing <= found.peak * 1.6
 
 
 def test_choices_cost_what_they_hold(base_of, rows):
@@ -228,7 +245,22 @@ def test_choices_cost_what_they_hold(base_of, rows):
     weights = sum(one.weights for one in shape.named_linears().values())
     assert of(dense=True).dense == 2 * weights
     assert of().dense == 0
-    assert of(logits_chunk=16).logits < of().logits / 5
+    assert of(saves_memory=True).activations < of().activations / 4
+
+
+def test_logits_take_no_more_than_a_chunk():
+    shape = Architecture.from_config(LLAMA_3_8B)
+    spec = trial_on(Path("b"), Path("d"), "nf4", "bfloat16", rank=4, batch_size=8)
+
+    def logits(tokens: int, **choices) -> int:
+        lengths = RowLengths(train=tokens, evaluation=tokens)
+        choice = Choices(**choices)
+        return forecast_host(shape, [spec], lengths, Device(is_cuda=True), choice).logits
+
+    gradient = 8 * 4096 * shape.hidden * 2
+    assert logits(4096) - gradient < 3 * 4 * 2**25
+    assert logits(4096) == pytest.approx(3 * 4 * 2**25 + gradient, rel=0.01)
+    assert logits(4096, has_whole_logits=True) > 20 * logits(4096)
 
 
 @pytest.mark.parametrize("optimizer", MOMENTS)
