@@ -102,11 +102,12 @@ def ray_groups(spec: Manifest) -> dict[str, Manifest]:
 
 
 def templates(items: list[Manifest]) -> list[Template]:
-    """All pod templates: those of Deployments, StatefulSets and Jobs, and those of Ray's kinds."""
+    """All pod templates: those of Deployments, StatefulSets and CronJobs, and those of Ray's kinds."""
     found = []
     for one in items:
-        template = one.get("spec", {}).get("template") if "spec" in one else None
-        if template is not None and "containers" in template.get("spec", {}):
+        spec = one.get("spec", {})
+        template = spec.get("jobTemplate", {}).get("spec", spec).get("template", {})
+        if "containers" in template.get("spec", {}):
             found.append(Template(one["metadata"]["name"], template["metadata"], template["spec"]))
     for owner, spec in ray_specs(items).items():
         for name, group in ray_groups(spec).items():
