@@ -1,4 +1,4 @@
-"""The image: its versions are those of the manifests and of the pins, and its recipe holds no surprise."""
+"""The image: its versions are those of manifests and pins, and its recipe holds no surprise."""
 
 import re
 import subprocess
@@ -36,11 +36,10 @@ def test_tag_ray_version_and_pins_are_equal(overlay):
 
 
 def test_ray_and_mlflow_are_pinned_alike_in_all_extras():
-    wanted = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    wanted = [one for group in groups for one in group]
     for name in ("ray", "mlflow"):
-        versions = {
-            one.partition("==")[2] for one in wanted if re.match(rf"{name}(\[|==)", one)
-        }
+        versions = {one.partition("==")[2] for one in wanted if re.match(rf"{name}(\[|==)", one)}
         assert versions == {PINS[name]}
 
 

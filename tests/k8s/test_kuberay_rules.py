@@ -179,7 +179,9 @@ def test_the_demo_of_the_cluster_is_the_demo_of_the_laptop():
     theirs = yaml.safe_load((k8s.ROOT / "sweeps" / "quickstart.yaml").read_text())
     different = {name for name in ours | theirs if ours.get(name) != theirs.get(name)}
     assert different == {"data", "space", "budget"}
-    places = {name: path.removeprefix("/opt/lorchestra/sweeps/") for name, path in ours["data"].items()}
+    places = {
+        name: path.removeprefix("/opt/lorchestra/sweeps/") for name, path in ours["data"].items()
+    }
     assert places == theirs["data"]
     del ours["space"]["base.quantization"], theirs["space"]["base.quantization"]
     assert ours["space"] == theirs["space"]

@@ -7,9 +7,15 @@ import pytest
 from tests.support import manifests as k8s
 
 HERE = {"kubernetes.io/metadata.name": "lorchestra"}
-OPERATOR = ({"kubernetes.io/metadata.name": "kuberay-system"}, {"app.kubernetes.io/component": "kuberay-operator"})
+OPERATOR = (
+    {"kubernetes.io/metadata.name": "kuberay-system"},
+    {"app.kubernetes.io/component": "kuberay-operator"},
+)
 DNS = ({"kubernetes.io/metadata.name": "kube-system"}, {"k8s-app": "kube-dns"})
-STRANGER = ({"kubernetes.io/metadata.name": "default"}, {"app.kubernetes.io/component": "ray", "lorchestra.io/pool": "head"})
+STRANGER = (
+    {"kubernetes.io/metadata.name": "default"},
+    {"app.kubernetes.io/component": "ray", "lorchestra.io/pool": "head"},
+)
 PROMETHEUS = ({"kubernetes.io/metadata.name": "monitoring"}, {})
 
 
@@ -91,7 +97,8 @@ def test_everything_is_denied_first(overlay):
 def test_what_a_sweep_needs_is_open(overlay):
     for source, target, port in (
         (HEAD, WORKER, 10002), (TRAINER, HEAD, 6379), (WORKER, TRAINER, 34567),
-        (HEAD, MLFLOW, 5000), (MLFLOW, POSTGRES, 5432), (UPGRADE, POSTGRES, 5432), (OPERATOR, HEAD, 8265),
+        (HEAD, MLFLOW, 5000), (MLFLOW, POSTGRES, 5432), (UPGRADE, POSTGRES, 5432),
+        (OPERATOR, HEAD, 8265),
         (PROMETHEUS, TRAINER, 8080), (HEAD, "10.96.0.1", 443), (HEAD, "172.18.0.2", 6443),
     ):  # fmt: skip
         assert allowed(overlay, source, target, port), (source, target, port)
@@ -108,7 +115,8 @@ def test_all_else_is_closed(overlay):
         (MLFLOW, HEAD, 8265), (WORKER, MLFLOW, 5000), (TRAINER, MLFLOW, 5000),
         (HEAD, POSTGRES, 5432), (TRAINER, POSTGRES, 5432),
         (HEAD, "169.254.169.254", 80), (HEAD, "169.254.169.254", 443), (TRAINER, "10.96.0.1", 443),
-        (UPGRADE, MLFLOW, 5000), (HEAD, UPGRADE, 5000), (TRAINER, "203.0.113.7", 80), (POSTGRES, "203.0.113.7", 443),
+        (UPGRADE, MLFLOW, 5000), (HEAD, UPGRADE, 5000), (TRAINER, "203.0.113.7", 80),
+        (POSTGRES, "203.0.113.7", 443),
     ):  # fmt: skip
         assert not allowed(overlay, source, target, port), (source, target, port)
 
@@ -144,7 +152,11 @@ def test_services_reach_ports_of_their_pods(overlay):
     assert {"mlflow", "postgres"} <= set(services)
     for service in services.values():
         assert service["spec"].get("type", "ClusterIP") == "ClusterIP"
-        behind = [one for one in templates if matches({"matchLabels": service["spec"]["selector"]}, one.metadata["labels"])]
+        behind = [
+            one
+            for one in templates
+            if matches({"matchLabels": service["spec"]["selector"]}, one.metadata["labels"])
+        ]
         assert len(behind) == 1
         named = {port["name"] for one in behind[0].spec["containers"] for port in one["ports"]}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= named

@@ -6,20 +6,15 @@ from fractions import Fraction
 import pytest
 
 from tests.support import manifests as k8s
+from tests.support.manifests import asked, quantity
 
 TEMPLATES = [
     pytest.param(overlay, template, id=f"{overlay}-{template.name}")
     for overlay in k8s.ALL
     for template in k8s.templates(k8s.manifests(overlay))
 ]
-UNITS = {"": 1, "m": Fraction(1, 1000), "Mi": 2**20, "Gi": 2**30}
 TOKENS = {"ray-head"}
 """Accounts that call the API server."""
-
-
-def quantity(text):
-    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]*)", str(text)).groups()
-    return Fraction(number) * UNITS[unit]
 
 
 @pytest.mark.parametrize(("overlay", "template"), TEMPLATES)
@@ -105,7 +100,10 @@ def test_rays_folders_are_volumes_and_its_objects_fit_the_shared_memory(spec):
         assert shared["medium"] == "Memory"
         objects = int(group["rayStartParams"]["object-store-memory"])
         assert objects <= quantity(shared["sizeLimit"]) / 2, name
-        assert quantity(shared["sizeLimit"]) <= quantity(container["resources"]["limits"]["memory"]) / 2
+        assert (
+            quantity(shared["sizeLimit"])
+            <= quantity(container["resources"]["limits"]["memory"]) / 2
+        )
 
 
 @pytest.mark.parametrize("spec", RAYS)
@@ -143,14 +141,18 @@ def needed(template):
         if "configMap" in volume:
             yield "ConfigMap", volume["configMap"]["name"], None
     for container in template.containers():
-        for source in container.get("envFrom", ()):
-            for key, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
-                if key in source:
-                    yield kind, source[key]["name"], None
-        for variable in container.get("env", ()):
-            reference = variable.get("valueFrom", {}).get("secretKeyRef")
-            if reference is not None:
-                yield "Secret", reference["name"], reference["key"]
+        yield from needed_by_environment(container)
+
+
+def needed_by_environment(container):
+    for source in container.get("envFrom", ()):
+        for key, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
+            if key in source:
+                yield kind, source[key]["name"], None
+    for variable in container.get("env", ()):
+        reference = variable.get("valueFrom", {}).get("secretKeyRef")
+        if reference is not None:
+            yield "Secret", reference["name"], reference["key"]
 
 
 @pytest.mark.parametrize(("overlay", "template"), TEMPLATES)
@@ -201,20 +203,6 @@ def test_the_role_of_submitters_has_no_secrets_and_no_star(overlay):
 
 
 # -------------------------------------------------------------------------------------- quotas
-
-
-def asked(spec, resource, is_full):
-    """What a sweep asks for at its start, or with all groups at their largest."""
-    head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]["requests"]
-    autoscaler = spec["autoscalerOptions"]["resources"]["requests"]
-    # KubeRay's default for the container that submits, in SidecarMode.
-    submitter = {"cpu": "500m", "memory": "200Mi"}
-    total = sum(quantity(one.get(resource, 0)) for one in (head, autoscaler, submitter))
-    for group in spec["workerGroupSpecs"]:
-        container = group["template"]["spec"]["containers"][0]
-        size = quantity(container["resources"]["requests"].get(resource, 0))
-        total += size * group["maxReplicas" if is_full else "minReplicas"]
-    return total
 
 
 def test_the_queue_has_room_for_two_sweeps_with_their_sidecars():

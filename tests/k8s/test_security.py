@@ -13,13 +13,13 @@ from tests.support import manifests as k8s
 CHECKOV_MISSING = "needs checkov in an environment of its own: make .checkov/bin/checkov"
 EXPLAINED = {
     "CKV_K8S_15": (
-        "imagePullPolicy Always: tags of this project never move, and a registry that is away must not keep a worker "
-        "from starting on a node that has the image.",
+        "imagePullPolicy Always: tags of this project never move, and a registry that is away "
+        "must not keep a worker from starting on a node that has the image.",
         ("",),
     ),
     "CKV_K8S_35": (
-        "secrets as files: boto3, the hub's client, MLflow and PostgreSQL's client read variables; KubeRay gives Ray's "
-        "token as one.",
+        "secrets as files: boto3, MLflow and the clients of the hub and of PostgreSQL read "
+        "variables; KubeRay gives Ray's token as one.",
         ("",),
     ),
     "CKV_K8S_38": (
@@ -28,8 +28,8 @@ EXPLAINED = {
     ),
     "CKV_K8S_40": ("high user ids: 999 is the user of PostgreSQL's image.", ("postgres",)),
     "CKV_K8S_43": (
-        "images by digest: who pushes the image knows its digest and can set it in the overlay (`images: digest`); "
-        "none is made up here.",
+        "images by digest: who pushes the image knows its digest and can set it in the overlay "
+        "(`images: digest`); none is made up here.",
         ("",),
     ),
 }
@@ -47,7 +47,7 @@ def checkov():
 
 
 def plain(overlay):
-    """Manifests with the pod templates of Ray's kinds as Pods: linters do not look into a RayJob."""
+    """Manifests with the pod templates of Ray's kinds as Pods: linters do not look there."""
     items = k8s.manifests(overlay)
     yield from (one for one in items if not one["apiVersion"].startswith(("ray.io", "kueue")))
     for owner, spec in k8s.ray_specs(items).items():
@@ -63,7 +63,7 @@ def plain(overlay):
 
 
 def findings(folder):
-    """What checkov says about the manifests in a folder: checks that passed, and those that did not."""
+    """What checkov says about a folder: the number of checks passed, and those that failed."""
     command = [checkov(), "--directory", folder, "--framework", "kubernetes", "--skip-download"]
     command += ["--quiet", "--compact", "--output", "json"]
     said = subprocess.run(command, capture_output=True, text=True, cwd=folder)

@@ -1,7 +1,7 @@
 """What KubeRay's controllers refuse although its schemas allow it.
 
-From `validation.go` of the operator at v1.7.0, feature gates as they are by default. A refused object stays where it
-is, with an event; nothing starts.
+From `validation.go` of the operator at v1.7.0, feature gates as they are by default. A refused
+object stays where it is, with an event; nothing starts.
 """
 
 from __future__ import annotations
@@ -96,14 +96,18 @@ def _cluster(spec: Manifest) -> Iterator[str]:
             yield from (f"{name}: {one}" for one in _growing(group, version))
         elif name != "head" and not {"minReplicas", "maxReplicas"} <= group.keys():
             yield f"{name}: minReplicas and maxReplicas without autoscaling"
-    for field in _ALPHA_OF_CLUSTERS:
-        if field in spec:
-            yield f"{field}: behind a feature gate that is off"
+    yield from _switched_off(spec)
     auth, ray = spec.get("authOptions", {}), spec.get("rayVersion", "0")
     if auth.get("mode") == "token" and tuple(map(int, ray.split(".")[:2])) < (2, 52):
         yield f"rayVersion: got {ray}; token authentication needs 2.52"
     if "gcsFaultToleranceOptions" not in spec and "RAY_REDIS_ADDRESS" in _variables(groups[0][1]):
         yield "RAY_REDIS_ADDRESS: needs gcsFaultToleranceOptions"
+
+
+def _switched_off(spec: Manifest) -> Iterator[str]:
+    for field in _ALPHA_OF_CLUSTERS:
+        if field in spec:
+            yield f"{field}: behind a feature gate that is off"
 
 
 def _group(group: Manifest) -> Iterator[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,10 @@ SECRETS = {
     "lorchestra-hub": {"token"},
 }
 """Secrets that k8s/secrets makes, with their keys."""
+
+UNITS = {"": Fraction(1), "m": Fraction(1, 1000), "Mi": Fraction(2**20), "Gi": Fraction(2**30)}
+SUBMITTER = {"cpu": "500m", "memory": "200Mi"}
+"""Requests of the container that submits the job in SidecarMode: KubeRay's own."""
 
 Manifest = dict[str, Any]
 
@@ -102,7 +108,7 @@ def ray_groups(spec: Manifest) -> dict[str, Manifest]:
 
 
 def templates(items: list[Manifest]) -> list[Template]:
-    """All pod templates: those of Deployments, StatefulSets and CronJobs, and those of Ray's kinds."""
+    """All pod templates: of Deployments, StatefulSets and CronJobs, and of Ray's kinds."""
     found = []
     for one in items:
         spec = one.get("spec", {})
@@ -115,3 +121,24 @@ def templates(items: list[Manifest]) -> list[Template]:
             where = f"{owner}-{name}"
             found.append(Template(where, template.get("metadata", {}), template["spec"]))
     return found
+
+
+def quantity(text: Any) -> Fraction:
+    """A quantity such as `500m` or `2Gi` as a number."""
+    found = re.fullmatch(r"([\d.]+)([A-Za-z]*)", str(text))
+    assert found is not None, text
+    return Fraction(found[1]) * UNITS[found[2]]
+
+
+def asked(spec: Manifest, resource: str, *, is_full: bool) -> Fraction:
+    """What a sweep and its sidecars ask for, at its start or with all groups at their largest."""
+    head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]["requests"]
+    autoscaler = spec["autoscalerOptions"]["resources"]["requests"]
+    total = sum(
+        (quantity(one.get(resource, 0)) for one in (head, autoscaler, SUBMITTER)), Fraction()
+    )
+    for group in spec["workerGroupSpecs"]:
+        container = group["template"]["spec"]["containers"][0]
+        size = quantity(container["resources"]["requests"].get(resource, 0))
+        total += size * group["maxReplicas" if is_full else "minReplicas"]
+    return total
