@@ -98,7 +98,7 @@ image:
 	@test -n "$(PYTHON_DIGEST)" || { echo "PYTHON_DIGEST: got nothing; allowed: sha256:… of" \
 	  "python:3.11-slim-bookworm. See k8s/README.md, step 2." >&2; exit 2; }
 	docker build --file k8s/image/Dockerfile --target $(TARGET) --build-arg PYTHON_DIGEST=$(PYTHON_DIGEST) \
-	  --build-arg TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) --tag $(IMAGE):$(IMAGE_TAG)-$(TARGET) .
+	  --build-arg PIP_EXTRA_INDEX_URL=$(TORCH_CPU_INDEX) --tag $(IMAGE):$(IMAGE_TAG)-$(TARGET) .
 
 clean:
 	rm -rf $(VENV) .audit .checkov .lock .mypy_cache .ruff_cache .pytest_cache *.egg-info

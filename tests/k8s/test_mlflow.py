@@ -37,7 +37,7 @@ def test_every_name_of_the_service_is_allowed():
     allowed = environment["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
     items = k8s.manifests("gpu")
     (port,) = k8s.of_kind(items, "Service")["mlflow"]["spec"]["ports"]
-    for name in ("mlflow", "mlflow.lorchestra.svc", "mlflow.lorchestra.svc.cluster.local"):
+    for name in ("mlflow", "mlflow.lorchestra.svc"):
         assert f"{name}:{port['port']}" in allowed
     for overlay in (*k8s.SWEEPS, *k8s.RAYS):
         for spec in k8s.ray_specs(k8s.manifests(overlay)).values():
