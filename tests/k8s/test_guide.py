@@ -13,6 +13,7 @@ import yaml
 
 from orchestrator import cli
 from tests.support import manifests as k8s
+from tests.support.kuberay import refusals
 from tests.support.manifests import asked, quantity
 
 GUIDE = (k8s.K8S / "README.md").read_text()
@@ -232,13 +233,41 @@ def test_an_outside_database_takes_the_place_of_the_inner_one(copy_of_k8s):
         kubernetes_validate.validate(item, "1.37", strict=True)
 
 
+def test_a_disk_can_hold_the_sweeps(copy_of_k8s):
+    platform = copy_of_k8s / "overlays" / "gpu" / "kustomization.yaml"
+    sweep = copy_of_k8s / "overlays" / "gpu" / "h100" / "kustomization.yaml"
+    for file, before, component in (
+        (platform, "../../components/quota", "../../components/storage-volume/claim"),
+        (sweep, "../../../components/h100", "../../../components/storage-volume/mounts"),
+    ):
+        text = file.read_text()
+        assert f"  - {before}\n" in text
+        file.write_text(text.replace(f"  - {before}\n", f"  - {before}\n  - {component}\n"))
+    claims = k8s.of_kind(k8s.parse(k8s.build(platform.parent)), "PersistentVolumeClaim")
+    assert claims["sweep-storage"]["spec"]["accessModes"] == ["ReadWriteMany"]
+    (job,) = k8s.of_kind(k8s.parse(k8s.build(sweep.parent)), "RayJob").values()
+    assert refusals(job) == []
+    groups = k8s.ray_groups(job["spec"]["rayClusterSpec"])
+    assert len(groups) == 3
+    for group in groups.values():
+        pod = group["template"]["spec"]
+        mounts = {one["mountPath"]: one["name"] for one in pod["containers"][0]["volumeMounts"]}
+        volumes = {one["name"]: one for one in pod["volumes"]}
+        claim = volumes[mounts["/storage"]]["persistentVolumeClaim"]["claimName"]
+        assert claim == "sweep-storage"
+    assert " /storage " in (k8s.K8S / "image" / "Dockerfile").read_text()
+
+
 def test_every_component_is_used():
     used = {
         (file.parent / one).resolve()
         for file in k8s.K8S.rglob("kustomization.yaml")
         for one in yaml.safe_load(file.read_text()).get("components", ())
     }
-    optional = {k8s.K8S / "components" / "external-postgres"}
+    optional = {
+        k8s.K8S / "components" / name
+        for name in ("external-postgres", "storage-volume/claim", "storage-volume/mounts")
+    }
     folders = {file.parent for file in (k8s.K8S / "components").rglob("kustomization.yaml")}
     assert folders - used == optional
 
