@@ -1,9 +1,11 @@
 """KubeRay's and Kueue's own rules, and the settings on which a sweep's recovery rests."""
 
 import json
+import shlex
 
 import pytest
 import yaml
+from ray.scripts.scripts import drain_node
 
 from orchestrator import SweepSpec
 from tests.support import manifests as k8s
@@ -109,6 +111,20 @@ def test_gpus_start_from_none_and_may_be_spot(overlay):
     assert {"nvidia.com/gpu", "cloud.google.com/gke-spot"} <= keys
     # Only with one CPU per GPU does a host leave no room for proxies on a node that may go.
     assert group["rayStartParams"]["num-cpus"] == "1"
+
+
+def test_a_trainer_that_is_taken_away_tells_ray_first():
+    spec = k8s.ray_groups(ray_of("gpu/l4"))["gpu"]["template"]["spec"]
+    shell, option, script = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert (shell, option) == ("/bin/bash", "-c")
+    tell, _, pause = script.partition(" && ")
+    words = shlex.split(tell)
+    assert words[:1] + words[2:4] == ["timeout", "ray", "drain-node"]
+    given = drain_node.make_context("drain-node", words[4:]).params
+    assert given["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
+    told, waited = int(words[1]), int(pause.removeprefix("sleep "))
+    assert waited <= given["deadline_remaining_seconds"]
+    assert told + waited < spec["terminationGracePeriodSeconds"]
 
 
 def test_each_variant_of_the_gpu_asks_for_its_own_nodes():
