@@ -8,15 +8,22 @@
 # make audit   ask PyPI's advisory database about every version in constraints.txt
 # make test-gpu   the training core on CUDA; needs torch, transformers, peft, accelerate, bitsandbytes
 # make bench-gpu  tokens per second and memory of packs on CUDA, on a random base of 8B's shape; needs the same
+# make image  the container image; k8s/README.md says what it must be given
+# make lint-k8s  the tests of k8s/ with a security linter, which has an environment of its own
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# tests/k8s/test_security.py
+CHECKOV := 3.3.30
+IMAGE ?= lorchestra
+TARGET ?= cpu
+IMAGE_TAG = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)-ray$(shell sed -n 's/^ray==//p' constraints.txt)
 # tests/support/servers.py, tests/support/pages.py, sweeps/data/make_wordnet_classes.py
 SYSTEM := postgresql chromium wordnet-base
 
-.PHONY: demo test fields lint lock audit test-slow test-gpu bench-gpu setup system clean
+.PHONY: demo test fields lint lock audit test-slow test-gpu bench-gpu image lint-k8s setup system clean
 
 setup: $(STAMP)
 
@@ -68,7 +75,7 @@ bench-gpu:
 lock:
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/python -m pip install --quiet --upgrade pip
-	.lock/bin/python -m pip install --quiet '.[test]'
+	.lock/bin/python -m pip install --quiet '.[test,cluster]'
 	{ sed -n '/^#/p' constraints.txt; \
 	  .lock/bin/python -m pip freeze --exclude lorchestra | sed 's/+cpu$$//; s/+cu[0-9]*$$//'; } > .lock/constraints.txt
 	mv .lock/constraints.txt constraints.txt
@@ -82,5 +89,22 @@ audit:
 	  .audit/bin/python -m pip install --quiet --upgrade pip pip-audit; }
 	.audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
+# checkov pins the versions of what this project uses, too.
+.checkov/bin/checkov:
+	test -x .checkov/bin/python || $(PYTHON) -m venv .checkov
+	.checkov/bin/python -m pip install --quiet --upgrade pip
+	.checkov/bin/python -m pip install --quiet checkov==$(CHECKOV)
+
+lint-k8s: $(STAMP) .checkov/bin/checkov
+	$(BIN)/python -m pytest tests/k8s
+
+# TARGET=cuda or cpu; IMAGE names the registry; PYTHON_DIGEST is of the base (docker buildx imagetools inspect
+# python:3.11-slim-bookworm). The tag is that of the manifests: version, Ray's version, target.
+image:
+	@test -n "$(PYTHON_DIGEST)" || { echo "PYTHON_DIGEST: got nothing; allowed: sha256:… of" \
+	  "python:3.11-slim-bookworm. See k8s/README.md, step 2." >&2; exit 2; }
+	docker build --file k8s/image/Dockerfile --target $(TARGET) --build-arg PYTHON_DIGEST=$(PYTHON_DIGEST) \
+	  --build-arg PIP_EXTRA_INDEX_URL=$(TORCH_CPU_INDEX) --tag $(IMAGE):$(IMAGE_TAG)-$(TARGET) .
+
 clean:
-	rm -rf $(VENV) .audit .lock .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) .audit .checkov .lock .mypy_cache .ruff_cache .pytest_cache *.egg-info
