@@ -42,6 +42,7 @@ from trainables.rows.sampling import sample
 from trainables.spec import BaseSpec, DataSpec, TrialSpec
 from trainables.training.bundle import write_bundle
 from trainables.training.eva import first_rows, observed_directions
+from trainables.training.foresight import Foresight, device_memory
 from trainables.training.optim import apply_gradients
 from trainables.training.own_metric import OwnMetric
 from trainables.training.packed_model import PackedModel
@@ -77,18 +78,25 @@ class Engine:
         base: The base; the engine owns it and replaces its layers.
         logits_per_chunk: Most logits of a seat that exist at once. A trial whose passes need more
             has another order of sums.
+        memory: Bytes of the device's memory; when not given, a GPU's, and no limit on a CPU.
 
     Attributes:
         widest_pass: Most tokens of a training pass so far, padding included.
     """
 
-    def __init__(self, base: LoadedBase, logits_per_chunk: int = LOGITS_PER_CHUNK) -> None:
+    def __init__(
+        self,
+        base: LoadedBase,
+        logits_per_chunk: int = LOGITS_PER_CHUNK,
+        memory: int | None = None,
+    ) -> None:
         """Raises `BaseModelError` for a base whose rows influence each other in a pack."""
         self.base = base
         self._tokenizer_digest = tokenizer_digest(base.tokenizer)
         self._seats: dict[str, Seat] = {}
         self._load_splits = functools.lru_cache(maxsize=16)(self._read_splits)
         self._model = PackedModel(base, logits_per_chunk)
+        self._foresight = Foresight(base, memory or device_memory(base.device))
         self._saves_memory = False
         self.widest_pass = 0
 
@@ -139,6 +147,8 @@ class Engine:
         for name, branch in branches.items():
             self._model.linears[name].branches[seat] = branch
         self._seats[seat] = taken
+        if not self._saves_memory and self._foresight.exceeds(self._seats.values()):
+            self.save_memory()
 
     def leave(self, seat: str) -> None:
         """Free a seat; its adapter is lost without an earlier export or snapshot."""

@@ -212,7 +212,8 @@ class OptimSpec:
             the rounding of sums. `None` splits a micro-batch where memory ran out.
         gradient_checkpointing: Keep only the inputs of decoder layers for the backward pass, and
             compute the layers again there (arXiv:1604.06174): a third more computation for much
-            less memory, and the same result bit for bit. `auto` does so where memory ran out.
+            less memory, and the same result bit for bit. `auto` does so where a GPU's memory is
+            forecast not to suffice, and where memory ran out.
         warmup_steps: Steps over which the learning rate rises linearly from 0.
         weight_decay: Decoupled weight decay (arXiv:1711.05101).
         beta1: AdamW's decay of the mean of gradients; of Lion, the mean's share in the update.

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import ray
 from ray._private import ray_constants
 
-from orchestrator.hosts.private_folder import private_folder
+from orchestrator.hosts.private_folder import ending_with_us, private_folder
 
 _DRIVERS_ONLY = "MLFLOW_"
 """Start of the names of variables, credentials among them, that only the driver needs."""
@@ -34,7 +34,11 @@ def embedded_ray(cpus: int) -> Iterator[None]:
     # token file.
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with private_folder() as folder, _on_loopback_only():
+    with (
+        private_folder() as folder,
+        ending_with_us(folder) as take_in,
+        _on_loopback_only(),
+    ):
         try:  # around the start too: an interrupt may leave processes of Ray behind
             ray.init(
                 address="local",
@@ -48,6 +52,7 @@ def embedded_ray(cpus: int) -> Iterator[None]:
                 runtime_env=_without_drivers_secrets(),
                 _temp_dir=str(folder / "r"),
             )
+            take_in()
             yield
         finally:
             ray.shutdown()

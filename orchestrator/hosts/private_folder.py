@@ -2,6 +2,12 @@
 
 Ray makes its own folders writable for everyone, so that users can share a cluster. An embedded Ray
 belongs to one user: its folder lies in one of mode 0700, which is removed at the end.
+
+A driver that is killed ends nothing itself. Most of Ray's processes die with it, but its two
+agents first try for a minute to tell a dead head of it. So a small process of its own notices the
+driver's end by a closed pipe, ends what is left after a few seconds, and removes the folder:
+
+    python -m orchestrator.hosts.private_folder FOLDER    process ids on standard input
 """
 
 from __future__ import annotations
@@ -10,9 +16,12 @@ import logging
 import os
 import platform
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +35,8 @@ _SOCKET = f"/{_PREFIX}12345678/r/session_2000-01-01_00-00-00_000000_4194304/sock
 """The longest path below the folder for temporary files that Ray binds a socket to."""
 _OWNER_FILE = "driver"
 _TRIES, _PAUSE_S = 20, 0.1
+_GRACE_S = 5.0
+"""Time that processes of a dead driver have to end by themselves."""
 _SHORT_FOLDER = Path("/tmp")  # Ray's own default where TMPDIR is not set
 
 
@@ -65,6 +76,81 @@ def private_folder() -> Iterator[Path]:
         yield folder
     finally:
         _remove(folder)
+
+
+@contextmanager
+def ending_with_us(folder: Path) -> Iterator[Callable[[], None]]:
+    """Have processes end within seconds of this one, and the folder removed, however it ends.
+
+    Args:
+        folder: A folder of `private_folder`.
+
+    Yields:
+        Function that takes in the folder's processes, on Linux; to be called when they run.
+    """
+    guard = subprocess.Popen(
+        [sys.executable, "-m", __name__, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C is for the driver
+    )
+    assert guard.stdin is not None
+    pipe = guard.stdin
+
+    def take_in() -> None:
+        known = _processes_of(folder) - {guard.pid}
+        with suppress(OSError):  # the guard was killed: the rest goes on without it
+            pipe.writelines(f"{pid} {_started(pid)}\n".encode() for pid in known)
+            pipe.flush()
+
+    try:
+        yield take_in
+    finally:
+        with suppress(OSError):
+            pipe.close()
+        with suppress(subprocess.TimeoutExpired):
+            guard.wait(_GRACE_S + 2.0)
+
+
+def _guard(folder: Path) -> None:
+    """Wait for the end of the driver, and then of its processes."""
+    watched = [(int(pid), started) for pid, started in (line.split() for line in sys.stdin)]
+    deadline = time.monotonic() + _GRACE_S
+    while any(_started(pid) == started for pid, started in watched):
+        if time.monotonic() > deadline:
+            for pid, started in watched:
+                if _started(pid) == started:
+                    with suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
+            break
+        time.sleep(_PAUSE_S)
+    if _is_left_over(folder):
+        _remove(folder)
+
+
+def _processes_of(folder: Path) -> set[int]:
+    """Processes below this one that name the folder, and all below those; none without `/proc`."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    named = set()
+    for pid in _below({os.getpid()}, parents):
+        with suppress(OSError):
+            if os.fsencode(folder) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                named.add(pid)
+    return named | _below(named, parents)
+
+
+def _below(roots: set[int], parents: Mapping[int, int]) -> set[int]:
+    """All descendants of processes."""
+    found: set[int] = set()
+    fresh = set(roots)
+    while fresh:
+        fresh = {pid for pid, parent in parents.items() if parent in fresh} - found
+        found |= fresh
+    return found
 
 
 def _remove(folder: Path) -> None:
@@ -110,10 +196,11 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str:
-    """Start of a process in clock ticks since boot, from `/proc`; empty if there is none."""
+    """Start of a running process in clock ticks since boot, from `/proc`; empty if none runs."""
     with suppress(OSError):
-        # The name of the program, in parentheses, may hold spaces (proc(5), field 22).
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        # The name of the program, in parentheses, may hold spaces (proc(5), fields 3 and 22).
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state == "Z" else fields[18]
     return ""
 
 
@@ -139,3 +226,7 @@ def _with_room(folder: str, name: str) -> Path:
 
 def _is_short(folder: str) -> bool:
     return len(os.fsencode(folder.rstrip("/"))) + len(_SOCKET) <= _MAX_SOCKET_BYTES
+
+
+if __name__ == "__main__":
+    _guard(Path(sys.argv[1]))

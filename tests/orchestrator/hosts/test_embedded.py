@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 
@@ -35,3 +37,37 @@ def test_an_embedded_ray_is_private_to_its_user():
     assert facts["password"] == ""
     assert facts["driver"] == secrets["MLFLOW_TRACKING_PASSWORD"]
     assert not facts["remains"]
+
+
+@pytest.fixture
+def short_folder():
+    """A folder whose path leaves room for the names of sockets."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.ray
+def test_nothing_of_an_embedded_ray_outlives_a_killed_driver(short_folder):
+    script = (
+        "import time\n"
+        "from orchestrator.hosts.embedded import embedded_ray\n"
+        "with embedded_ray(1):\n"
+        "    print('up', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+    driver = psutil.Popen(
+        [sys.executable, "-c", script],
+        env=kept | {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_TMPDIR": str(short_folder)},
+        stdout=subprocess.PIPE,
+    )
+    assert driver.stdout.readline() == b"up\n"
+    assert next(one.name for one in short_folder.iterdir()).startswith("lo-")
+    family = driver.children(recursive=True)
+    assert len(family) > 4
+    driver.kill()
+    driver.wait()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    driver.stdout.close()
+    assert list(short_folder.iterdir()) == []

@@ -10,7 +10,8 @@ from tests.support.bases import DENSE, EXPERTS, save_base
 from tests.support.measured_bytes import measure_pass
 from tests.support.plain_peft import adapter_of, largest_difference
 from tests.support.tiny import build_byte_tokenizer, build_tiny_llama
-from trainables.engine import build_engine
+from trainables.base.loading import load_base
+from trainables.engine import Engine, build_engine
 from trainables.errors import SpecError
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
@@ -111,6 +112,26 @@ def test_auto_saves_memory_when_it_is_told_to(base_of, tiny_data):
     assert not engine.save_memory()  # not new
     assert measure_pass(engine, ["auto"]).kept < before
     assert measure_pass(engine, ["never"]).kept == before
+
+
+def test_auto_saves_memory_where_the_forecast_exceeds_the_device(base_of, tiny_data):
+    spec = trial_on(base_of("llama"), tiny_data)
+    base = load_base(spec.base)
+    roomy = Engine(base, memory=10**12)
+    roomy.join("seat", spec)
+    assert not roomy._is_checkpointed("seat")
+    assert roomy.save_memory()  # it was not saved yet
+
+    small = Engine(load_base(spec.base), memory=10**6)
+    small.join("auto", spec)
+    small.join("never", with_checkpoints(spec, asked=False))
+    assert small._is_checkpointed("auto")
+    assert not small._is_checkpointed("never")
+    assert not small.save_memory()
+
+    unlimited = Engine(load_base(spec.base))
+    unlimited.join("seat", spec)
+    assert not unlimited._is_checkpointed("seat") or torch.cuda.is_available()
 
 
 def test_layers_are_computed_twice_in_steps_and_once_in_evaluations(base_of, tiny_data):

@@ -24,12 +24,14 @@ from tests.support.bases import (
 )
 from tests.support.gguf_base import save_gguf_base
 from tests.support.plain_peft import adapter_of, largest_difference, train_with_peft
+from trainables.base.loading import load_base
 from trainables.engine import Engine, build_engine
 from trainables.errors import BaseModelError, SpecError
 from trainables.evaluation.serving import load_served
 from trainables.packing.batches import build_batch
 from trainables.rows.data import EncodedRow
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
+from trainables.training.packed_model import PackedModel
 
 STEPS = 3
 
@@ -195,7 +197,7 @@ def test_a_base_whose_rows_would_mix_is_refused_with_the_reason(stored_base, nam
     base = stored_base(architecture, "float32")
     spec = BaseSpec(model=str(base), quantization="none", compute_dtype="float32")
     with pytest.raises(BaseModelError, match=f"(?s)base.model: .*{reason}.*Choose another base"):
-        build_engine(spec)
+        PackedModel(load_base(spec))
 
 
 def test_a_long_neighbour_does_not_change_rotary_frequencies(stored_base, tmp_path):
