@@ -53,6 +53,10 @@ _REFUSED_INITS = {
 }
 """Refused values of PEFT's `init_lora_weights`, each with the reason."""
 
+MEMORY_SETTINGS = ("gradient_checkpointing",)
+"""Settings of `optim` that decide a trial's memory and time, not its result: no digest covers
+them, and they may change when a sweep is continued."""
+
 _MAX_WORD = 60
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
@@ -299,6 +303,11 @@ class OptimSpec:
             "a finite number >= 1",
             "Use 1 to switch it off.",
         )
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide a trial's result: all but `MEMORY_SETTINGS`."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in MEMORY_SETTINGS}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from orchestrator.errors import SweepStorageError
 from orchestrator.journal.history import SweepHistory
 from orchestrator.spec.sweep import RESUMABLE_CHANGES, SweepSpec
 from orchestrator.wording import shorten
+from trainables.spec import MEMORY_SETTINGS
 
 _MAX_DIFFERENCES = 3
 
@@ -27,8 +28,8 @@ def require_same_sweep(spec: SweepSpec, history: SweepHistory, location: str) ->
     """
     if history.sweep_id is None or history.digest == spec.digest:
         return
-    recorded = history.spec or {}
-    written = _as_recorded(spec.to_dict(), recorded, spec)
+    recorded = _deciding(history.spec or {})
+    written = _deciding(_as_recorded(spec.to_dict(), history.spec or {}, spec))
     if history.digest == spec.digest_of(written):
         return
     fixed = written.keys() - set(RESUMABLE_CHANGES)
@@ -40,13 +41,23 @@ def require_same_sweep(spec: SweepSpec, history: SweepHistory, location: str) ->
             "the files of the start, because earlier and later trials could not be "
             "compared. Restore the files, or choose another --storage, or another name."
         )
-    allowed = ", ".join(RESUMABLE_CHANGES)
+    allowed = ", ".join((*RESUMABLE_CHANGES, *(f"optim.{name}" for name in MEMORY_SETTINGS)))
     differences = _differences(recorded, {name: written[name] for name in fixed})
     raise SweepStorageError(
         f"{location}: holds sweep {history.sweep_id} of another spec "
         f"({differences}); allowed: the spec it was started with, in which only {allowed} may "
         "change. Choose another --storage, or another name."
     )
+
+
+def _deciding(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a spec without the settings of `optim` that decide memory alone."""
+    optim = {
+        name: value
+        for name, value in values.get("optim", {}).items()
+        if name not in MEMORY_SETTINGS
+    }
+    return {**values, "optim": optim}
 
 
 def _as_recorded(

@@ -23,7 +23,7 @@ from orchestrator.wording import remedy_for_path
 from trainables.claims import similar_path
 from trainables.files.sources import call_reader, digest_files, files_of, is_local, names_path
 from trainables.functions import load_function, names_function, source_digest, split_name
-from trainables.spec import BaseSpec, DataSpec
+from trainables.spec import MEMORY_SETTINGS, BaseSpec, DataSpec
 from trainables.whole import replace_file
 
 SPLITS = ("train", "validation", "test")
@@ -287,9 +287,15 @@ def content_digest(source: str | None) -> str | None:
     return digest_files(files)
 
 
-def with_content_digests(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A sweep's values, with digests of its data files and functions in place of their names."""
-    changed = {section: dict(values[section]) for section in ("data", "eval", "exits")}
+def deciding_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A sweep's values that decide results.
+
+    Digests of its data files and functions stand in place of their names; settings that decide
+    memory alone are left out.
+    """
+    changed = {section: dict(values[section]) for section in ("data", "eval", "exits", "optim")}
+    for name in MEMORY_SETTINGS:
+        changed["optim"].pop(name, None)
     for split in SPLITS:
         if split in changed["data"]:
             changed["data"][split] = content_digest(changed["data"][split])

@@ -12,7 +12,15 @@ from orchestrator.errors import SweepSpecError
 from orchestrator.spec.complaint import require, unknown
 from trainables.base.stored import StoredForm, settle_form, stored_form
 from trainables.errors import BaseModelError, SpecError
-from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
+from trainables.spec import (
+    MEMORY_SETTINGS,
+    BaseSpec,
+    DataSpec,
+    EvalSpec,
+    LoraSpec,
+    OptimSpec,
+    TrialSpec,
+)
 
 ALPHA_PER_RANK = "lora.alpha_per_rank"
 """A knob that is not a setting: `lora.alpha` is `lora.rank` multiplied by its value."""
@@ -27,6 +35,8 @@ _SECTIONS = {
     "eval": EvalSpec,
 }
 _COMPARABLE = "results are comparable only on the same data with the same evaluation"
+_MEMORY = tuple(f"optim.{name}" for name in MEMORY_SETTINGS)
+_NO_RESULT = "it decides memory and time, not a result"
 _HORIZON = "trials are compared at equal steps of one horizon"
 
 SETTINGS: dict[str, Any] = {
@@ -41,6 +51,8 @@ def why_fixed(name: str) -> str:
     """Reason to refuse a setting in a space; empty for an allowed setting."""
     if name == "optim.steps":
         return _HORIZON
+    if name in _MEMORY:
+        return _NO_RESULT
     # data.train_max_tokens cuts training rows only: evaluations stay comparable.
     is_measured = name.startswith(("data.", "eval.")) or name in ("data", "eval")
     return _COMPARABLE if is_measured and name != "data.train_max_tokens" else ""

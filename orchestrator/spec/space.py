@@ -371,8 +371,13 @@ def describe(trial: TrialSpec) -> dict[str, Any]:
     """Hyperparameters of a trial by readable names, for tables and tracking."""
     names = {"base.model": "base", "base.revision": "revision"}
     flat: dict[str, Any] = {}
-    for section in ("base", "lora", "optim"):
-        for field_, value in dataclasses.asdict(getattr(trial, section)).items():
+    sections = {
+        "base": dataclasses.asdict(trial.base),
+        "lora": dataclasses.asdict(trial.lora),
+        "optim": trial.optim.deciding(),
+    }
+    for section, settings in sections.items():
+        for field_, value in settings.items():
             name = f"{section}.{field_}"
             short = field_ if section == "base" else name
             flat[names.get(name, short)] = "+".join(value) if isinstance(value, tuple) else value

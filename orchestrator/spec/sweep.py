@@ -29,6 +29,7 @@ from orchestrator.spec.finals_sections import (
 )
 from orchestrator.spec.inputs import (
     SPLITS,
+    deciding_values,
     locate_base,
     locate_choices,
     locate_data,
@@ -36,7 +37,6 @@ from orchestrator.spec.inputs import (
     locate_rules,
     save_function,
     save_rows,
-    with_content_digests,
     with_located_sources,
     without_files,
 )
@@ -205,15 +205,16 @@ class SweepSpec:
     def digest(self) -> str:
         """Hex SHA-256 of all settings that decide trials and their comparison.
 
-        A sweep can be resumed only with the same digest. `RESUMABLE_CHANGES` are left out. Data
-        files and functions count by content: moving a file keeps the digest, changing it does not.
+        A sweep can be resumed only with the same digest. `RESUMABLE_CHANGES` are left out, and so
+        are the settings of `optim` that decide memory alone. Data files and functions count by
+        content: moving a file keeps the digest, changing it does not.
         """
         return self.digest_of(self.to_dict())
 
     def digest_of(self, values: Mapping[str, Any]) -> str:
         """`digest`, of this sweep's values without fields that another version does not know."""
         kept = {name: one for name, one in values.items() if name not in RESUMABLE_CHANGES}
-        kept = with_content_digests(kept)
+        kept = deciding_values(kept)
         text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -33,7 +33,7 @@ from trainables.hosts.storage import (
     remove_folder,
     writing_folder,
 )
-from trainables.spec import TrialSpec
+from trainables.spec import MEMORY_SETTINGS, TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,8 @@ _PLACES = {
     "eval": ("metric",),
 }
 """Settings that name a place; what lies there is compared by digest, as a place may move."""
+
+_LEFT_OUT = {**_PLACES, "optim": MEMORY_SETTINGS}
 
 Metrics = Mapping[str, float]
 
@@ -252,14 +254,14 @@ def _require_same_trial(folder: Path, spec: TrialSpec, state_dir: str) -> None:
 
 
 def _settings(spec: TrialSpec) -> dict[str, Any]:
-    """Settings by dotted name, without those that name a place."""
+    """Settings by dotted name that decide the trial."""
     values = json.loads(json.dumps(spec.to_dict(), default=str))  # rows in memory, in tests
     return {
         f"{section}.{name}": value
         for section, settings in {**values, "trial": {"seed": values["seed"]}}.items()
         if isinstance(settings, dict)
         for name, value in settings.items()
-        if name not in _PLACES.get(section, ())
+        if name not in _LEFT_OUT.get(section, ())
     }
 
 

@@ -33,9 +33,9 @@ from trainables.contract import (
     identity_digest,
     manifest_flaw,
 )
-from trainables.errors import BundleError
+from trainables.errors import BundleError, SpecError
 from trainables.packing.lora import leaf_tensors
-from trainables.spec import LoraSpec, TrialSpec
+from trainables.spec import LoraSpec, OptimSpec, TrialSpec
 from trainables.training.state import SeatState
 from trainables.whole import new_folder
 
@@ -73,7 +73,7 @@ def write_bundle(
             "targets": sorted(targets),
             "scaling": spec.lora.scaling,
         },
-        "optim": dataclasses.asdict(spec.optim),
+        "optim": spec.optim.deciding(),
         "seed": spec.seed,
         **facts,
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -154,7 +154,7 @@ def load_bundle(folder: Path, spec: TrialSpec) -> tuple[SeatState, dict[str, flo
         BundleError: The bundle is damaged, or of another trial.
     """
     manifest = read_manifest(folder)
-    if (manifest["seed"], manifest["optim"]) != (spec.seed, dataclasses.asdict(spec.optim)):
+    if (manifest["seed"], _settings(manifest["optim"])) != (spec.seed, spec.optim.deciding()):
         raise BundleError(f"{folder}: the adapter is of another trial; export it again")
     data = manifest["data"]
     state = SeatState(
@@ -201,3 +201,11 @@ def _plain(value: object) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value)
     raise TypeError(f"adapter_config: {value!r} is no JSON value")
+
+
+def _settings(optim: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Deciding settings of a manifest; those that its version did not know have their defaults."""
+    try:
+        return OptimSpec(**optim).deciding()
+    except (TypeError, SpecError):  # of a version that knows more
+        return None

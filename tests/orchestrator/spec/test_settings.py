@@ -13,7 +13,14 @@ from orchestrator.spec.settings import (
     require_knob,
     without_rows,
 )
-from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec
+from trainables.spec import (
+    MEMORY_SETTINGS,
+    BaseSpec,
+    DataSpec,
+    EvalSpec,
+    LoraSpec,
+    OptimSpec,
+)
 
 FIXED = FixedSettings(
     base=BaseSpec(model="owner/name"),
@@ -25,8 +32,9 @@ FIXED = FixedSettings(
 )
 
 
-def test_every_setting_of_the_adapter_and_the_optimizer_is_a_knob_but_the_horizon() -> None:
-    assert SETTINGS.keys() - KNOBS.keys() == {"optim.steps"} | {
+def test_every_setting_that_changes_an_adapter_is_a_knob_but_the_horizon() -> None:
+    memory = {f"optim.{name}" for name in MEMORY_SETTINGS}
+    assert SETTINGS.keys() - KNOBS.keys() == {"optim.steps"} | memory | {
         name
         for name in SETTINGS
         if name.startswith(("data.", "eval.")) and name != "data.train_max_tokens"
@@ -41,7 +49,17 @@ def test_one_calculates_with_numbers_only() -> None:
     assert not {"lora.rslora", "lora.targets", "base.model", "data.train"} & set(NUMBERS)
 
 
-@pytest.mark.parametrize("name", ["data", "eval", "data.train", "data.max_tokens", "optim.steps"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data",
+        "eval",
+        "data.train",
+        "data.max_tokens",
+        "optim.steps",
+        "optim.gradient_checkpointing",
+    ],
+)
 def test_setting_that_must_be_alike_says_why(name: str) -> None:
     with pytest.raises(SweepSpecError, match=rf"^space\.{name}: cannot be searched, as .*outside"):
         require_knob(name)

@@ -157,6 +157,13 @@ def test_files_that_moved_do_not_change_the_trial(tmp_path):
         assert found.step == 20
 
 
+def test_settings_of_memory_do_not_change_the_trial(tmp_path):
+    save_progress(str(tmp_path), 20, [{"step": 20}], save_weight(1))
+    thrifty = replace(SPEC, optim=replace(SPEC.optim, gradient_checkpointing=True))
+    with find_progress(str(tmp_path), thrifty) as found:
+        assert found.step == 20
+
+
 def test_a_state_without_a_seal_is_not_adopted(tmp_path):
     (tmp_path / "step-00000040").mkdir()
     (tmp_path / "step-00000040" / "state.json").write_text("1")

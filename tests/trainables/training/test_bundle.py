@@ -15,7 +15,7 @@ from trainables.engine import Engine, build_engine
 from trainables.errors import BundleError
 from trainables.rows.data import load_splits
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
-from trainables.training.bundle import read_manifest
+from trainables.training.bundle import load_bundle, read_manifest
 
 
 @pytest.fixture
@@ -132,6 +132,18 @@ def test_the_same_training_gives_the_same_bytes(engine, spec, bundle, tmp_path):
     assert manifest["digest"] == read_manifest(bundle)["digest"]
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (bundle / name).read_bytes()
+
+
+def test_settings_of_memory_are_no_part_of_the_adapter(spec, bundle, tmp_path):
+    thrifty = replace(spec, optim=replace(spec.optim, gradient_checkpointing=True))
+    again = build_engine(spec.base)
+    again.join("seat", thrifty)
+    for _ in range(4):
+        again.step(["seat"])
+    manifest = again.export("seat", tmp_path / "again", {"eval_loss": 1.5})
+    assert manifest["digest"] == read_manifest(bundle)["digest"]
+    state, _ = load_bundle(bundle, thrifty)
+    assert state.step == 4
 
 
 def test_weights_are_float32_under_names_peft_knows(bundle):
