@@ -109,8 +109,8 @@ def _complete_batch(
         [[0] * pad + [1] * (longest - pad) for pad in padding], device=model.device
     )
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    # A slice of the hidden states (`logits_to_keep=1`) is not contiguous: torch would copy the head
-    # once for each row, 32 times 57 MB for SmolLM2-135M. An index gives a contiguous tensor.
+    # With `logits_to_keep=1`, torch copies the weights of the head once for each row, because a
+    # slice of the hidden states is not contiguous. An index makes a contiguous tensor.
     last = torch.tensor([longest - 1], device=model.device)
     written: list[torch.Tensor] = []
     is_ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from orchestrator.preflight.machine import existing_parent, free_memory, look_at_machine
+from orchestrator.preflight.machine import existing_parent, look_at_machine
+from trainables.base.memory import free_memory
 
 GIB = 2**30
 
