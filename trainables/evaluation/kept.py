@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,6 +51,19 @@ logger = logging.getLogger(__name__)
 
 _ROOM = 2
 """Copies are made only if free memory holds them this many times."""
+
+
+_Copy = tuple[nn.Parameter, torch.Tensor, torch.Tensor]
+"""A parameter, its storage, and a copy of its content."""
+
+
+def has_room(size: int) -> bool:
+    """Whether main memory has room for copies of this many bytes."""
+    try:
+        return free_memory() >= _ROOM * size
+    except (OSError, LookupError, ValueError) as error:  # no Linux
+        logger.debug("the free memory is not known: %s", error)
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +118,21 @@ class KeptBases:
 
     Args:
         device: Device of the models.
+        has_room: Whether main memory has room for copies of so many bytes. Without room, nothing
+            is copied, and bases are loaded anew after weights were merged into them.
 
     Attributes:
         loads: Number of bases loaded so far.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, has_room: Callable[[int], bool] = has_room) -> None:
+        self._has_room = has_room
         self.loads = 0
         self._device = device
         self._kept: _Kept | None = None
+        # A base that is not kept any more can be in memory until it is collected.
+        self._is_in_memory = False
+        self._digest = ""
         self._merged_layers: dict[str, dict[str, QuantizedLayer]] = {}
         self._other_layers: dict[tuple[object, ...], dict[str, QuantizedLayer]] = {}
 
@@ -154,15 +173,17 @@ class KeptBases:
             with self._served(order, form, later) as served:
                 yield served
         except BaseException:
-            self.drop()
+            self._kept = None
             raise
 
     def drop(self) -> None:
-        """Release the base, so that the next order loads one anew."""
+        """Release the base and its memory, so that the next order loads one anew."""
         self._kept = None
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self._is_in_memory:
+            self._is_in_memory = False
+            gc.collect()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _served(
         self, order: _Order, form: ServingForm, later: Collection[str]
@@ -180,6 +201,7 @@ class KeptBases:
         """The form as `load_served` loads it; nothing is kept."""
         self.drop()
         self.loads += 1
+        self._is_in_memory = True
         yield load_served(
             order.bundle, form, base_model=order.base_model, device=str(self._device)
         )
@@ -197,7 +219,7 @@ class KeptBases:
         kept = self._base(order.plain, order.source)
         model, _ = attach(kept.model, order.bundle)
         layers = _tuned_layers(kept.model)
-        copies = _copies(layers.values())
+        copies = self._copies(layers.values())
         merged = model.merge_and_unload().eval()
         spare = sum(copy.nbytes for _, _, copy in copies or () if copy.device == self._device)
         yield _serve(order, "merged", merged, kept, spare_bytes=spare)
@@ -208,14 +230,14 @@ class KeptBases:
                 # The form `requantized` will fail by itself, or not.
                 logger.warning("merged weights could not be quantized in advance: %s", error)
         if copies is None:
-            self.drop()
+            self._kept = None
             return
         _restore(copies)
         self._keep_if_untouched()
 
     @contextmanager
     def _requantized(self, order: _Order) -> Iterator[Served]:
-        if order.digest not in self._merged_layers:
+        if order.digest not in self._merged_layers and self._can_exchange(order):
             with self._merged(order, ("requantized",)):
                 pass
         layers = self._merged_layers.pop(order.digest, None)
@@ -227,6 +249,7 @@ class KeptBases:
         whole = {**self._other_layers[_key(order.spec, order.source)], **layers}
         own = {name for name, one in kept.model.named_modules() if isinstance(one, Linear4bit)}
         if own != set(whole):
+            del kept
             with self._fresh(order, "requantized") as served:
                 yield served
             return
@@ -238,8 +261,13 @@ class KeptBases:
         key = _key(spec, source)
         if self._kept is None or self._kept.key != key:
             self.drop()
+            if source.digest != self._digest:
+                self._digest = source.digest
+                self._merged_layers.clear()
+                self._other_layers.clear()
             base = load_base(spec, self._device)
             self.loads += 1
+            self._is_in_memory = True
             self._kept = _Kept(
                 key=key,
                 base=base,
@@ -248,17 +276,31 @@ class KeptBases:
             )
         return self._kept
 
+    def _can_exchange(self, order: _Order) -> bool:
+        """Whether single layers can be quantized, and main memory has room for them."""
+        weight_size = getattr(torch, order.spec.compute_dtype).itemsize
+        size = order.manifest["base"]["parameters"] * weight_size
+        return _is_4bit(order.spec) and self._has_room(size)
+
+    def _copies(self, layers: Iterable[nn.Module]) -> list[_Copy] | None:
+        """Copies of the layers' weights in main memory; `None` if it is short."""
+        parameters = [one for layer in layers for one in layer.parameters()]
+        if not self._has_room(sum(one.nbytes for one in parameters)):
+            return None
+        return [(one, one.data, one.data.detach().to("cpu", copy=True)) for one in parameters]
+
     def _keep_if_untouched(self) -> None:
         if self._kept is not None and not self._kept.is_untouched():
             logger.debug("the base is loaded anew: its structure changed")
-            self.drop()
+            self._kept = None
 
     def _quantize(self, order: _Order, merged: Any, layers: Mapping[str, nn.Module]) -> None:
         """Quantize merged layers; leave it to `load_served` where layers are of another kind."""
+        if not self._can_exchange(order):
+            return
         names = quantized_names(stored_form(order.spec, order.source))
         is_usual = all(isinstance(one, (nn.Linear, Conv1D)) for one in layers.values())
-        weights = sum(merged.get_submodule(name).weight.nbytes for name in names)
-        if not names or not is_usual or not set(layers) <= names or not _has_room(weights):
+        if not is_usual or not set(layers) <= names:
             return
         record = order.manifest["base"]
         others = self._other_layers.setdefault(_key(order.spec, order.source), {})
@@ -289,15 +331,18 @@ def _serve(
 
 def _key(spec: BaseSpec, source: BaseSource) -> tuple[object, ...]:
     """Identity of a loaded base: its files, stored form and compute type."""
-    is_4bit = spec.quantization in ("nf4", "fp4")
     return (
         source.digest,
         source.folder,
         source.gguf_file,
         spec.quantization,
-        spec.double_quant and is_4bit,
+        spec.double_quant and _is_4bit(spec),
         spec.compute_dtype,
     )
+
+
+def _is_4bit(spec: BaseSpec) -> bool:
+    return spec.quantization in ("nf4", "fp4")
 
 
 def _structure(model: Any, *, is_copy: bool = False) -> dict[str, Any]:
@@ -337,28 +382,7 @@ def _tuned_layers(model: Any) -> dict[str, nn.Module]:
     }
 
 
-_Copy = tuple[nn.Parameter, torch.Tensor, torch.Tensor]
-"""A parameter, its storage, and a copy of its content."""
-
-
-def _copies(layers: Iterable[nn.Module]) -> list[_Copy] | None:
-    """Copies of the layers' weights in main memory; `None` if it is short."""
-    parameters = [one for layer in layers for one in layer.parameters()]
-    if not _has_room(sum(one.nbytes for one in parameters)):
-        return None
-    return [(one, one.data, one.data.detach().to("cpu", copy=True)) for one in parameters]
-
-
 def _restore(copies: Sequence[_Copy]) -> None:
     for parameter, storage, copy in copies:
         storage.copy_(copy)
         parameter.data = storage
-
-
-def _has_room(size: int) -> bool:
-    """Whether main memory has room for copies of this many bytes."""
-    try:
-        return free_memory() >= _ROOM * size
-    except (OSError, LookupError, ValueError) as error:  # no Linux
-        logger.debug("the free memory is not known: %s", error)
-        return False

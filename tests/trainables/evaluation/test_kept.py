@@ -17,9 +17,10 @@ from trainables.engine import build_engine
 from trainables.evaluation.evaluate import BundleEvaluator, evaluate_served
 from trainables.evaluation.kept import KeptBases
 from trainables.evaluation.rows import evaluation_rows
-from trainables.evaluation.serving import forms_of, load_served
+from trainables.evaluation.serving import forms_of, load_served, load_served_tokenizer
 from trainables.evaluation_spec import EvaluationSpec
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
+from trainables.training.bundle import read_manifest
 
 ROWS = tuple({"prompt": f"{letter * (2 + place)} ->", "completion": f" {letter}x"}
              for place, letter in enumerate("abcdefghij"))  # fmt: skip
@@ -221,3 +222,25 @@ def test_other_rows_are_encoded_anew(adapters):
     assert (
         evaluator.evaluate(bundle, "trained", ROWS, replace(HOW, max_rows=2))["data"]["rows"] == 2
     )
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_without_room_for_copies_bases_are_loaded_anew(adapters, has_room):
+    first, second = adapters("llama", "nf4")
+    bases = KeptBases(torch.device("cpu"), has_room=lambda size: has_room)
+    rows = evaluation_rows(*manifest_and_tokenizer(first), ROWS, HOW)
+    loads = []
+    for form in ("merged", "requantized"):
+        for bundle in (first, second):
+            with bases.serve(bundle, form, later=SERVING_FORMS) as served:
+                found = without_times(evaluate_served(served, rows, HOW))
+                assert (served.spare_bytes > 0) == (has_room and form == "merged")
+            del served
+            assert found == evaluated_fresh(bundle, form)
+            loads.append(bases.loads)
+    assert loads == ([1, 1, 2, 2] if has_room else [1, 2, 3, 4])
+
+
+def manifest_and_tokenizer(bundle):
+    manifest = read_manifest(bundle)
+    return manifest, load_served_tokenizer(manifest)
