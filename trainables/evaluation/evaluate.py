@@ -1,6 +1,6 @@
 """Evaluate an adapter in its serving forms, row by row, and build the evaluation document.
 
-    bundle --load_served--> Served --evaluate_served--> evaluation document, one for each form
+    bundle --KeptBases.serve--> Served --evaluate_served--> evaluation document, one for each form
 
 The document (`lorchestra.evaluation/1`) holds one column for each measured quantity, with one
 entry for each row, and the measures over the columns; `trainables.evaluation.measures` defines
