@@ -3,20 +3,6 @@
 from pathlib import Path
 
 from orchestrator.preflight.machine import existing_parent, look_at_machine
-from trainables.base.memory import free_memory
-
-GIB = 2**30
-
-
-def test_free_memory_is_that_of_the_container_where_it_is_less(tmp_path):
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 99 kB\nMemAvailable:   8388608 kB\nHugePages: 0\n")
-    assert free_memory(meminfo, tmp_path) == 8 * GIB
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text(f"{GIB}\n")
-    assert free_memory(meminfo, tmp_path) == 8 * GIB
-    (tmp_path / "memory.max").write_text(f"{3 * GIB}\n")
-    assert free_memory(meminfo, tmp_path) == 2 * GIB
 
 
 def test_gpus_are_those_of_the_driver_that_are_not_hidden(tmp_path, monkeypatch):
