@@ -100,6 +100,7 @@ COVERED_BY = {
     "trainables.files.messages": "tests/trainables/chat/test_turns.py",
     "trainables.base.stops": "tests/trainables/rows/test_chat_summary.py",
     "trainables.chat.templates": "tests/trainables/chat/test_turns.py",
+    "trainables.evaluation.requantized": "tests/trainables/evaluation/test_kept.py",
 }
 """Modules without a test file of their own name, and the one that tests them: directly, or through
 the module that uses them."""

@@ -1,6 +1,6 @@
 """Evaluate an adapter in its serving forms, row by row, and build the evaluation document.
 
-    bundle --load_served--> Served --evaluate_served--> evaluation document, one for each form
+    bundle --KeptBases.serve--> Served --evaluate_served--> evaluation document, one for each form
 
 The document (`lorchestra.evaluation/1`) holds one column for each measured quantity, with one
 entry for each row, and the measures over the columns; `trainables.evaluation.measures` defines
@@ -9,12 +9,13 @@ the formulas.
 
 from __future__ import annotations
 
-import gc
+import hashlib
 import importlib.metadata
 import logging
 import math
+import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from trainables.evaluation.answers import (
     metric_digests,
 )
 from trainables.evaluation.generation import Ending, complete, end_tokens
+from trainables.evaluation.kept import KeptBases
 from trainables.evaluation.measures import measured
 from trainables.evaluation.rows import EvaluationRows, RowSource, decode, evaluation_rows
-from trainables.evaluation.serving import Served, load_served, load_served_tokenizer, require_form
+from trainables.evaluation.serving import Served, load_served_tokenizer, require_form
 from trainables.evaluation_spec import EvaluationSpec
 from trainables.packing.batches import batches_by_length
 from trainables.packing.rope import rope_switch
@@ -72,19 +74,97 @@ def evaluate_bundle(
         DataError: The rows cannot be used.
     """
     manifest = read_manifest(bundle)
-    checked = [require_form(manifest, form) for form in forms]
-    load_metrics(how.metrics)
-    rows = evaluation_rows(manifest, load_served_tokenizer(manifest, base_model), source, how)
-    place = default_device() if device is None else torch.device(device)
-    documents = []
-    for form in checked:
-        _free_memory(place)
-        served = load_served(bundle, form, base_model=base_model, device=str(place))
-        documents.append(evaluate_served(served, rows, how))
-        # Free the model before loading the next: memory may suffice for only one.
-        del served
-    _free_memory(place)
+    for form in forms:
+        require_form(manifest, form)
+    evaluator = BundleEvaluator(device)
+    documents = [
+        evaluator.evaluate(
+            bundle, form, source, how, base_model=base_model, later=forms[position + 1 :]
+        )
+        for position, form in enumerate(forms)
+    ]
+    evaluator.close()
     return documents
+
+
+class BundleEvaluator:
+    """Evaluates bundles in serving forms, one after another.
+
+    The base stays loaded from one evaluation to the next with the same base, and rows are encoded
+    once. So orders of one base should follow one another.
+
+    Args:
+        device: Such as `cuda:0`; by default the first CUDA device, else the CPU.
+    """
+
+    def __init__(self, device: str | None = None) -> None:
+        self._device = default_device() if device is None else torch.device(device)
+        self._bases = KeptBases(self._device)
+        self._rows: dict[bytes, EvaluationRows] = {}
+
+    @property
+    def loads(self) -> int:
+        """Number of bases loaded so far."""
+        return self._bases.loads
+
+    def evaluate(
+        self,
+        bundle: Path,
+        form: str,
+        source: RowSource,
+        how: EvaluationSpec,
+        *,
+        base_model: str | None = None,
+        later: Collection[str] = (),
+    ) -> dict[str, Any]:
+        """Evaluation document of a bundle in a serving form.
+
+        Impossible requests are refused before a model is loaded.
+
+        Args:
+            bundle: Folder of the bundle.
+            form: Serving form.
+            source: The rows to evaluate on; files are read once.
+            how: Settings of the evaluation.
+            base_model: Location of the base, where it differs from the manifest's.
+            later: Forms in which the bundle will be evaluated later.
+
+        Raises:
+            BundleError: A file of the bundle differs from the manifest.
+            BaseModelError: The base cannot be found or loaded, or is not the training base.
+            SpecError: A form or metric does not exist.
+            DataError: The rows cannot be used.
+        """
+        manifest = read_manifest(bundle)
+        checked = require_form(manifest, form)
+        load_metrics(how.metrics)
+        rows = self._encoded(manifest, base_model, source, how)
+        _reset_peak_memory(self._device)
+        with self._bases.serve(bundle, checked, base_model=base_model, later=later) as served:
+            return evaluate_served(served, rows, how)
+
+    def close(self) -> None:
+        """Release the kept base."""
+        self._bases.drop()
+
+    def _encoded(
+        self,
+        manifest: Mapping[str, Any],
+        base_model: str | None,
+        source: RowSource,
+        how: EvaluationSpec,
+    ) -> EvaluationRows:
+        base = manifest["base"]
+        key = hashlib.sha256(
+            pickle.dumps(
+                (base["digest"], base_model or base["model"], manifest["data"], source, how)
+            )
+        ).digest()
+        if key not in self._rows:
+            tokenizer = load_served_tokenizer(manifest, base_model)
+            # One set of rows is enough: adapters of a sweep share it.
+            self._rows = {key: evaluation_rows(manifest, tokenizer, source, how)}
+        return self._rows[key]
 
 
 def evaluate_served(served: Served, rows: EvaluationRows, how: EvaluationSpec) -> dict[str, Any]:
@@ -93,8 +173,8 @@ def evaluate_served(served: Served, rows: EvaluationRows, how: EvaluationSpec) -
     A loss that is not finite is `null` in its column, and so are the measures over it. `seconds`
     covers reading and writing tokens, without loading; `tokens_per_s` counts the tokens of the
     rows, and with generation also the tokens of prompts and completions, without padding.
-    `peak_memory_gib` is the peak since `evaluate_bundle` began to load, where the system can reset
-    the peak, else since the process began.
+    `peak_memory_gib` is the peak since this evaluation began, where the system can reset the peak,
+    else since the process began; `served.spare_bytes` do not count.
 
     Raises:
         SpecError: A metric cannot be found or returned an impossible value; or a completion could
@@ -131,7 +211,7 @@ def evaluate_served(served: Served, rows: EvaluationRows, how: EvaluationSpec) -
         "seconds": seconds,
         "rows_per_s": len(rows.rows) / seconds,
         "tokens_per_s": tokens / seconds,
-        "peak_memory_gib": peak_memory_gib(served.device),
+        "peak_memory_gib": peak_memory_gib(served.device) - served.spare_bytes / 2**30,
         "model_bytes": served.model_bytes,
         "adapter_bytes": served.adapter_bytes,
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -199,11 +279,9 @@ def _completions(served: Served, rows: EvaluationRows, how: EvaluationSpec) -> l
     return complete(served.model, [row.prompt for row in rows.rows], ending, how.batch_size)
 
 
-def _free_memory(device: torch.device) -> None:
-    """Release the memory of an earlier model, and reset the peak of memory use."""
-    gc.collect()
+def _reset_peak_memory(device: torch.device) -> None:
+    """Let the peak of memory use begin at the present value."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:

@@ -109,6 +109,9 @@ def _complete_batch(
         [[0] * pad + [1] * (longest - pad) for pad in padding], device=model.device
     )
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    # With `logits_to_keep=1`, torch copies the weights of the head once for each row, because a
+    # slice of the hidden states is not contiguous. An index makes a contiguous tensor.
+    last = torch.tensor([longest - 1], device=model.device)
     written: list[torch.Tensor] = []
     is_ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
     cache = None
@@ -119,13 +122,14 @@ def _complete_batch(
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last,
         )
         ids, cache = output.logits[:, -1:].argmax(dim=-1), output.past_key_values
         written.append(ids)
         is_ended |= torch.isin(ids[:, 0], ends)
         if len(written) == ending.max_new_tokens or bool(is_ended.all()):
             break
+        last = torch.zeros_like(last)
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         positions = positions[:, -1:] + 1
     rows = torch.cat(written, dim=1).tolist()

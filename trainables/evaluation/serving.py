@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trainables.base.loading import default_device, load_base, load_tokenizer
 from trainables.base.origin import BaseSource, locate
 from trainables.contract import SAME_UNQUANTIZED, SERVING_FORMS, TRAINED, ServingForm
 from trainables.errors import BaseModelError, SpecError
+from trainables.evaluation.requantized import requantize
 from trainables.spec import BaseSpec
 from trainables.training.bundle import read_manifest
 
@@ -44,6 +44,8 @@ class Served:
         model_bytes: Bytes of the model's weights as loaded, without the adapter's: packed 4-bit
             weights with their scaling constants; shared weights count once.
         adapter_bytes: Bytes of the separate adapter weights; 0 once merged.
+        spare_bytes: Bytes beside the model that serving it does not need: copies of weights from
+            which a kept base is restored.
     """
 
     model: Any
@@ -52,6 +54,7 @@ class Served:
     manifest: Mapping[str, Any]
     model_bytes: int
     adapter_bytes: int
+    spare_bytes: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -111,27 +114,28 @@ def load_served(
     manifest = read_manifest(bundle)
     require_form(manifest, form)
     place = default_device() if device is None else torch.device(device)
-    spec = _base_spec(manifest, base_model)
-    _recorded_source(spec, manifest)
+    spec = recorded_base(manifest, base_model)
+    recorded_source(spec, manifest)
     base = load_base(spec if form == "trained" else replace(spec, quantization="none"), place)
-    model_bytes = _weight_bytes(base.model.state_dict())
-    with warnings.catch_warnings():
-        # PEFT warns about each Conv1D layer of GPT-2 and then corrects the setting itself.
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False but the target module")
-        model = PeftModel.from_pretrained(base.model, str(bundle)).eval()
-    adapter_bytes = _weight_bytes(get_peft_model_state_dict(model))
+    model_bytes = weight_bytes(base.model)
+    model, adapter_bytes = attach(base.model, bundle)
     tokenizer = base.tokenizer
     del base
     if form in ("merged", "requantized"):
         model, adapter_bytes = model.merge_and_unload().eval(), 0
     if form == "requantized":
         with tempfile.TemporaryDirectory(prefix="lorchestra-") as work:
-            model.save_pretrained(Path(work) / "merged")
+            plain, stored = Path(work) / "merged", Path(work) / "requantized"
+            model.save_pretrained(plain)
             # Free it first: two unquantized models would set the peak of memory use.
             del model
             gc.collect()
-            model = _requantized(Path(work), manifest["base"], tokenizer, place)
-        model_bytes = _weight_bytes(model.state_dict())
+            requantize(plain, stored, manifest["base"], tokenizer, place)
+            form_of_it = BaseSpec(
+                model=str(stored), quantization=spec.quantization, compute_dtype=spec.compute_dtype
+            )
+            model = load_base(form_of_it, place).model
+        model_bytes = weight_bytes(model)
     return Served(
         model=model,
         tokenizer=tokenizer,
@@ -142,16 +146,26 @@ def load_served(
     )
 
 
+def attach(model: Any, bundle: Path) -> tuple[PeftModel, int]:
+    """The base with the adapter of a bundle beside it, in eval mode, and the adapter's bytes."""
+    with warnings.catch_warnings():
+        # PEFT warns about each Conv1D layer of GPT-2 and then corrects the setting itself.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False but the target module")
+        attached = PeftModel.from_pretrained(model, str(bundle)).eval()
+    return attached, _tensor_bytes(get_peft_model_state_dict(attached))
+
+
 def load_served_tokenizer(manifest: Mapping[str, Any], base_model: str | None = None) -> Any:
     """The tokenizer that `load_served` would load, without the base's weights.
 
     Raises:
         BaseModelError: The base cannot be found, has no tokenizer, or is not the training base.
     """
-    return load_tokenizer(_recorded_source(_base_spec(manifest, base_model), manifest))
+    return load_tokenizer(recorded_source(recorded_base(manifest, base_model), manifest))
 
 
-def _base_spec(manifest: Mapping[str, Any], base_model: str | None) -> BaseSpec:
+def recorded_base(manifest: Mapping[str, Any], base_model: str | None) -> BaseSpec:
+    """The base of a manifest in its stored form, at `base_model` if it lies elsewhere."""
     record = manifest["base"]
     return BaseSpec(
         model=base_model or record["model"],
@@ -162,8 +176,12 @@ def _base_spec(manifest: Mapping[str, Any], base_model: str | None) -> BaseSpec:
     )
 
 
-def _recorded_source(spec: BaseSpec, manifest: Mapping[str, Any]) -> BaseSource:
-    """Location of the base that the adapter was trained on."""
+def recorded_source(spec: BaseSpec, manifest: Mapping[str, Any]) -> BaseSource:
+    """Location of the base that the adapter was trained on.
+
+    Raises:
+        BaseModelError: The base cannot be found, or is not the training base.
+    """
     record, source = manifest["base"], locate(spec)
     if source.digest != record["digest"]:
         raise BaseModelError(
@@ -175,33 +193,15 @@ def _recorded_source(spec: BaseSpec, manifest: Mapping[str, Any]) -> BaseSource:
     return source
 
 
-def _requantized(
-    work: Path, record: Mapping[str, Any], tokenizer: Any, device: torch.device
-) -> Any:
-    """The model in `work`/merged, quantized as a base's record describes."""
-    merged, stored = work / "merged", work / "requantized"
-    config = {**record["quantization_config"], "bnb_4bit_compute_dtype": "float32"}
-    config.pop("quant_method", None)
-    quantized = AutoModelForCausalLM.from_pretrained(
-        merged,
-        dtype="auto",
-        device_map={"": device},
-        local_files_only=True,
-        quantization_config=BitsAndBytesConfig(**config),
-    )
-    quantized.save_pretrained(stored)
-    tokenizer.save_pretrained(stored)
-    del quantized
-    gc.collect()
-    spec = BaseSpec(
-        model=str(stored),
-        quantization=record["quantization"],
-        compute_dtype=record["compute_dtype"],
-    )
-    return load_base(spec, device).model
+def weight_bytes(model: Any) -> int:
+    """Bytes of a model's weights: packed 4-bit weights with their scaling constants.
+
+    Shared weights count once.
+    """
+    return _tensor_bytes(model.state_dict())
 
 
-def _weight_bytes(tensors: Mapping[str, Any]) -> int:
+def _tensor_bytes(tensors: Mapping[str, Any]) -> int:
     sizes = {
         tensor.data_ptr(): tensor.nbytes
         for name, tensor in tensors.items()

@@ -1,8 +1,10 @@
 """Workers evaluate real adapters in serving forms; a failure affects one form only."""
 
+import json
 import os
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,13 @@ from orchestrator.hosts.evaluators import (
     EvaluationOrder,
     FormResult,
     evaluate_adapters,
+    ordered_work,
     read_files,
+    take_next,
 )
+from trainables.contract import SERVING_FORMS
 from trainables.evaluation.evaluate import evaluate_bundle
+from trainables.evaluation.serving import forms_of
 from trainables.evaluation_spec import EvaluationSpec
 
 pytestmark = pytest.mark.ray
@@ -49,6 +55,60 @@ def test_a_worker_finds_what_is_found_without_ray(results: Any, real_bundle: Pat
     assert found.error == ""
     assert found.document["examples"] == alone["examples"]
     assert found.document["adapter"] == alone["adapter"]
+
+
+def order_of(base: dict[str, Any] | None, *forms: str) -> EvaluationOrder:
+    files = {} if base is None else {"manifest.json": json.dumps({"base": base}).encode()}
+    return EvaluationOrder(files=files, forms=forms, source=ROWS, how=EvaluationSpec())
+
+
+def base_record(quantization: str, digest: str = "sha256:1") -> dict[str, Any]:
+    return {
+        "digest": digest,
+        "compute_dtype": "float32",
+        "quantization": quantization,
+        "double_quant": True,
+    }
+
+
+def test_work_is_ordered_by_base_then_form_then_adapter() -> None:
+    orders = {
+        "a": order_of(base_record("nf4"), *SERVING_FORMS),
+        "other": order_of(base_record("nf4", "sha256:2"), "trained", "merged"),
+        "b": order_of(base_record("fp4"), *SERVING_FORMS),
+        "c": order_of(base_record("nf4"), *reversed(SERVING_FORMS)),
+        "plain": order_of(base_record("none"), "trained", "merged"),
+        "no manifest": order_of(None, "trained"),
+    }
+    found = [f"{one.form} {one.key}" for one in ordered_work(orders)]
+    assert found == [
+        "trained b", "trained a", "trained c", "trained plain",
+        "unquantized a", "unquantized b", "unquantized c",
+        "merged a", "merged b", "merged c", "merged plain",
+        "requantized b", "requantized a", "requantized c",
+        "trained other", "merged other",
+        "trained no manifest",
+    ]  # fmt: skip
+
+
+def test_a_base_is_loaded_once_in_this_order() -> None:
+    orders = {
+        name: order_of(base_record(kind), *forms_of({"quantization": kind}))
+        for name, kind in (("a", "nf4"), ("b", "none"), ("c", "nf4"), ("d", "fp4"))
+    }
+    loaded = [base for base, _ in groupby(one.base for one in ordered_work(orders))]
+    assert len(loaded) == len(set(loaded)) == 5  # nf4, fp4, none, and two to requantize
+
+
+def test_a_worker_gets_work_for_its_base_first() -> None:
+    orders = {name: order_of(base_record(name), "trained") for name in ("fp4", "nf4")}
+    orders["again"] = order_of(base_record("nf4"), "trained")
+    waiting = ordered_work(orders)
+    assert [one.key for one in waiting] == ["fp4", "nf4", "again"]
+    nf4 = waiting.pop(1)
+    assert take_next(waiting, nf4).key == "again"
+    assert take_next(waiting, nf4).key == "fp4"
+    assert waiting == []
 
 
 def test_a_form_that_fails_costs_no_other(results: Any) -> None:

@@ -83,3 +83,16 @@ def test_a_completion_beyond_the_bases_positions_is_refused():
     assert complete(model, prompts, Ending(tokens=(), max_new_tokens=12), 1)[1]
     with pytest.raises(SpecError, match=r"got 13 behind a prompt of 500 tokens; .* at most 512"):
         complete(model, prompts, Ending(tokens=(), max_new_tokens=13), 1)
+
+
+def test_the_head_reads_hidden_states_that_need_no_copy(model):
+    seen = []
+    handle = model.lm_head.register_forward_pre_hook(
+        lambda module, args: seen.append((tuple(args[0].shape), args[0].is_contiguous()))
+    )
+    try:
+        complete(model, PROMPTS, Ending(tokens=(), max_new_tokens=3), 9)
+    finally:
+        handle.remove()
+    # Otherwise torch copies the head's weights once for each row of the batch.
+    assert seen == [((9, 1, model.config.hidden_size), True)] * 3
