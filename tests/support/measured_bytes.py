@@ -71,7 +71,7 @@ class MeasuredPass:
     peak: int
 
 
-class _LiveTensors(TorchDispatchMode):
+class LiveTensors(TorchDispatchMode):
     """Adds up storages from their first use as a result until they are freed."""
 
     def __init__(self, static: Iterable[int]) -> None:
@@ -129,7 +129,7 @@ def measure_pass(engine: Engine, seats: list[str]) -> MeasuredPass:
         engine._backward(first, answers)
     for seat in seats:
         engine._seats[seat].optimizer.zero_grad(set_to_none=True)
-    with _LiveTensors(static) as live:
+    with LiveTensors(static) as live:
         engine._backward(first, answers)
     for seat in seats:
         engine._seats[seat].optimizer.zero_grad(set_to_none=True)
