@@ -249,8 +249,8 @@ def decode_events(
 
 def _unreadable(path: Path, error: OSError) -> SweepStorageError:
     return SweepStorageError(
-        f"{path}: cannot be read ({error.strerror}); allowed: a sweep's folder that you may read. "
-        "Correct its permissions, or choose another folder."
+        f"{path}: cannot be read ({error.strerror}); allowed: a folder that a sweep may write to. "
+        "Choose another folder, or correct its permissions."
     )
 
 

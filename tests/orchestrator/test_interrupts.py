@@ -26,6 +26,9 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @pytest.fixture(autouse=True)
 def handlers():
     before = {number: signal.getsignal(number) for number in NUMBERS}
+    for number in NUMBERS:  # whoever runs the tests may ignore one, as nohup does
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     interrupt_on()
     for number, handler in before.items():
