@@ -193,6 +193,11 @@ class LoraSpec:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
+def deciding_optim(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of an `OptimSpec` of any version, without `MEMORY_SETTINGS`."""
+    return {name: value for name, value in values.items() if name not in MEMORY_SETTINGS}
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimSpec:
     """Optimizer, its schedule and the horizon of a trial.
@@ -306,8 +311,7 @@ class OptimSpec:
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide a trial's result: all but `MEMORY_SETTINGS`."""
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in MEMORY_SETTINGS}
+        return deciding_optim(dataclasses.asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

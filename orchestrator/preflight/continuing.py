@@ -10,7 +10,7 @@ from orchestrator.errors import SweepStorageError
 from orchestrator.journal.history import SweepHistory
 from orchestrator.spec.sweep import RESUMABLE_CHANGES, SweepSpec
 from orchestrator.wording import shorten
-from trainables.spec import MEMORY_SETTINGS
+from trainables.spec import MEMORY_SETTINGS, deciding_optim
 
 _MAX_DIFFERENCES = 3
 
@@ -52,12 +52,7 @@ def require_same_sweep(spec: SweepSpec, history: SweepHistory, location: str) ->
 
 def _deciding(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a spec without the settings of `optim` that decide memory alone."""
-    optim = {
-        name: value
-        for name, value in values.get("optim", {}).items()
-        if name not in MEMORY_SETTINGS
-    }
-    return {**values, "optim": optim}
+    return {**values, "optim": deciding_optim(values.get("optim", {}))}
 
 
 def _as_recorded(

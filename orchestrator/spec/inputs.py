@@ -23,7 +23,7 @@ from orchestrator.wording import remedy_for_path
 from trainables.claims import similar_path
 from trainables.files.sources import call_reader, digest_files, files_of, is_local, names_path
 from trainables.functions import load_function, names_function, source_digest, split_name
-from trainables.spec import MEMORY_SETTINGS, BaseSpec, DataSpec
+from trainables.spec import BaseSpec, DataSpec, deciding_optim
 from trainables.whole import replace_file
 
 SPLITS = ("train", "validation", "test")
@@ -293,9 +293,8 @@ def deciding_values(values: Mapping[str, Any]) -> dict[str, Any]:
     Digests of its data files and functions stand in place of their names; settings that decide
     memory alone are left out.
     """
-    changed = {section: dict(values[section]) for section in ("data", "eval", "exits", "optim")}
-    for name in MEMORY_SETTINGS:
-        changed["optim"].pop(name, None)
+    changed = {section: dict(values[section]) for section in ("data", "eval", "exits")}
+    changed["optim"] = deciding_optim(values["optim"])
     for split in SPLITS:
         if split in changed["data"]:
             changed["data"][split] = content_digest(changed["data"][split])

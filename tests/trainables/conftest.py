@@ -1,11 +1,13 @@
-"""Bundles of adapters that were really trained, once for all tests."""
+"""Bundles of adapters that were really trained, and random bases of many kinds, made once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
+from tests.support.bases import DENSE, EXPERTS, save_base
 from trainables.engine import Engine, build_engine
 from trainables.spec import BaseSpec, DataSpec, LoraSpec, OptimSpec, TrialSpec
 
@@ -52,3 +54,19 @@ def train(
         return done[key]
 
     return once
+
+
+@pytest.fixture(scope="session")
+def base_of(
+    tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: PreTrainedTokenizerFast
+) -> Callable[[str], Path]:
+    """Make a base of a kind in `tests.support.bases`, stored in bfloat16; once for each kind."""
+    made: dict[str, Path] = {}
+
+    def build(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("base")
+            made[name] = save_base(folder, {**DENSE, **EXPERTS}[name], "bfloat16", byte_tokenizer)
+        return made[name]
+
+    return build

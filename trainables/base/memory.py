@@ -18,8 +18,7 @@ def free_memory(meminfo: Path = Path("/proc/meminfo"), groups: Path | None = Non
         groups: Mount point of control groups.
     """
     groups = groups or Path("/sys/fs/cgroup")
-    values = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    free = int(values["MemAvailable"].split()[0]) * 1024
+    free = _bytes(meminfo, "MemAvailable")
     for name in _GROUP_LIMITS:
         limit = _number(groups / name)
         used = _number((groups / name).with_name(_USED[Path(name).name]))
@@ -36,10 +35,14 @@ def whole_memory(meminfo: Path = Path("/proc/meminfo"), groups: Path | None = No
         groups: Mount point of control groups.
     """
     groups = groups or Path("/sys/fs/cgroup")
-    values = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    whole = int(values["MemTotal"].split()[0]) * 1024
+    whole = _bytes(meminfo, "MemTotal")
     limits = [_number(groups / name) for name in _GROUP_LIMITS]
     return min([whole, *(limit for limit in limits if limit is not None)])
+
+
+def _bytes(meminfo: Path, name: str) -> int:
+    values = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    return int(values[name].split()[0]) * 1024
 
 
 def _number(file: Path) -> int | None:

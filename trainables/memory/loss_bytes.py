@@ -12,9 +12,9 @@ _LOSS_TENSORS = 3
 of the likelihood, and that of the logits."""
 
 
-def positions_per_chunk(vocabulary: int) -> int:
-    """Most positions of a seat whose logits exist at once."""
-    return max(1, LOGITS_PER_CHUNK // vocabulary)
+def positions_per_chunk(vocabulary: int, logits: int = LOGITS_PER_CHUNK) -> int:
+    """Most positions of a seat whose logits exist at once, at most `logits` of them."""
+    return max(1, logits // vocabulary)
 
 
 def chunk_bytes(

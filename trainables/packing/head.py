@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from trainables.packing.batches import part_sizes
 from trainables.packing.kernels import FrozenLayer, frozen_linear
 from trainables.packing.pack import Layout
 
@@ -94,6 +95,17 @@ def find_finish(
     return next((one for one in finishes if torch.equal(one(raw).to(logits.dtype), logits)), None)
 
 
+def score_tokens(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of each target in float32, and whether it was the most likely token.
+
+    Args:
+        logits: (positions, vocabulary).
+        targets: (positions,).
+    """
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    return losses, logits.argmax(dim=-1) == targets
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """A seat's scored positions behind a pass.
@@ -124,11 +136,9 @@ class Scored:
     @torch.no_grad()
     def score(self, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss of each position in float32, and whether the target was the most likely token."""
-        losses, hits = [], []
-        for states, part in zip(self._chunks(), targets.split(self._sizes()), strict=True):
-            logits = self.to_logits(states)
-            losses.append(F.cross_entropy(logits.float(), part, reduction="none"))
-            hits.append(logits.argmax(dim=-1) == part)
+        parts = zip(self._chunks(), targets.split(self._sizes()), strict=True)
+        scores = [score_tokens(self.to_logits(states), part) for states, part in parts]
+        losses, hits = zip(*scores, strict=True)
         return torch.cat(losses), torch.cat(hits)
 
     @torch.no_grad()
@@ -142,8 +152,7 @@ class Scored:
     def _sizes(self) -> list[int]:
         """Positions of each chunk: as even as possible, so that no chunk is small."""
         count = len(self.states)
-        chunks = max(1, -(-count // self.chunk))
-        return [count // chunks + (number < count % chunks) for number in range(chunks)]
+        return part_sizes(count, -(-count // self.chunk))
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -8,7 +8,7 @@ import torch
 
 from trainables.base.layers import linear_layers
 from trainables.base.loading import LoadedBase
-from trainables.memory.loss_bytes import LOGITS_PER_CHUNK
+from trainables.memory.loss_bytes import LOGITS_PER_CHUNK, positions_per_chunk
 from trainables.packing.attention import install_packed_attention
 from trainables.packing.batches import Batch
 from trainables.packing.checkpoints import install_checkpoints
@@ -45,7 +45,7 @@ class PackedModel:
         self.rope_switch = rope_switch(base.model.config)
         probe = Probe(base)
         self._head = PackedHead(base.model.get_output_embeddings(), self._layout)
-        self._chunk = max(1, logits_per_chunk // self._head.vocabulary)
+        self._chunk = positions_per_chunk(self._head.vocabulary, logits_per_chunk)
         probe.require_installed(self._install)
         self.can_checkpoint = install_checkpoints(base.model, self._layout) > 0
         probe.require_apart(self.logits)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
+
+from trainables.packing.head import score_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,7 @@ def batch_scores(
         rows: Number of answer tokens of each row.
         is_whole: Whether the answer of each row is complete.
     """
-    losses = F.cross_entropy(logits.float(), targets, reduction="none")
-    return row_scores(losses, logits.argmax(dim=-1) == targets, rows, is_whole)
+    return row_scores(*score_tokens(logits, targets), rows, is_whole)
 
 
 def row_scores(

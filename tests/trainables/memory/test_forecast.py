@@ -2,14 +2,12 @@
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support import measured_bytes as measured
-from tests.support.bases import DENSE, EXPERTS, save_base
 from tests.trainables.memory.test_published import LLAMA_3_8B
 from trainables.base.shape import gguf_path
 from trainables.engine import Engine, build_engine
@@ -27,7 +25,6 @@ from trainables.memory.forecast import (
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
 ALLOWED = 0.05
-KINDS = {**DENSE, **EXPERTS}
 
 CASES = [
     ("llama", "nf4", "bfloat16", {"rank": 4}),
@@ -47,19 +44,6 @@ CASES = [
     ("gpt2, Conv1D", "nf4", "bfloat16", {"rank": 4, "dora": True}),
     ("gpt2, Conv1D", "none", "float32", {"rank": 8, "dropout": 0.1}),
 ]
-
-
-@pytest.fixture(scope="module")
-def base_of(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def build(name: str) -> Path:
-        if name not in made:
-            folder = tmp_path_factory.mktemp("base")
-            made[name] = save_base(folder, KINDS[name], "bfloat16", byte_tokenizer)
-        return made[name]
-
-    return build
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """Loss and scores by chunks: the same numbers, and never all logits at once."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.support.bases import DENSE, EXPERTS, VOCABULARY, save_base
+from tests.support.bases import DENSE, EXPERTS, VOCABULARY
 from tests.support.plain_peft import adapter_of, largest_difference
 from trainables.base.loading import load_base
 from trainables.engine import Engine
@@ -19,19 +18,6 @@ from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, T
 KINDS = {**DENSE, **EXPERTS}
 CHUNK = 5
 """Positions of a chunk in these tests; a batch has a dozen."""
-
-
-@pytest.fixture(scope="module")
-def base_of(tmp_path_factory, byte_tokenizer):
-    made: dict[str, Path] = {}
-
-    def build(name):
-        if name not in made:
-            folder = tmp_path_factory.mktemp("base")
-            made[name] = save_base(folder, KINDS[name], "bfloat16", byte_tokenizer)
-        return made[name]
-
-    return build
 
 
 def trial_on(base, data, compute="float32", form="none", **optim):

@@ -1,12 +1,10 @@
 """Decoder layers that are computed again: the same weights bit for bit, and less memory."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.bases import DENSE, EXPERTS, save_base
 from tests.support.measured_bytes import measure_pass
 from tests.support.plain_peft import adapter_of, largest_difference
 from tests.support.tiny import build_byte_tokenizer, build_tiny_llama
@@ -14,21 +12,6 @@ from trainables.base.loading import load_base
 from trainables.engine import Engine, build_engine
 from trainables.errors import SpecError
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
-
-KINDS = {**DENSE, **EXPERTS}
-
-
-@pytest.fixture(scope="module")
-def base_of(tmp_path_factory, byte_tokenizer):
-    made: dict[str, Path] = {}
-
-    def build(name):
-        if name not in made:
-            folder = tmp_path_factory.mktemp("base")
-            made[name] = save_base(folder, KINDS[name], "bfloat16", byte_tokenizer)
-        return made[name]
-
-    return build
 
 
 def trial_on(base, data, form="nf4", compute="float32", lora=None, **optim):
