@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainables.errors import BundleError, SpecError, StateError
+from trainables.errors import BundleError, DamagedFolderError, SpecError, StateError
 from trainables.hosts.bench import Bench, Failure, Stepped, attempt
 from trainables.hosts.claims import claim, require_claim
 from trainables.hosts.orders import (
@@ -394,13 +394,15 @@ class HostLoop:
             if found.folder is not None and not found.damaged:
                 return self._bench.load_state(found.folder), found.reports[-1]
             damaged = found.damaged
-        with tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary:
+        with (
+            tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary,
+            suppress(BundleError, DamagedFolderError),
+        ):
             bundle = None if bundle_dir is None else fetch_folder(bundle_dir, Path(temporary))
             if bundle is not None:
-                with suppress(BundleError):
-                    state, known = self._bench.load_bundle(bundle, spec)
-                    if not damaged or state.step == damaged[0]:
-                        return state, known
+                state, known = self._bench.load_bundle(bundle, spec)
+                if not damaged or state.step == damaged[0]:
+                    return state, known
         if damaged:
             raise _lost_state(state_dir, damaged[0])
         raise SpecError(
