@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from orchestrator.errors import ClusterError
@@ -29,7 +30,7 @@ from orchestrator.search.budget import Budget
 from orchestrator.search.schedule import EarlyStopping, NoRule
 from orchestrator.spec.sections import BudgetSpec, ExitSpec
 from orchestrator.supervision import Supervisor
-from orchestrator.tuning import Stage
+from orchestrator.tuning import Stage, StatisticsRemover
 from tests.support import fake_engine
 from tests.support.events import event
 from tests.support.fake_base import FakeBase
@@ -210,3 +211,12 @@ def test_a_broker_that_dies_ends_the_run_and_no_trial(build_scene):
         scene.run(*(scene.base.build_spec(trial, steps=100_000) for trial in range(3)))
     assert scene.ends() == {}
     assert scene.record.history.trials[0].step >= 20
+
+
+def test_an_ended_trial_keeps_its_last_result_and_no_statistics():
+    trial = Trial("proxy", stub=True)
+    trial.update_last_result({"step": 1, "eval_loss": 2.0, "config": {}})
+    assert "last-10-avg" in trial.get_json_state()[1]
+    StatisticsRemover().on_trial_complete(iteration=1, trials=[trial], trial=trial)
+    assert "last-10-avg" not in trial.get_json_state()[1]
+    assert trial.last_result["eval_loss"] == 2.0
