@@ -18,7 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 from orchestrator.cluster.templates import OVERLAYS, template_file  # noqa: E402
 
-_HEAD = "# python k8s/make_templates.py writes this file from k8s/overlays/{folder}; do not edit.\n"
+_HEAD = (
+    "# python k8s/make_templates.py writes this file from k8s/overlays/{folder}; do not edit.\n"
+)
 
 
 def rendered(folder: str) -> str:

@@ -7,6 +7,7 @@ is asked for is what k8s/base/platform/accounts.yaml allows a submitter.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -201,7 +202,7 @@ class Kube:
     def unreachable(self, error: Unreachable) -> ClusterError:
         """The error for a server that does not answer."""
         return ClusterError(
-            f"cluster: {self.server} does not answer ({error.why}); allowed: a cluster that this "
+            f"cluster: {self.server} does not answer ({error}); allowed: a cluster that this "
             "machine reaches. Start it, connect to its network, or name another --context."
         )
 
@@ -321,8 +322,6 @@ def connect(namespace: str, kubeconfig: Path | None = None, context: str | None 
 
 
 def _is_in_pod() -> bool:
-    import os
-
     has_file = Path(os.environ.get("KUBECONFIG") or "~/.kube/config").expanduser().is_file()
     return not has_file and "KUBERNETES_SERVICE_HOST" in os.environ
 
@@ -331,7 +330,7 @@ def _no_kubeconfig(
     kubeconfig: Path | None, context: str | None, error: Exception
 ) -> SweepSpecError:
     option = "--context" if context is not None else "--kubeconfig"
-    value: object = context or (None if kubeconfig is None else str(kubeconfig))
+    value = context or (str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG", "nothing"))
     return SweepSpecError(
         refusal(
             option,

@@ -54,7 +54,7 @@ class DriverLog:
                 return []
             raise
         self._read_at = now
-        *whole, rest = text.split("\n")
+        *whole, _ = text.split("\n")
         # The last line may be cut off; it comes again, whole.
         return [self._heard(line) for line in whole if self._is_new(line)]
 

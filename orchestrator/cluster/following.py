@@ -1,8 +1,8 @@
 """A submitted sweep from its submission to its end: states, pods, warnings, the driver's lines.
 
-The RayJob is watched; between its changes the pods, the warnings and the driver's log are read. A
-watch that ends, breaks or is too old (410) is begun again, and a server that is away for minutes is
-waited for: the sweep does not need this process.
+The RayJob is watched; between its changes the pods, the warnings and the driver's log are read.
+A watch that ends, breaks or is too old (410) is begun again, and a server that is away for minutes
+is waited for: the sweep does not need this process.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ def _changed(kube: Kube, name: str, item: Manifest, pause_s: float) -> Manifest:
 def _deleted(kube: Kube, name: str) -> ClusterError:
     return ClusterError(
         f"sweep {name}: its RayJob in namespace {kube.namespace} was deleted; allowed: a RayJob "
-        "that is there until the sweep ends. Submit the sweep again: it continues from its storage."
+        "that is there until the sweep ends. Submit the sweep again: it continues from its "
+        "storage."
     )
 
 

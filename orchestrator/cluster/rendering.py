@@ -49,7 +49,20 @@ class Rendered:
         """Both objects as YAML documents."""
         # Through JSON: what a template shares becomes text, not YAML's anchors.
         plain = [json.loads(json.dumps(one)) for one in (self.file, self.job)]
-        return yaml.safe_dump_all(plain, sort_keys=False, width=110)
+        return yaml.dump_all(plain, Dumper=_Dumper, sort_keys=False, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Dumper that writes text of several lines as such."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    )
+
+
+_Dumper.add_representer(str, _text)
 
 
 def file_name(sweep: str) -> str:
@@ -78,10 +91,11 @@ def require_job_name(where: str, name: str) -> None:
 
 
 def mounted_places(template: Manifest) -> tuple[str, ...]:
-    """Folders that the head of a RayJob mounts."""
+    """Folders of a RayJob's head that are volumes for all nodes."""
     head = template["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    shared = {one["name"] for one in head["volumes"] if "persistentVolumeClaim" in one}
     mounts = head["containers"][0].get("volumeMounts", ())
-    return tuple(one["mountPath"] for one in mounts)
+    return tuple(one["mountPath"] for one in mounts if one["name"] in shared)
 
 
 def render(
@@ -102,7 +116,9 @@ def render(
     name = sweep.spec.name
     require_job_name("name", name)
     job = copy.deepcopy(template)
-    metadata = {key: job["metadata"][key] for key in ("labels", "annotations") if key in job["metadata"]}
+    metadata = {
+        key: job["metadata"][key] for key in ("labels", "annotations") if key in job["metadata"]
+    }
     job["metadata"] = {"name": name, "namespace": namespace, **metadata}
     job.pop("status", None)
     spec = job["spec"]
@@ -139,7 +155,7 @@ def _set_storage(spec: Manifest, name: str, sweeps: str | None, places: tuple[st
         )
     place = words.index("--storage") + 1
     folder = sweeps or words[place].rpartition("/")[0]
-    mounted = [one for one in places if one.startswith("/storage")]
+    mounted = [one for one in places if not one.startswith("/cache")]
     is_mounted = any(folder == one or folder.startswith(f"{one}/") for one in mounted)
     is_example = any(one in folder for one in _EXAMPLES)
     if is_example or not (is_mounted or _BUCKET.fullmatch(folder)):

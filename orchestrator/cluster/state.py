@@ -98,8 +98,8 @@ class JobState:
         if self.age_s < _UNNOTICED_S:
             return "submitted; KubeRay has not begun with it"
         return (
-            f"submitted {round(self.age_s)} s ago, and KubeRay's operator has not looked at it: it "
-            "does not run, or watches other namespaces (kubectl get pods -A | grep kuberay)"
+            f"submitted {round(self.age_s)} s ago, and KubeRay's operator has not looked at it: "
+            "it does not run, or watches other namespaces (kubectl get pods -A | grep kuberay)"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 The driver is told by a ConfigMap that its pod mounts: a submitter needs neither `pods/exec`, which
 would show the pod's secrets, nor the keys of the bucket. The kubelet brings a change into the pod
-within about a minute. Each request is a key of its own with a field manager of its own, so that two
-requests never undo each other.
+within about a minute. Each request is a key of its own with a field manager of its own, so that
+two requests never undo each other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from typing import Any, Literal
 
 from orchestrator.cluster.api import Kube, Manifest
-from orchestrator.cluster.rendering import require_job_name, requests_name
+from orchestrator.cluster.rendering import requests_name, require_job_name
 from orchestrator.cluster.state import CANCELLED, JobState, read_job
 from orchestrator.cluster.submitting import MANAGER
 from orchestrator.errors import ClusterError, SweepSpecError
@@ -73,6 +73,7 @@ def cancel_job(kube: Kube, name: str) -> str:
             f"sweep {name} is cancelled; no driver was running it, and its RayJob is deleted. "
             "Submitting it again continues it"
         )
+    _require_listening(item, kube.namespace)
     before = {CANCELLED: str(item["spec"].get("backoffLimit", 0))}
     change = {"metadata": {"annotations": before}, "spec": {"backoffLimit": 0}}
     kube.merge("RayJob", name, change, f"{MANAGER}-cancel")
@@ -87,8 +88,9 @@ def stop_in_job(kube: Kube, name: str, trial: int) -> str:
         SweepSpecError: There is no such sweep, or it has ended.
         ClusterError: The cluster refuses, or does not answer.
     """
-    job = read_job(find_job(kube, name))
-    _require_running(job, "stop", "There is nothing to stop.")
+    item = find_job(kube, name)
+    _require_running(read_job(item), "stop", "There is nothing to stop.")
+    _require_listening(item, kube.namespace)
     if trial < 0:
         allowed = "the number of a trial, from 0"
         raise SweepSpecError(refusal("stop", trial, allowed, "See lorchestra logs."))
@@ -113,7 +115,6 @@ def resume_job(kube: Kube, name: str) -> str:
     if job.is_completed and not job.is_cancelled:
         return f"sweep {name} has completed; nothing was started"
     again = _fresh(item)
-    kube.apply("RayJob", again, f"{MANAGER}-check", is_trial=True)
     kube.delete("RayJob", name)
     _await_deletion(kube, name)
     kube.delete("ConfigMap", requests_name(name))
@@ -143,6 +144,23 @@ def _require_running(job: JobState, command: str, remedy: str) -> None:
                 remedy,
                 flaw=f"which has ended: {job.describe()}",
             )
+        )
+
+
+def _require_listening(item: Manifest, namespace: str) -> None:
+    """Refuse a RayJob whose driver reads no requests.
+
+    Raises:
+        ClusterError: Its head does not mount their ConfigMap.
+    """
+    name = item["metadata"]["name"]
+    head = item["spec"].get("rayClusterSpec", {}).get("headGroupSpec", {}).get("template", {})
+    volumes = head.get("spec", {}).get("volumes", ())
+    if not any(one.get("configMap", {}).get("name") == requests_name(name) for one in volumes):
+        raise ClusterError(
+            f"RayJob {name}: its head does not mount ConfigMap {requests_name(name)}; allowed: a "
+            "RayJob made from k8s/base/sweep of this version. End the sweep with kubectl -n "
+            f"{namespace} delete rayjob {name}."
         )
 
 
@@ -187,7 +205,7 @@ def _await_deletion(kube: Kube, name: str) -> None:
         if time.monotonic() > end:
             raise ClusterError(
                 f"RayJob {name}: it is being deleted for {_MAX_DELETION_S:.0f} s; allowed: an "
-                "operator that ends it. See whether KubeRay's operator runs, then submit the sweep "
-                "again: it continues from its storage."
+                "operator that ends it. See whether KubeRay's operator runs, then submit the "
+                "sweep again: it continues from its storage."
             )
         time.sleep(_LOOK_EVERY_S)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.cluster.api import Kube, Manifest
-from orchestrator.cluster.rendering import FILE_KEY, Rendered, file_name, render
+from orchestrator.cluster.rendering import FILE_KEY, Rendered, file_name, mounted_places, render
 from orchestrator.cluster.state import JobState, read_job
 from orchestrator.cluster.sweep_file import (
     SweepFile,
@@ -58,7 +58,7 @@ class Submitted:
     done: str
 
 
-def prepare_submission(  # noqa: PLR0913
+def prepare_submission(
     path: Path,
     *,
     namespace: str,
@@ -83,8 +83,6 @@ def prepare_submission(  # noqa: PLR0913
         SweepSpecError: A value cannot work, or no configuration fits the overlay's GPU.
         DataError: A row cannot be used.
     """
-    from orchestrator.cluster.rendering import mounted_places
-
     template = load_template(overlay)
     sweep = read_sweep_file(path, changes, mounted_places(template))
     rendered = render(template, sweep, namespace, sweeps, image)

@@ -1,8 +1,8 @@
 """A sweep file that is checked here and run elsewhere: its rows and bases are in the cluster.
 
-A path of the image or of a mounted volume does not exist on the laptop that submits. Such rows and
-bases count as names here; everything else in the file is checked as `lorchestra check` does. A path
-of the laptop is refused, because no node of the cluster could read it.
+A path of the image or of a mounted volume does not exist on the laptop that submits. Such rows
+and bases count as names here; everything else in the file is checked as `lorchestra check` does.
+A path of the laptop is refused, because no node of the cluster could read it.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class SweepFile:
     is_whole: bool
 
 
-def read_sweep_file(
-    path: Path, changes: Sequence[str], places: Sequence[str] = ()
-) -> SweepFile:
+def read_sweep_file(path: Path, changes: Sequence[str], places: Sequence[str] = ()) -> SweepFile:
     """Read and check a sweep file for a cluster.
 
     Args:
@@ -134,7 +132,9 @@ class _Names:
         if isinstance(values.get("space"), Mapping):
             found["space"] = rename_choices(values["space"], self._base)
         if isinstance(values.get("forbid"), list):
-            found["forbid"] = [rename_in_rule(one, self._base, "forbid") for one in values["forbid"]]
+            found["forbid"] = [
+                rename_in_rule(one, self._base, "forbid") for one in values["forbid"]
+            ]
         if isinstance(search, Mapping) and isinstance(search.get("start"), list):
             start = [rename_in_rule(one, self._base, "search.start") for one in search["start"]]
             found["search"] = {**search, "start": start}
