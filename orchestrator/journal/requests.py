@@ -3,8 +3,8 @@
 A request is a small file in the sweep's folder for a running driver. Without a driver, the command
 writes the log itself, under the log's lock.
 
-On Kubernetes, `lorchestra cancel` and `stop` write a ConfigMap that is mounted in the driver's pod at
-`$LORCHESTRA_REQUESTS`. The driver cannot remove such a request; it reads each of them once.
+On Kubernetes, `lorchestra cancel` and `stop` write a ConfigMap that is mounted in the driver's pod
+at `$LORCHESTRA_REQUESTS`. The driver cannot remove such a request; it reads each of them once.
 """
 
 from __future__ import annotations
