@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
+
 from orchestrator.cluster.faults import (
     Absent,
     Refused,
@@ -316,7 +318,14 @@ def connect(namespace: str, kubeconfig: Path | None = None, context: str | None 
         else:
             file = None if kubeconfig is None else str(kubeconfig)
             config.load_kube_config(file, context, settings, persist_config=False)
-    except (config.ConfigException, OSError, ValueError, KeyError, TypeError) as error:
+    except (
+        config.ConfigException,
+        yaml.YAMLError,
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise _no_kubeconfig(kubeconfig, context, error) from error
     return Kube(client.ApiClient(settings), namespace)
 

@@ -15,10 +15,11 @@ from orchestrator.errors import ClusterError
 from orchestrator.wording import one_line, shorten
 
 NEEDED_KUBERAY = "1.7"
-_UNKNOWN_FIELD = re.compile(
-    r'(?:unknown field "(?:\w+\.)*?|\.)(spec\.[\w.\[\]"=\-]+?)"?:? ?'
-    r"(?:field not declared in schema|$|,|\"|\])"
-)
+_UNDECLARED = re.compile(r"\.([\w.\[\]\"=,-]+): field not declared in schema")
+_UNKNOWN = re.compile(r'unknown field "([^"]+)"')
+_UNTYPED = "failed to create typed patch object"
+"""What a server-side apply says of a value of another type than the schema's."""
+
 _OWNERS = re.compile(r'conflicts? with "([^"]+)"')
 _GUIDE = "k8s/README.md"
 
@@ -93,7 +94,8 @@ def read_refusal(status: int, body: Any) -> Refusal:
 
 def unknown_fields(message: str) -> tuple[str, ...]:
     """Fields that the cluster's schema of a kind lacks, as a message names them."""
-    return tuple(dict.fromkeys(_UNKNOWN_FIELD.findall(message)))
+    found = _UNDECLARED.findall(message) + _UNKNOWN.findall(message)
+    return tuple(dict.fromkeys(found))
 
 
 def explain(refused: Refusal, doing: str, namespace: str) -> ClusterError:
@@ -109,6 +111,8 @@ def explain(refused: Refusal, doing: str, namespace: str) -> ClusterError:
         return _too_old(doing, fields)
     if "exceeded quota" in refused.message or "LimitRange" in refused.message:
         return _quota(refused, doing, namespace)
+    if _UNTYPED in refused.message:
+        return _invalid(refused, doing, namespace)
     told = {
         401: _unknown_user,
         403: _forbidden,
@@ -194,8 +198,9 @@ def _conflict(refused: Refusal, doing: str, _namespace: str) -> ClusterError:
 
 def _invalid(refused: Refusal, doing: str, _namespace: str) -> ClusterError:
     told = "; ".join(f"{field}: {message}" for field, message in refused.causes[:3])
+    told = told or refused.message.rpartition("): ")[2]
     return ClusterError(
-        f"{doing}: the cluster's schema refuses it ({one_line(told or refused.message)}); "
+        f"{doing}: the cluster's schema refuses it ({one_line(told)}); "
         f"allowed: what KubeRay {NEEDED_KUBERAY} takes. Correct the overlay, or upgrade KubeRay."
     )
 

@@ -52,7 +52,9 @@ class SweepFile:
     is_whole: bool
 
 
-def read_sweep_file(path: Path, changes: Sequence[str], places: Sequence[str] = ()) -> SweepFile:
+def read_sweep_file(
+    path: Path, changes: Sequence[str] = (), places: Sequence[str] = ()
+) -> SweepFile:
     """Read and check a sweep file for a cluster.
 
     Args:

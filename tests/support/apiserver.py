@@ -2,8 +2,9 @@
 
 Kept: resource versions, watches with 410 and bookmarks, server-side apply with field managers,
 merge patches, the status subresource, dry runs, finalizers, generation, RBAC by Roles, tokens of
-ServiceAccounts, immutable ConfigMaps, object-count quotas, and admission by the schemas of KubeRay's
-CustomResourceDefinitions. Not kept: CEL rules, controllers, schemas of Kubernetes' own kinds.
+ServiceAccounts, immutable ConfigMaps, object-count quotas, and admission by the schemas of
+KubeRay's CustomResourceDefinitions. Not kept: CEL rules, controllers, schemas of Kubernetes' own
+kinds.
 
 The log of a pod is what a test writes to `logs`; a real server would ask a kubelet for it.
 """
@@ -14,10 +15,12 @@ import copy
 import json
 import re
 import secrets
+import socket
 import threading
 import time
 import uuid
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -147,7 +150,7 @@ class Cluster:
             (version,) = [one for one in spec["versions"] if one["name"] == "v1"]
             schema = copy.deepcopy(version["schema"]["openAPIV3Schema"])
             for name in self.removed:
-                schema["properties"]["spec"]["properties"].pop(name)
+                schema["properties"]["spec"]["properties"].pop(name, None)
             self.schemas[kind] = ssa.with_metadata(schema)
             checked = strict(schema)
             checked["properties"]["metadata"] = {"type": "object"}
@@ -159,7 +162,7 @@ class Cluster:
         if request.user == ADMIN:
             return
         self.calls.append((request.verb, request.group, request.resource))
-        if not any(self._allows(rule, request) for rule in self._rules(request)):
+        if not any(self.allows(rule, request) for rule in self.rules_for(request)):
             name = f' "{request.name}"' if request.name else ""
             raise Failure(
                 403, "Forbidden",
@@ -168,7 +171,7 @@ class Cluster:
                 f'in the namespace "{request.namespace}"',
             )  # fmt: skip
 
-    def _rules(self, request: Request) -> list[Object]:
+    def rules_for(self, request: Request) -> list[Object]:
         found = []
         for (plural, namespace, _), binding in self.objects.items():
             if plural != "rolebindings" or namespace != request.namespace:
@@ -183,7 +186,7 @@ class Cluster:
         return found
 
     @staticmethod
-    def _allows(rule: Object, request: Request) -> bool:
+    def allows(rule: Object, request: Request) -> bool:
         names = rule.get("resourceNames")
         return (
             request.group in rule["apiGroups"]
@@ -237,8 +240,9 @@ class Cluster:
         if live.get("immutable") and (item.get("data"), item.get("immutable")) != (
             live.get("data"), True
         ):  # fmt: skip
-            message = f'{live["kind"]} "{request.name}" is invalid: data: Forbidden: field is immutable when `immutable` is set'
-            causes = [{"field": "data", "message": "field is immutable when `immutable` is set"}]
+            why = "field is immutable when `immutable` is set"
+            message = f'ConfigMap "{request.name}" is invalid: data: Forbidden: {why}'
+            causes = [{"field": "data", "message": why}]
             raise Failure(422, "Invalid", message, {"causes": causes})
         own = ("uid", "creationTimestamp", "generation", "resourceVersion", "managedFields")
         item["metadata"] |= {key: live["metadata"][key] for key in own if key in live["metadata"]}
@@ -377,9 +381,19 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     cluster: Cluster
+    connections: set[socket.socket]
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.connections.discard(self.connection)
+        with suppress(OSError):  # the client or `close` was faster
+            super().finish()
 
     def do_GET(self) -> None:
         self._answer()
@@ -406,6 +420,9 @@ class Handler(BaseHTTPRequestHandler):
             names = [{"name": name, "namespaced": True} for name in ("rayjobs", "rayclusters")]
             self._send(200, {"kind": "APIResourceList", "resources": names})
             return
+        if url.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
+            self._review(cluster.tokens[token], body)
+            return
         route = _ROUTE.fullmatch(url.path)
         if route is None or (route["group"] == "ray.io" and cluster.faults.without_kuberay):
             self._send_text(404, "404 page not found\n")
@@ -424,6 +441,19 @@ class Handler(BaseHTTPRequestHandler):
         with cluster.changed:
             getattr(self, f"_{request.verb}")(request)
 
+    def _review(self, user: str, body: Object) -> None:
+        asked = body["spec"]["resourceAttributes"]
+        methods = {verb: method for method, verb in _VERBS.items()}
+        request = Request(
+            user=user, method=methods.get(asked["verb"], "GET"), group=asked.get("group", ""),
+            namespace=asked["namespace"], plural=asked["resource"], query={}, body=None, media="",
+            name="x" if asked["verb"] == "get" else "", sub=asked.get("subresource", ""),
+        )  # fmt: skip
+        with self.cluster.changed:
+            rules = self.cluster.rules_for(request)
+            is_allowed = any(self.cluster.allows(rule, request) for rule in rules)
+        self._send(201, {"kind": "SelfSubjectAccessReview", "status": {"allowed": is_allowed}})
+
     def _get(self, request: Request) -> None:
         item = self.cluster.find(request)
         if request.sub != "log":
@@ -431,7 +461,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         text = self.cluster.logs.get((request.name, request.query.get("container", "")))
         if text is None:
-            message = f'container "{request.query.get("container")}" in pod "{request.name}" is waiting to start: ContainerCreating'
+            message = f'container in pod "{request.name}" is waiting to start: ContainerCreating'
             raise Failure(400, "BadRequest", message)
         self._send_text(200, text)
 
@@ -488,12 +518,12 @@ class Handler(BaseHTTPRequestHandler):
             item, owners = ssa.apply(
                 live or {"metadata": {}}, request.body, schema, owners, manager, force=force
             )
-        except ssa.UnknownFieldError as error:
+        except ssa.UntypedError as error:
             message = (
                 f"failed to create typed patch object ({request.namespace}/{request.name}; "
-                f"{request.group}/v1, Kind={kind}): {error}: field not declared in schema"
+                f"{request.group}/v1, Kind={kind}): {error}"
             )
-            raise Failure(500, "InternalError", message) from error
+            raise Failure(500, "", message) from error
         except ssa.ConflictError as error:
             found = error.args[0]
             causes = [
@@ -503,10 +533,13 @@ class Handler(BaseHTTPRequestHandler):
                 }
                 for path, owner in found.items()
             ]  # fmt: skip
-            told = ", ".join(f'conflict with "{owner}": {ssa.show(p)}' for p, owner in found.items())
+            told = ", ".join(
+                f'conflict with "{owner}": {ssa.show(p)}' for p, owner in found.items()
+            )
             message = f"Apply failed with {len(found)} conflict(s): {told}"
             raise Failure(409, "Conflict", message, {"causes": causes}) from error
-        if live is None:
+        if live is None:  # needs the right to create, too
+            cluster.authorize(replace(request, method="POST"))
             self._send(201, cluster.create(request, item, owners))
         else:
             self._send(200, cluster.change(request, item, owners))
@@ -577,7 +610,9 @@ class ApiServer:
 
     def __init__(self, crds: Path, removed: tuple[str, ...] = ()) -> None:
         self.cluster = Cluster(crds=crds, removed=removed)
-        handler = type("OwnHandler", (Handler,), {"cluster": self.cluster})
+        self._connections: set[socket.socket] = set()
+        settings = {"cluster": self.cluster, "connections": self._connections}
+        handler = type("OwnHandler", (Handler,), settings)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # clients break off watches on purpose
@@ -589,6 +624,9 @@ class ApiServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def kubeconfig(self, token: str = "admin-token") -> Object:
         """A kubeconfig for a user's token."""

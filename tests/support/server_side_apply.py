@@ -1,4 +1,4 @@
-"""Server-side apply as Kubernetes documents it: owned fields, conflicts, removal of given-up fields.
+"""Server-side apply as Kubernetes documents it: owned fields, conflicts, fields that are given up.
 
 https://kubernetes.io/docs/reference/using-api/server-side-apply/: the merge follows the schema
 (`x-kubernetes-list-type`, `x-kubernetes-list-map-keys`, `x-kubernetes-map-type`), a field that
@@ -19,15 +19,20 @@ Owners = dict[tuple[str, str], set[Path]]
 
 _NEVER_OWNED = {("apiVersion",), ("kind",)}
 _METADATA = {
+    "x-kubernetes-preserve-unknown-fields": True,
     "properties": {
         "labels": {"additionalProperties": {}},
         "annotations": {"additionalProperties": {}},
-    }
+    },
 }
 
 
-class UnknownFieldError(ValueError):
-    """The schema lacks a field; the argument is its path."""
+class UntypedError(ValueError):
+    """A field is not in the schema or has another type; the argument is path and reason."""
+
+
+_TYPES = {"integer": "numeric (int or float)", "number": "numeric (int or float)",
+          "string": "string", "boolean": "boolean"}  # fmt: skip
 
 
 class ConflictError(Exception):
@@ -43,10 +48,11 @@ def leaves(value: Any, schema: Object, path: Path = ()) -> Iterator[tuple[Path, 
     """The owned fields of an object, each with its value.
 
     Raises:
-        UnknownFieldError: The schema lacks a field.
+        UntypedError: The schema lacks a field, or wants another type.
     """
     children = None if _is_atomic(value, schema) else list(_children(value, schema, path))
     if not children:
+        _require_type(value, schema, path)
         yield path, value
         return
     for key, child, inner in children:
@@ -71,7 +77,7 @@ def apply(
 
     Raises:
         ConflictError: Another manager owns a field with another value.
-        UnknownFieldError: The schema lacks a field.
+        UntypedError: The schema lacks a field, or wants another type.
     """
     asked = owned(wanted, schema)
     present = owned(live, schema)
@@ -85,9 +91,7 @@ def apply(
                 conflicts[path] = other[0]
     if conflicts and not force:
         raise ConflictError(conflicts)
-    kept = {
-        other: fields - conflicts.keys() for other, fields in owners.items() if other != me
-    }
+    kept = {other: fields - conflicts.keys() for other, fields in owners.items() if other != me}
     others = set().union(*kept.values()) if kept else set()
     merged = copy.deepcopy(live)
     for path in owners.get(me, set()) - asked.keys() - others:
@@ -97,9 +101,7 @@ def apply(
     return merged, {other: fields for other, fields in kept.items() if fields}
 
 
-def update(
-    live: Object, changed: Object, schema: Object, owners: Owners, manager: str
-) -> Owners:
+def update(live: Object, changed: Object, schema: Object, owners: Owners, manager: str) -> Owners:
     """The owners after another kind of change: who changes a field owns it."""
     before, after = owned(live, schema), owned(changed, schema)
     mine = {path for path, value in after.items() if path not in before or before[path] != value}
@@ -136,6 +138,16 @@ def with_defaults(value: Any, schema: Object) -> Any:
     return value
 
 
+def _require_type(value: Any, schema: Object, path: Path) -> None:
+    wanted = schema.get("type")
+    if isinstance(value, bool):
+        found = "boolean"
+    else:
+        found = {str: "string", int: "integer", float: "number"}.get(type(value), wanted)
+    if wanted in _TYPES and found != wanted and not (wanted == "number" and found == "integer"):
+        raise UntypedError(f"{show(path)}: expected {_TYPES[wanted]}, got {found}")
+
+
 def _is_atomic(value: Any, schema: Object) -> bool:
     if isinstance(value, dict):
         return schema.get("x-kubernetes-map-type") == "atomic"
@@ -162,7 +174,7 @@ def _schema_of(key: str, schema: Object, path: Path) -> Object:
         return extra
     if schema.get("x-kubernetes-preserve-unknown-fields") or "properties" not in schema:
         return {}
-    raise UnknownFieldError(show(path))
+    raise UntypedError(f"{show(path)}: field not declared in schema")
 
 
 def _key(item: Any, schema: Object) -> Path:
