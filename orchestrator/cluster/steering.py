@@ -9,18 +9,15 @@ two requests never undo each other.
 from __future__ import annotations
 
 import json
-import time
 from typing import Any, Literal
 
 from orchestrator.cluster.api import Kube, Manifest
 from orchestrator.cluster.rendering import requests_name, require_job_name
 from orchestrator.cluster.state import CANCELLED, JobState, read_job
-from orchestrator.cluster.submitting import MANAGER
+from orchestrator.cluster.submitting import MANAGER, await_deletion
 from orchestrator.errors import ClusterError, SweepSpecError
 from orchestrator.wording import refusal
 
-_MAX_DELETION_S = 180.0
-_LOOK_EVERY_S = 1.0
 _KEPT = "labels", "annotations"
 _OF_KUBECTL = "kubectl.kubernetes.io/last-applied-configuration"
 
@@ -116,7 +113,7 @@ def resume_job(kube: Kube, name: str) -> str:
         return f"sweep {name} has completed; nothing was started"
     again = _fresh(item)
     kube.delete("RayJob", name)
-    _await_deletion(kube, name)
+    await_deletion(kube, name)
     kube.delete("ConfigMap", requests_name(name))
     kube.apply("RayJob", again, MANAGER)
     return f"sweep {name} continues from {job.storage}: its RayJob was created again"
@@ -192,20 +189,3 @@ def _fresh(item: Manifest) -> Manifest:
         "metadata": {**names, **{key: value for key, value in kept.items() if value}},
         "spec": spec,
     }
-
-
-def _await_deletion(kube: Kube, name: str) -> None:
-    """Wait until KubeRay has let go of a RayJob.
-
-    Raises:
-        ClusterError: It takes too long.
-    """
-    end = time.monotonic() + _MAX_DELETION_S
-    while kube.get("RayJob", name) is not None:
-        if time.monotonic() > end:
-            raise ClusterError(
-                f"RayJob {name}: it is being deleted for {_MAX_DELETION_S:.0f} s; allowed: an "
-                "operator that ends it. See whether KubeRay's operator runs, then submit the "
-                "sweep again: it continues from its storage."
-            )
-        time.sleep(_LOOK_EVERY_S)

@@ -1,17 +1,26 @@
 """`lorchestra submit`: a sweep file checked, rendered and applied to a cluster.
 
 One name is one sweep: the ConfigMap with its file is immutable and outlives the RayJob, so that
-another file under an old name is refused, whatever has become of the RayJob.
+another sweep under an old name is refused, whatever has become of the RayJob. What a sweep may
+continue with, such as a larger budget, takes the place of the old file once the RayJob has ended.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.cluster.api import Kube, Manifest
-from orchestrator.cluster.rendering import FILE_KEY, Rendered, file_name, mounted_places, render
+from orchestrator.cluster.rendering import (
+    FILE_KEY,
+    Rendered,
+    file_name,
+    mounted_places,
+    render,
+    requests_name,
+)
 from orchestrator.cluster.state import JobState, read_job
 from orchestrator.cluster.sweep_file import (
     SweepFile,
@@ -22,12 +31,17 @@ from orchestrator.cluster.sweep_file import (
 from orchestrator.cluster.templates import load_template, overlay_of
 from orchestrator.errors import ClusterError, SweepError, SweepSpecError
 from orchestrator.preflight.plan import plan_sweep
+from orchestrator.spec.sweep import RESUMABLE_CHANGES
 from orchestrator.sweepfile.reading import YamlText
 from orchestrator.wording import last_line
 from trainables.errors import TrialError
 
 MANAGER = "lorchestra"
 """Field manager of what `submit` and `resume` apply."""
+
+
+_MAX_DELETION_S = 180.0
+_LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,19 +116,45 @@ def submit(kube: Kube, submission: Submission) -> Submitted:
     rendered = submission.rendered
     kube.require_rayjobs()
     known_file = kube.get("ConfigMap", file_name(rendered.name))
-    if known_file is not None:
-        _require_same(known_file, submission.sweep, kube.namespace)
     before = kube.get("RayJob", rendered.name)
-    if before is not None:
+    state = None if before is None else read_job(before)
+    changed = ""
+    if known_file is not None:
+        changed = _allowed_changes(known_file, submission.sweep, state, kube.namespace)
+    if before is not None and state is not None:
         _require_kept(before)
-        state = read_job(before)
-        if state.is_ended:
+        if state.is_ended and not changed:
             return Submitted(job=state, done=_ended(state, kube.namespace))
+    if state is not None and state.is_ended:
+        kube.delete("RayJob", rendered.name)
+        await_deletion(kube, rendered.name)
+        kube.delete("ConfigMap", requests_name(rendered.name))
+        before = None
     kube.apply("RayJob", rendered.job, MANAGER, is_trial=True)  # all refusals, before any change
-    if known_file is None:
+    if changed:
+        kube.delete("ConfigMap", file_name(rendered.name))
+    if changed or known_file is None:
         kube.apply("ConfigMap", rendered.file, MANAGER)
     after = kube.apply("RayJob", rendered.job, MANAGER)
-    return Submitted(job=read_job(after), done=_done(before, after))
+    done = _done(before, after) + (f"; it continues, and {changed}" if changed else "")
+    return Submitted(job=read_job(after), done=done)
+
+
+def await_deletion(kube: Kube, name: str) -> None:
+    """Wait until KubeRay has let go of a RayJob.
+
+    Raises:
+        ClusterError: It takes too long.
+    """
+    end = time.monotonic() + _MAX_DELETION_S
+    while kube.get("RayJob", name) is not None:
+        if time.monotonic() > end:
+            raise ClusterError(
+                f"RayJob {name}: it is being deleted for {_MAX_DELETION_S:.0f} s; allowed: an "
+                "operator that ends it. See whether KubeRay's operator runs, then submit the "
+                "sweep again: it continues from its storage."
+            )
+        time.sleep(_LOOK_EVERY_S)
 
 
 def mlflow_lines(namespace: str) -> tuple[str, ...]:
@@ -149,25 +189,38 @@ def _outlook(sweep: SweepFile, gpu: str | None, runs: Path) -> Iterator[str]:
     yield from outlook.short_lines()
 
 
-def _require_same(known: Manifest, sweep: SweepFile, namespace: str) -> None:
-    """Refuse another sweep under an old name.
+def _allowed_changes(
+    known: Manifest, sweep: SweepFile, state: JobState | None, namespace: str
+) -> str:
+    """What may differ from the sweep that was submitted under the name, in words.
 
     Raises:
-        SweepSpecError: The settings differ.
+        SweepSpecError: Other settings differ, or the sweep has not ended.
     """
     name = sweep.spec.name
     place = f"ConfigMap {file_name(name)}"
     text = (known.get("data") or {}).get(FILE_KEY, "")
     if text == sweep.text:
-        return
-    told = differences(_settings_of(text, place), sweep.settings)
-    if told:
-        raise SweepSpecError(
-            f"name: sweep {name} was submitted to {namespace} with other settings ({told}); "
-            "allowed: the settings it was submitted with, because earlier and later trials could "
-            "not be compared. Choose another name, or restore the settings; lorchestra resume "
-            "continues the old sweep."
-        )
+        return ""
+    old, new = _settings_of(text, place), sweep.settings
+    if not differences(_deciding(old), _deciding(new)):
+        told = differences(old, new)
+        if told and state is not None and not state.is_ended:
+            raise SweepSpecError(
+                f"name: sweep {name} in {namespace} has not ended, and {told}; allowed: the "
+                "settings it runs with. Wait for its end, or cancel it, then submit it again."
+            )
+        return told
+    raise SweepSpecError(
+        f"name: sweep {name} was submitted to {namespace} with other settings "
+        f"({differences(old, new)}); allowed: the settings it was submitted with, in which only "
+        f"{', '.join(RESUMABLE_CHANGES)} may change, because earlier and later trials could not "
+        "be compared. Choose another name, or restore the settings."
+    )
+
+
+def _deciding(settings: Mapping[str, object]) -> dict[str, object]:
+    return {name: one for name, one in settings.items() if name not in RESUMABLE_CHANGES}
 
 
 def _settings_of(text: str, place: str) -> Mapping[str, object]:

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from orchestrator.cli import main
+from orchestrator.cluster.submitting import MANAGER
 from tests.support.clusters import SUBMITTER, rights
 
 
@@ -39,7 +40,7 @@ def test_a_sweep_becomes_a_config_map_and_a_rayjob(place, write_sweep, capsys):
     assert volumes["sweep-file"] == {"name": "sweep-tiny"}
     assert volumes["requests"] == {"name": "requests-tiny", "optional": True}
     (owner,) = job["metadata"]["managedFields"]
-    assert (owner["manager"], owner["operation"]) == ("lorchestra", "Apply")
+    assert (owner["manager"], owner["operation"]) == (MANAGER, "Apply")
 
 
 def test_the_same_sweep_again_changes_nothing(place, write_sweep, capsys):
@@ -65,6 +66,21 @@ def test_another_sweep_under_an_old_name_is_refused_by_field(place, write_sweep,
     told = complaint(capsys, ["submit", changed, *place.options], 2)
     assert "optim.steps was 20, is 40" in told
     assert place.names("rayjobs") == set()
+
+
+def test_an_ended_sweep_continues_with_a_larger_budget(place, write_sweep, capsys):
+    assert main(["submit", write_sweep(), *place.options]) == 0
+    before = place.get("rayjobs", "tiny")["metadata"]["uid"]
+    command = ["submit", write_sweep(budget={"trials": 9}), *place.options]
+    told = complaint(capsys, command, 2)
+    assert "has not ended, and budget.trials was 2, is 9; allowed" in told
+    place.set_status("tiny", jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert main(command) == 0
+    assert "RayJob tiny was created; it continues, and budget.trials was 2, is 9" in (
+        said(capsys).out
+    )
+    assert "trials: 9" in place.get("configmaps", "sweep-tiny")["data"]["sweep.yaml"]
+    assert place.get("rayjobs", "tiny")["metadata"]["uid"] != before
 
 
 def test_settings_of_the_cluster_may_change(place, write_sweep, capsys):

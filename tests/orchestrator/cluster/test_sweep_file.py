@@ -42,11 +42,11 @@ def test_what_only_the_hub_has_is_whole(write_sweep):
     ("sections", "field"),
     [
         ({"data": {"train": "rows.jsonl"}}, "data.train"),
-        ({"data": {"train": "/home/me/rows.jsonl"}}, "data.train"),
+        ({"data": {"train": "/srv/rows.jsonl"}}, "data.train"),
         ({"data": {"train": "owner/rows", "test": "~/rows/*.jsonl"}}, "data.test"),
         ({"data": {"train": "/opt/lorchestrated/rows.jsonl"}}, "data.train"),
         ({"base": {"model": "./base"}}, "base.model"),
-        ({"base": {"model": "/home/me/base.gguf"}}, "base.model"),
+        ({"base": {"model": "/srv/base.gguf"}}, "base.model"),
     ],
 )
 def test_a_path_of_the_laptop_is_refused_with_its_line(write_sweep, sections, field):
