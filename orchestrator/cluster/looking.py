@@ -48,7 +48,9 @@ def show_status(kube: Kube, name: str, tell: Tell, *, is_followed: bool, is_json
     return 0
 
 
-def show_log(kube: Kube, name: str, tell: Tell, *, is_followed: bool) -> int:
+def show_log(
+    kube: Kube, name: str, tell: Tell, *, is_followed: bool, pause_s: float = PAUSE_S
+) -> int:
     """Tell the lines of a sweep's driver, of the present attempt or of all that come; exit code.
 
     Raises:
@@ -72,7 +74,7 @@ def show_log(kube: Kube, name: str, tell: Tell, *, is_followed: bool) -> int:
                 raise _no_driver(name, look)
             return 0
         is_first = is_first and not lines
-        time.sleep(PAUSE_S)
+        time.sleep(pause_s)
         job = read_job(find_job(kube, name))
 
 

@@ -212,7 +212,7 @@ def test_the_demo_of_the_cluster_is_the_demo_of_the_laptop():
 
 
 @pytest.mark.parametrize("variant", ["l4", "a100", "h100"])
-def test_the_ray_of_a_sweep_and_the_interactive_one_differ_in_sweep_file_and_requests_alone(
+def test_the_ray_of_a_sweep_and_the_interactive_one_differ_in_its_files_alone(
     variant,
 ):
     sweep, interactive = ray_of(f"gpu/{variant}"), ray_of("gpu/interactive")

@@ -11,6 +11,7 @@ from orchestrator.cluster import following
 from orchestrator.cluster.api import connect
 from orchestrator.cluster.driver_log import SUBMITTER
 from orchestrator.cluster.following import follow_job
+from orchestrator.cluster.looking import show_log
 from orchestrator.errors import ClusterError
 
 CLUSTER = "tiny-x2k7q"
@@ -210,8 +211,14 @@ def test_logs_print_what_is_there_and_say_when_nothing_is(driven, capsys):
     write_log(driven, "one", "two")
     assert main(["logs", "tiny", *driven.options]) == 0
     assert capsys.readouterr().out == "one\ntwo\n"
-    driven.set_status("tiny", jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
-    assert main(["logs", "tiny", *driven.options, "--follow"]) == 0
+    lines = []
+    ending = later(
+        driven.set_status, "tiny", jobDeploymentStatus="Complete", jobStatus="SUCCEEDED"
+    )
+    kube = connect(driven.namespace, driven.kubeconfig)
+    assert show_log(kube, "tiny", lines.append, is_followed=True, pause_s=0.5) == 0
+    ending.join()
+    assert lines == ["one", "two"]
     assert main(["status", "tiny", *driven.options]) == 0
     assert "the driver's last lines, of 2:\n    one\n    two\n" in capsys.readouterr().out
 
