@@ -23,7 +23,6 @@ ONE_FILE = {"registry.flavor": 600}
 COVERED_BY = {
     "orchestrator.commands.browsing": "tests/orchestrator/test_cli.py",
     "orchestrator.commands.reading": "tests/orchestrator/test_cli.py",
-    "orchestrator.cluster.api": "tests/orchestrator/cluster/test_submitting.py",
     "orchestrator.cluster.driver_log": "tests/orchestrator/cluster/test_following.py",
     "orchestrator.cluster.looking": "tests/orchestrator/cluster/test_following.py",
     "orchestrator.cluster.state": "tests/orchestrator/cluster/test_following.py",

@@ -89,7 +89,7 @@ class JobState:
             "Running": f"its driver runs on the cluster {self.cluster}",
             "Retrying": f"attempt {self.failed} of {self.attempts} failed{told}; a new cluster "
             "continues the sweep",
-            "Complete": "completed",
+            "Complete": "completed" if self.is_completed else f"ended as {self.job}",
             "Failed": f"failed{told}",
             "ValidationFailed": f"KubeRay refuses it{told}",
         }.get(self.deployment, self.deployment + told)

@@ -64,7 +64,8 @@ def owned(item: Object, schema: Object) -> dict[Path, Any]:
     return {
         path: value
         for path, value in leaves(item, schema)
-        if path not in _NEVER_OWNED
+        if path
+        and path not in _NEVER_OWNED
         and (path[0] != "metadata" or path[1:2] in (("labels",), ("annotations",)))
         and not (path[0] == "metadata" and len(path) < 3)
     }

@@ -1,5 +1,7 @@
 """`lorchestra submit`: what is applied, what is refused, and with which words."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -257,6 +259,16 @@ def test_a_kubeconfig_that_cannot_be_used_is_named(
     (tmp_path / "empty.yaml").write_text("apiVersion: v1\nkind: Config\n")
     command = ["submit", write_sweep(), "--namespace", "lorchestra", *options]
     assert told in complaint(capsys, command, 2)
+
+
+def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch, write_sweep):
+    script = "import sys; sys.modules['kubernetes'] = None; from orchestrator.cli import main; "
+    words = ["submit", write_sweep(), "--namespace", "lorchestra"]
+    command = [sys.executable, "-c", f"{script}sys.exit(main({words}))"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "kubernetes is not installed" in done.stderr
+    assert "Run: pip install 'lorchestra[submit]'" in done.stderr
 
 
 def test_a_dry_run_needs_no_cluster(tmp_path, monkeypatch, write_sweep, capsys):
