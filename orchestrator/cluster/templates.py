@@ -48,6 +48,7 @@ OVERLAYS: Mapping[str, Overlay] = {
 DEFAULT_OVERLAY = "local-cpu"
 _ALIASES = {"gpu": "gpu/l4"}
 _OPTION = "--overlay"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, ten times as fast
 
 
 def template_file(overlay: Overlay) -> Path:
@@ -114,7 +115,7 @@ def _rendered(folder: Path) -> str:
 def _only_rayjob(text: str, name: str) -> Manifest:
     """The one RayJob with a cluster of its own among YAML documents."""
     try:
-        items = [one for one in yaml.safe_load_all(text) if isinstance(one, dict)]
+        items = [one for one in yaml.load_all(text, Loader=_LOADER) if isinstance(one, dict)]
     except yaml.YAMLError as error:
         why = f"which is not YAML ({last_line(error)})"
         raise SweepSpecError(
