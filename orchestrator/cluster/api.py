@@ -41,7 +41,7 @@ _PATHS: Mapping[Kind, str] = {
 }
 _APPLY, _MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 _CONNECT_S, _READ_S = 10.0, 60.0
-_MAX_LOG_BYTES = 2_000_000
+_LAST_LINES = 10_000
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -151,15 +151,16 @@ class Kube:
         Args:
             pod: The pod.
             container: The container.
-            since_s: Seconds back; `None` for all.
+            since_s: Seconds back; `None` for the last ten thousand lines.
 
         Raises:
             Refused: The container has not started (400), or the server refuses.
             Unreachable: The server does not answer.
         """
-        query = {"container": container, "timestamps": "true", "limitBytes": str(_MAX_LOG_BYTES)}
-        if since_s is not None:
-            query["sinceSeconds"] = str(since_s)
+        query = {"container": container, "timestamps": "true"}
+        # No limit of bytes: it would cut off the newest lines.
+        part = ("tailLines", _LAST_LINES) if since_s is None else ("sinceSeconds", since_s)
+        query[part[0]] = str(part[1])
         response = self._open("GET", f"{self._path('Pod', pod)}/log", query)
         return _body(response).decode(errors="replace")
 

@@ -35,7 +35,7 @@ class DriverLog:
         self._newest, self._at_newest = "", set[str]()
 
     def read_on(self, kube: Kube, pod: str) -> list[str]:
-        """Lines since the last call; all lines of a pod that was not read before.
+        """Lines since the last call; the last ten thousand of a pod that was not read before.
 
         A pod whose driver has not begun, or that is gone, has no lines.
 
