@@ -22,6 +22,7 @@ from orchestrator.commands.browsing import add_browsing_command
 from orchestrator.commands.reading import add_reading_commands
 from orchestrator.commands.running import add_running_commands
 from orchestrator.commands.steering import add_steering_commands
+from orchestrator.commands.submitting import add_cluster_commands
 from orchestrator.commands.usage import add_completion_command, explain_commands
 from orchestrator.errors import SweepError, SweepSpecError, storage_fault
 from orchestrator.preflight.commands import add_preflight_commands
@@ -86,6 +87,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
     add_reading_commands(commands)
     add_steering_commands(commands)
+    add_cluster_commands(commands)
     adapters = commands.add_parser(
         "adapters", help="versions in the registry: list, show, promote, …"
     )

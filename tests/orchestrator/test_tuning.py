@@ -182,7 +182,12 @@ def test_a_cancelled_sweep_ends_its_trials_and_leaves_repeats_alone(build_scene,
     assert [trial.number for trial in scene.record.history.unfinished()] == [7]
 
 
-def test_a_supervisor_hears_requests_and_writes_usage_once_more_when_it_leaves(build_scene):
+def test_a_supervisor_hears_requests_and_writes_usage_once_more_when_it_leaves(
+    build_scene, tmp_path, monkeypatch
+):
+    """From the storage, and from a folder that only others write."""
+    monkeypatch.setenv("LORCHESTRA_REQUESTS", str(tmp_path))
+    (tmp_path / "stop-5.json").write_text('{"kind": "stop", "trial": 5}')
     scene = build_scene()
     heard = threading.Event()
     with Supervisor(
@@ -190,9 +195,10 @@ def test_a_supervisor_hears_requests_and_writes_usage_once_more_when_it_leaves(b
     ):
         post_request(scene.storage, Request(kind="stop", trial=4))
         deadline = time.monotonic() + 30
-        while not scene.requests.is_stopped(4) and time.monotonic() < deadline:
+        while not all(map(scene.requests.is_stopped, (4, 5))) and time.monotonic() < deadline:
             heard.wait(0.1)
     assert scene.requests.is_stopped(4)
+    assert scene.requests.is_stopped(5)
     assert not scene.requests.is_cancelled
     meter = scene.record.history.meter
     assert (meter.cpu_s, meter.gpu_s) == (3.0, 1.0)
