@@ -22,11 +22,11 @@ import torch
 from random_base import machine, wait_for
 from torch.nn import functional as F
 
-from tests.support.measured_bytes import LiveTensors
 from trainables.base.loading import default_device
 from trainables.memory.loss_bytes import LOGITS_PER_CHUNK
 from trainables.packing.head import PackedHead, Scored
 from trainables.packing.pack import Layout
+from trainables.training.memory import LiveTensors
 
 VOCABULARIES = (49_152, 131_072)
 AT_ONCE = (2**23, 2**24, 2**25, 2**26, 2**27)

@@ -84,8 +84,23 @@ class NoStep:
     is_finite: bool = True
 
 
+class NoMemory:
+    """Knows nothing of memory."""
+
+    def room(self):
+        return None
+
+    def take_reading(self):
+        return None
+
+    def trial_bytes(self, name):
+        return None
+
+
 class NoEngine:
     """Counts steps."""
+
+    foresight = NoMemory()
 
     def __init__(self) -> None:
         self._seats: dict[str, NoStep] = {}
@@ -96,6 +111,9 @@ class NoEngine:
 
     def leave(self, seat):
         del self._seats[seat]
+
+    def rehearse(self, seats):
+        return False
 
     def step(self, seats):
         for seat in seats:

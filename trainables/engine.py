@@ -23,8 +23,9 @@ from trainables.base.loading import LoadedBase, load_base
 from trainables.base.stops import tokens_of
 from trainables.base.targets import resolve_targets, short_targets
 from trainables.errors import SpecError
+from trainables.memory.calibration import Calibration
 from trainables.memory.loss_bytes import LOGITS_PER_CHUNK
-from trainables.packing.batches import Batch, batches_by_length, build_batch, build_passes
+from trainables.packing.batches import Batch, batches_by_length, build_batch
 from trainables.packing.lora import peft_tensors
 from trainables.rows.chat_summary import chats_of
 from trainables.rows.data import (
@@ -37,7 +38,6 @@ from trainables.rows.data import (
     tokenizer_digest,
 )
 from trainables.rows.data_summary import summarize
-from trainables.rows.epochs import batch_rows
 from trainables.rows.sampling import sample
 from trainables.spec import BaseSpec, DataSpec, TrialSpec
 from trainables.training.bundle import write_bundle
@@ -48,7 +48,15 @@ from trainables.training.own_metric import OwnMetric
 from trainables.training.packed_model import PackedModel
 from trainables.training.pages import free_pages
 from trainables.training.row_scores import RowScores, in_order, row_scores
-from trainables.training.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
+from trainables.training.seat import (
+    Seat,
+    build_seat,
+    fresh_branches,
+    longest_batch,
+    restored_branches,
+    snapshot,
+    step_batches,
+)
 from trainables.training.state import SeatState, require_inputs
 
 SplitName = Literal["validation", "test"]
@@ -79,8 +87,10 @@ class Engine:
         logits_per_chunk: Most logits of a seat that exist at once. A trial whose passes need more
             has another order of sums.
         memory: Bytes of the device's memory; when not given, a GPU's, and no limit on a CPU.
+        calibration: What hosts of the same base and form have measured.
 
     Attributes:
+        foresight: Forecasts of the seats' memory.
         widest_pass: Most tokens of a training pass so far, padding included.
     """
 
@@ -89,6 +99,7 @@ class Engine:
         base: LoadedBase,
         logits_per_chunk: int = LOGITS_PER_CHUNK,
         memory: int | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         """Raises `BaseModelError` for a base whose rows influence each other in a pack."""
         self.base = base
@@ -96,8 +107,8 @@ class Engine:
         self._seats: dict[str, Seat] = {}
         self._load_splits = functools.lru_cache(maxsize=16)(self._read_splits)
         self._model = PackedModel(base, logits_per_chunk)
-        self._foresight = Foresight(base, memory or device_memory(base.device))
-        self._saves_memory = False
+        limit = memory or device_memory(base.device)
+        self.foresight = Foresight(base, self._seats, limit, calibration)
         self.widest_pass = 0
 
     @property
@@ -147,7 +158,7 @@ class Engine:
         for name, branch in branches.items():
             self._model.linears[name].branches[seat] = branch
         self._seats[seat] = taken
-        if not self._saves_memory and self._foresight.exceeds(self._seats.values()):
+        if not self.foresight.saves_memory and self.foresight.exceeds():
             self.save_memory()
 
     def leave(self, seat: str) -> None:
@@ -199,9 +210,29 @@ class Engine:
         Returns:
             Whether that is new, and possible with this base.
         """
-        is_new = self._model.can_checkpoint and not self._saves_memory
-        self._saves_memory = True
+        is_new = self._model.can_checkpoint and not self.foresight.saves_memory
+        self.foresight.saves_memory = self._model.can_checkpoint
         return is_new
+
+    def rehearse(self, seats: Sequence[str]) -> bool:
+        """Pass the longest rows of each seat forward and backward, and drop the gradients.
+
+        What will run out of memory does so here, before the first step, and the forecast of
+        memory is corrected by the bytes that the pass takes. No number of a trial changes.
+
+        Returns:
+            Whether there was a pass: only where a limit of the memory is known.
+        """
+        if self.foresight.memory is None:
+            return False
+        batches = [longest_batch(seat, self._seats[seat], self.base.device) for seat in seats]
+        answers = {str(batch.block.seat): batch.block.answers for batch in batches}
+        try:
+            self.foresight.learn(seats, batches, lambda: self._backward(batches, answers))
+        finally:
+            for seat in seats:
+                self._seats[seat].optimizer.zero_grad(set_to_none=True)
+        return True
 
     def snapshot(self, seat: str) -> SeatState:
         """Complete checkpoint of a seat, as a copy."""
@@ -281,33 +312,13 @@ class Engine:
 
     def _passes(self, seat: str) -> list[Batch]:
         """The batches of the seat's next step, one for each forward pass."""
-        taken = self._seats[seat]
-        optim = taken.spec.optim
-        rows = batch_rows(taken.lengths, optim.batch_size, taken.spec.seed, taken.step)
-        size = optim.micro_batch_size or optim.batch_size
-        batches = []
-        for start in range(0, len(rows), size):
-            batches += build_passes(
-                seat,
-                [taken.splits.train.rows[row] for row in rows[start : start + size]],
-                self.base.device,
-                key=(taken.spec.seed, taken.step, start // size),
-                passes=max(taken.passes, self._least_passes(seat, rows[start : start + size])),
-            )
-        return batches
-
-    def _least_passes(self, seat: str, rows: Sequence[int]) -> int:
-        """Passes that the token limit asks for, for the rows of a micro-batch."""
-        taken = self._seats[seat]
-        most = taken.spec.optim.max_tokens_per_pass
-        if most is None:
-            return 1
-        longest = max(taken.lengths[row] for row in rows)
-        return -(-len(rows) // max(1, most // longest))
+        return step_batches(seat, self._seats[seat], self.base.device)
 
     def _is_checkpointed(self, seat: str) -> bool:
         asked = self._seats[seat].spec.optim.gradient_checkpointing
-        return self._model.can_checkpoint and (self._saves_memory if asked == "auto" else asked)
+        return self._model.can_checkpoint and (
+            self.foresight.saves_memory if asked == "auto" else asked
+        )
 
     def _backward(self, batches: Sequence[Batch], answers: Mapping[str, int]) -> list[float]:
         """Add the gradients of a pass; returns the share of each batch in its seat's mean loss.
@@ -412,13 +423,15 @@ class Engine:
         return cut_train(self._splits(replace(spec, train_max_tokens=None)), spec.train_max_tokens)
 
 
-def build_engine(base: BaseSpec) -> Engine:
-    """Engine on a freshly loaded base.
+def build_engine(
+    base: BaseSpec, memory: int | None = None, calibration: Calibration | None = None
+) -> Engine:
+    """Engine on a freshly loaded base; see `Engine` for the arguments.
 
     Raises:
         BaseModelError: The base cannot be found, read or quantized.
     """
-    return Engine(load_base(base))
+    return Engine(load_base(base), memory=memory, calibration=calibration)
 
 
 def rows_of(splits: Splits, name: SplitName, max_rows: int | None) -> Sequence[EncodedRow]:

@@ -31,7 +31,22 @@ class FakeStep:
     is_finite: bool
 
 
+class UnknownMemory:
+    """Stands for the forecasts of an engine whose memory is not known."""
+
+    def room(self):
+        return None
+
+    def take_reading(self):
+        return None
+
+    def trial_bytes(self, name):
+        return None
+
+
 class FakeEngine:
+    foresight = UnknownMemory()
+
     def __init__(self, log: Path):
         self.log_file = log / "log.txt"
         self.seats = {}
@@ -58,6 +73,9 @@ class FakeEngine:
             raise DataError("data.train: no such file. Name the data.")
 
     def save_memory(self):
+        return False
+
+    def rehearse(self, seats):
         return False
 
     def leave(self, seat):

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from trainables.engine import Engine
+from trainables.training.memory import LiveTensors, model_tensors, storages
 from trainables.training.optim import moments_of
 
 
-def storages(tensors: Iterable[Any]) -> dict[int, int]:
-    """Bytes of the storages under tensors, each once, by address."""
-    found = {}
-    for tensor in tensors:
-        if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
-            storage = tensor.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
-    return found
-
-
 def base_tensors(engine: Engine) -> Iterator[torch.Tensor]:
-    """All tensors of a base, constants of quantized layers included."""
-    for parameter in engine.base.model.parameters():
-        yield parameter
-        state = getattr(parameter, "quant_state", None)
-        while state is not None:
-            yield from (one for one in vars(state).values() if isinstance(one, torch.Tensor))
-            state = state.state2
-        if getattr(parameter, "SCB", None) is not None:
-            yield parameter.SCB
-    yield from engine.base.model.buffers()
-    for module in engine.base.model.modules():  # the first pass moves an 8-bit layer's constants
-        rows = getattr(getattr(module, "state", None), "SCB", None)
-        if isinstance(rows, torch.Tensor):
-            yield rows
+    return model_tensors(engine.base.model)
 
 
 def base_bytes(engine: Engine) -> int:
@@ -69,34 +43,6 @@ class MeasuredPass:
 
     kept: int
     peak: int
-
-
-class LiveTensors(TorchDispatchMode):
-    """Adds up storages from their first use as a result until they are freed."""
-
-    def __init__(self, static: Iterable[int]) -> None:
-        super().__init__()
-        self.known, self.now, self.peak = set(static), 0, 0
-
-    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for one in tree_leaves(out):
-            if isinstance(one, torch.Tensor):
-                self._note(one.untyped_storage())
-        return out
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        address, size = storage.data_ptr(), storage.nbytes()
-        if address in self.known or not size:
-            return
-        self.known.add(address)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, address, size)
-
-    def _free(self, address: int, size: int) -> None:
-        self.known.discard(address)
-        self.now -= size
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from trainables.errors import TrialError
 from trainables.hosts.orders import Fault, Split
+from trainables.memory.calibration import MemoryReading, TrialBytes
 from trainables.spec import TrialSpec
 
 T = TypeVar("T")
@@ -35,6 +38,19 @@ class Stepped(Protocol):
         """Whether the step was taken; otherwise the seat is unchanged."""
 
 
+class SeatForesight(Protocol):
+    """The part of `trainables.training.foresight.Foresight` that a host asks."""
+
+    def room(self) -> int | None:
+        """Most seats that the memory holds; `None` if it is not known."""
+
+    def take_reading(self) -> MemoryReading | None:
+        """Forecast and outcome of the last rehearsal, once."""
+
+    def trial_bytes(self, name: str) -> TrialBytes | None:
+        """Bytes of a seat's trial; `None` if they are not known."""
+
+
 class SeatEngine(Protocol):
     """The part of `trainables.engine.Engine` that a host drives.
 
@@ -44,11 +60,18 @@ class SeatEngine(Protocol):
 
     widest_pass: int
 
+    @property
+    def foresight(self) -> SeatForesight:
+        """Forecasts of the seats' memory."""
+
     def join(self, seat: str, spec: TrialSpec, state: Any = None, passes: int = 1) -> None:
         """Take a seat, fresh or from a state; each micro-batch is split into `passes`."""
 
     def leave(self, seat: str) -> None:
         """Free a seat."""
+
+    def rehearse(self, seats: Sequence[str]) -> bool:
+        """Pass the longest rows of each seat and drop the gradients, if memory is limited."""
 
     def step(self, seats: Sequence[str]) -> Mapping[str, Stepped]:
         """Take one optimizer step in each seat."""
@@ -81,7 +104,7 @@ class Bench:
         load_state: Reads a snapshot back.
         load_bundle: Reads a trial's adapter from its bundle, as a state to evaluate, and its last
             metrics; raises `BundleError` if the bundle is damaged or of another trial.
-        peak_memory_gib: Returns the peak memory so far.
+        peak_memory_gib: Returns the peak memory of the process so far.
     """
 
     engine: SeatEngine
@@ -136,6 +159,27 @@ def failure_of(error: Exception) -> Failure:
         return Failure(fault="infeasible", reason=text)
     trace = "" if isinstance(error, TrialError) else "".join(traceback.format_exception(error))
     return Failure(fault="failed", reason=text, trace=trace)
+
+
+def with_sizes(failure: Failure, rows: int, passes: int, fitted: int) -> Failure:
+    """Prefix an out-of-memory message with the rows that did not fit, and what does.
+
+    Args:
+        failure: The failure of a trial.
+        rows: Rows of its micro-batch.
+        passes: Passes that its micro-batch was split into.
+        fitted: Most tokens of a pass that its host has trained; 0 for none.
+    """
+    if failure.fault != "infeasible":
+        return failure
+    tried = f"out of memory with {rows} row{'s' if rows > 1 else ''} per pass"
+    if passes > 1:
+        tried += f", and again with {math.ceil(rows / passes)}"
+    if fitted:
+        tried += (
+            f"; passes of up to {fitted:,} tokens fitted: set data.train_max_tokens below that"
+        )
+    return dataclasses.replace(failure, reason=f"{tried} ({failure.reason})")
 
 
 def describe_error(error: BaseException) -> str:

@@ -7,7 +7,6 @@ again.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import tempfile
 import time
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainables.errors import BundleError, DamagedFolderError, SpecError, StateError
-from trainables.hosts.bench import Bench, Failure, Stepped, attempt
+from trainables.hosts.bench import Bench, Failure, Stepped, attempt, with_sizes
 from trainables.hosts.claims import claim, require_claim
+from trainables.hosts.gauging import Gauge
 from trainables.hosts.orders import (
     HostReport,
     Orders,
@@ -83,15 +83,21 @@ class HostLoop:
         bench: The engine and its state files.
         mailbox: Connection to the broker.
         clock: Time in seconds, for `tokens_per_s` and `host_s`.
+        gauge: Measures the engine; `None` for a number of seats that others decide.
     """
 
     def __init__(
-        self, bench: Bench, mailbox: Mailbox, clock: Callable[[], float] = time.monotonic
+        self,
+        bench: Bench,
+        mailbox: Mailbox,
+        clock: Callable[[], float] = time.monotonic,
+        gauge: Gauge | None = None,
     ) -> None:
         self._bench = bench
         self._engine = bench.engine
         self._mailbox = mailbox
         self._clock = clock
+        self._gauge = gauge or Gauge(bench.engine, clock)
         self._seats: dict[str, _Seat] = {}
         self._ended: set[str] = set()
         self._max_pack: int | None = None
@@ -115,6 +121,7 @@ class HostLoop:
             reports=tuple(self._reports),
             freed=tuple(self._freed),
             tasks=tuple(self._task_reports),
+            gauge=self._gauge.take(self._max_pack),
         )
         self._reports, self._freed, self._task_reports = [], [], []
         return report
@@ -139,6 +146,8 @@ class HostLoop:
             self._end(order.key, order.known, {}, spec)
             return
         seat = _Seat(key=order.key, request=order.request, spec=spec, claim=order.claim)
+        if not self._seats:
+            self._gauge.measure_speeds(spec)
         self._seats[order.key] = seat
         failure = attempt(lambda: self._enter(seat))
         if isinstance(failure, Failure):
@@ -163,6 +172,7 @@ class HostLoop:
         if seat.is_entered:
             seat.is_entered = False
             self._engine.leave(seat.key)
+            self._gauge.forget(seat.key)
 
     def _drop(self, key: str) -> None:
         self._vacate(self._seats.pop(key))
@@ -227,6 +237,10 @@ class HostLoop:
 
     def _step(self, pack: Mapping[str, int]) -> None:
         """One packed step; `pack` holds the permitted last step of each seat."""
+        rehearsed = attempt(lambda: self._gauge.rehearse(tuple(pack)))
+        if isinstance(rehearsed, Failure):
+            self._recover(pack, rehearsed)
+            return
         started = self._clock()
         results = attempt(lambda: self._engine.step(tuple(pack)))
         elapsed_s = self._clock() - started
@@ -278,6 +292,8 @@ class HostLoop:
     def _evaluate(self, seat: _Seat) -> dict[str, Any]:
         metrics = self._engine.evaluate(seat.key, "validation")
         tokens = seat.tokens - int(seat.last_report().get("tokens", 0))
+        host_gib = float(self._bench.peak_memory_gib())
+        own = self._engine.foresight.trial_bytes(seat.key)
         return {
             "step": seat.step,
             "tokens": seat.tokens,
@@ -285,7 +301,9 @@ class HostLoop:
             "train_loss": math.fsum(seat.losses) / len(seat.losses),
             "scheduled_learning_rate": learning_rate_at(seat.spec.optim, seat.step - 1),
             "tokens_per_s": tokens / max(seat.busy_s, 1e-9),
-            "peak_memory_gib": float(self._bench.peak_memory_gib()),
+            "peak_memory_gib": host_gib if own is None else own.found / 2**30,
+            "forecast_memory_gib": 0.0 if own is None else own.forecast / 2**30,
+            "host_peak_memory_gib": host_gib,
             "trainable_params": int(self._engine.trainable_params(seat.key)),
         }
 
@@ -329,16 +347,17 @@ class HostLoop:
             seat = self._seats[key]
             is_known = len(pack) == 1 and not is_new
             blame = failure if is_known else self._redo(seat, goals[key], until)
-            rows = _micro_batch_size(seat.spec)
+            rows = seat.spec.optim.micro_batch_size or seat.spec.optim.batch_size
             while blame is not None and blame.fault == "infeasible" and seat.passes < rows:
                 seat.passes = min(2 * seat.passes, rows)
                 blame = self._redo(seat, goals[key], until)
             if blame is not None:
-                self._fail(seat, _with_sizes(seat, blame, self._engine.widest_pass))
+                self._fail(seat, with_sizes(blame, rows, seat.passes, self._engine.widest_pass))
 
     def _redo(self, seat: _Seat, goal: int, until: int) -> Failure | None:
         def catch_up() -> None:
             self._enter(seat)
+            self._gauge.rehearse((seat.key,))
             while seat.is_entered and seat.step < goal:
                 started = self._clock()
                 try:
@@ -417,31 +436,6 @@ def _lost_state(state_dir: str, step: int) -> StateError:
         "exported; allowed: the state as it was saved. Restore the folder from a copy and run the "
         "sweep again."
     )
-
-
-def _with_sizes(seat: _Seat, failure: Failure, fitted: int) -> Failure:
-    """Prefix an out-of-memory message with the rows that did not fit, and what does.
-
-    Args:
-        seat: The trial.
-        failure: Its failure.
-        fitted: Most tokens of a pass that this host has trained; 0 for none.
-    """
-    if failure.fault != "infeasible":
-        return failure
-    rows = _micro_batch_size(seat.spec)
-    tried = f"out of memory with {rows} row{'s' if rows > 1 else ''} per pass"
-    if seat.passes > 1:
-        tried += f", and again with {math.ceil(rows / seat.passes)}"
-    if fitted:
-        tried += (
-            f"; passes of up to {fitted:,} tokens fitted: set data.train_max_tokens below that"
-        )
-    return dataclasses.replace(failure, reason=f"{tried} ({failure.reason})")
-
-
-def _micro_batch_size(spec: TrialSpec) -> int:
-    return spec.optim.micro_batch_size or spec.optim.batch_size
 
 
 def _named(metrics: Mapping[str, float], split: str) -> dict[str, float]:

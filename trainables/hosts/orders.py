@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from trainables.memory.calibration import Correction, MemoryReading
+from trainables.memory.seating import SeatsDecision
+
 Split = Literal["validation", "test"]
 Fault = Literal["diverged", "infeasible", "failed"]
 """Reason why a trial cannot continue; the names equal those of the trial's outcome."""
@@ -28,6 +31,8 @@ ZERO_METRICS: dict[str, float] = {
     "scheduled_learning_rate": 0.0,
     "tokens_per_s": 0.0,
     "peak_memory_gib": 0.0,
+    "forecast_memory_gib": 0.0,
+    "host_peak_memory_gib": 0.0,
     "trainable_params": 0,
     "host_s": 0.0,
 }
@@ -169,13 +174,49 @@ class TaskReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostGauge:
+    """What a host has measured.
+
+    Attributes:
+        reading: Bytes beside their forecast, where a limit of the memory is known.
+        decision: Seats, where their number is left to the host.
+    """
+
+    reading: MemoryReading | None = None
+    decision: SeatsDecision | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostPrior:
+    """What hosts of a group have measured, for the next host of the group.
+
+    Attributes:
+        speeds: Tokens per second of 1, 2, … seats; empty before they are measured.
+        corrections: Corrections of the forecast by tokens of the longest row.
+    """
+
+    speeds: tuple[float, ...] = ()
+    corrections: Mapping[int, Correction] = field(default_factory=dict)
+
+    def learn(self, gauge: HostGauge) -> HostPrior:
+        """The same with what a host has measured."""
+        speeds, corrections = self.speeds, dict(self.corrections)
+        if gauge.decision is not None and gauge.decision.speeds:
+            speeds = gauge.decision.speeds
+        if gauge.reading is not None:
+            corrections[gauge.reading.train_tokens] = gauge.reading.correction
+        return HostPrior(speeds=speeds, corrections=corrections)
+
+
+@dataclass(frozen=True, kw_only=True)
 class HostReport:
-    """Seats of a host, and events since its last report."""
+    """Seats of a host, events since its last report, and what it has measured since."""
 
     holding: frozenset[str] = frozenset()
     reports: tuple[SeatReport, ...] = ()
     freed: tuple[SeatFreed, ...] = ()
     tasks: tuple[TaskReport, ...] = ()
+    gauge: HostGauge | None = None
 
 
 def fault_metrics(last: dict[str, float]) -> dict[str, float]:

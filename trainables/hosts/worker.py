@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import datasets
@@ -19,8 +21,10 @@ from ray.actor import ActorHandle
 from trainables.base.loading import require_gpu
 from trainables.engine import build_engine
 from trainables.hosts.bench import Bench, Failure, attempt
+from trainables.hosts.gauging import Gauge
 from trainables.hosts.host import HostLoop
-from trainables.hosts.orders import HostProcess, HostReport, Orders
+from trainables.hosts.orders import HostPrior, HostProcess, HostReport, Orders
+from trainables.memory.calibration import Calibration
 from trainables.spec import BaseSpec
 from trainables.training.bundle import load_bundle
 from trainables.training.memory import peak_memory_gib
@@ -37,8 +41,9 @@ def run_host(config: dict[str, Any]) -> None:
 
     Args:
         config: `broker` (the actor's name), `host_id`, `base` (fields of a `BaseSpec`),
-            `torch_threads` (0 keeps torch's default) and optionally `build_bench`, another
-            `Callable[[BaseSpec], Bench]`.
+            `torch_threads` (0 keeps torch's default) and optionally `memory` (bytes that the
+            host may take), `finds_seats` (whether it decides on its seats), `prior` (a `HostPrior`
+            of its group) and `build_bench`, another `Callable[[BaseSpec], Bench]`.
 
     Raises:
         ActorDiedError: The broker is gone, so the host has no more orders.
@@ -50,7 +55,10 @@ def run_host(config: dict[str, Any]) -> None:
     if config["torch_threads"]:
         torch.set_num_threads(config["torch_threads"])
     broker = ray.get_actor(config["broker"])
-    build: Callable[[BaseSpec], Bench] = config.get("build_bench") or build_torch_bench
+    prior: HostPrior = config.get("prior") or HostPrior()
+    build: Callable[[BaseSpec], Bench] = config.get("build_bench") or partial(
+        build_torch_bench, memory=config.get("memory"), prior=prior
+    )
     host_id, incarnation = config["host_id"], uuid.uuid4().hex
     gpus = [str(one) for one in ray.get_runtime_context().get_accelerator_ids().get("GPU", ())]
     with _beating(broker, host_id, incarnation):
@@ -59,7 +67,13 @@ def run_host(config: dict[str, Any]) -> None:
             ray.get(broker.refuse.remote(host_id, bench))
             return
         ray.get(broker.hello.remote(host_id, incarnation))
-        HostLoop(bench, _RayMailbox(broker, host_id, incarnation)).run()
+        gauge = Gauge(
+            bench.engine,
+            time.monotonic,
+            finds_seats=config.get("finds_seats", False),
+            prior=prior,
+        )
+        HostLoop(bench, _RayMailbox(broker, host_id, incarnation), gauge=gauge).run()
 
 
 @contextmanager
@@ -83,13 +97,21 @@ def _beating(broker: ActorHandle, host_id: str, incarnation: str) -> Iterator[No
         thread.join()
 
 
-def build_torch_bench(base: BaseSpec) -> Bench:
+def build_torch_bench(
+    base: BaseSpec, memory: int | None = None, prior: HostPrior | None = None
+) -> Bench:
     """Bench whose engine trains on a real base.
+
+    Args:
+        base: The base.
+        memory: Bytes that the host may take; `None` for those of a GPU, and no limit on a CPU.
+        prior: What hosts of the same group have measured.
 
     Raises:
         BaseModelError: The base cannot be found, read or quantized.
     """
-    engine = build_engine(base)
+    known = {} if prior is None else dict(prior.corrections)
+    engine = build_engine(base, memory, Calibration(by_length=known))
     return Bench(
         engine=engine,
         save_state=save_state,

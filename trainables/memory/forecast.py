@@ -12,6 +12,7 @@ the backward, fitted to passes of small models (docs/memory.md).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -136,6 +137,11 @@ class Forecast:
     context: int
 
     @property
+    def passing(self) -> int:
+        """Bytes of a forward and backward pass, gradients of the adapters included."""
+        return self.gradients + self.activations + self.logits + self.workspace
+
+    @property
     def tensors(self) -> int:
         """All bytes without the process itself."""
         return self.total - self.context
@@ -163,7 +169,7 @@ class _SeatShape:
 def forecast_host(
     shape: Architecture,
     trials: Sequence[TrialSpec],
-    lengths: RowLengths,
+    lengths: RowLengths | Sequence[RowLengths],
     device: Device,
     choices: Choices | None = None,
 ) -> Forecast:
@@ -172,7 +178,7 @@ def forecast_host(
     Args:
         shape: Their base.
         trials: One trial for each taken seat; their bases and forms are equal.
-        lengths: Lengths of their rows.
+        lengths: Lengths of their rows; or those of each trial.
         device: The host's device.
         choices: How the engine trains.
 
@@ -181,6 +187,7 @@ def forecast_host(
     """
     choices = choices or Choices()
     form = form_of(trials[0].base, device.automatic, is_dense=choices.dense)
+    each = [lengths] * len(trials) if isinstance(lengths, RowLengths) else lengths
     unlike = list({id(trial): trial for trial in trials}.values())
     pack = [adapter_of(shape, trial.lora) for trial in unlike]
     settings = PassSettings(
@@ -190,10 +197,11 @@ def forecast_host(
         keeps_inputs=device.is_cuda and form.quantization == "int8",
         has_checkpoints=any(_is_checkpointed(trial, choices) for trial in unlike),
     )
-    alike = {
-        id(trial): _seat(shape, trial, lengths, settings, choices, device) for trial in unlike
-    }
-    seats = [alike[id(trial)] for trial in trials]
+    seat_of = functools.cache(
+        lambda number, rows: _seat(shape, by_id[number], rows, settings, choices, device)
+    )
+    by_id = {id(trial): trial for trial in unlike}
+    seats = [seat_of(id(trial), rows) for trial, rows in zip(trials, each, strict=True)]
     activations, logits, workspace = _training(shape, seats, settings, choices)
     passing = activations + logits + workspace
     evaluation = max(_evaluation(shape, seat, form) for seat in seats)

@@ -40,6 +40,33 @@ def batch_rows(lengths: Sequence[int], batch_size: int, seed: int, step: int) ->
     return rows
 
 
+def longest_rows(
+    lengths: Sequence[int], batch_size: int, micro_batch_size: int, seed: int, steps: range
+) -> list[int]:
+    """Positions of the rows of the largest micro-batch of some steps, padding included.
+
+    Args:
+        lengths: Tokens per row.
+        batch_size: Rows per step.
+        micro_batch_size: Rows per micro-batch.
+        seed: Any integer.
+        steps: The optimizer steps, from 0; at least one.
+    """
+    by_row, of_epoch = np.asarray(lengths), max(1, len(lengths) // batch_size)
+    found, longest = None, -1
+    for epoch in range(steps[0] // of_epoch, steps[-1] // of_epoch + 1):
+        batches = _epoch_batches(tuple(lengths), batch_size, seed, epoch)
+        first, last = steps[0] - epoch * of_epoch, steps[-1] - epoch * of_epoch
+        rows = batches[max(0, first) : last + 1].reshape(-1, micro_batch_size)
+        most = by_row[rows].max(axis=1)
+        if most.max() > longest:
+            found, longest = rows[most.argmax()].tolist(), int(most.max())
+            if longest == by_row.max():
+                break
+    assert found is not None
+    return list(found)
+
+
 # The order of a seed and epoch is requested many times; 64 entries cover a full pack.
 @functools.lru_cache(maxsize=64)
 def _epoch_batches(

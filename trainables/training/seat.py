@@ -8,17 +8,21 @@ Tensors are named `<layer>/<leaf>`, where a leaf is a parameter of
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
 from torch import nn
 
 from trainables.errors import StateError
+from trainables.memory.forecast import RowLengths
+from trainables.packing.batches import Batch, build_passes
 from trainables.packing.kernels import Branch, PackedLinear, layer_shape, row_norms
 from trainables.packing.lora import initial_weights
 from trainables.rows.data import Splits
+from trainables.rows.epochs import batch_rows, longest_rows
 from trainables.spec import TrialSpec
 from trainables.training.optim import build_optimizer, moments_of, restore_moments
 from trainables.training.state import SeatState
@@ -53,6 +57,35 @@ class Seat:
 
     def __post_init__(self) -> None:
         self.parameters = [p for branch in self.branches.values() for p in branch.parameters()]
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows of a micro-batch."""
+        return self.spec.optim.micro_batch_size or self.spec.optim.batch_size
+
+    @cached_property
+    def longest_rows(self) -> list[int]:
+        """Positions of the training rows of the largest micro-batch to come."""
+        optim = self.spec.optim
+        first = min(self.step, optim.steps - 1)
+        return longest_rows(
+            self.lengths,
+            optim.batch_size,
+            self.micro_batch_size,
+            self.spec.seed,
+            range(first, optim.steps),
+        )
+
+    @cached_property
+    def row_lengths(self) -> RowLengths:
+        """Most tokens and most answer tokens of a row to come, for forecasts of memory."""
+        train, evaluated = self.splits.train.rows, self.splits.validation.rows
+        return RowLengths(
+            train=max(self.lengths[row] for row in self.longest_rows),
+            evaluation=max(len(row.input_ids) for row in evaluated),
+            train_answers=max(int(row.is_answer.sum()) for row in train),
+            evaluation_answers=max(int(row.is_answer.sum()) for row in evaluated),
+        )
 
 
 def fresh_branches(
@@ -138,6 +171,39 @@ def build_seat(
         for name, parameter in _leaves(seat):
             restore_moments(seat.optimizer, parameter, moments[name], state.step)
     return seat
+
+
+def step_batches(name: str, seat: Seat, device: torch.device) -> list[Batch]:
+    """The batches of a seat's next step, one for each forward pass."""
+    optim, size = seat.spec.optim, seat.micro_batch_size
+    rows = batch_rows(seat.lengths, optim.batch_size, seat.spec.seed, seat.step)
+    batches = []
+    for start in range(0, len(rows), size):
+        batches += _passes(name, seat, rows[start : start + size], device, start // size)
+    return batches
+
+
+def longest_batch(name: str, seat: Seat, device: torch.device) -> Batch:
+    """The largest pass that a seat still has before it."""
+    passes = _passes(name, seat, seat.longest_rows, device, 0)
+    return max(passes, key=lambda batch: batch.block.tokens)
+
+
+def _passes(
+    name: str, seat: Seat, rows: Sequence[int], device: torch.device, micro_step: int
+) -> list[Batch]:
+    """Batches of a micro-batch, as many as the token limit and the memory ask for."""
+    most, least = seat.spec.optim.max_tokens_per_pass, 1
+    if most is not None:
+        longest = max(seat.lengths[row] for row in rows)
+        least = -(-len(rows) // max(1, most // longest))
+    return build_passes(
+        name,
+        [seat.splits.train.rows[row] for row in rows],
+        device,
+        key=(seat.spec.seed, seat.step, micro_step),
+        passes=max(seat.passes, least),
+    )
 
 
 def snapshot(seat: Seat) -> SeatState:
