@@ -253,7 +253,7 @@ def _train(sweep: _Sweep) -> bool:
             )
             stack.enter_context(pool)
             budget = _open_budget(sweep, placement, pool)
-            stack.enter_context(_gauge_feed(sweep, placement, broker, budget))
+            stack.enter_context(_gauge_feed(sweep, broker, budget))
             requests = UserRequests()
             stack.enter_context(
                 Supervisor(
@@ -307,9 +307,7 @@ def _train(sweep: _Sweep) -> bool:
         return requests.is_cancelled
 
 
-def _gauge_feed(
-    sweep: _Sweep, placement: Placement, broker: ActorHandle, budget: Budget
-) -> GaugeFeed:
+def _gauge_feed(sweep: _Sweep, broker: ActorHandle, budget: Budget) -> GaugeFeed:
     """Feeds Ray's metrics endpoint with the sweep's state."""
 
     def read(occupancy: Occupancy) -> Iterator[Reading]:
@@ -318,7 +316,6 @@ def _gauge_feed(
             sweep.spec.objective,
             budget.limits(),
             occupancy,
-            placement.limits.seats,
         )
 
     return GaugeFeed(sweep.spec.name, broker.occupancy.remote, read)
@@ -372,7 +369,7 @@ def _search(sweep: _Sweep, stage: Stage) -> None:
         start_points=record.history.start_points or [],
         may_start=may_start,
         scheduler=SteeringWithRequests(scheduler, stage.requests),
-        refuse=sweep.prepared.refuse,
+        refuse=lambda trial: sweep.prepared.refuse(trial, record.history),
     )
     reason = stage.run(searcher, scheduler, scheduler.end_of, share)
     # A search without an adapter is not recorded as ended: a resume continues it after a fix.

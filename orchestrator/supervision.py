@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -16,8 +16,9 @@ from ray import tune
 from ray.actor import ActorHandle
 
 from orchestrator.errors import SweepStorageError
+from orchestrator.hosts.members import GaugedHost
 from orchestrator.interrupts import BackgroundThread, raise_swallowed
-from orchestrator.journal.events import UsageMeasured
+from orchestrator.journal.events import Event, HostMeasured, SeatsDecided, UsageMeasured
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.paths import REQUESTS_FOLDER
 from orchestrator.journal.recording import SweepRecord
@@ -80,6 +81,7 @@ class Supervisor:
     ) -> None:
         self._closing.set()
         self._thread.await_end(5.0)
+        self.note_gauges()
         self.write_usage()
         self._free_disk()
 
@@ -88,11 +90,23 @@ class Supervisor:
         usage = self._usage()
         self._record.add(UsageMeasured(cpu_s=round(usage.cpu_s, 3), gpu_s=round(usage.gpu_s, 3)))
 
+    def note_gauges(self) -> None:
+        """Record what hosts have measured since the last call."""
+        try:
+            for gauged in ray.get(self._broker.take_gauges.remote()):
+                for event in gauge_events(gauged):
+                    self._record.add(event)
+        except ray.exceptions.RayError as error:  # the pool tells of a dead broker
+            logger.debug("hosts were not asked for measurements: %s", error)
+        except SweepStorageError as error:  # they limit nothing: the sweep goes on
+            logger.warning("measurements of hosts were not recorded: %s", error)
+
     def _run(self) -> None:
         written = time.monotonic()
         pause_s = REMOTE_POLL_S if self._storage.is_remote else POLL_S
         while not self._closing.wait(pause_s):
             self._hear()
+            self.note_gauges()
             if time.monotonic() - written >= USAGE_EVERY_S:
                 written = time.monotonic()
                 try:
@@ -121,6 +135,32 @@ class Supervisor:
                     ray.get(self._broker.leave.remote(request.trial, None, keep=True))
                 except ray.exceptions.RayError as error:
                     logger.warning("trial %d was not told to stop: %s", request.trial, error)
+
+
+def gauge_events(gauged: GaugedHost) -> Iterator[Event]:
+    """The events of what a host has measured."""
+    reading, decision = gauged.gauge.reading, gauged.gauge.decision
+    if reading is not None:
+        yield HostMeasured(
+            host=gauged.host_id,
+            group=gauged.group,
+            seats=reading.seats,
+            train_tokens=reading.train_tokens,
+            forecast=reading.forecast,
+            measured=reading.measured,
+            capacity=reading.capacity,
+            factor=round(reading.correction.factor, 4),
+        )
+    if decision is not None:
+        yield SeatsDecided(
+            host=gauged.host_id,
+            group=gauged.group,
+            seats=decision.seats,
+            reason=decision.reason,
+            by_memory=decision.by_memory,
+            by_knee=decision.by_knee,
+            speeds=[round(speed, 1) for speed in decision.speeds],
+        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from orchestrator.hosts.cluster import PROXY_CPUS
 from orchestrator.hosts.pool import HostPool
@@ -41,6 +41,32 @@ class StatisticsRemover(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """Remove minimum, mean and windows of every metric; the last result stays."""
         trial.run_metadata.metric_analysis, trial.run_metadata.metric_n_steps = {}, {}
+
+
+class SeatLimiter(ConcurrencyLimiter):  # type: ignore[misc]
+    """Lets Ray Tune start as many trials as there are seats.
+
+    A trial that waits for a seat was chosen without the results that came meanwhile.
+
+    Args:
+        searcher: Proposes the trials.
+        most: Most trials at the same time.
+        places: Gives the trials that can have a seat at this moment.
+    """
+
+    def __init__(self, searcher: Searcher, most: int, places: Callable[[], int]) -> None:
+        super().__init__(searcher, most)
+        self._most, self._places = most, places
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune pickles its searcher; a copy proposes nothing.
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next trial; `None` while all seats are taken."""
+        self.max_concurrent = max(1, min(self._most, self._places()))
+        suggestion: dict[str, Any] | None = super().suggest(trial_id)
+        return suggestion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +132,9 @@ class Stage:
         tuner = tune.Tuner(
             tune.with_resources(TrialProxy, {"cpu": PROXY_CPUS}),
             tune_config=tune.TuneConfig(
-                search_alg=searcher,
+                search_alg=SeatLimiter(searcher, self.max_trials, self.pool.places),
                 scheduler=scheduler,
                 num_samples=-1,
-                max_concurrent_trials=self.max_trials,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,24 +11,18 @@ from typing import Any
 
 import yaml
 
+from orchestrator.capacity.earlier import earlier_histories
 from orchestrator.capacity.hardware import Hardware
 from orchestrator.capacity.lengths import SweepLengths
-from orchestrator.errors import SweepStorageError
-from orchestrator.journal.history import SweepHistory, TrialRecord
-from orchestrator.journal.paths import EVENTS_FILE
+from orchestrator.journal.history import TrialRecord
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.wording import format_duration
 from trainables.spec import BaseSpec, TrialSpec
-
-logger = logging.getLogger(__name__)
 
 _TABLE = Path(__file__).with_name("speeds.yaml")
 _NEAR = 4.0
 """Published figures count for bases and steps of up to four times the size or a quarter of it:
 beyond, a step is bound by something else."""
-
-_MOST_LOGS = 20
-"""Earlier sweeps that are read, the newest ones."""
 
 _FORWARD = 0.5
 """Cost of a token that is only evaluated: a frozen base has no gradient of its weights."""
@@ -161,23 +154,13 @@ def _fewest_steps(spec: SweepSpec, trials: int) -> float:
 
 def measured_speeds(runs: Path, base: BaseSpec) -> list[float]:
     """Tokens per second of host time of earlier trials on the same base and form."""
-    return [speed for log in _newest(runs) for speed in _speeds_of(log, base)]
-
-
-def _newest(runs: Path) -> list[Path]:
-    logs = [log for log in runs.glob(f"*/{EVENTS_FILE}") if log.is_file()]
-    return sorted(logs, key=lambda log: log.stat().st_mtime)[-_MOST_LOGS:]
-
-
-def _speeds_of(log: Path, base: BaseSpec) -> Iterator[float]:
-    try:
-        history = SweepHistory.read(log)
-    except (SweepStorageError, OSError) as error:
-        logger.info("%s has no speeds: %s", log, error)
-        return
-    for trial in history.trials.values():
-        if _is_same(trial.spec.get("base"), base):
-            yield from _speed_of(trial)
+    return [
+        speed
+        for history in earlier_histories(runs)
+        for trial in history.trials.values()
+        if _is_same(trial.spec.get("base"), base)
+        for speed in _speed_of(trial)
+    ]
 
 
 def _speed_of(trial: TrialRecord) -> Iterator[float]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.capacity.configurations import signature
 from orchestrator.capacity.hardware import Hardware
 from orchestrator.wording import format_size
 from trainables.errors import SpecError
 from trainables.memory.forecast import STATED_ERROR, Forecast
+from trainables.memory.seating import SeatsDecision, decide_seats
 from trainables.memory.verdict import MOST_SEATS, MemoryModel, Verdict
 from trainables.spec import BaseSpec, TrialSpec
 
@@ -24,12 +25,16 @@ class Sized:
         trial: The configuration.
         forecast: Bytes of a host that trains it alone.
         least: The same after memory ran out: with layers computed again and single rows in a pass.
+        needed: Bytes in all, corrected by what hosts have measured.
+        least_needed: The same after memory ran out.
         seats: Seats of this size on one device; `None` without a device.
     """
 
     trial: TrialSpec
     forecast: Forecast
     least: Forecast
+    needed: int
+    least_needed: int
     seats: int | None = None
 
     def describe(self) -> str:
@@ -46,6 +51,7 @@ class Sized:
             "configuration": self.describe(),
             "bytes": {**self.forecast.to_dict(), "total": self.forecast.total},
             "least_bytes": {**self.least.to_dict(), "total": self.least.total},
+            "corrected_bytes": {"total": self.needed, "least": self.least_needed},
             "seats": self.seats,
         }
 
@@ -65,6 +71,8 @@ class GroupMemory:
         unknown: Why the memory is not known; empty if it is.
         base_bytes: Bytes of the base, if at least these are known.
         capacity: Bytes of the device; `None` without one.
+        measures_seats: Whether hosts on it measure how many seats pay: a GPU, or a limit of the
+            memory.
     """
 
     base: BaseSpec
@@ -76,6 +84,7 @@ class GroupMemory:
     unknown: str = ""
     base_bytes: int | None = None
     capacity: int | None = None
+    measures_seats: bool = False
 
     @property
     def name(self) -> str:
@@ -88,20 +97,20 @@ class GroupMemory:
         """Whether not even the smallest fits a device that is larger by the stated error."""
         if self.capacity is None or not self.sizes:
             return False
-        return self.sizes["smallest"].least.total * (1 - STATED_ERROR) > self.capacity
+        return self.sizes["smallest"].least_needed * (1 - STATED_ERROR) > self.capacity
 
-    def lines(self, seats: int) -> Iterator[str]:
+    def lines(self, seats: int | Literal["auto"]) -> Iterator[str]:
         """Sentences for the user.
 
         Args:
-            seats: Seats of a host that the sweep asks for.
+            seats: `hosts.seats`.
         """
         if self.unknown:
             base = "" if self.base_bytes is None else f"; the base takes {_gb(self.base_bytes)}"
             yield f"Memory, {self.name}: not known beforehand ({self.unknown}){base}."
             return
         small, typical, large = (
-            self.sizes[name].forecast.total for name in ("smallest", "typical", "largest")
+            self.sizes[name].needed for name in ("smallest", "typical", "largest")
         )
         spread = (
             _gb(small)
@@ -122,14 +131,33 @@ class GroupMemory:
                 "itself, changes no result beyond rounding, and is slower."
             )
 
-    def _seats(self, wanted: int) -> str:
+    def expected_seats(self) -> SeatsDecision | None:
+        """Seats of the typical size that a host will fill by itself; `None` without a device.
+
+        Each seat that can pay is taken to do so: only a host can measure which do.
+        """
+        if self.capacity is None or not self.sizes:
+            return None
+        return decide_seats(self.sizes["typical"].seats)
+
+    def _seats(self, wanted: int | Literal["auto"]) -> str:
         large, typical = self.sizes["largest"].seats, self.sizes["typical"].seats
         if large is None or typical is None:
             return ""
         said = f"; a device holds {_seats(large)} of the largest"
         if large != typical:
             said += f" and {_seats(typical)} of the typical"
-        return f"{said}, hosts.seats asks for {wanted}"
+        if wanted != "auto":
+            return f"{said}, hosts.seats asks for {wanted}"
+        return f"{said}; {self._expected()}"
+
+    def _expected(self) -> str:
+        found = self.expected_seats()
+        if not self.measures_seats or found is None:
+            return "a host fills 1 (hosts.seats: auto without a limit of the memory)"
+        if found.reason == "memory":
+            return f"a host fills up to {found.seats}, as many as each pay (hosts.seats: auto)"
+        return f"a host fills up to {found.seats}, as more cannot pay (hosts.seats: auto)"
 
     def _refusal(self) -> str:
         refused, left = self.refused, self.configurations - (self.fitting or 0)
@@ -140,6 +168,14 @@ class GroupMemory:
             f"{left} of {self.configurations} configurations in {self.name} do not fit. The "
             f"largest ({self.sizes['largest'].describe()}): {refused.reason}.{remedy}"
         )
+
+    def _seats_as_json(self) -> dict[str, Any] | None:
+        found = self.expected_seats()
+        if found is None:
+            return None
+        if not self.measures_seats:
+            found = decide_seats(None)
+        return {"auto": found.seats, "reason": found.reason}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -155,6 +191,7 @@ class GroupMemory:
             "does_not_fit": None
             if refused is None
             else {"why": refused.reason, "remedy": refused.remedy},
+            "seats": self._seats_as_json(),
             "unknown": self.unknown,
             "base_bytes": self.base_bytes,
         }
@@ -176,30 +213,30 @@ def size_group(
         hardware: The device; `None` if it is not known.
         margin: Share by which a forecast may exceed the device before a configuration is refused.
     """
-    found: dict[tuple[object, ...], tuple[Forecast, Forecast] | None] = {}
+    found: dict[tuple[object, ...], Sized | None] = {}
     sized = []
     for trial in trials:
         key = signature(trial)
         if key not in found:
-            found[key] = _forecasts(model, trial)
-        forecasts = found[key]
-        if forecasts is not None:
-            sized.append(Sized(trial=trial, forecast=forecasts[0], least=forecasts[1]))
+            found[key] = _size(model, trial)
+        one = found[key]
+        if one is not None:
+            sized.append(dataclasses.replace(one, trial=trial))
     if not sized:
         why = "no adapter fits the base's layers"
         return GroupMemory(base=base, configurations=len(trials), unknown=why)
-    sized.sort(key=lambda one: one.forecast.total)
+    sized.sort(key=lambda one: one.needed)
     chosen = {"smallest": sized[0], "typical": sized[len(sized) // 2], "largest": sized[-1]}
     if hardware is None:
         return GroupMemory(base=base, configurations=len(trials), sizes=chosen)
     room = hardware.memory / (1 - margin)
-    fitting = sum(min(one.forecast.total, one.least.total) <= room for one in sized)
+    fitting = sum(min(one.needed, one.least_needed) <= room for one in sized)
     verdict = model.fits(sized[-1].trial, hardware.memory, margin=margin)
     return GroupMemory(
         base=base,
         configurations=len(trials),
         fitting=fitting,
-        tight=fitting - sum(one.forecast.total <= room for one in sized),
+        tight=fitting - sum(one.needed <= room for one in sized),
         sizes={
             name: dataclasses.replace(
                 one,
@@ -209,12 +246,19 @@ def size_group(
         },
         refused=None if verdict.fits else verdict,
         capacity=hardware.memory,
+        measures_seats=hardware.device.is_cuda or hardware.is_limited,
     )
 
 
-def _forecasts(model: MemoryModel, trial: TrialSpec) -> tuple[Forecast, Forecast] | None:
+def _size(model: MemoryModel, trial: TrialSpec) -> Sized | None:
     try:
-        return model.forecast(trial), model.least(trial)
+        return Sized(
+            trial=trial,
+            forecast=model.forecast(trial),
+            least=model.least(trial),
+            needed=model.needed(trial),
+            least_needed=model.least_needed(trial),
+        )
     except SpecError:
         return None  # targets that another base of the space has
 

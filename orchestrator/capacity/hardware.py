@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,12 +24,20 @@ class Hardware:
         memory: Bytes that a host may take.
         device: Its properties for a forecast of memory.
         is_here: Whether it is the device of this machine.
+        is_limited: Whether `hosts.memory_gib` limits the memory.
     """
 
     name: str
     memory: int
     device: Device
     is_here: bool = False
+    is_limited: bool = False
+
+    def limited(self, memory: int | None) -> Hardware:
+        """The device with at most `memory` bytes for a host; `None` limits nothing."""
+        if memory is None:
+            return self
+        return dataclasses.replace(self, memory=min(self.memory, memory), is_limited=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from orchestrator.capacity.calibrated import earlier_calibration, learn
 from orchestrator.capacity.configurations import by_group, configurations, count, form_of_group
 from orchestrator.capacity.duration import Duration, expect_duration
 from orchestrator.capacity.groups import GroupMemory, size_group
 from orchestrator.capacity.hardware import Hardware
 from orchestrator.capacity.lengths import SweepLengths
 from orchestrator.errors import SweepSpecError
+from orchestrator.journal.events import HostMeasured
 from orchestrator.spec.sweep import SweepSpec
 from trainables.errors import BaseModelError, SpecError
+from trainables.memory.calibration import Calibration
 from trainables.memory.described import architecture_of, built_base_bytes
 from trainables.memory.forecast import STATED_ERROR, Device
 from trainables.memory.stored_bytes import form_of
@@ -51,7 +55,7 @@ class Outlook:
     groups: tuple[GroupMemory, ...]
     lengths: Mapping[str, SweepLengths]
     duration: Duration
-    seats: int
+    seats: int | Literal["auto"]
     models: Mapping[BaseSpec, MemoryModel]
     max_tokens: int
 
@@ -80,7 +84,7 @@ class Outlook:
         known = [group for group in self.groups if not group.unknown]
         shown = max(
             known or self.groups,
-            key=lambda group: group.sizes["largest"].forecast.total if group.sizes else 0,
+            key=lambda group: group.sizes["largest"].needed if group.sizes else 0,
             default=None,
         )
         lines = [] if shown is None else list(shown.lines(self.seats))
@@ -94,16 +98,24 @@ class Outlook:
         remedy = "" if group.refused is None else group.refused.remedy
         return SweepSpecError(
             f"base.model: no configuration fits {self.hardware}: the smallest "
-            f"({smallest.describe()}) takes {smallest.forecast.total / 1e9:.1f} GB. The largest: "
+            f"({smallest.describe()}) takes {smallest.needed / 1e9:.1f} GB. The largest: "
             f"{why}; allowed: configurations that fit. "
             + (f"It would fit with {remedy}." if remedy else "Choose a smaller base.")
         )
 
-    def refuse(self, trial: TrialSpec) -> str:
-        """Reason against training one configuration; empty if it fits, or nothing is known."""
-        model = self.models.get(form_of_group(trial.base))
+    def refuse(self, trial: TrialSpec, measured: Sequence[HostMeasured] = ()) -> str:
+        """Reason against training one configuration; empty if it fits, or nothing is known.
+
+        Args:
+            trial: The configuration.
+            measured: What the sweep's hosts have measured so far.
+        """
+        base = form_of_group(trial.base)
+        model = self.models.get(base)
         if model is None or self.hardware is None:
             return ""
+        calibration = learn(model.calibration, list(measured), base)
+        model = dataclasses.replace(model, calibration=calibration)
         try:
             verdict = model.fits(trial, self.hardware.memory, margin=STATED_ERROR)
         except SpecError:
@@ -171,6 +183,11 @@ def look_ahead(
                 shape=sizes(BaseSpec(model=base.model, revision=base.revision)),
                 limits=lengths[base.model].limits,
                 device=device,
+                calibration=(
+                    Calibration()
+                    if hardware is None or not hardware.is_here
+                    else earlier_calibration(runs, base)
+                ),
             )
         except BaseModelError as error:
             groups.append(_unknown(base, len(members), device, error))

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.errors import ClusterError
 from orchestrator.hosts.demand import HostLimits, start_hosts
 from orchestrator.hosts.members import (
+    GaugedHost,
     HostActivity,
     HostStart,
     Occupancy,
@@ -190,6 +191,10 @@ class Broker:
         members, tasks = self._seats.members.values(), self._seats.tasks
         return [describe_activity(host, members, tasks) for host in self._seats.hosts.values()]
 
+    async def take_gauges(self) -> list[GaugedHost]:
+        """What hosts have measured since the last call."""
+        return self._seats.gauges.take()
+
     async def take_silent(self, stopped_s: float, hung_s: float) -> list[SilentHost]:
         """See `Seats.take_silent`; after `start_hosts`, which sees pauses of the broker."""
         return self._seats.take_silent(time.monotonic(), stopped_s, hung_s)
@@ -219,11 +224,14 @@ class Broker:
         return await self._wait(is_settled, bool, wait_s)
 
     async def occupancy(self) -> Occupancy:
-        """Hosts, and trials with and without a seat."""
-        members = self._seats.members.values()
+        """Hosts and their seats, and trials with and without a seat."""
+        members, hosts = self._seats.members.values(), self._seats.hosts.values()
         seated = sum(member.host is not None for member in members)
         return Occupancy(
-            hosts=len(self._seats.hosts), seated=seated, waiting=len(members) - seated
+            hosts=len(hosts),
+            seats=sum(host.seats for host in hosts),
+            seated=seated,
+            waiting=len(members) - seated,
         )
 
     async def ping(self) -> None:

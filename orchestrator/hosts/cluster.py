@@ -21,6 +21,7 @@ from orchestrator.hosts.evaluators import WorkerShape
 from orchestrator.hosts.pool import HostShape
 from orchestrator.hosts.reachable import check_ray, named_address, plain_ray_errors
 from orchestrator.spec.sweep import SweepSpec
+from trainables.memory.seating import MOST_SEATS_THAT_PAY
 
 PROXY_CPUS = 0.1
 
@@ -51,8 +52,12 @@ class Placement:
 
     @property
     def max_trials(self) -> int:
-        """Maximum number of trials with a seat at the same time."""
-        return self.limits.max_hosts * (1 if self.limits.is_fresh else self.limits.seats)
+        """Maximum number of trials with a seat at the same time.
+
+        Where hosts decide on their seats, these are those of hosts on which every seat pays.
+        """
+        most = MOST_SEATS_THAT_PAY if self.shape.finds_seats else self.limits.seats
+        return self.limits.max_hosts * (1 if self.limits.is_fresh else most)
 
 
 def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
@@ -67,13 +72,17 @@ def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
         for knob, distribution in spec.space.items()
         if knob.startswith("base.")
     )
+    hosts = spec.hosts
+    seats = 1 if hosts.seats == "auto" else hosts.seats
+    # Where nothing limits the memory, as on a CPU, no further seat was measured to pay.
+    finds_seats = hosts.seats == "auto" and not hosts.fresh and bool(gpus or hosts.memory)
     max_hosts = gpus if gpus else max(1, min(forms, cpus))
     if spec.hosts.fresh and not gpus:
-        max_hosts = max(1, min(spec.hosts.seats, cpus))
+        max_hosts = max(1, min(seats, cpus))
     return Placement(
         limits=HostLimits(
             max_hosts=max_hosts,
-            seats=spec.hosts.seats,
+            seats=seats,
             # A second copy of a base on the same cores needs memory and saves no time.
             hosts_per_group=None if gpus or spec.hosts.fresh else 1,
             is_fresh=spec.hosts.fresh,
@@ -83,6 +92,8 @@ def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
             max_failures=spec.hosts.max_failures,
             hung_s=spec.hosts.max_silence_s,
             torch_threads=max(1, cpus // max_hosts),
+            memory=hosts.memory,
+            finds_seats=finds_seats,
         ),
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.hosts.members import Host, HostStart, Member, SubmittedTask
 from orchestrator.hosts.seats import Seats
+from trainables.hosts.orders import HostPrior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,7 @@ class HostLimits:
 
     Attributes:
         max_hosts: Hosts at the same time, including hosts that are ending.
-        seats: Seats per host.
+        seats: Seats of a host at its start; a host may decide on more.
         hosts_per_group: Hosts of a group at the same time; `None` means no limit per group.
         is_fresh: A host serves one trial and ends.
         patience_s: Time that a group without a host waits until a busy host of another group takes
@@ -90,7 +91,8 @@ def _may_open(seats: Seats, group: str, limits: HostLimits) -> bool:
 
 
 def _open(seats: Seats, who: Member | SubmittedTask, limits: HostLimits, now: float) -> HostStart:
-    start = HostStart(host_id=seats.next_host_id(), group=who.group, base=who.base)
+    prior = seats.gauges.priors.get(who.group, HostPrior())
+    start = HostStart(host_id=seats.next_host_id(), group=who.group, base=who.base, prior=prior)
     places = 1 if limits.is_fresh else limits.seats
     seats.open_host(start, places, serves=1 if limits.is_fresh else None, now=now)
     return start

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-from trainables.hosts.orders import HostProcess, SeatReport, SeatRequest, Task, TaskReport
+from trainables.hosts.orders import (
+    HostGauge,
+    HostPrior,
+    HostProcess,
+    SeatOrder,
+    SeatReport,
+    SeatRequest,
+    Task,
+    TaskReport,
+)
 from trainables.spec import TrialSpec
 
 
@@ -45,18 +54,63 @@ class SeatStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class HostStart:
-    """A host that should be started."""
+    """A host that should be started.
+
+    Attributes:
+        base: Fields of the `BaseSpec` to load.
+        prior: What hosts of the group have measured.
+    """
 
     host_id: str
     group: str
     base: dict[str, Any]
+    prior: HostPrior = field(default_factory=HostPrior)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaugedHost:
+    """What a host of a group has measured."""
+
+    host_id: str
+    group: str
+    gauge: HostGauge
+
+
+class Gauges:
+    """What hosts have measured: for the next host of a group, and for the record.
+
+    Attributes:
+        priors: For the next host of each group.
+    """
+
+    def __init__(self) -> None:
+        self.priors: dict[str, HostPrior] = {}
+        self._untold: list[GaugedHost] = []
+
+    def note(self, host: Host, gauge: HostGauge | None) -> None:
+        """Take in what a host has measured; its decision on its seats holds from now on.
+
+        Seats that are taken beyond the decision stay taken until their trials leave.
+        """
+        if gauge is None:
+            return
+        self._untold.append(GaugedHost(host_id=host.host_id, group=host.group, gauge=gauge))
+        self.priors[host.group] = self.priors.get(host.group, HostPrior()).learn(gauge)
+        if gauge.decision is not None:
+            host.seats, host.limit = gauge.decision.seats, gauge.decision.reason
+
+    def take(self) -> list[GaugedHost]:
+        """What was measured since the last call."""
+        untold, self._untold = self._untold, []
+        return untold
 
 
 @dataclass(frozen=True, kw_only=True)
 class Occupancy:
-    """Number of hosts, and of trials with a seat and without one."""
+    """Number of hosts and their seats, and of trials with a seat and without one."""
 
     hosts: int
+    seats: int
     seated: int
     waiting: int
 
@@ -116,6 +170,17 @@ class Member:
         """Fields of the `BaseSpec` that a host must load for the trial."""
         return dict(self.request.spec["base"])
 
+    def order(self) -> SeatOrder:
+        """The present order for the trial's seat."""
+        return SeatOrder(
+            key=self.key,
+            request=self.request,
+            known=self.known,
+            until=self.until,
+            is_leaving=self.is_leaving,
+            claim=self.claim,
+        )
+
 
 @dataclass(kw_only=True)
 class SubmittedTask:
@@ -151,6 +216,7 @@ class Host:
         process: Process of the host, for its end.
         beat_at: Time of the last sign of life; `None` before the first.
         heard_at: Time of the orders for the work in hand; `None` without such work.
+        limit: What limits the seats, where the host has decided on them.
     """
 
     host_id: str
@@ -166,6 +232,7 @@ class Host:
     process: HostProcess | None = None
     beat_at: float | None = None
     heard_at: float | None = None
+    limit: str = ""
 
 
 HostStage = Literal["starting", "loading", "working", "ending"]
@@ -178,6 +245,7 @@ class HostActivity:
 
     Attributes:
         form: Stored form of the base, such as `nf4`.
+        limit: What limits the seats, where the host has decided on them.
         trials: Numbers of the trials on its seats.
         tasks: Names of the tasks on its seats.
     """
@@ -186,6 +254,7 @@ class HostActivity:
     stage: HostStage
     form: str
     seats: int
+    limit: str = ""
     trials: tuple[int, ...] = ()
     tasks: tuple[str, ...] = ()
 
@@ -204,6 +273,7 @@ def describe_activity(
         stage="ending" if host.is_draining and not (seated or busy) else stage,
         form=form_of_key(host.group),
         seats=host.seats,
+        limit=host.limit,
         trials=seated,
         tasks=busy,
     )

@@ -55,6 +55,9 @@ class HostShape:
             over the trials.
         torch_threads: Threads of a torch operation; 0 keeps torch's default.
         hung_s: Longest time of one piece of work, after which a host is ended and started again.
+        memory: Bytes of the device that a host may take; `None` for all of a GPU's, and no limit
+            on a CPU.
+        finds_seats: Whether a host decides on the number of its seats.
         build_bench: Makes the engine; `None` makes the training engine.
     """
 
@@ -63,6 +66,8 @@ class HostShape:
     max_failures: int = 5
     torch_threads: int = 1
     hung_s: float = 3600.0
+    memory: int | None = None
+    finds_seats: bool = False
     build_bench: Callable[[BaseSpec], Bench] | None = None
 
 
@@ -100,6 +105,7 @@ class HostPool:
         self._runs: list[BackgroundThread] = []
         self._spans: dict[str, list[float]] = {}  # start of each host and, if ended, its end
         self._losses: list[float] = []
+        self._hosts: list[HostActivity] = []
         self.problem: ClusterError | None = None
         self._watch = BackgroundThread(self._watch_demand, "host-pool")
 
@@ -150,6 +156,12 @@ class HostPool:
         else:
             raise self.problem
 
+    def places(self) -> int:
+        """Trials that can have a seat at this moment, on the hosts and on those not started."""
+        hosts = self._hosts
+        unopened = max(0, self.limits.max_hosts - len(hosts))
+        return sum(host.seats for host in hosts) + unopened * self.limits.seats
+
     def usage(self) -> Usage:
         """Device-seconds of all hosts so far, counted from the order to start a host."""
         now = time.monotonic()
@@ -179,7 +191,8 @@ class HostPool:
                 self._runs.append(run)
                 run.start()
             with suppress(ray.exceptions.RayError):  # the next turn sees a lost broker
-                self.show_hosts(ray.get(self.broker.activities.remote()))
+                self._hosts = ray.get(self.broker.activities.remote())
+                self.show_hosts(self._hosts)
 
     def _end_silent_hosts(self) -> None:
         """End hosts that are stopped or hung; their trials continue from their checkpoints."""
@@ -232,14 +245,21 @@ class HostPool:
                 "Nothing recorded is lost: see to the cause and run the same command again."
             )
 
-    def _build_trainer(self, start: HostStart) -> TorchTrainer:
-        config: dict[str, Any] = {
+    def _config_of(self, start: HostStart) -> dict[str, Any]:
+        """What `trainables.hosts.worker.run_host` gets."""
+        return {
             "broker": broker_name(self.storage.location),
             "host_id": start.host_id,
             "base": start.base,
             "torch_threads": self.shape.torch_threads,
+            "memory": self.shape.memory,
+            "finds_seats": self.shape.finds_seats,
+            "prior": start.prior,
             "build_bench": self.shape.build_bench,
         }
+
+    def _build_trainer(self, start: HostStart) -> TorchTrainer:
+        config = self._config_of(start)
         resources = {"CPU": self.shape.cpus} | (
             {"GPU": self.shape.gpus} if self.shape.gpus else {}
         )

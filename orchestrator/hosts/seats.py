@@ -19,6 +19,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from orchestrator.hosts.members import (
+    Gauges,
     Host,
     HostStart,
     Member,
@@ -69,6 +70,7 @@ class Seats:
         self.members: dict[str, Member] = {}  # in the order they joined: the waiting line
         self.hosts: dict[str, Host] = {}
         self.tasks: dict[str, SubmittedTask] = {}
+        self.gauges = Gauges()
         self.is_closed = False
         self._current: dict[int, str] = {}
         self._dead: dict[str, set[str]] = {}  # hosts lost since the last new report, by group
@@ -192,6 +194,7 @@ class Seats:
             return
         host.heard_at = None  # no work is in hand until the next orders
         host.holding = report.holding
+        self.gauges.note(host, report.gauge)
         for seat_report in report.reports:
             member = self.members.get(seat_report.key)
             if member is not None and member.host == host_id:
@@ -228,7 +231,7 @@ class Seats:
             seats = tuple(self._quarantine(host, members, suspects[0]))
             tasks: tuple[TaskOrder, ...] = ()
         else:
-            seats = tuple(_order(member) for member in members)
+            seats = tuple(member.order() for member in members)
             tasks = tuple(TaskOrder(task_id=name, task=e.task) for name, e in self._busy(host_id))
         offered = {s.key for s in seats if s.is_due or s.key not in host.holding}
         host.offered = frozenset(offered | {task.task_id for task in tasks})
@@ -241,9 +244,9 @@ class Seats:
         """Orders to train the suspect and to pause the other seats on the host."""
         for member in members:
             if member.key == suspect:
-                yield _order(member)
+                yield member.order()
             elif member.key in host.holding and not member.is_suspect:
-                yield dataclasses.replace(_order(member), until=member.known, is_leaving=False)
+                yield dataclasses.replace(member.order(), until=member.known, is_leaving=False)
 
     def _blame_crash(self, host: Host) -> None:
         """Mark trials in work as suspects; fail a trial or task that crashed too often."""
@@ -447,14 +450,3 @@ class Seats:
 
 def _key(trial: int, attempt: str) -> str:
     return f"t{trial:04d}.{attempt}"
-
-
-def _order(member: Member) -> SeatOrder:
-    return SeatOrder(
-        key=member.key,
-        request=member.request,
-        known=member.known,
-        until=member.until,
-        is_leaving=member.is_leaving,
-        claim=member.claim,
-    )

@@ -145,6 +145,56 @@ class UsageAdded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostMeasured:
+    """A host measured the first passes of a pack, with the longest rows.
+
+    Attributes:
+        host: Name of the host in its session.
+        group: Base and form, as `members.group_key`.
+        seats: Number of seats in the pass.
+        train_tokens: Tokens of its longest row.
+        forecast: Bytes before the measurement: `base`, `adapters`, `optimizer`, and `passing` for
+            what a forward and backward pass takes besides.
+        measured: Bytes of the same parts.
+        capacity: Bytes of the device.
+        factor: What later forecasts of a pass are multiplied by.
+    """
+
+    host: str
+    group: str
+    seats: Count
+    train_tokens: Count
+    forecast: Mapping[str, Amount]
+    measured: Mapping[str, Amount]
+    capacity: Amount
+    factor: Amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeatsDecided:
+    """A host decided on its number of seats.
+
+    Attributes:
+        host: Name of the host in its session.
+        group: Base and form, as `members.group_key`.
+        seats: Trials that the host trains at once.
+        reason: What limits them: `memory`, `knee` (one more raises tokens per second by less than
+            a tenth) or `no limit` (no memory is known and no speed could be measured).
+        by_memory: Seats that the memory is forecast to hold; `None` if it is not known.
+        by_knee: Seats up to the last that pays; `None` if it was not measured.
+        speeds: Tokens per second of 1, 2, … seats, as measured.
+    """
+
+    host: str
+    group: str
+    seats: Count
+    reason: str
+    by_memory: Count | None = None
+    by_knee: Count | None = None
+    speeds: Sequence[float] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartPointsChosen:
     """The search knows its first configurations.
 
@@ -354,6 +404,8 @@ Event = (
     | PhaseEnded
     | UsageMeasured
     | UsageAdded
+    | HostMeasured
+    | SeatsDecided
     | StartPointsChosen
     | TrialStarted
     | TrialResumed
@@ -379,6 +431,8 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
     "phase": PhaseEnded,
     "usage": UsageMeasured,
     "usage_added": UsageAdded,
+    "host_measured": HostMeasured,
+    "seats_decided": SeatsDecided,
     "start_points": StartPointsChosen,
     "trial_started": TrialStarted,
     "trial_resumed": TrialResumed,

@@ -20,10 +20,12 @@ from orchestrator.journal.events import (
     FinalistEvaluated,
     FoldersPruned,
     FormEvaluated,
+    HostMeasured,
     InputsPinned,
     LogEntry,
     PhaseEnded,
     PromotionDecided,
+    SeatsDecided,
     SessionLost,
     StageEnded,
     StageName,
@@ -149,6 +151,8 @@ class SweepHistory:
         data_lines: Sentences on the bases and rows, from the last start.
         data_facts: The same as plain values, by base.
         states_lost: (seconds since the epoch, event) of each damaged state, in order.
+        hosts_measured: Forecast and outcome of the memory of hosts, in order.
+        seats_decided: (seconds since the epoch, event) of each decision on seats, in order.
     """
 
     sweep_id: str | None = None
@@ -170,6 +174,8 @@ class SweepHistory:
     data_lines: tuple[str, ...] = ()
     data_facts: Mapping[str, Any] = field(default_factory=dict)
     states_lost: list[tuple[float, StateLost]] = field(default_factory=list)
+    hosts_measured: list[HostMeasured] = field(default_factory=list)
+    seats_decided: list[tuple[float, SeatsDecided]] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> SweepHistory:
@@ -248,6 +254,16 @@ def describe_lost_state(event: StateLost) -> str:
         f"trial {event.trial}: its saved state of step {event.step} is damaged; the trial "
         f"continues from step {event.back_to}"
     )
+
+
+def describe_seats(event: SeatsDecided) -> str:
+    """One sentence on the seats of a host."""
+    why = {
+        "memory": f"its memory is forecast to hold {event.by_memory}",
+        "knee": "one more would raise tokens per second by less than a tenth",
+    }.get(event.reason, "no limit of its memory is known")
+    noun = "seat" if event.seats == 1 else "seats"
+    return f"host {event.host} ({event.group}): {event.seats} {noun}, because {why}"
 
 
 @singledispatch
@@ -361,6 +377,16 @@ def _resume_trial(event: TrialResumed, history: SweepHistory, at: float) -> None
 @_apply.register
 def _lose_state(event: StateLost, history: SweepHistory, at: float) -> None:
     history.states_lost.append((at, event))
+
+
+@_apply.register
+def _measure_host(event: HostMeasured, history: SweepHistory, at: float) -> None:
+    history.hosts_measured.append(event)
+
+
+@_apply.register
+def _decide_seats(event: SeatsDecided, history: SweepHistory, at: float) -> None:
+    history.seats_decided.append((at, event))
 
 
 @_apply.register

@@ -91,7 +91,8 @@ class Activities:
             before = known.get(host.host_id)
             is_same = before is not None and describe_host(before[0]) == describe_host(host)
             self._hosts[host.host_id] = (host, before[1] if before and is_same else now)
-            if before is None or before[0].stage != host.stage:
+            is_decided = before is not None and host.limit and before[0].seats != host.seats
+            if before is None or before[0].stage != host.stage or is_decided:
                 news.append(f"host {host.host_id}: {describe_stage(host)}")
         return news
 
@@ -115,7 +116,7 @@ def describe_stage(host: HostActivity) -> str:
     return {
         "starting": f"starting a worker for base {host.form}",
         "loading": f"loading base {host.form}",
-        "working": f"base {host.form} is loaded, {host.seats} seats",
+        "working": f"base {host.form} is loaded, {_seats(host)}",
         "ending": f"ending, base {host.form}",
     }[host.stage]
 
@@ -129,7 +130,20 @@ def describe_host(host: HostActivity) -> str:
     if host.trials:
         noun = "trial" if len(host.trials) == 1 else "trials"
         parts.insert(0, f"{noun} {', '.join(map(str, host.trials))}")
-    return f"base {host.form}, {taken} of {host.seats} seats: {'; '.join(parts)}"
+    return f"base {host.form}, {taken} of {_seats(host)}: {'; '.join(parts)}"
+
+
+_LIMITS = {
+    "memory": "limited by memory",
+    "knee": "one more would not pay",
+    "no limit": "no limit of the memory is known",
+}
+
+
+def _seats(host: HostActivity) -> str:
+    """`4 seats`, with what limits them where the host has decided on them."""
+    said = f" ({_LIMITS.get(host.limit, host.limit)})" if host.limit else ""
+    return f"{host.seats} {'seat' if host.seats == 1 and said else 'seats'}{said}"
 
 
 def _count(things: Sequence[object], noun: str) -> str:

@@ -86,6 +86,7 @@ def _look(
     spec: SweepSpec, lengths: Mapping[str, SweepLengths], hardware: Hardware | None, runs: Path
 ) -> Outlook:
     plan = plan_sweep(spec)
+    hardware = None if hardware is None else hardware.limited(spec.hosts.memory)
     return look_ahead(spec, lengths, hardware, trials=plan.trials, repeats=plan.repeats, runs=runs)
 
 

@@ -76,9 +76,15 @@ class PreparedSweep:
         ahead = [] if self.outlook is None else self.outlook.short_lines()
         return (*self.notes, *self.data.lines, *ahead)
 
-    def refuse(self, trial: TrialSpec) -> str:
-        """Reason against training a configuration; empty if it fits, or nothing is known."""
-        return "" if self.outlook is None else self.outlook.refuse(trial)
+    def refuse(self, trial: TrialSpec, history: SweepHistory | None = None) -> str:
+        """Reason against training a configuration; empty if it fits, or nothing is known.
+
+        Args:
+            trial: The configuration.
+            history: History of the sweep, with what its hosts have measured.
+        """
+        measured = () if history is None else history.hosts_measured
+        return "" if self.outlook is None else self.outlook.refuse(trial, measured)
 
 
 def prepare_sweep(

@@ -66,7 +66,6 @@ def read_gauges(
     objective: ObjectiveSpec,
     limits: Sequence[Limit],
     occupancy: Occupancy,
-    seats_per_host: int,
 ) -> Iterator[Reading]:
     """The values of all gauges; a state without trials has the value 0.
 
@@ -75,7 +74,6 @@ def read_gauges(
         objective: The metric that ranks trials.
         limits: Limits of the budget with the amounts spent.
         occupancy: Hosts and seated trials.
-        seats_per_host: Seats of each host.
     """
     trials = list(history.trials.values())
     states = Counter(_UNFINISHED if one.outcome is None else one.outcome.value for one in trials)
@@ -84,11 +82,12 @@ def read_gauges(
     yield _reading("hosts", occupancy.hosts)
     yield _reading("trials_waiting", occupancy.waiting)
     yield _reading("seats", occupancy.seated, state="taken")
-    free = occupancy.hosts * seats_per_host - occupancy.seated
-    yield _reading("seats", max(0, free), state="free")
+    free = max(0, occupancy.seats - occupancy.seated)
+    yield _reading("seats", free, state="free")
     running = [one for one in trials if one.outcome is None]
     yield _reading("tokens_per_second", sum(one.last("tokens_per_s") or 0.0 for one in running))
-    memory = (one.last("peak_memory_gib") or 0.0 for one in running)
+    names = ("host_peak_memory_gib", "peak_memory_gib")  # reports of an older log lack the first
+    memory = (next(filter(None, map(one.last, names)), 0.0) for one in running)
     yield _reading("peak_memory_gib", max(memory, default=0.0))
     best = history.best(objective)
     value = None if best is None else best.last(objective.metric)

@@ -335,7 +335,12 @@ class HostsSpec:
     """Hosts on which trials are trained.
 
     Attributes:
-        seats: Number of trials that a host trains at once.
+        seats: Number of trials that a host trains at once. With `auto`, a host fills the seats
+            that its memory is forecast to hold, up to the last that raises tokens per second by a
+            tenth, which it measures in its first seconds; a CPU without `memory_gib` has one seat.
+            No number of a trial depends on it.
+        memory_gib: GiB of the device's memory that a host may take; `None` is all of a GPU, and no
+            limit on a CPU.
         fresh: Start a new host for every trial instead of reusing hosts.
         max_failures: Number of restarts of a host's worker before the host is given up. Three are
             needed to tell a trial that kills its host from its neighbours.
@@ -350,18 +355,37 @@ class HostsSpec:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
-    seats: int = 1
+    seats: int | Literal["auto"] = "auto"
+    memory_gib: float | None = None
     fresh: bool = False
     max_failures: int = 5
     max_crashes: int = 2
     max_silence_s: float = 3600.0
     checkpoints: Literal["needed", "all"] = "needed"
 
+    @property
+    def memory(self) -> int | None:
+        """`memory_gib` in bytes."""
+        return None if self.memory_gib is None else round(self.memory_gib * 2**30)
+
     def __post_init__(self) -> None:
         require(
             self.max_crashes >= 1, "hosts.max_crashes", self.max_crashes, ">= 1", "Use 1 or more."
         )
-        require(1 <= self.seats <= 256, "hosts.seats", self.seats, "1 to 256", "Use 1 or more.")
+        require(
+            self.seats == "auto" or (isinstance(self.seats, int) and 1 <= self.seats <= 256),
+            "hosts.seats",
+            self.seats,
+            "auto, or 1 to 256",
+            "Use auto.",
+        )
+        require(
+            self.memory_gib is None or 0 < self.memory_gib < math.inf,
+            "hosts.memory_gib",
+            self.memory_gib,
+            "more than 0",
+            "Leave it out to take all of a GPU's memory.",
+        )
         require(
             self.max_failures >= 0,
             "hosts.max_failures",

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.hosts.broker import broker_name
 from orchestrator.hosts.members import HostStart
 from orchestrator.hosts.pool import HostPool
 from trainables.hosts.worker import run_host
@@ -29,12 +28,4 @@ class ThreadedPool(HostPool):
     """A pool whose hosts train with a fake engine, in threads."""
 
     def _build_trainer(self, start: HostStart) -> Any:
-        return ThreadedHost(
-            {
-                "broker": broker_name(self.storage.location),
-                "host_id": start.host_id,
-                "base": start.base,
-                "torch_threads": 0,
-                "build_bench": self.shape.build_bench,
-            }
-        )
+        return ThreadedHost({**self._config_of(start), "torch_threads": 0})

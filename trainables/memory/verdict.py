@@ -9,6 +9,7 @@ from typing import Any
 
 from trainables.errors import SpecError
 from trainables.memory.architecture import Architecture
+from trainables.memory.calibration import Calibration
 from trainables.memory.forecast import (
     STATED_ERROR,
     Choices,
@@ -83,12 +84,14 @@ class MemoryModel:
         limits: Lengths of the rows.
         device: The device of a host.
         choices: How the engine trains.
+        calibration: What hosts of the group have measured.
     """
 
     shape: Architecture
     limits: Limits
     device: Device
     choices: Choices = field(default_factory=Choices)
+    calibration: Calibration = field(default_factory=Calibration)
 
     def forecast(self, trial: TrialSpec, seats: int = 1) -> Forecast:
         """Bytes of a host with `seats` such trials.
@@ -98,6 +101,25 @@ class MemoryModel:
         """
         lengths = self.limits.of(trial)
         return forecast_host(self.shape, [trial] * seats, lengths, self.device, self.choices)
+
+    def needed(self, trial: TrialSpec, seats: int = 1) -> int:
+        """The same in all, corrected by what hosts have measured.
+
+        Raises:
+            SpecError: A target matches no layer of the base.
+        """
+        return self._corrected(trial, self.forecast(trial, seats))
+
+    def least_needed(self, trial: TrialSpec) -> int:
+        """Bytes in all of `least`, corrected by what hosts have measured.
+
+        Raises:
+            SpecError: A target matches no layer of the base.
+        """
+        return self._corrected(trial, self.least(trial))
+
+    def _corrected(self, trial: TrialSpec, forecast: Forecast) -> int:
+        return self.calibration.of(self.limits.of(trial).train).total(forecast)
 
     def least(self, trial: TrialSpec) -> Forecast:
         """Bytes of a host that trains a trial alone, after memory ran out.
@@ -110,13 +132,12 @@ class MemoryModel:
 
     def seats(self, trial: TrialSpec, capacity: int) -> int:
         """Most trials of this size that a host holds at once, at most `MOST_SEATS`."""
-        one = self.forecast(trial).total
-        if one > capacity:
+        if self.needed(trial) > capacity:
             return 0
         low, high = 1, MOST_SEATS
         while low < high:
             middle = (low + high + 1) // 2
-            if self.forecast(trial, middle).total <= capacity:
+            if self.needed(trial, middle) <= capacity:
                 low = middle
             else:
                 high = middle - 1
@@ -134,17 +155,17 @@ class MemoryModel:
         Raises:
             SpecError: A target matches no layer of the base.
         """
-        needed = self.forecast(trial).total
+        needed = self.needed(trial)
         if needed * (1 - margin) <= capacity:
             return Verdict(fits=True, needed=needed, capacity=capacity)
-        least = self.least(trial)
-        if least.total * (1 - margin) <= capacity:
-            return Verdict(fits=True, is_tight=True, needed=least.total, capacity=capacity)
+        least = self.least_needed(trial)
+        if least * (1 - margin) <= capacity:
+            return Verdict(fits=True, is_tight=True, needed=least, capacity=capacity)
         return Verdict(
             fits=False,
-            needed=least.total,
+            needed=least,
             capacity=capacity,
-            reason=_reason(least, capacity),
+            reason=_reason(self.least(trial), least, capacity),
             remedy=self._remedy(trial, capacity),
         )
 
@@ -153,7 +174,7 @@ class MemoryModel:
         for change in self._changes(trial):
             try:
                 changed = changed_trial(trial, change)
-                if self.least(changed).total <= capacity:
+                if self.least_needed(changed) <= capacity:
                     return ", ".join(f"{name}: {value}" for name, value in change.items())
             except SpecError:
                 continue  # not valid for this trial or base: no remedy
@@ -199,7 +220,7 @@ def changed_trial(trial: TrialSpec, change: Mapping[str, Any]) -> TrialSpec:
     return trial
 
 
-def _reason(forecast: Forecast, capacity: int) -> str:
+def _reason(forecast: Forecast, needed: int, capacity: int) -> str:
     parts = forecast.to_dict()
     fixed = sum(parts[name] for name in ("base", "dense", "context"))
     if fixed > capacity:
@@ -208,7 +229,7 @@ def _reason(forecast: Forecast, capacity: int) -> str:
         (name for name in parts if name not in ("base", "context")), key=parts.__getitem__
     )
     return (
-        f"it takes {gigabytes(forecast.total)}, of which {gigabytes(parts[largest])} are "
+        f"it takes {gigabytes(needed)}, of which {gigabytes(parts[largest])} are "
         f"{_SAID[largest]}, and the device has {gigabytes(capacity)}"
     )
 
