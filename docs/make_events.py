@@ -128,7 +128,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return ""
     if field.default is None:
         return "null"
-    return {"": "empty", True: "true", False: "false"}[field.default]
+    return {"": "empty", (): "empty", True: "true", False: "false"}[field.default]
 
 
 if __name__ == "__main__":

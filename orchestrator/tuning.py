@@ -62,6 +62,10 @@ class SeatLimiter(ConcurrencyLimiter):  # type: ignore[misc]
         # Ray Tune pickles its searcher; a copy proposes nothing.
         return {}
 
+    def get_state(self) -> dict[str, Any]:
+        """Nothing: the event log is the record of the search."""
+        return {}
+
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial; `None` while all seats are taken."""
         self.max_concurrent = max(1, min(self._most, self._places()))

@@ -35,6 +35,8 @@ COVERED_BY = {
     "orchestrator.errors": "tests/orchestrator/journal/test_log.py",
     "trainables.errors": "tests/trainables/rows/test_data.py",
     "registry.errors": "tests/registry/versions/test_refs.py",
+    "orchestrator.capacity.earlier": "tests/orchestrator/capacity/test_calibrated.py",
+    "orchestrator.pages.hosts": "tests/orchestrator/pages/test_page.py",
     "orchestrator.capacity.groups": "tests/orchestrator/capacity/test_outlook.py",
     "orchestrator.hosts.broker": "tests/orchestrator/hosts/test_pool.py",
     "orchestrator.adapters.as_json": "tests/orchestrator/adapters/test_commands.py",

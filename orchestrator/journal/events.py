@@ -394,31 +394,12 @@ class UnknownEvent:
 
 
 Event = (
-    SweepStarted
-    | InputsPinned
-    | DataInspected
-    | SweepResumed
-    | SessionLost
-    | SweepEnded
-    | StageEnded
-    | PhaseEnded
-    | UsageMeasured
-    | UsageAdded
-    | HostMeasured
-    | SeatsDecided
-    | StartPointsChosen
-    | TrialStarted
-    | TrialResumed
-    | StateLost
-    | TrialReported
-    | TrialEnded
-    | BaseEvaluated
-    | FinalistEvaluated
-    | FormEvaluated
-    | AdapterRegistered
-    | PromotionDecided
+    SweepStarted | InputsPinned | DataInspected | SweepResumed | SessionLost | SweepEnded
+    | StageEnded | PhaseEnded | UsageMeasured | UsageAdded | HostMeasured | SeatsDecided
+    | StartPointsChosen | TrialStarted | TrialResumed | StateLost | TrialReported | TrialEnded
+    | BaseEvaluated | FinalistEvaluated | FormEvaluated | AdapterRegistered | PromotionDecided
     | FoldersPruned
-)
+)  # fmt: skip
 
 EVENT_TYPES: Mapping[str, type[Event]] = {
     "sweep_started": SweepStarted,

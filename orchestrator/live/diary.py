@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from orchestrator.journal.history import SweepHistory, TrialRecord, describe_lost_state
+from orchestrator.journal.history import (
+    SweepHistory,
+    TrialRecord,
+    describe_lost_state,
+    describe_seats,
+)
 from orchestrator.metrics import HEADLINES
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.wording import format_metric, format_settings, one_line
@@ -19,7 +24,7 @@ class Diary:
     def __init__(self, spec: SweepSpec) -> None:
         self._spec = spec
         # Number of starts, reports and damaged states told.
-        self._started, self._reports, self._lost = 0, 0, 0
+        self._started, self._reports, self._lost, self._decided = 0, 0, 0, 0
         self._going: set[int] = set()  # trials whose end was not told yet
         self._best: int | None = None
         self._is_new = True
@@ -49,6 +54,10 @@ class Diary:
         self._lost += len(lost)
         for at, event in lost:
             yield at, 1, describe_lost_state(event)
+        decided = history.seats_decided[self._decided :]
+        self._decided += len(decided)
+        for at, decision in decided:
+            yield at, 1, describe_seats(decision)
         names = dict.fromkeys((self._spec.objective.metric, *HEADLINES))
         for number, report in reports:
             if not report.is_fault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import time
 from collections.abc import Mapping
@@ -114,6 +115,10 @@ def state_as_json(
             "wall_clock_s": history.meter.wall_clock_s(time.time() if is_running else None),
             "cpu_seconds": history.meter.cpu_s,
             "gpu_seconds": history.meter.gpu_s,
+        },
+        "hosts": {
+            "memory": [dataclasses.asdict(one) for one in history.hosts_measured],
+            "seats": [dataclasses.asdict(one) for _, one in history.seats_decided],
         },
         "objective": {"metric": spec.objective.metric, "mode": spec.objective.mode},
         "leaderboard": [_trial_as_json(spec, one) for one in history.trials.values()],

@@ -13,6 +13,7 @@ from orchestrator.finals.form_scores import FormScore, list_form_scores
 from orchestrator.journal.history import SweepHistory
 from orchestrator.metrics import TRIAL_METRICS
 from orchestrator.pages.charts import in_grid
+from orchestrator.pages.hosts import describe_hosts
 from orchestrator.pages.markup import (
     boxed,
     cell,
@@ -78,6 +79,7 @@ def build_page(
         ("Quality and cost", _tradeoffs(report, history, also)),
         ("Outcomes", _outcomes(history)),
         ("What it cost", _spending(report)),
+        ("Memory and seats of hosts", describe_hosts(history)),
         ("What this sweep is about", describe_sweep(report, spec, history)),
     ]
     lead = boxed(" ".join(report.verdict.sentences), "verdict") + "".join(

@@ -383,7 +383,7 @@ class HostsSpec:
             self.memory_gib is None or 0 < self.memory_gib < math.inf,
             "hosts.memory_gib",
             self.memory_gib,
-            "more than 0",
+            "a number > 0",
             "Leave it out to take all of a GPU's memory.",
         )
         require(

@@ -105,7 +105,11 @@ def type_schema(hint: Any) -> Schema:
 
 
 def bounds_of(allowed: str) -> Schema:
-    """Bounds of a number from the allowed values that a message says; empty for other words."""
+    """Bounds of a number from the allowed values that a message says; empty for other words.
+
+    The message may allow a word beside numbers, as in `auto, or 1 to 256`.
+    """
+    allowed = re.sub(r"^[a-z]+, or ", "", allowed)
     for pattern, keywords in _BOUNDS:
         match = re.fullmatch(pattern, allowed)
         if match:

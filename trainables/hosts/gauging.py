@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from trainables.hosts.bench import SeatEngine, attempt
 from trainables.hosts.orders import HostGauge, HostPrior
+from trainables.memory.calibration import MemoryReading
 from trainables.memory.seating import (
     MOST_SEATS_THAT_PAY,
     SeatsDecision,
@@ -21,8 +22,11 @@ from trainables.memory.seating import (
 )
 from trainables.spec import TrialSpec
 
-TIMED_S, TIMED_STEPS = 0.3, 3
+TIMED_S, TIMED_STEPS = 0.3, 5
 """Seconds and steps after which a pack has been timed for long enough: the first of them."""
+
+TOLD_CHANGE = 0.02
+"""Least change of a correction for which a measurement like an earlier one is told."""
 
 MOST_MEASURING_S = 5.0
 """Seconds from the second step on after which no larger pack is measured."""
@@ -50,7 +54,8 @@ class Gauge:
         self._finds_seats = finds_seats
         self._speeds = () if prior is None else prior.speeds
         self._rehearsed: list[frozenset[str]] = []
-        self._told: SeatsDecision | None = None
+        self._told_decision: SeatsDecision | None = None
+        self._told_factors: dict[tuple[int, int], float] = {}
         self._room: int | None = None
         self._is_changed = False
 
@@ -86,14 +91,18 @@ class Gauge:
                 self._engine.leave(name)
 
     def _speed(self, names: Sequence[str], before: int) -> float:
-        """Tokens per second of a few steps of a pack that has trained `before` tokens."""
-        seconds, steps, after = 0.0, 0, before
-        while steps < TIMED_STEPS and seconds < TIMED_S:
+        """Tokens per second of a pack that has trained `before` tokens, in its fastest step.
+
+        A step that something else on the machine delays says nothing of the pack.
+        """
+        fastest, spent, steps = 0.0, 0.0, 0
+        while steps < TIMED_STEPS and spent < TIMED_S:
             started = self._clock()
             after = self._step(names)
-            seconds += self._clock() - started
-            steps += 1
-        return (after - before) / max(seconds, 1e-9)
+            seconds = max(self._clock() - started, 1e-9)
+            fastest = max(fastest, (after - before) / seconds)
+            before, spent, steps = after, spent + seconds, steps + 1
+        return fastest
 
     def _step(self, names: Sequence[str]) -> int:
         """Tokens that a pack has trained after one more step."""
@@ -127,12 +136,25 @@ class Gauge:
         if not self._is_changed:
             return None
         self._is_changed = False
-        reading = self._engine.foresight.take_reading()
+        reading = self._take_reading()
         decision = self._decide(most)
-        if reading is None and decision == self._told:
+        is_new = decision != self._told_decision
+        if reading is None and not is_new:
             return None
-        self._told = decision
-        return HostGauge(reading=reading, decision=decision)
+        self._told_decision = decision
+        return HostGauge(reading=reading, decision=decision if is_new else None)
+
+    def _take_reading(self) -> MemoryReading | None:
+        """A new reading; `None` if it says what an earlier one of as many seats said."""
+        reading = self._engine.foresight.take_reading()
+        if reading is None:
+            return None
+        kind, factor = (reading.seats, reading.train_tokens), reading.correction.factor
+        known = self._told_factors.get(kind)
+        if known is not None and abs(factor - known) < TOLD_CHANGE:
+            return None
+        self._told_factors[kind] = factor
+        return reading
 
     def _decide(self, most: int | None) -> SeatsDecision | None:
         if not self._finds_seats:

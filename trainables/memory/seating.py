@@ -45,7 +45,7 @@ def find_knee(speeds: Sequence[float]) -> int:
         speeds: Tokens per second of 1, 2, … seats; at least one.
     """
     for seats, (before, after) in enumerate(itertools.pairwise(speeds), start=1):
-        if after < before * (1 + LEAST_GAIN):
+        if after - before < LEAST_GAIN * before:
             return seats
     return len(speeds)
 

@@ -132,6 +132,7 @@ def test_reports_hold_plain_numbers_of_every_metric(sweep):
     assert set(metrics) == {
         "step", "tokens", "eval_loss", "eval_accuracy", "eval_token_accuracy", "train_loss",
         "scheduled_learning_rate", "tokens_per_s", "peak_memory_gib", "trainable_params", "host_s",
+        "forecast_memory_gib", "host_peak_memory_gib",
     }  # fmt: skip
     assert {type(value) for value in metrics.values()} == {int, float}
     assert (metrics["tokens"], metrics["peak_memory_gib"]) == (200, 0.25)
