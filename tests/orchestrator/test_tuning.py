@@ -30,7 +30,7 @@ from orchestrator.search.budget import Budget
 from orchestrator.search.schedule import EarlyStopping, NoRule
 from orchestrator.spec.sections import BudgetSpec, ExitSpec
 from orchestrator.supervision import Supervisor
-from orchestrator.tuning import Stage, StatisticsRemover
+from orchestrator.tuning import SeatLimiter, Stage, StatisticsRemover
 from tests.support import fake_engine
 from tests.support.events import event
 from tests.support.fake_base import FakeBase
@@ -56,7 +56,7 @@ class Listed(Searcher):
 class Scene:
     """A storage with a broker, a host of two seats and a stage on them."""
 
-    def __init__(self, storage, base, build_bench, budget=None):
+    def __init__(self, storage, base, build_bench, budget=None, shape=None, seats=2):
         self.storage, self.base = SweepStorage(storage), base
         self.log = self.storage.open_log()
         self.record = SweepRecord(self.log, SweepHistory(), self.on_change)
@@ -65,8 +65,8 @@ class Scene:
         self.pool = ThreadedPool(
             self.broker,
             self.storage,
-            HostLimits(max_hosts=1, seats=2),
-            HostShape(build_bench=build_bench),
+            HostLimits(max_hosts=1, seats=seats),
+            shape or HostShape(build_bench=build_bench),
         )
         self.horizon = 40
         self.requests, self.usage, self.listeners = UserRequests(), Usage(), []
@@ -202,6 +202,46 @@ def test_a_supervisor_hears_requests_and_writes_usage_once_more_when_it_leaves(
     assert not scene.requests.is_cancelled
     meter = scene.record.history.meter
     assert (meter.cpu_s, meter.gpu_s) == (3.0, 1.0)
+
+
+def test_no_more_trials_start_than_there_are_seats_at_the_moment():
+    places = [1]
+    limiter = SeatLimiter(Listed([{"trial": n} for n in range(9)]), 3, lambda: places[0])
+    started = []
+
+    def ask():
+        suggestion = limiter.suggest(f"t{len(started)}")
+        if suggestion is not None:
+            started.append(suggestion)
+        return len(started)
+
+    assert [ask(), ask()] == [1, 1]
+    places[0] = 2
+    assert [ask(), ask()] == [2, 2]
+    places[0] = 9
+    assert [ask(), ask()] == [3, 3]  # no more than the cluster has room for
+    limiter.on_trial_complete("t0", {})
+    assert ask() == 4
+    places[0] = 0
+    for trial in ("t1", "t2", "t3"):
+        limiter.on_trial_complete(trial, {})
+    assert ask() == 5  # one at least, or nothing would ever start
+
+
+def test_hosts_that_find_their_seats_train_every_trial_and_tell_how_many(build_scene):
+    scene = build_scene(
+        shape=HostShape(build_bench=fake_engine.build_bench, finds_seats=True), seats=1
+    )
+    specs = [scene.base.build_spec(number) for number in range(4)]
+    supervisor = Supervisor(scene.record, scene.storage, scene.requests, scene.broker, Usage)
+    with supervisor:
+        scene.run(*specs)
+        supervisor.note_gauges()
+    assert set(scene.ends().values()) == {(Outcome.COMPLETED, 40, "")}
+    ((_, decided),) = scene.record.history.seats_decided
+    assert 1 <= decided.seats == decided.by_knee <= 10
+    assert (decided.host, decided.reason) == ("h000", "knee")
+    assert len(decided.speeds) >= decided.seats
 
 
 def test_a_broker_that_dies_ends_the_run_and_no_trial(build_scene):

@@ -11,9 +11,11 @@ from orchestrator.capacity.lengths import SweepLengths
 from orchestrator.capacity.outlook import look_ahead
 from orchestrator.spec.sections import BudgetSpec, HostsSpec
 from orchestrator.spec.sweep import build_trial
+from tests.support.events import event
 from tests.support.sweeps import build_sweep
 from tests.trainables.memory.test_published import LLAMA_3_8B
 from trainables.memory.described import architecture_of
+from trainables.memory.seating import decide_seats
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
 
 UNCOUNTED = SweepLengths(why="the rows are not on this machine")
@@ -154,3 +156,54 @@ def test_sizes_are_those_of_the_base_of_each_group(large, tmp_path):
     _, outlook = ahead(large, GPUS["h100-80"], tmp_path)
     shape = architecture_of(BaseSpec(model=str(large)))
     assert all(model.shape == shape for model in outlook.models.values())
+
+
+@pytest.mark.parametrize(
+    ("gpu", "micro", "seats", "reason"),
+    [("h100-80", 1, 10, "knee"), ("rtx4090", 1, 3, "memory")],
+)
+def test_a_plan_tells_the_seats_that_a_host_will_fill_by_itself(
+    large, tmp_path, gpu, micro, seats, reason
+):
+    _, outlook = ahead(
+        large,
+        GPUS[gpu],
+        tmp_path,
+        hosts=HostsSpec(),
+        space={"optim.micro_batch_size": {"choice": [micro]}},
+    )
+    (nf4,) = outlook.groups
+    found = decide_seats(nf4.sizes["typical"].seats)
+    assert (found.seats, found.reason) == (seats, reason)
+    assert nf4.to_dict()["seats"] == {"auto": seats, "reason": reason}
+    assert any(f"; a host fills up to {seats}, as " in line for line in outlook.lines())
+    assert outlook.to_dict()["seats_asked_for"] == "auto"
+
+
+def test_a_cpu_has_one_seat_unless_its_memory_is_limited(large, tmp_path):
+    here = hardware_of_cpu(100 * GB, has_bfloat16=True)
+    _, outlook = ahead(large, here, tmp_path, hosts=HostsSpec())
+    assert [one.to_dict()["seats"]["auto"] for one in outlook.groups] == [1, 1]
+    assert any("a host fills 1 (" in line for line in outlook.lines())
+    limited = here.limited(90 * GB)
+    assert (limited.memory, here.limited(None)) == (90 * GB, here)
+    assert here.limited(200 * GB).memory == 100 * GB
+    small = {"base.quantization": {"choice": ["nf4"]}, "optim.micro_batch_size": {"choice": [1]}}
+    _, outlook = ahead(large, limited, tmp_path, hosts=HostsSpec(), space=small)
+    assert [one.to_dict()["seats"]["auto"] for one in outlook.groups] == [10]
+
+
+def test_what_hosts_measured_decides_on_later_trials(large, tmp_path):
+    spec, outlook = ahead(large, GPUS["rtx4090"], tmp_path)
+    trial = build_trial(spec, {"base.quantization": "none", "optim.micro_batch_size": 16})
+    assert outlook.refuse(trial) == ""
+    forecast = outlook.groups[1].sizes["largest"].least
+    parts = {"base": forecast.base, "passing": forecast.passing}
+    found = event(
+        "host_measured", host="h000", group=f"{large} none auto", seats=1, train_tokens=512,
+        forecast=parts, measured={**parts, "base": 1.6 * forecast.base}, capacity=24 * GB,
+        factor=1.0,
+    )  # fmt: skip
+    assert outlook.refuse(trial, [found]).startswith("memory: ")
+    nf4 = build_trial(spec, {"base.quantization": "nf4", "optim.micro_batch_size": 16})
+    assert outlook.refuse(nf4, [found]) == ""

@@ -75,6 +75,24 @@ def test_fresh_hosts_serve_one_trial_each(cpus, gpus, hosts):
     assert placement.limits.max_hosts == placement.max_trials == hosts
 
 
+@pytest.mark.parametrize(
+    ("gpus", "hosts", "seats", "finds", "most"),
+    [
+        (0, {}, 1, False, 1),
+        (0, {"memory_gib": 2.0}, 1, True, 10),
+        (2, {}, 1, True, 20),
+        (2, {"seats": 3}, 3, False, 6),
+        (2, {"fresh": True}, 1, False, 2),
+        (0, {"fresh": True}, 1, False, 1),
+    ],
+)
+def test_hosts_decide_on_their_seats_where_their_memory_is_known(gpus, hosts, seats, finds, most):
+    placement = place(build_spec(RANK, **hosts), 8, gpus)
+    assert (placement.limits.seats, placement.shape.finds_seats) == (seats, finds)
+    assert placement.max_trials == most
+    assert placement.shape.memory == (2 * 2**30 if "memory_gib" in hosts else None)
+
+
 def test_host_failures_allowed_are_the_sweeps():
     assert place(build_spec(RANK, max_failures=2), 2, 0).shape.max_failures == 2
 

@@ -14,6 +14,7 @@ from orchestrator.hosts.members import (
 from orchestrator.hosts.seats import MAX_DEAD_HOSTS, Seats
 from trainables.hosts.bench import Failure
 from trainables.hosts.orders import (
+    HostGauge,
     HostProcess,
     HostReport,
     SeatFreed,
@@ -22,6 +23,8 @@ from trainables.hosts.orders import (
     Task,
     TaskReport,
 )
+from trainables.memory.calibration import Correction, MemoryReading
+from trainables.memory.seating import SeatsDecision
 from trainables.spec import BaseSpec, DataSpec, OptimSpec, TrialSpec
 
 BROKEN = Failure(fault="failed", reason="its host ended: no driver")
@@ -671,3 +674,53 @@ def test_an_activity_names_the_stored_form_of_the_base():
     state = build_seats(group=base_key(SPEC["base"]))
     found = describe_activity(state.hosts["h0"], state.members.values(), state.tasks)
     assert found.form == "nf4"
+
+
+# ------------------------------------------------------------------------------- measurements
+
+
+def decided(seats, reason="knee", speeds=(1.0, 2.0)):
+    return HostGauge(decision=SeatsDecision(seats=seats, reason=reason, speeds=speeds))
+
+
+def tell(state, gauge, host="h0"):
+    orders = state.orders(host, "one")
+    holding = frozenset(order.key for order in orders.seats)
+    state.take(host, "one", HostReport(holding=holding, gauge=gauge))
+
+
+def test_a_host_that_decides_on_more_seats_takes_who_waits():
+    state = build_seats(seats=1)
+    assert join(state, 0, 1, 2, 3) == ["seated", "waiting", "waiting", "waiting"]
+    tell(state, decided(3))
+    assert [phase(state, trial) for trial in range(4)] == ["seated"] * 3 + ["waiting"]
+    found = describe_activity(state.hosts["h0"], state.members.values(), state.tasks)
+    assert (found.seats, found.limit) == (3, "knee")
+
+
+def test_fewer_seats_take_no_trial_from_its_seat():
+    state = build_seats(seats=3)
+    join(state, 0, 1, 2, 3)
+    tell(state, decided(1, "memory"))
+    assert [phase(state, trial) for trial in range(4)] == ["seated"] * 3 + ["waiting"]
+    for trial in (0, 1):
+        state.leave(trial, "a", keep=False, now=0.0)
+        assert phase(state, 3) is SeatPhase.WAITING
+    state.leave(2, "a", keep=False, now=0.0)
+    assert phase(state, 3) is SeatPhase.SEATED
+
+
+def test_the_next_host_of_a_group_knows_what_was_measured():
+    state = build_seats(seats=1)
+    tell(state, decided(2, speeds=(5.0, 9.0)))
+    reading = MemoryReading(
+        seats=1, train_tokens=64, forecast={}, measured={}, capacity=9,
+        correction=Correction(factor=1.5),
+    )  # fmt: skip
+    tell(state, HostGauge(reading=reading))
+    prior = state.gauges.priors["g"]
+    assert prior.speeds == (5.0, 9.0)
+    assert prior.corrections == {64: Correction(factor=1.5)}
+    told = state.gauges.take()
+    assert [(one.host_id, one.group) for one in told] == [("h0", "g")] * 2
+    assert state.gauges.take() == []

@@ -77,7 +77,19 @@ def test_the_duration_of_a_host_counts_from_its_last_change(clock: Clock) -> Non
         (host("working", tasks=("a",)), "base nf4, 1 of 2 seats: 1 evaluation"),
         (host("working", trials=(7,), tasks=("a", "b"), seats=4), BOTH),
         (host("ending"), "ending, base nf4"),
+        (host("working", limit="memory"), "base nf4 is loaded, 2 seats (limited by memory)"),
+        (host("working", seats=1, limit="knee", trials=(7,)),
+         "base nf4, 1 of 1 seat (one more would not pay): trial 7"),
     ],
 )  # fmt: skip
 def test_what_a_host_does_is_said_in_words(activity: HostActivity, said: str) -> None:
     assert describe_host(activity) == said
+
+
+def test_a_decision_on_seats_is_told_once(clock: Clock) -> None:
+    activities = Activities(clock)
+    activities.take_hosts([host("working", seats=1)])
+    decided = host("working", seats=4, limit="knee", trials=(1,))
+    said = "host h000: base nf4 is loaded, 4 seats (one more would not pay)"
+    assert activities.take_hosts([decided]) == [said]
+    assert activities.take_hosts([decided]) == []

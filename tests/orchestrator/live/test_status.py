@@ -110,6 +110,7 @@ def test_json_has_the_state_and_every_trial(capsys, folder):
         "phase": "searching",
         "continue_with": "lorchestra resume runs/tiny",
     }
+    assert found["hosts"] == {"memory": [], "seats": []}
     assert found["trials"] == {"done": 1, "unfinished": 1, "to_come": 2}
     assert found["leaderboard"][1]["settings"] == {"lora.rank": 4, "lora.alpha": 8.0}
     assert found["leaderboard"][1]["metrics"] == {"eval_loss": 0.25}

@@ -18,6 +18,7 @@ from orchestrator.report.report import build_report
 from orchestrator.spec.sections import ObjectiveSpec
 from tests.orchestrator.report.test_report import Story, build_sweep, tell_finals, tell_whole_sweep
 from tests.support.ended import EndedSweep
+from tests.support.events import event
 from tests.support.pages import CHROMIUM, CHROMIUM_MISSING, chromium
 
 LARGEST = 1_500_000
@@ -108,6 +109,26 @@ def test_the_page_says_what_the_sweep_is_about(tmp_path):
         assert part in told
     (bundle / "manifest.json").write_text("[")
     assert "torch" not in describe_sweep(build_report(spec, history, tmp_path), spec, history)
+
+
+def test_forecast_and_outcome_of_hosts_stand_side_by_side():
+    spec = build_sweep()
+    history = tell_finals(spec)
+    assert "Memory and seats of hosts" not in build(spec, history)
+    parts = {"base": 4_000_000, "adapters": 1000, "optimizer": 2000, "passing": 9_000_000}
+    more = {**parts, "passing": 9_900_000}
+    history.hosts_measured.append(event(
+        "host_measured", host="h000", group="owner/name nf4 auto", seats=3, train_tokens=1024,
+        forecast=parts, measured=more, capacity=24 * 10**9, factor=1.1,
+    ))  # fmt: skip
+    decision = event("seats_decided", host="h000", group="owner/name nf4 auto", seats=3,
+                     reason="memory", by_memory=3)  # fmt: skip
+    history.seats_decided.append((1.0, decision))
+    page = build(spec, history)
+    assert "Memory and seats of hosts" in page
+    for said in ("9.0 MB / 9.9 MB", "13.0 MB / 13.9 MB", "1.10", "24.0 GB", "1,024"):
+        assert said in page
+    assert "3 seats, because its memory is forecast to hold 3." in page
 
 
 def test_the_command_writes_the_report_again(tmp_path, capsys):
