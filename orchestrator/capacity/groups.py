@@ -154,10 +154,11 @@ class GroupMemory:
     def _expected(self) -> str:
         found = self.expected_seats()
         if not self.measures_seats or found is None:
-            return "a host fills 1 (hosts.seats: auto without a limit of the memory)"
-        if found.reason == "memory":
-            return f"a host fills up to {found.seats}, as many as each pay (hosts.seats: auto)"
-        return f"a host fills up to {found.seats}, as more cannot pay (hosts.seats: auto)"
+            return "hosts.seats: auto fills 1 on a CPU without hosts.memory_gib"
+        return (
+            f"hosts.seats: auto fills up to {found.seats}, while each raises tokens per second by "
+            "a tenth"
+        )
 
     def _refusal(self) -> str:
         refused, left = self.refused, self.configurations - (self.fitting or 0)

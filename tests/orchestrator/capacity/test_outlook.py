@@ -176,7 +176,9 @@ def test_a_plan_tells_the_seats_that_a_host_will_fill_by_itself(
     found = decide_seats(nf4.sizes["typical"].seats)
     assert (found.seats, found.reason) == (seats, reason)
     assert nf4.to_dict()["seats"] == {"auto": seats, "reason": reason}
-    assert any(f"; a host fills up to {seats}, as " in line for line in outlook.lines())
+    assert any(
+        f"; hosts.seats: auto fills up to {seats}, while each" in line for line in outlook.lines()
+    )
     assert outlook.to_dict()["seats_asked_for"] == "auto"
 
 
@@ -184,7 +186,7 @@ def test_a_cpu_has_one_seat_unless_its_memory_is_limited(large, tmp_path):
     here = hardware_of_cpu(100 * GB, has_bfloat16=True)
     _, outlook = ahead(large, here, tmp_path, hosts=HostsSpec())
     assert [one.to_dict()["seats"]["auto"] for one in outlook.groups] == [1, 1]
-    assert any("a host fills 1 (" in line for line in outlook.lines())
+    assert any("hosts.seats: auto fills 1 on a CPU" in line for line in outlook.lines())
     limited = here.limited(90 * GB)
     assert (limited.memory, here.limited(None)) == (90 * GB, here)
     assert here.limited(200 * GB).memory == 100 * GB
