@@ -66,6 +66,8 @@ COVERED_BY = {
     "trainables.files.arranging": "tests/trainables/files/test_layouts.py",
     "trainables.files.bad_rows": "tests/trainables/rows/test_splits.py",
     "trainables.claims": "tests/trainables/test_spec.py",
+    "trainables.optim_spec": "tests/trainables/test_spec.py",
+    "trainables.memory_settings": "tests/orchestrator/spec/test_settings.py",
     "trainables.rows.epochs": "tests/trainables/rows/test_data.py",
     "trainables.base.hub": "tests/orchestrator/journal/test_pins.py",
     "trainables.files.formats": "tests/trainables/rows/test_data.py",

@@ -105,6 +105,11 @@ class Engine:
         """Names of the taken seats, in the order of joining."""
         return tuple(self._seats)
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether 4-bit weights of the base are also kept dequantized."""
+        return self._model.is_dense
+
     def join(
         self, seat: str, spec: TrialSpec, state: SeatState | None = None, passes: int = 1
     ) -> None:
@@ -147,6 +152,8 @@ class Engine:
         for name, branch in branches.items():
             self._model.linears[name].branches[seat] = branch
         self._seats[seat] = taken
+        if spec.base.dense is True:
+            self._model.is_dense = True
         if not self._saves_memory and self._foresight.exceeds(self._seats.values()):
             self.save_memory()
 

@@ -88,7 +88,7 @@ def test_a_new_sweep_is_recorded_and_not_over(scene):
 
 
 def test_another_sweep_is_refused(scene):
-    allowed = r"only budget, finals, hosts, register, optim\.gradient_checkpointing.* may change"
+    allowed = r"only budget, finals, hosts, register, base\.dense, optim\.gradient_checkpointing may change"
     with pytest.raises(SweepStorageError, match=allowed):
         scene.run(replace(SPEC, seed=9))
 
@@ -97,6 +97,7 @@ def test_a_sweep_goes_on_with_other_settings_of_memory(scene):
     scene.trial(0, "completed")
     scene.run(replace(SPEC, optim=replace(SPEC.optim, gradient_checkpointing=True)))
     assert scene.record.history.digest == scene.progress.spec.digest
+    scene.run(replace(SPEC, base=replace(SPEC.base, dense=True)))
     with pytest.raises(SweepStorageError, match=r"\(optim\.batch_size was 8, is 4\)"):
         scene.run(
             replace(SPEC, optim=replace(SPEC.optim, gradient_checkpointing=True, batch_size=4))
