@@ -185,3 +185,11 @@ def huge_number(values: object, where: str = "") -> tuple[str, int] | None:
         if found is not None:
             return found
     return None
+
+
+def settle_floats(spec: object) -> None:
+    """Convert whole numbers in float fields to floats, so that 16 and 16.0 are the same trial."""
+    for one in dataclasses.fields(spec):  # type: ignore[arg-type]
+        value = getattr(spec, one.name)
+        if one.type == "float" and type(value) is int:
+            object.__setattr__(spec, one.name, float(value))

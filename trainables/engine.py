@@ -58,6 +58,7 @@ from trainables.training.seat import (
     step_batches,
 )
 from trainables.training.state import SeatState, require_inputs
+from trainables.training.thrift import Thrift
 
 SplitName = Literal["validation", "test"]
 
@@ -109,12 +110,18 @@ class Engine:
         self._model = PackedModel(base, logits_per_chunk)
         limit = memory or device_memory(base.device)
         self.foresight = Foresight(base, self._seats, limit, calibration)
+        self._thrift = Thrift(self._model, self.foresight, self._seats)
         self.widest_pass = 0
 
     @property
     def seats(self) -> tuple[str, ...]:
         """Names of the taken seats, in the order of joining."""
         return tuple(self._seats)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether 4-bit weights of the base are also kept dequantized."""
+        return self._model.is_dense
 
     def join(
         self, seat: str, spec: TrialSpec, state: SeatState | None = None, passes: int = 1
@@ -136,7 +143,7 @@ class Engine:
         """
         if seat in self._seats:
             raise SpecError(f"seat: {seat!r} is taken; allowed: a free name. Leave it first.")
-        self._require_checkpoints(spec)
+        self._thrift.require_possible(spec)
         splits = self._splits(spec.data)
         self._require_short_rows(splits)
         targets = resolve_targets(tuple(self._model.linears), spec.lora.targets)
@@ -158,8 +165,7 @@ class Engine:
         for name, branch in branches.items():
             self._model.linears[name].branches[seat] = branch
         self._seats[seat] = taken
-        if not self.foresight.saves_memory and self.foresight.exceeds():
-            self.save_memory()
+        self._thrift.settle(spec)
 
     def leave(self, seat: str) -> None:
         """Free a seat; its adapter is lost without an earlier export or snapshot."""
@@ -205,14 +211,8 @@ class Engine:
         return self._measure(None, spec, self._splits(spec.data), split)
 
     def save_memory(self) -> bool:
-        """Let trials with `gradient_checkpointing: auto` save memory from now on.
-
-        Returns:
-            Whether that is new, and possible with this base.
-        """
-        is_new = self._model.can_checkpoint and not self.foresight.saves_memory
-        self.foresight.saves_memory = self._model.can_checkpoint
-        return is_new
+        """Use less memory from now on, with the same numbers; gives whether that is new."""
+        return self._thrift.save()
 
     def rehearse(self, seats: Sequence[str]) -> bool:
         """Pass the longest rows of each seat forward and backward, and drop the gradients.
@@ -277,14 +277,6 @@ class Engine:
 
     # --------------------------------------------------------------------------- preparation
 
-    def _require_checkpoints(self, spec: TrialSpec) -> None:
-        if spec.optim.gradient_checkpointing is True and not self._model.can_checkpoint:
-            raise SpecError(
-                f"optim.gradient_checkpointing: got true; allowed: auto or false with "
-                f"{type(self.base.model).__name__}, as transformers cannot compute its layers "
-                "again. Use auto."
-            )
-
     def _require_short_rows(self, splits: Splits) -> None:
         if self._model.longest_row is None:
             return
@@ -314,12 +306,6 @@ class Engine:
         """The batches of the seat's next step, one for each forward pass."""
         return step_batches(seat, self._seats[seat], self.base.device)
 
-    def _is_checkpointed(self, seat: str) -> bool:
-        asked = self._seats[seat].spec.optim.gradient_checkpointing
-        return self._model.can_checkpoint and (
-            self.foresight.saves_memory if asked == "auto" else asked
-        )
-
     def _backward(self, batches: Sequence[Batch], answers: Mapping[str, int]) -> list[float]:
         """Add the gradients of a pass; returns the share of each batch in its seat's mean loss.
 
@@ -328,8 +314,7 @@ class Engine:
             answers: Number of scored positions of the seat's whole step, the divisor of its mean.
         """
         totals = [answers[str(batch.block.seat)] for batch in batches]
-        # It changes no number, so one seat may ask for all.
-        is_checkpointed = any(self._is_checkpointed(str(batch.block.seat)) for batch in batches)
+        is_checkpointed = self._thrift.has_checkpoints(str(one.block.seat) for one in batches)
         found = self._model.scored(batches, is_checkpointed=is_checkpointed)
         losses = [
             scored.loss(batch.targets, total, self._gradient_scale(total))

@@ -10,7 +10,7 @@ from orchestrator.errors import SweepStorageError
 from orchestrator.journal.history import SweepHistory
 from orchestrator.spec.sweep import RESUMABLE_CHANGES, SweepSpec
 from orchestrator.wording import shorten
-from trainables.spec import MEMORY_SETTINGS, deciding_optim
+from trainables.memory_settings import MEMORY_NAMES, MEMORY_SETTINGS, deciding_settings
 
 _MAX_DIFFERENCES = 3
 
@@ -41,7 +41,7 @@ def require_same_sweep(spec: SweepSpec, history: SweepHistory, location: str) ->
             "the files of the start, because earlier and later trials could not be "
             "compared. Restore the files, or choose another --storage, or another name."
         )
-    allowed = ", ".join((*RESUMABLE_CHANGES, *(f"optim.{name}" for name in MEMORY_SETTINGS)))
+    allowed = ", ".join((*RESUMABLE_CHANGES, *MEMORY_NAMES))
     differences = _differences(recorded, {name: written[name] for name in fixed})
     raise SweepStorageError(
         f"{location}: holds sweep {history.sweep_id} of another spec "
@@ -51,8 +51,9 @@ def require_same_sweep(spec: SweepSpec, history: SweepHistory, location: str) ->
 
 
 def _deciding(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a spec without the settings of `optim` that decide memory alone."""
-    return {**values, "optim": deciding_optim(values.get("optim", {}))}
+    """The values of a spec without the settings that decide memory alone."""
+    changed = {one: deciding_settings(one, values.get(one, {})) for one in MEMORY_SETTINGS}
+    return {**values, **changed}
 
 
 def _as_recorded(

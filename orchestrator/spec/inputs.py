@@ -23,7 +23,8 @@ from orchestrator.wording import remedy_for_path
 from trainables.claims import similar_path
 from trainables.files.sources import call_reader, digest_files, files_of, is_local, names_path
 from trainables.functions import load_function, names_function, source_digest, split_name
-from trainables.spec import BaseSpec, DataSpec, deciding_optim
+from trainables.memory_settings import MEMORY_SETTINGS, deciding_settings
+from trainables.spec import BaseSpec, DataSpec
 from trainables.whole import replace_file
 
 SPLITS = ("train", "validation", "test")
@@ -294,7 +295,7 @@ def deciding_values(values: Mapping[str, Any]) -> dict[str, Any]:
     memory alone are left out.
     """
     changed = {section: dict(values[section]) for section in ("data", "eval", "exits")}
-    changed["optim"] = deciding_optim(values["optim"])
+    changed |= {one: deciding_settings(one, values[one]) for one in MEMORY_SETTINGS}
     for split in SPLITS:
         if split in changed["data"]:
             changed["data"][split] = content_digest(changed["data"][split])

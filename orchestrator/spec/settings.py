@@ -12,8 +12,8 @@ from orchestrator.errors import SweepSpecError
 from orchestrator.spec.complaint import require, unknown
 from trainables.base.stored import StoredForm, settle_form, stored_form
 from trainables.errors import BaseModelError, SpecError
+from trainables.memory_settings import MEMORY_NAMES
 from trainables.spec import (
-    MEMORY_SETTINGS,
     BaseSpec,
     DataSpec,
     EvalSpec,
@@ -35,7 +35,6 @@ _SECTIONS = {
     "eval": EvalSpec,
 }
 _COMPARABLE = "results are comparable only on the same data with the same evaluation"
-_MEMORY = tuple(f"optim.{name}" for name in MEMORY_SETTINGS)
 _NO_RESULT = "it decides memory and time, not a result"
 _HORIZON = "trials are compared at equal steps of one horizon"
 
@@ -51,7 +50,7 @@ def why_fixed(name: str) -> str:
     """Reason to refuse a setting in a space; empty for an allowed setting."""
     if name == "optim.steps":
         return _HORIZON
-    if name in _MEMORY:
+    if name in MEMORY_NAMES:
         return _NO_RESULT
     # data.train_max_tokens cuts training rows only: evaluations stay comparable.
     is_measured = name.startswith(("data.", "eval.")) or name in ("data", "eval")

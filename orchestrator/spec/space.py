@@ -48,6 +48,7 @@ from orchestrator.spec.settings import (
     require_knob,
 )
 from orchestrator.spec.tied import Tie, parse_tie
+from trainables.memory_settings import deciding_settings
 from trainables.spec import TrialSpec
 
 __all__ = [
@@ -372,7 +373,7 @@ def describe(trial: TrialSpec) -> dict[str, Any]:
     names = {"base.model": "base", "base.revision": "revision"}
     flat: dict[str, Any] = {}
     sections = {
-        "base": dataclasses.asdict(trial.base),
+        "base": deciding_settings("base", dataclasses.asdict(trial.base)),
         "lora": dataclasses.asdict(trial.lora),
         "optim": trial.optim.deciding(),
     }

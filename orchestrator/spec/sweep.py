@@ -206,7 +206,7 @@ class SweepSpec:
         """Hex SHA-256 of all settings that decide trials and their comparison.
 
         A sweep can be resumed only with the same digest. `RESUMABLE_CHANGES` are left out, and so
-        are the settings of `optim` that decide memory alone. Data files and functions count by
+        are the settings that decide memory alone. Data files and functions count by
         content: moving a file keeps the digest, changing it does not.
         """
         return self.digest_of(self.to_dict())

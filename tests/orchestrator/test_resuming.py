@@ -1,5 +1,6 @@
 """What of a sweep goes on when it is run again, under the same settings and under larger ones."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,7 @@ from orchestrator.spec.finals_sections import FinalsSpec
 from orchestrator.spec.sections import ExitSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from tests.support.events import event
+from trainables.memory_settings import MEMORY_NAMES
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
 
 SPEC = SweepSpec(
@@ -88,7 +90,8 @@ def test_a_new_sweep_is_recorded_and_not_over(scene):
 
 
 def test_another_sweep_is_refused(scene):
-    allowed = r"only budget, finals, hosts, register, optim\.gradient_checkpointing.* may change"
+    settings = ("budget", "finals", "hosts", "register", *MEMORY_NAMES)
+    allowed = re.escape(f"only {', '.join(settings)} may change")
     with pytest.raises(SweepStorageError, match=allowed):
         scene.run(replace(SPEC, seed=9))
 
@@ -97,6 +100,7 @@ def test_a_sweep_goes_on_with_other_settings_of_memory(scene):
     scene.trial(0, "completed")
     scene.run(replace(SPEC, optim=replace(SPEC.optim, gradient_checkpointing=True)))
     assert scene.record.history.digest == scene.progress.spec.digest
+    scene.run(replace(SPEC, base=replace(SPEC.base, dense=True)))
     with pytest.raises(SweepStorageError, match=r"\(optim\.batch_size was 8, is 4\)"):
         scene.run(
             replace(SPEC, optim=replace(SPEC.optim, gradient_checkpointing=True, batch_size=4))

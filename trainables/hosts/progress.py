@@ -33,7 +33,8 @@ from trainables.hosts.storage import (
     remove_folder,
     writing_folder,
 )
-from trainables.spec import MEMORY_SETTINGS, TrialSpec
+from trainables.memory_settings import MEMORY_SETTINGS
+from trainables.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,10 @@ _PLACES = {
 }
 """Settings that name a place; what lies there is compared by digest, as a place may move."""
 
-_LEFT_OUT = {**_PLACES, "optim": MEMORY_SETTINGS}
+_LEFT_OUT = {
+    section: (*_PLACES.get(section, ()), *MEMORY_SETTINGS.get(section, ()))
+    for section in (*_PLACES, *MEMORY_SETTINGS)
+}
 
 Metrics = Mapping[str, float]
 

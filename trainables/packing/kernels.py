@@ -25,6 +25,9 @@ from trainables.packing.pack import Block, Dropout, Layout
 FrozenLayer: TypeAlias = nn.Linear | Conv1D
 """A linear layer of a base; GPT-2's `Conv1D` stores its weight as (in, out)."""
 
+KEPT_DENSE = "kept_dense"
+"""Attribute of a layer for its dequantized weight."""
+
 
 class Branch(nn.Module):
     """Adapter of one seat on a layer, in float32 and computed as in PEFT.
@@ -165,8 +168,26 @@ def dense_weight(base: FrozenLayer, dtype: torch.dtype) -> torch.Tensor:
     if state is None:
         plain: torch.Tensor = base.weight.to(dtype)
         return plain.T if isinstance(base, Conv1D) else plain
-    dense: torch.Tensor = dequantize_4bit(base.weight.view(-1, 1), state)
+    kept: torch.Tensor | None = getattr(base, KEPT_DENSE, None)
+    dense = dequantize_4bit(base.weight.view(-1, 1), state) if kept is None else kept
     return dense.to(dtype)
+
+
+@torch.no_grad()
+def keep_dense(base: FrozenLayer) -> None:
+    """Keep the weight of a 4-bit layer dequantized as well; does nothing to other layers.
+
+    `dense_weight` gives the kept numbers, which are those that it would compute.
+    """
+    state: QuantState | None = getattr(base.weight, "quant_state", None)
+    if state is not None and getattr(base, KEPT_DENSE, None) is None:
+        setattr(base, KEPT_DENSE, dequantize_4bit(base.weight.view(-1, 1), state))
+
+
+def drop_dense(base: FrozenLayer) -> None:
+    """Free what `keep_dense` keeps."""
+    if getattr(base, KEPT_DENSE, None) is not None:
+        setattr(base, KEPT_DENSE, None)
 
 
 def _frozen_product(

@@ -12,11 +12,12 @@ from trainables.base.loading import LoadedBase
 from trainables.errors import BaseModelError
 from trainables.memory.architecture import Architecture
 from trainables.memory.calibration import Calibration, MemoryReading, TrialBytes, correct
-from trainables.memory.forecast import Device, Forecast, RowLengths, forecast_host
+from trainables.memory.forecast import Choices, Device, Forecast, RowLengths, forecast_host
+from trainables.memory.seating import MOST_SEATS_THAT_PAY
 from trainables.memory.verdict import MOST_SEATS
 from trainables.packing.batches import Batch, part_sizes
 from trainables.spec import TrialSpec
-from trainables.training.memory import bytes_of_work, model_tensors, storages
+from trainables.training.memory import bytes_of_work, dense_copies, model_tensors, storages
 from trainables.training.optim import moments_of
 from trainables.training.seat import Seat
 
@@ -41,6 +42,7 @@ class Foresight:
         memory: Bytes of the device; `None` where nothing limits it.
         calibration: Corrections of the forecast so far.
         saves_memory: Whether trials with `gradient_checkpointing: auto` save memory.
+        is_dense: Whether 4-bit weights are also kept dequantized.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Foresight:
         self._seats = seats
         self.memory = memory
         self.calibration = calibration or Calibration()
-        self.saves_memory = False
+        self.saves_memory = self.is_dense = False
         self._device = Device(
             is_cuda=base.device.type == "cuda", has_bfloat16=base.compute_dtype.itemsize == 2
         )
@@ -101,6 +103,26 @@ class Foresight:
                 low = middle
         return low
 
+    def has_room_for_dense(self) -> bool:
+        """Whether a dense copy of the base fits beside as many seats as could pay without it.
+
+        Not where no limit of the memory is known, or the base has no 4-bit weights.
+        """
+        if self._base.record.quantization not in ("nf4", "fp4"):
+            return False
+        was_dense = self.is_dense
+        try:
+            self.is_dense = False
+            before = self.room()
+            self.is_dense = True
+            after = self.room()
+            fits = not self.exceeds()
+        finally:
+            self.is_dense = was_dense
+        if before is None or after is None:
+            return False
+        return fits and min(after, MOST_SEATS_THAT_PAY) == min(before, MOST_SEATS_THAT_PAY)
+
     def trial_bytes(self, name: str) -> TrialBytes | None:
         """Bytes of a seat's trial; `None` for a kind of model whose memory is not known."""
         seat = self._seats[name]
@@ -126,7 +148,8 @@ class Foresight:
             work: Passes the batches forward and backward.
         """
         own = (tensor for seat in self._seats.values() for tensor in seat.parameters)
-        known = storages((*model_tensors(self._base.model), *own))
+        model = self._base.model
+        known = storages((*model_tensors(model), *dense_copies(model), *own))
         passing = bytes_of_work(self._base.device, work, known)
         seats = [self._seats[name] for name in names]
         forecast = self._forecast(seats, [_lengths_of(batch) for batch in batches])
@@ -187,7 +210,8 @@ class Foresight:
         chosen = lengths or [seat.row_lengths for seat in seats]
         specs = {id(seat): self._as_trained(seat) for seat in seats}
         trials = [specs[id(seat)] for seat in seats]
-        return forecast_host(self._shape, trials, chosen, self._device)
+        choices = Choices(dense=self.is_dense)
+        return forecast_host(self._shape, trials, chosen, self._device, choices)
 
     def _as_trained(self, seat: Seat) -> TrialSpec:
         """The trial's settings with the passes and checkpoints that the engine has chosen."""

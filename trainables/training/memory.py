@@ -19,6 +19,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trainables.packing.kernels import KEPT_DENSE
+
 _peaks: dict[torch.device, int] = {}
 """Largest peak of each GPU before torch's own count was started anew."""
 
@@ -63,6 +65,12 @@ def storages(tensors: Iterable[Any]) -> dict[int, int]:
             storage = tensor.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
     return found
+
+
+def dense_copies(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Dequantized weights that layers of a base keep."""
+    kept = (getattr(module, KEPT_DENSE, None) for module in model.modules())
+    yield from (one for one in kept if one is not None)
 
 
 def model_tensors(model: nn.Module) -> Iterator[torch.Tensor]:

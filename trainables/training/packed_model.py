@@ -13,7 +13,7 @@ from trainables.packing.attention import install_packed_attention
 from trainables.packing.batches import Batch
 from trainables.packing.checkpoints import install_checkpoints
 from trainables.packing.head import Finish, PackedHead, Scored, find_finish
-from trainables.packing.kernels import PackedLinear
+from trainables.packing.kernels import PackedLinear, drop_dense, keep_dense
 from trainables.packing.pack import Layout
 from trainables.packing.rope import install_packed_rotary, longest_row, rope_switch
 from trainables.training.probe import Probe
@@ -37,6 +37,7 @@ class PackedModel:
         """Raises `BaseModelError` for a base whose rows influence each other in a pack."""
         self._base = base
         self._layout = Layout()
+        self._is_dense = False
         self.linears = {
             name: PackedLinear(module, self._layout)
             for name, module in linear_layers(base.model).items()
@@ -74,6 +75,22 @@ class PackedModel:
             Scored(states=one, to_logits=to_logits, chunk=self._chunk)
             for one in self.hidden(batches)
         ]
+
+    @property
+    def kind(self) -> str:
+        """Name of the model's class."""
+        return type(self._base.model).__name__
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether 4-bit weights are also kept dequantized."""
+        return self._is_dense
+
+    @is_dense.setter
+    def is_dense(self, value: bool) -> None:
+        self._is_dense = value
+        for packed in self.linears.values():
+            (keep_dense if value else drop_dense)(packed.base)
 
     def hidden(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
         """Inputs of the head for each batch: (scored positions, hidden)."""

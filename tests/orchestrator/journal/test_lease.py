@@ -66,7 +66,7 @@ def test_a_driver_waits_for_the_owner_on_another_machine_to_show_that_it_lives(o
     pretend(first, machine="another", at=time.time() - 50)
     renewal = threading.Timer(0.5, pretend, (first,), {"at": time.time()})
     renewal.start()
-    with pytest.raises(SweepInUseError, match="last seen [01] s ago"):
+    with pytest.raises(SweepInUseError, match=r"last seen [01] s ago"):
         second.take()
     renewal.join()
 

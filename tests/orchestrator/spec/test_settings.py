@@ -13,8 +13,8 @@ from orchestrator.spec.settings import (
     require_knob,
     without_rows,
 )
+from trainables.memory_settings import MEMORY_NAMES
 from trainables.spec import (
-    MEMORY_SETTINGS,
     BaseSpec,
     DataSpec,
     EvalSpec,
@@ -33,7 +33,7 @@ FIXED = FixedSettings(
 
 
 def test_every_setting_that_changes_an_adapter_is_a_knob_but_the_horizon() -> None:
-    memory = {f"optim.{name}" for name in MEMORY_SETTINGS}
+    memory = set(MEMORY_NAMES)
     assert SETTINGS.keys() - KNOBS.keys() == {"optim.steps"} | memory | {
         name
         for name in SETTINGS
@@ -58,6 +58,7 @@ def test_one_calculates_with_numbers_only() -> None:
         "data.max_tokens",
         "optim.steps",
         "optim.gradient_checkpointing",
+        "base.dense",
     ],
 )
 def test_setting_that_must_be_alike_says_why(name: str) -> None:

@@ -38,7 +38,7 @@ class NarrowEngine(Engine):
     def _backward(self, batches, answers):
         rows = sum(batch.block.rows for batch in batches)
         tokens = sum(batch.block.tokens for batch in batches)
-        is_checkpointed = any(self._is_checkpointed(batch.block.seat) for batch in batches)
+        is_checkpointed = self._thrift.has_checkpoints(batch.block.seat for batch in batches)
         is_held = rows <= self.room * (2 if is_checkpointed else 1) and tokens <= self.tokens
         self.asked.append((rows, is_checkpointed, is_held))
         if not is_held:

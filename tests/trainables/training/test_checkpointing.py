@@ -102,19 +102,19 @@ def test_auto_saves_memory_where_the_forecast_exceeds_the_device(base_of, tiny_d
     base = load_base(spec.base)
     roomy = Engine(base, memory=10**12)
     roomy.join("seat", spec)
-    assert not roomy._is_checkpointed("seat")
+    assert not roomy._thrift.has_checkpoints(["seat"])
     assert roomy.save_memory()  # it was not saved yet
 
     small = Engine(load_base(spec.base), memory=10**6)
     small.join("auto", spec)
     small.join("never", with_checkpoints(spec, asked=False))
-    assert small._is_checkpointed("auto")
-    assert not small._is_checkpointed("never")
+    assert small._thrift.has_checkpoints(["auto"])
+    assert not small._thrift.has_checkpoints(["never"])
     assert not small.save_memory()
 
     unlimited = Engine(load_base(spec.base))
     unlimited.join("seat", spec)
-    assert not unlimited._is_checkpointed("seat") or torch.cuda.is_available()
+    assert not unlimited._thrift.has_checkpoints(["seat"]) or torch.cuda.is_available()
 
 
 def test_layers_are_computed_twice_in_steps_and_once_in_evaluations(base_of, tiny_data):
