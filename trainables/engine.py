@@ -25,6 +25,7 @@ from trainables.base.targets import resolve_targets, short_targets
 from trainables.errors import SpecError
 from trainables.memory.loss_bytes import LOGITS_PER_CHUNK
 from trainables.packing.batches import Batch, batches_by_length, build_batch, build_passes
+from trainables.packing.head import LossShare
 from trainables.packing.lora import peft_tensors
 from trainables.rows.chat_summary import chats_of
 from trainables.rows.data import (
@@ -49,7 +50,7 @@ from trainables.training.packed_model import PackedModel
 from trainables.training.pages import free_pages
 from trainables.training.row_scores import RowScores, in_order, row_scores
 from trainables.training.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
-from trainables.training.state import SeatState, require_inputs
+from trainables.training.state import EngineKind, SeatState, require_inputs
 
 SplitName = Literal["validation", "test"]
 
@@ -79,6 +80,7 @@ class Engine:
         logits_per_chunk: Most logits of a seat that exist at once. A trial whose passes need more
             has another order of sums.
         memory: Bytes of the device's memory; when not given, a GPU's, and no limit on a CPU.
+        kind: `exact`, or `batched`: products of all seats at once, equal but for rounding.
 
     Attributes:
         widest_pass: Most tokens of a training pass so far, padding included.
@@ -89,13 +91,15 @@ class Engine:
         base: LoadedBase,
         logits_per_chunk: int = LOGITS_PER_CHUNK,
         memory: int | None = None,
+        kind: EngineKind = "exact",
     ) -> None:
         """Raises `BaseModelError` for a base whose rows influence each other in a pack."""
         self.base = base
         self._tokenizer_digest = tokenizer_digest(base.tokenizer)
         self._seats: dict[str, Seat] = {}
         self._load_splits = functools.lru_cache(maxsize=16)(self._read_splits)
-        self._model = PackedModel(base, logits_per_chunk)
+        self._kind = kind
+        self._model = PackedModel(base, logits_per_chunk, is_batched=kind == "batched")
         self._foresight = Foresight(base, memory or device_memory(base.device))
         self._saves_memory = False
         self.widest_pass = 0
@@ -143,7 +147,7 @@ class Engine:
                     layers, spec.lora.rank, lambda: self._model.hidden(batches)
                 )
             branches = fresh_branches(spec, layers, directions)
-        taken = build_seat(spec, splits, branches, state, passes, inputs)
+        taken = build_seat(spec, splits, branches, state, passes, inputs, kind=self._kind)
         for name, branch in branches.items():
             self._model.linears[name].branches[seat] = branch
         self._seats[seat] = taken
@@ -168,10 +172,13 @@ class Engine:
             seat: sum(batch.block.answers for batch in batches) for seat, batches in passes.items()
         }
         losses = dict.fromkeys(seats, 0.0)
-        for number in range(max(len(batches) for batches in passes.values())):
-            batches = [own[number] for own in passes.values() if number < len(own)]
-            for batch, loss in zip(batches, self._backward(batches, answers), strict=True):
-                losses[str(batch.block.seat)] += loss
+        try:
+            for number in range(max(len(batches) for batches in passes.values())):
+                batches = [own[number] for own in passes.values() if number < len(own)]
+                for batch, loss in zip(batches, self._backward(batches, answers), strict=True):
+                    losses[str(batch.block.seat)] += loss
+        finally:
+            self._model.forget_weights()
         tokens = {
             seat: sum(batch.real_tokens for batch in batches) for seat, batches in passes.items()
         }
@@ -234,6 +241,7 @@ class Engine:
             targets=short_targets(tuple(self._model.linears), tuple(taken.branches)),
             facts={
                 "data": record,
+                "engine": taken.trained_by,
                 "steps": taken.step,
                 "tokens": taken.tokens,
                 "metrics": dict(metrics),
@@ -316,18 +324,21 @@ class Engine:
             batches: At most one batch of each seat.
             answers: Number of scored positions of the seat's whole step, the divisor of its mean.
         """
-        totals = [answers[str(batch.block.seat)] for batch in batches]
+        shares = [
+            LossShare(
+                positions=batch.block.answers,
+                answers=answers[str(batch.block.seat)],
+                scale=self._gradient_scale(answers[str(batch.block.seat)]),
+            )
+            for batch in batches
+        ]
         # It changes no number, so one seat may ask for all.
         is_checkpointed = any(self._is_checkpointed(str(batch.block.seat)) for batch in batches)
-        found = self._model.scored(batches, is_checkpointed=is_checkpointed)
-        losses = [
-            scored.loss(batch.targets, total, self._gradient_scale(total))
-            for batch, total, scored in zip(batches, totals, found, strict=True)
-        ]
-        torch.stack([scaled for _, scaled in losses]).sum().backward()
+        losses, total = self._model.losses(batches, shares, is_checkpointed=is_checkpointed)
+        total.backward()  # type: ignore[no-untyped-call]
         tokens = sum(batch.block.tokens for batch in batches)
         self.widest_pass = max(self.widest_pass, tokens)
-        return [loss.item() for loss, _ in losses]
+        return [loss.item() for loss in losses]
 
     def _gradient_scale(self, answers: int) -> float:
         """Factor on the loss that keeps float16 gradients of a mean from rounding to zero."""
@@ -344,6 +355,7 @@ class Engine:
         if is_finite:
             taken.tokens += tokens
             taken.step += 1
+            taken.trained_by = self._kind if taken.trained_by == "exact" else taken.trained_by
         return StepResult(step=taken.step, loss=loss, tokens=taken.tokens, is_finite=is_finite)
 
     # ---------------------------------------------------------------------------- evaluation
@@ -412,13 +424,13 @@ class Engine:
         return cut_train(self._splits(replace(spec, train_max_tokens=None)), spec.train_max_tokens)
 
 
-def build_engine(base: BaseSpec) -> Engine:
+def build_engine(base: BaseSpec, kind: EngineKind = "exact") -> Engine:
     """Engine on a freshly loaded base.
 
     Raises:
         BaseModelError: The base cannot be found, read or quantized.
     """
-    return Engine(load_base(base))
+    return Engine(load_base(base), kind=kind)
 
 
 def rows_of(splits: Splits, name: SplitName, max_rows: int | None) -> Sequence[EncodedRow]:

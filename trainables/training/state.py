@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from trainables.errors import StateError
 from trainables.spec import TrialSpec
+
+
+EngineKind = Literal["exact", "batched"]
+"""How a step computes: seat by seat, bit for bit as alone, or for all seats at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +31,7 @@ class SeatState:
         tensors: CPU tensors `<layer>/<leaf>` (`a`, `b`, `magnitude`) and the moments of
             their optimizer.
         inputs: Digests of the base, the rows, the chat template and the tokenizer by name.
+        trained_by: `batched` if a batched engine took any of the steps.
     """
 
     spec: TrialSpec
@@ -33,6 +39,7 @@ class SeatState:
     tokens: int
     tensors: Mapping[str, torch.Tensor]
     inputs: Mapping[str, str | None] = field(default_factory=dict)
+    trained_by: EngineKind = "exact"
 
 
 def save_state(state: SeatState, folder: Path) -> None:
@@ -43,6 +50,7 @@ def save_state(state: SeatState, folder: Path) -> None:
         "step": state.step,
         "tokens": state.tokens,
         "inputs": dict(state.inputs),
+        "trained_by": state.trained_by,
     }
     (folder / "state.json").write_text(json.dumps(values, sort_keys=True))
 
@@ -61,6 +69,7 @@ def load_state(folder: Path) -> SeatState:
             tokens=int(values["tokens"]),
             tensors=load_file(folder / "state.safetensors"),
             inputs=dict(values["inputs"]),
+            trained_by=engine_kind(values.get("trained_by")),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
@@ -68,6 +77,11 @@ def load_state(folder: Path) -> SeatState:
             f"{folder}: the saved state cannot be read ({said}); allowed: a state that this "
             "version saved. Remove the folder: the trial then starts from step 0."
         ) from error
+
+
+def engine_kind(recorded: object) -> EngineKind:
+    """The engine on record; records of before there were two name none, which is exact."""
+    return "batched" if recorded == "batched" else "exact"
 
 
 def require_inputs(state: SeatState, inputs: Mapping[str, str | None]) -> None:
