@@ -335,7 +335,7 @@ class Engine:
         # It changes no number, so one seat may ask for all.
         is_checkpointed = any(self._is_checkpointed(str(batch.block.seat)) for batch in batches)
         losses, total = self._model.losses(batches, shares, is_checkpointed=is_checkpointed)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         tokens = sum(batch.block.tokens for batch in batches)
         self.widest_pass = max(self.widest_pass, tokens)
         return [loss.item() for loss in losses]

@@ -16,8 +16,7 @@ pack.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -66,9 +65,8 @@ class BatchedLinear(PackedLinear):
             return super().forward(x)
         self.require_all_tokens(x)
         rows = x.flatten(0, -2)
-        members, beside = self._members()
-        if members:
-            groups = [_Group(self._stack(group), tuple(group)) for group in _alike(members)]
+        groups, beside = self._groups()
+        if groups:
             y = _BatchedProduct.apply(rows, self._anchor, self.base, groups)  # type: ignore[no-untyped-call]
         else:
             y = frozen_linear(self.base, rows, [len(rows)])
@@ -81,17 +79,18 @@ class BatchedLinear(PackedLinear):
         """Forget the copies of the adapters' weights, which the optimizers are about to change."""
         self._stacks.clear()
 
-    def _members(self) -> tuple[list[Member], set[str]]:
-        """Branches of the pass to multiply together, and seats whose branch runs by itself."""
-        members, beside, start = [], set(), 0
+    def _groups(self) -> tuple[list[_Group], set[str]]:
+        """Groups of branches to multiply together, and seats whose branch runs by itself."""
+        members: dict[tuple[int, int], list[Member]] = defaultdict(list)
+        beside, start = set(), 0
         for block in self.layout.blocks:
-            branch = None if block.seat is None else self.branches.get(block.seat)
+            branch, tokens = self.branches.get(str(block.seat)), block.tokens
             if branch is not None and branch.magnitude is not None:
                 beside.add(str(block.seat))
             elif branch is not None:
-                members.append((branch, block, start))
-            start += block.tokens
-        return members, beside
+                members[_size_class(branch.rank, tokens)].append((branch, block, start))
+            start += tokens
+        return [_Group(self._stack(group), group) for group in members.values()], beside
 
     def _stack(self, group: Sequence[Member]) -> _Stack:
         key = tuple(str(block.seat) for _, block, _ in group)
@@ -100,14 +99,9 @@ class BatchedLinear(PackedLinear):
         return self._stacks[key]
 
 
-def _alike(members: Iterable[Member]) -> list[list[Member]]:
-    """Members in groups whose ranks and numbers of tokens differ by less than a factor of 2."""
-    groups: dict[tuple[int, int], list[Member]] = defaultdict(list)
-    for member in members:
-        branch, block, _ = member
-        rank, tokens = max(LEAST_RANK, len(branch.a)), max(LEAST_TOKENS, block.tokens)
-        groups[(rank - 1).bit_length(), (tokens - 1).bit_length()].append(member)
-    return list(groups.values())
+def _size_class(rank: int, tokens: int) -> tuple[int, int]:
+    """The same for ranks and numbers of tokens that differ by less than a factor of 2."""
+    return (max(LEAST_RANK, rank) - 1).bit_length(), (max(LEAST_TOKENS, tokens) - 1).bit_length()
 
 
 class _Stack:
@@ -127,18 +121,24 @@ class _Stack:
     def weights(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """`A` (branches, rank, in_features) and `B` (branches, out_features, rank)."""
         if dtype not in self._made:
-            rank = max(len(one.a) for one in self.branches)
-            a = [F.pad(one.a, (0, 0, 0, rank - len(one.a))) for one in self.branches]
-            b = [F.pad(one.b, (0, rank - len(one.a))) for one in self.branches]
+            a: list[torch.Tensor] = [one.a for one in self.branches]
+            b: list[torch.Tensor] = [one.b for one in self.branches]
+            ranks = [one.rank for one in self.branches]
+            missing = [max(ranks) - rank for rank in ranks]
+            if any(missing):
+                a = [F.pad(one, (0, 0, 0, more)) for one, more in zip(a, missing, strict=True)]
+                b = [F.pad(one, (0, more)) for one, more in zip(b, missing, strict=True)]
             self._made[dtype] = torch.stack(a).to(dtype), torch.stack(b).to(dtype)
         return self._made[dtype]
 
     def add_gradients(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """Add gradients of the stacked weights to those of the branches."""
+        rank = a.shape[1]
         for branch, of_a, of_b in zip(self.branches, a.float(), b.float(), strict=True):
-            rank = len(branch.a)
-            _add_gradient(branch.a, of_a[:rank])
-            _add_gradient(branch.b, of_b[:, :rank])
+            if branch.rank != rank:
+                of_a, of_b = of_a[: branch.rank], of_b[:, : branch.rank]
+            _add_gradient(branch.a, of_a)
+            _add_gradient(branch.b, of_b)
 
 
 def _add_gradient(parameter: nn.Parameter, gradient: torch.Tensor) -> None:
@@ -148,33 +148,28 @@ def _add_gradient(parameter: nn.Parameter, gradient: torch.Tensor) -> None:
         parameter.grad.add_(gradient)
 
 
-@dataclass(frozen=True)
 class _Group:
     """Branches of one layer in a pass, with the places of their rows.
 
     Attributes:
         stack: Their weights.
         members: The branches and their blocks.
+        is_run: Whether the blocks are equally long and follow each other, so that no row is
+            copied.
     """
 
-    stack: _Stack
-    members: tuple[Member, ...]
-    is_run: bool = field(init=False)
-    """Whether the blocks are equally long and follow each other, so that no row is copied."""
-
-    def __post_init__(self) -> None:
-        size, first = self.members[0][1].tokens, self.members[0][2]
-        is_run = all(
-            (block.tokens, start) == (size, first + number * size)
-            for number, (_, block, start) in enumerate(self.members)
+    def __init__(self, stack: _Stack, members: Sequence[Member]) -> None:
+        self.stack, self.members = stack, members
+        self._size, self._first = members[0][1].tokens, members[0][2]
+        self.is_run = all(
+            block.tokens == self._size and start == self._first + number * self._size
+            for number, (_, block, start) in enumerate(members)
         )
-        object.__setattr__(self, "is_run", is_run)
 
     def view(self, rows: torch.Tensor) -> torch.Tensor:
         """The group's rows of a pack, (members, tokens, width), without a copy; a run's alone."""
-        size, first = self.members[0][1].tokens, self.members[0][2]
-        count = len(self.members)
-        return rows[first : first + count * size].view(count, size, rows.shape[-1])
+        end = self._first + len(self.members) * self._size
+        return rows[self._first : end].view(len(self.members), self._size, rows.shape[-1])
 
     def gathered(self, rows: torch.Tensor) -> torch.Tensor:
         """The group's rows of a pack: (members, most tokens, width), zeros behind short blocks."""

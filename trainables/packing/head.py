@@ -223,7 +223,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 class _SharedLoss(torch.autograd.Function):
-    """Cross-entropies of several seats, each over a number of its own; made in the forward pass."""
+    """Cross-entropies of several seats, each over its own number; the same way."""
 
     @staticmethod
     def forward(

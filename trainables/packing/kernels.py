@@ -37,6 +37,7 @@ class Branch(nn.Module):
     dropout, the base's share of the scaled output is computed from `dropout(x)`.
 
     Attributes:
+        rank: Inner dimension.
         a: (rank, in_features).
         b: (out_features, rank).
         magnitude: (out_features,), or `None` for LoRA.
@@ -52,7 +53,7 @@ class Branch(nn.Module):
         magnitude: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.layer, self.scaling, self.dropout = layer, scaling, dropout
+        self.layer, self.scaling, self.dropout, self.rank = layer, scaling, dropout, a.shape[0]
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
         self.magnitude = None if magnitude is None else nn.Parameter(magnitude)
 

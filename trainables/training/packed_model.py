@@ -45,11 +45,10 @@ class PackedModel:
         """Raises `BaseModelError` for a base whose rows influence each other in a pack."""
         self._base = base
         self._is_batched = is_batched
-        self._layout = Layout()
+        self._layout = Layout(is_batched=is_batched)
         kind = BatchedLinear if is_batched else PackedLinear
         self.linears: dict[str, PackedLinear] = {
-            name: kind(module, self._layout)
-            for name, module in linear_layers(base.model).items()
+            name: kind(module, self._layout) for name, module in linear_layers(base.model).items()
         }
         self.longest_row = longest_row(base.model)
         self.rope_switch = rope_switch(base.model.config)

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from trainables.errors import StateError
 from trainables.spec import TrialSpec
 
-
 EngineKind = Literal["exact", "batched"]
 """How a step computes: seat by seat, bit for bit as alone, or for all seats at once."""
 
