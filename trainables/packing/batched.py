@@ -109,7 +109,7 @@ class _Stack:
 
     Attributes:
         branches: The branches.
-        scaling: (branches, 1, 1), in float32.
+        scaling: (branches, 1, 1), in the type of the weights.
     """
 
     def __init__(self, branches: list[Branch]) -> None:
@@ -133,8 +133,8 @@ class _Stack:
 
     def add_gradients(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """Add gradients of the stacked weights to those of the branches."""
-        rank = a.shape[1]
-        for branch, of_a, of_b in zip(self.branches, a.float(), b.float(), strict=True):
+        rank, dtype = a.shape[1], self.branches[0].a.dtype
+        for branch, of_a, of_b in zip(self.branches, a.to(dtype), b.to(dtype), strict=True):
             if branch.rank != rank:
                 of_a, of_b = of_a[: branch.rank], of_b[:, : branch.rank]
             _add_gradient(branch.a, of_a)
@@ -186,8 +186,8 @@ class _Group:
             run.add_(own[: len(run)])
 
     def masks(self, x: torch.Tensor) -> list[torch.Tensor | None]:
-        """Dropout factors of each member's rows, (tokens, in_features) in float32."""
-        like = x.new_empty((0, x.shape[-1]), dtype=torch.float32)
+        """Dropout factors of each member's rows, (tokens, in_features), in the type of the weights."""
+        like = x.new_empty((0, x.shape[-1]), dtype=self.stack.scaling.dtype)
         masks = []
         for branch, block, _ in self.members:
             dropout = block.dropout if branch.dropout > 0 else None
