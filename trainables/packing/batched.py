@@ -160,16 +160,15 @@ class _Group:
 
     def __init__(self, stack: _Stack, members: Sequence[Member]) -> None:
         self.stack, self.members = stack, members
-        self._size, self._first = members[0][1].tokens, members[0][2]
-        self.is_run = all(
-            block.tokens == self._size and start == self._first + number * self._size
-            for number, (_, block, start) in enumerate(members)
-        )
+        self._sizes = [block.tokens for _, block, _ in members]
+        starts = [start for _, _, start in members]
+        self._first, self._end = starts[0], starts[-1] + self._sizes[-1]
+        self._follow = self._end - self._first == sum(self._sizes)
+        self.is_run = self._follow and len(set(self._sizes)) == 1
 
     def view(self, rows: torch.Tensor) -> torch.Tensor:
         """The group's rows of a pack, (members, tokens, width), without a copy; a run's alone."""
-        end = self._first + len(self.members) * self._size
-        return rows[self._first : end].view(len(self.members), self._size, rows.shape[-1])
+        return rows[self._first : self._end].view(len(self.members), -1, rows.shape[-1])
 
     def gathered(self, rows: torch.Tensor) -> torch.Tensor:
         """The group's rows of a pack: (members, most tokens, width), zeros behind short blocks."""
@@ -182,11 +181,11 @@ class _Group:
         if self.is_run:
             self.view(rows).add_(update)
             return
-        for run, own in zip(self._runs(rows), update, strict=True):
-            run.add_(own[: len(run)])
+        for run, own, size in zip(self._runs(rows), update, self._sizes, strict=True):
+            run.add_(own[:size])
 
     def masks(self, x: torch.Tensor) -> list[torch.Tensor | None]:
-        """Dropout factors of each member's rows, (tokens, in_features), in the type of the weights."""
+        """Dropout factors (tokens, in_features) of each member, in the type of the weights."""
         like = x.new_empty((0, x.shape[-1]), dtype=self.stack.scaling.dtype)
         masks = []
         for branch, block, _ in self.members:
@@ -199,7 +198,10 @@ class _Group:
         return masks
 
     def _runs(self, rows: torch.Tensor) -> list[torch.Tensor]:
-        return [rows[start : start + block.tokens] for _, block, start in self.members]
+        if self._follow:
+            return list(rows[self._first : self._end].split(self._sizes))
+        places = zip(self.members, self._sizes, strict=True)
+        return [rows[start : start + size] for (_, _, start), size in places]
 
 
 class _BatchedProduct(torch.autograd.Function):

@@ -182,7 +182,6 @@ def test_trials_are_the_exact_engines_but_for_rounding(mixed, form):
         found = largest_difference(adapter_of(exact, seat), adapter_of(batched, seat))
         differences[seat] = found
         assert found <= bound, seat
-    print("DIFF", differences)
     assert max(differences.values()) > 0  # it is another engine
 
 
