@@ -38,6 +38,9 @@ from trainables.packing.pack import Block, Layout
 LEAST_RANK, LEAST_TOKENS = 16, 64
 """Shapes below count as these: filling them up costs less than another product."""
 
+SMALL_TOKENS = 128
+"""Products of fewer rows are in float32 on a CPU."""
+
 Member: TypeAlias = tuple[Branch, Block, int]
 """A branch, its block and the position of the block in the pack."""
 
@@ -166,6 +169,15 @@ class _Group:
         self._follow = self._end - self._first == sum(self._sizes)
         self.is_run = self._follow and len(set(self._sizes)) == 1
 
+    def product_type(self, dtype: torch.dtype) -> torch.dtype:
+        """Type of the adapters' products for activations of a type.
+
+        Gradients overflow too easily in float16, and small products in bfloat16 take longer on a
+        CPU than in float32.
+        """
+        is_small = sum(self._sizes) < SMALL_TOKENS
+        return torch.float32 if is_small or dtype == torch.float16 else dtype
+
     def view(self, rows: torch.Tensor) -> torch.Tensor:
         """The group's rows of a pack, (members, tokens, width), without a copy; a run's alone."""
         return rows[self._first : self._end].view(len(self.members), -1, rows.shape[-1])
@@ -242,7 +254,7 @@ def _add_updates(group: _Group, x: torch.Tensor, y: torch.Tensor) -> list[torch.
         What the backward needs: the inputs of the adapters where they are not `x`, their inner
         products, and the masks.
     """
-    dtype = _product_type(x.dtype)
+    dtype = group.product_type(x.dtype)
     a, b = group.stack.weights(dtype)
     masks = group.masks(x)
     inputs = _masked(group.gathered(x).to(dtype), masks)
@@ -263,7 +275,7 @@ def _add_gradients(
     to_x: torch.Tensor | None,
 ) -> None:
     """Add the gradients of a group's weights, and of its inputs to `to_x`."""
-    dtype = _product_type(x.dtype)
+    dtype = group.product_type(x.dtype)
     inputs, inner, *masks = saved
     assert inner is not None
     if inputs is None:
@@ -291,8 +303,3 @@ def _masked(rows: torch.Tensor, masks: Sequence[torch.Tensor | None]) -> torch.T
         if mask is not None:
             own[: len(mask)].mul_(mask)
     return rows
-
-
-def _product_type(dtype: torch.dtype) -> torch.dtype:
-    """Type of the adapters' products: gradients in float16 overflow too easily."""
-    return torch.float32 if dtype == torch.float16 else dtype
