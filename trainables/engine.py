@@ -44,13 +44,14 @@ from trainables.spec import BaseSpec, DataSpec, TrialSpec
 from trainables.training.bundle import write_bundle
 from trainables.training.eva import first_rows, observed_directions
 from trainables.training.foresight import Foresight, device_memory
+from trainables.training.kinds import EngineKind
 from trainables.training.optim import apply_gradients
 from trainables.training.own_metric import OwnMetric
 from trainables.training.packed_model import PackedModel
 from trainables.training.pages import free_pages
 from trainables.training.row_scores import RowScores, in_order, row_scores
 from trainables.training.seat import Seat, build_seat, fresh_branches, restored_branches, snapshot
-from trainables.training.state import EngineKind, SeatState, require_inputs
+from trainables.training.state import SeatState, require_inputs
 
 SplitName = Literal["validation", "test"]
 

@@ -83,6 +83,7 @@ def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
             max_failures=spec.hosts.max_failures,
             hung_s=spec.hosts.max_silence_s,
             torch_threads=max(1, cpus // max_hosts),
+            engine=spec.hosts.engine,
         ),
     )
 

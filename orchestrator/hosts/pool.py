@@ -33,6 +33,7 @@ from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.wording import last_line
 from trainables.hosts.bench import Bench, Failure, describe_error
 from trainables.spec import BaseSpec
+from trainables.training.kinds import EngineChoice
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class HostShape:
         max_failures: Maximum number of worker restarts; after the next crash, another host takes
             over the trials.
         torch_threads: Threads of a torch operation; 0 keeps torch's default.
+        engine: `hosts.engine` of the sweep.
         hung_s: Longest time of one piece of work, after which a host is ended and started again.
         build_bench: Makes the engine; `None` makes the training engine.
     """
@@ -62,6 +64,7 @@ class HostShape:
     gpus: float = 0.0
     max_failures: int = 5
     torch_threads: int = 1
+    engine: EngineChoice = "exact"
     hung_s: float = 3600.0
     build_bench: Callable[[BaseSpec], Bench] | None = None
 
@@ -238,6 +241,8 @@ class HostPool:
             "host_id": start.host_id,
             "base": start.base,
             "torch_threads": self.shape.torch_threads,
+            "engine": self.shape.engine,
+            "seats": 1 if self.limits.is_fresh else self.limits.seats,
             "build_bench": self.shape.build_bench,
         }
         resources = {"CPU": self.shape.cpus} | (

@@ -35,6 +35,8 @@ class ThreadedPool(HostPool):
                 "host_id": start.host_id,
                 "base": start.base,
                 "torch_threads": 0,
+                "engine": self.shape.engine,
+                "seats": 1,
                 "build_bench": self.shape.build_bench,
             }
         )

@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import datasets
@@ -16,13 +17,14 @@ import torch
 import transformers
 from ray.actor import ActorHandle
 
-from trainables.base.loading import require_gpu
-from trainables.engine import build_engine
+from trainables.base.loading import load_base, require_gpu
+from trainables.engine import Engine
 from trainables.hosts.bench import Bench, Failure, attempt
 from trainables.hosts.host import HostLoop
 from trainables.hosts.orders import HostProcess, HostReport, Orders
 from trainables.spec import BaseSpec
 from trainables.training.bundle import load_bundle
+from trainables.training.kinds import EngineChoice, pick_engine
 from trainables.training.memory import peak_memory_gib
 from trainables.training.state import load_state, save_state
 
@@ -37,8 +39,8 @@ def run_host(config: dict[str, Any]) -> None:
 
     Args:
         config: `broker` (the actor's name), `host_id`, `base` (fields of a `BaseSpec`),
-            `torch_threads` (0 keeps torch's default) and optionally `build_bench`, another
-            `Callable[[BaseSpec], Bench]`.
+            `torch_threads` (0 keeps torch's default), `engine` and `seats` (of `HostsSpec`), and
+            optionally `build_bench`, another `Callable[[BaseSpec], Bench]`.
 
     Raises:
         ActorDiedError: The broker is gone, so the host has no more orders.
@@ -50,7 +52,9 @@ def run_host(config: dict[str, Any]) -> None:
     if config["torch_threads"]:
         torch.set_num_threads(config["torch_threads"])
     broker = ray.get_actor(config["broker"])
-    build: Callable[[BaseSpec], Bench] = config.get("build_bench") or build_torch_bench
+    build: Callable[[BaseSpec], Bench] = config.get("build_bench") or partial(
+        build_torch_bench, choice=config["engine"], seats=config["seats"]
+    )
     host_id, incarnation = config["host_id"], uuid.uuid4().hex
     gpus = [str(one) for one in ray.get_runtime_context().get_accelerator_ids().get("GPU", ())]
     with _beating(broker, host_id, incarnation):
@@ -83,13 +87,25 @@ def _beating(broker: ActorHandle, host_id: str, incarnation: str) -> Iterator[No
         thread.join()
 
 
-def build_torch_bench(base: BaseSpec) -> Bench:
+def build_torch_bench(base: BaseSpec, choice: EngineChoice = "exact", seats: int = 1) -> Bench:
     """Bench whose engine trains on a real base.
+
+    Args:
+        base: The base.
+        choice: `hosts.engine`.
+        seats: `hosts.seats`.
 
     Raises:
         BaseModelError: The base cannot be found, read or quantized.
     """
-    engine = build_engine(base)
+    loaded = load_base(base)
+    kind = pick_engine(
+        choice,
+        seats=seats,
+        device_type=loaded.device.type,
+        compute_dtype=loaded.record.compute_dtype,
+    )
+    engine = Engine(loaded, kind=kind)
     return Bench(
         engine=engine,
         save_state=save_state,

@@ -20,8 +20,9 @@ from trainables.packing.kernels import Branch, PackedLinear, layer_shape, row_no
 from trainables.packing.lora import initial_weights
 from trainables.rows.data import Splits
 from trainables.spec import TrialSpec
+from trainables.training.kinds import EngineKind
 from trainables.training.optim import build_optimizer, moments_of, restore_moments
-from trainables.training.state import EngineKind, SeatState
+from trainables.training.state import SeatState
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -14,9 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from trainables.errors import StateError
 from trainables.spec import TrialSpec
-
-EngineKind = Literal["exact", "batched"]
-"""How a step computes: seat by seat, bit for bit as alone, or for all seats at once."""
+from trainables.training.kinds import EngineKind, recorded_engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +65,7 @@ def load_state(folder: Path) -> SeatState:
             tokens=int(values["tokens"]),
             tensors=load_file(folder / "state.safetensors"),
             inputs=dict(values["inputs"]),
-            trained_by=engine_kind(values.get("trained_by")),
+            trained_by=recorded_engine(values.get("trained_by")),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
@@ -76,11 +73,6 @@ def load_state(folder: Path) -> SeatState:
             f"{folder}: the saved state cannot be read ({said}); allowed: a state that this "
             "version saved. Remove the folder: the trial then starts from step 0."
         ) from error
-
-
-def engine_kind(recorded: object) -> EngineKind:
-    """The engine on record; records of before there were two name none, which is exact."""
-    return "batched" if recorded == "batched" else "exact"
 
 
 def require_inputs(state: SeatState, inputs: Mapping[str, str | None]) -> None:

@@ -75,6 +75,11 @@ def test_fresh_hosts_serve_one_trial_each(cpus, gpus, hosts):
     assert placement.limits.max_hosts == placement.max_trials == hosts
 
 
+def test_the_engine_of_a_host_is_the_sweeps():
+    assert place(build_spec(RANK), 2, 0).shape.engine == "auto"
+    assert place(build_spec(RANK, engine="batched"), 2, 0).shape.engine == "batched"
+
+
 def test_host_failures_allowed_are_the_sweeps():
     assert place(build_spec(RANK, max_failures=2), 2, 0).shape.max_failures == 2
 
