@@ -4,8 +4,8 @@ Each cell trains `seats` adapters (rank 16 on all linear layers) on one base of 
 random weights; a step of every trial has the given tokens, in rows of at most `--row` tokens. The
 figures are medians over steps after a warm-up. `alone` is a pack of one with the same engine, and
 `exact` the same pack with the exact engine; the engines take their steps in turn. `PEFT` is the
-usual way: `get_peft_model` on the same layers and torch's AdamW, one trial; `processes` are as many
-processes with one such trial each, at the same time. On a CPU, tokens per second are per
+usual way: `get_peft_model` on the same layers and torch's AdamW, one trial; `processes` are as
+many processes with one such trial each, at the same time. On a CPU, tokens per second are per
 CPU-second, so that other work on the machine counts little.
 
 `products` is the part of a step that its matrix products would take at the speed which this device
@@ -13,7 +13,7 @@ reaches for one large product; `dequantizing` is the measured time for making al
 dense, as often as a step does; the rest is everything else: small operations, their launches,
 attention, the optimizer.
 
-    python benchmarks/packing.py --shape tiny --seats 1 2 4 8 --tokens 64 256 --engine exact batched
+    python benchmarks/packing.py --shape tiny --tokens 64 256 --engine exact batched
     python benchmarks/packing.py --shape 8b --forms nf4 none --tokens 256 512 1024 4096 8192
 """
 
