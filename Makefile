@@ -70,7 +70,7 @@ test-gpu:
 	  tests/trainables/training/test_optim.py
 
 bench-gpu:
-	PYTHONPATH=. $(PYTHON) benchmarks/packing.py --shape 8b --forms nf4 none --seats 1 4 8 --tokens 256 512 --repeats 5
+	PYTHONPATH=. $(PYTHON) benchmarks/packing.py --shape 8b --forms nf4 none --seats 1 4 8 --tokens 256 512 --repeats 5 --engine exact batched
 	PYTHONPATH=. $(PYTHON) benchmarks/packing.py --shape 8b --forms nf4 none --seats 1 --tokens 8192 --row 2048 --repeats 3
 	PYTHONPATH=. $(PYTHON) benchmarks/packing.py --shape 1b --forms nf4 --seats 1 4 --tokens 256 --processes 4 --repeats 5
 

@@ -26,8 +26,8 @@ from random_base import machine
 
 from tests.support.bases import DENSE, EXPERTS, save_base
 from tests.support.tiny import build_byte_tokenizer
-from trainables.base.loading import default_device
-from trainables.engine import build_engine
+from trainables.base.loading import default_device, load_base
+from trainables.engine import Engine
 from trainables.memory.calibration import MemoryReading
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, LoraSpec, OptimSpec, TrialSpec
 
@@ -67,7 +67,7 @@ def trial_of(case: Case, rows: Path, seed: int) -> TrialSpec:
 def measure(case: Case, long: Path, short: Path) -> tuple[MemoryReading, float]:
     """The reading with the long rows, and the corrected forecast of the short over its outcome."""
     base = BaseSpec(model=case.model, quantization=case.form)  # type: ignore[arg-type]
-    engine = build_engine(base, MEMORY)
+    engine = Engine(load_base(base), memory=MEMORY)
     readings = []
     for rows in (long, short):
         names = []

@@ -2,17 +2,18 @@
 
 Each cell trains `seats` adapters (rank 16 on all linear layers) on one base of a real shape with
 random weights; a step of every trial has the given tokens, in rows of at most `--row` tokens. The
-figures are medians over steps after a warm-up. `alone` is a pack of one; `PEFT` is the usual way:
-`get_peft_model` on the same layers and torch's AdamW, one trial; `processes` are as many processes
-with one such trial each, at the same time. On a CPU, tokens per second are per CPU-second, so that
-other work on the machine counts little.
+figures are medians over steps after a warm-up. `alone` is a pack of one with the same engine, and
+`exact` the same pack with the exact engine; the engines take their steps in turn. `PEFT` is the
+usual way: `get_peft_model` on the same layers and torch's AdamW, one trial; `processes` are as
+many processes with one such trial each, at the same time. On a CPU, tokens per second are per
+CPU-second, so that other work on the machine counts little.
 
 `products` is the part of a step that its matrix products would take at the speed which this device
 reaches for one large product; `dequantizing` is the measured time for making all 4-bit weights
 dense, as often as a step does; the rest is everything else: small operations, their launches,
 attention, the optimizer.
 
-    python benchmarks/packing.py --shape tiny --seats 1 2 4 8 --tokens 64 256
+    python benchmarks/packing.py --shape tiny --tokens 64 256 --engine exact batched
     python benchmarks/packing.py --shape 8b --forms nf4 none --tokens 256 512 1024 4096 8192
 """
 
@@ -24,9 +25,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from typing import Any
 
 import peft
@@ -79,31 +81,52 @@ def build_trial(base: LoadedBase, tokens: int, row: int, seed: int) -> TrialSpec
 
 def measure(step: Callable[[], Any], base: LoadedBase, repeats: int) -> tuple[float, float]:
     """Median seconds of a step, and the peak memory in GiB."""
+    return measure_in_turn([step], base, repeats)[0]
+
+
+def measure_in_turn(
+    steps: Sequence[Callable[[], Any]], base: LoadedBase, repeats: int
+) -> list[tuple[float, float]]:
+    """The same for several steps, one after the other in each repeat."""
     is_gpu = base.device.type == "cuda"
     clock = time.perf_counter if is_gpu else time.process_time
-    step()
-    wait_for(base.device)
-    if is_gpu:
-        torch.cuda.reset_peak_memory_stats(base.device)
-    seconds = []
-    for _ in range(repeats):
-        begun = clock()
+    for step in steps:
         step()
-        wait_for(base.device)
-        seconds.append(clock() - begun)
-    peak = torch.cuda.max_memory_allocated(base.device) / 2**30 if is_gpu else float("nan")
-    return statistics.median(seconds), peak
+    seconds: list[list[float]] = [[] for _ in steps]
+    peaks = [0.0 if is_gpu else float("nan") for _ in steps]
+    for _ in range(repeats):
+        for number, step in enumerate(steps):
+            wait_for(base.device)
+            if is_gpu:
+                torch.cuda.reset_peak_memory_stats(base.device)
+            begun = clock()
+            step()
+            wait_for(base.device)
+            seconds[number].append(clock() - begun)
+            if is_gpu:
+                peak = torch.cuda.max_memory_allocated(base.device) / 2**30
+                peaks[number] = max(peaks[number], peak)
+    return list(zip(map(statistics.median, seconds), peaks, strict=True))
 
 
-def measure_pack(engine: Engine, trial: TrialSpec, seats: int, repeats: int) -> Cell:
-    """A pack of equal trials with different seeds."""
+def measure_packs(
+    engines: Mapping[str, Engine], trial: TrialSpec, seats: int, repeats: int
+) -> dict[str, Cell]:
+    """A pack of equal trials with different seeds, with each engine."""
     names = [f"seat {number}" for number in range(seats)]
-    for number, name in enumerate(names):
-        engine.join(name, replace(trial, seed=number))
-    step_s, memory = measure(lambda: engine.step(names), engine.base, repeats)
-    for name in names:
-        engine.leave(name)
-    return Cell(seats=seats, tokens=_tokens(trial), step_s=step_s, memory_gib=memory)
+    for engine in engines.values():
+        for number, name in enumerate(names):
+            engine.join(name, replace(trial, seed=number))
+    steps = [partial(engine.step, names) for engine in engines.values()]
+    base = next(iter(engines.values())).base
+    found = measure_in_turn(steps, base, repeats)
+    for engine in engines.values():
+        for name in names:
+            engine.leave(name)
+    return {
+        kind: Cell(seats=seats, tokens=_tokens(trial), step_s=step_s, memory_gib=memory)
+        for kind, (step_s, memory) in zip(engines, found, strict=True)
+    }
 
 
 def measure_plain(base: LoadedBase, trial: TrialSpec, repeats: int) -> Cell:
@@ -192,10 +215,10 @@ def print_table(options: argparse.Namespace, form: str) -> None:
     unit = "tok/s" if torch.cuda.is_available() else "tok/CPU-s"
     print(f"\n### {options.shape}, {form}, rows of {options.row}\n")
     print(
-        f"| tokens of a trial's step | seats | {unit} | x alone | x PEFT | x processes | GiB |"
-        " products | dequantizing | rest |"
+        f"| tokens of a trial's step | seats | engine | {unit} | x alone | x exact | x PEFT |"
+        " x processes | GiB | products | dequantizing | rest |"
     )
-    print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print("|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     plain = {}
     for tokens in options.tokens:
         base = build_base(options.shape, form, options.compute_dtype)
@@ -206,26 +229,35 @@ def print_table(options: argparse.Namespace, form: str) -> None:
     base = build_base(options.shape, form, options.compute_dtype)
     dequantizing = dequantizing_s(base)
     products = {tokens: products_s(base, tokens, tokens // 2) for tokens in options.tokens}
-    engine = Engine(base)
+    engines = {}
+    for kind in options.engine:
+        base = base if not engines else build_base(options.shape, form, options.compute_dtype)
+        engines[kind] = Engine(base, kind=kind)
     for tokens in options.tokens:
         trial = build_trial(base, tokens, options.row, 0)
-        alone = None
+        alone: dict[str, Cell] = {}
         for seats in options.seats:
-            cell = measure_pack(engine, trial, seats, options.repeats)
-            alone = alone or cell
-            beside = ""
+            cells = measure_packs(engines, trial, seats, options.repeats)
+            alone = alone or cells
+            others = None
             if seats in options.processes:
                 others = measure_processes(options, form, tokens, seats)
-                beside = f"{cell.speed / others.speed:.2f}"
-            shares = (seats * products[tokens] / cell.step_s, dequantizing / cell.step_s)
-            rest = max(0.0, 1 - sum(shares))
-            memory = "" if cell.memory_gib != cell.memory_gib else f"{cell.memory_gib:.2f}"
-            print(
-                f"| {tokens} | {seats} | {cell.speed:,.0f} | {cell.speed / alone.speed:.2f} "
-                f"| {cell.speed / plain[tokens].speed:.2f} | {beside} | {memory} "
-                f"| {shares[0]:.0%} | {shares[1]:.0%} | {rest:.0%} |",
-                flush=True,
-            )
+            for kind, cell in cells.items():
+                exact = _ratio(cell, cells.get("exact")) if kind != "exact" else ""
+                shares = (seats * products[tokens] / cell.step_s, dequantizing / cell.step_s)
+                rest = max(0.0, 1 - sum(shares))
+                memory = "" if cell.memory_gib != cell.memory_gib else f"{cell.memory_gib:.2f}"
+                print(
+                    f"| {tokens} | {seats} | {kind} | {cell.speed:,.0f} "
+                    f"| {_ratio(cell, alone[kind])} | {exact} | {_ratio(cell, plain[tokens])} "
+                    f"| {_ratio(cell, others)} | {memory} "
+                    f"| {shares[0]:.0%} | {shares[1]:.0%} | {rest:.0%} |",
+                    flush=True,
+                )
+
+
+def _ratio(cell: Cell, other: Cell | None) -> str:
+    return "" if other is None else f"{cell.speed / other.speed:.2f}"
 
 
 def _row(trial: TrialSpec) -> int:
@@ -241,6 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--shape", default="tiny", choices=["tiny", "135m", "1b", "8b"])
     parser.add_argument("--forms", nargs="+", default=["nf4", "none"])
+    parser.add_argument("--engine", nargs="+", default=["exact"], choices=["exact", "batched"])
     parser.add_argument("--seats", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--tokens", nargs="+", type=int, default=[64, 256, 1024])
     parser.add_argument("--row", type=int, default=512, help="most tokens of a row")

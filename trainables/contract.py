@@ -35,11 +35,11 @@ ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 CARD = "card.md"
 """Optional file of a bundle: a text for people."""
 
-_NOT_IDENTITY = ("metrics", "packages", "digest")
+_NOT_IDENTITY = ("metrics", "packages", "engine", "digest")
 
 
 def identity_digest(manifest: Mapping[str, Any]) -> str:
-    """Digest `sha256:...` of a manifest without its metrics, package versions and digest."""
+    """Digest `sha256:...` of a manifest without its metrics, packages, engine and digest."""
     identity = {key: value for key, value in manifest.items() if key not in _NOT_IDENTITY}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
@@ -108,7 +108,11 @@ _KINDS: Mapping[Callable[[object], bool], str] = {
 }
 
 _NEEDED: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
-    "": {"seed": _is_count, "steps": _is_count, "tokens": _is_count, "digest": _is_digest},
+    "": {
+        **dict.fromkeys(("seed", "steps", "tokens"), _is_count),
+        "digest": _is_digest,
+        "engine": _is_text_if_any,  # bundles of before there were two name none
+    },
     "base": {
         **dict.fromkeys(("model", "source", "digest", "quantization", "compute_dtype"), _is_text),
         "double_quant": _is_flag,

@@ -26,6 +26,7 @@ from trainables.errors import SpecError
 from trainables.memory.calibration import Calibration
 from trainables.memory.loss_bytes import LOGITS_PER_CHUNK
 from trainables.packing.batches import Batch, batches_by_length, build_batch
+from trainables.packing.head import LossShare
 from trainables.packing.lora import peft_tensors
 from trainables.rows.chat_summary import chats_of
 from trainables.rows.data import (
@@ -43,6 +44,7 @@ from trainables.spec import BaseSpec, DataSpec, TrialSpec
 from trainables.training.bundle import write_bundle
 from trainables.training.eva import first_rows, observed_directions
 from trainables.training.foresight import Foresight, device_memory
+from trainables.training.kinds import EngineKind
 from trainables.training.optim import apply_gradients
 from trainables.training.own_metric import OwnMetric
 from trainables.training.packed_model import PackedModel
@@ -89,6 +91,7 @@ class Engine:
             has another order of sums.
         memory: Bytes of the device's memory; when not given, a GPU's, and no limit on a CPU.
         calibration: What hosts of the same base and form have measured.
+        kind: `exact`, or `batched`: products of all seats at once, equal but for rounding.
 
     Attributes:
         foresight: Forecasts of the seats' memory.
@@ -101,13 +104,15 @@ class Engine:
         logits_per_chunk: int = LOGITS_PER_CHUNK,
         memory: int | None = None,
         calibration: Calibration | None = None,
+        kind: EngineKind = "exact",
     ) -> None:
         """Raises `BaseModelError` for a base whose rows influence each other in a pack."""
         self.base = base
         self._tokenizer_digest = tokenizer_digest(base.tokenizer)
         self._seats: dict[str, Seat] = {}
         self._load_splits = functools.lru_cache(maxsize=16)(self._read_splits)
-        self._model = PackedModel(base, logits_per_chunk)
+        self._kind = kind
+        self._model = PackedModel(base, logits_per_chunk, is_batched=kind == "batched")
         limit = memory or device_memory(base.device)
         self.foresight = Foresight(base, self._seats, limit, calibration)
         self._thrift = Thrift(self._model, self.foresight, self._seats)
@@ -161,7 +166,7 @@ class Engine:
                     layers, spec.lora.rank, lambda: self._model.hidden(batches)
                 )
             branches = fresh_branches(spec, layers, directions)
-        taken = build_seat(spec, splits, branches, state, passes, inputs)
+        taken = build_seat(spec, splits, branches, state, passes, inputs, kind=self._kind)
         for name, branch in branches.items():
             self._model.linears[name].branches[seat] = branch
         self._seats[seat] = taken
@@ -185,10 +190,13 @@ class Engine:
             seat: sum(batch.block.answers for batch in batches) for seat, batches in passes.items()
         }
         losses = dict.fromkeys(seats, 0.0)
-        for number in range(max(len(batches) for batches in passes.values())):
-            batches = [own[number] for own in passes.values() if number < len(own)]
-            for batch, loss in zip(batches, self._backward(batches, answers), strict=True):
-                losses[str(batch.block.seat)] += loss
+        try:
+            for number in range(max(len(batches) for batches in passes.values())):
+                batches = [own[number] for own in passes.values() if number < len(own)]
+                for batch, loss in zip(batches, self._backward(batches, answers), strict=True):
+                    losses[str(batch.block.seat)] += loss
+        finally:
+            self._model.forget_weights()
         tokens = {
             seat: sum(batch.real_tokens for batch in batches) for seat, batches in passes.items()
         }
@@ -265,6 +273,7 @@ class Engine:
             targets=short_targets(tuple(self._model.linears), tuple(taken.branches)),
             facts={
                 "data": record,
+                "engine": taken.trained_by,
                 "steps": taken.step,
                 "tokens": taken.tokens,
                 "metrics": dict(metrics),
@@ -313,17 +322,20 @@ class Engine:
             batches: At most one batch of each seat.
             answers: Number of scored positions of the seat's whole step, the divisor of its mean.
         """
-        totals = [answers[str(batch.block.seat)] for batch in batches]
-        is_checkpointed = self._thrift.has_checkpoints(str(one.block.seat) for one in batches)
-        found = self._model.scored(batches, is_checkpointed=is_checkpointed)
-        losses = [
-            scored.loss(batch.targets, total, self._gradient_scale(total))
-            for batch, total, scored in zip(batches, totals, found, strict=True)
+        shares = [
+            LossShare(
+                positions=batch.block.answers,
+                answers=answers[str(batch.block.seat)],
+                scale=self._gradient_scale(answers[str(batch.block.seat)]),
+            )
+            for batch in batches
         ]
-        torch.stack([scaled for _, scaled in losses]).sum().backward()
+        is_checkpointed = self._thrift.has_checkpoints(str(one.block.seat) for one in batches)
+        losses, total = self._model.losses(batches, shares, is_checkpointed=is_checkpointed)
+        total.backward()
         tokens = sum(batch.block.tokens for batch in batches)
         self.widest_pass = max(self.widest_pass, tokens)
-        return [loss.item() for loss, _ in losses]
+        return [loss.item() for loss in losses]
 
     def _gradient_scale(self, answers: int) -> float:
         """Factor on the loss that keeps float16 gradients of a mean from rounding to zero."""
@@ -340,6 +352,7 @@ class Engine:
         if is_finite:
             taken.tokens += tokens
             taken.step += 1
+            taken.trained_by = self._kind if taken.trained_by == "exact" else taken.trained_by
         return StepResult(step=taken.step, loss=loss, tokens=taken.tokens, is_finite=is_finite)
 
     # ---------------------------------------------------------------------------- evaluation
@@ -408,15 +421,13 @@ class Engine:
         return cut_train(self._splits(replace(spec, train_max_tokens=None)), spec.train_max_tokens)
 
 
-def build_engine(
-    base: BaseSpec, memory: int | None = None, calibration: Calibration | None = None
-) -> Engine:
-    """Engine on a freshly loaded base; see `Engine` for the arguments.
+def build_engine(base: BaseSpec, kind: EngineKind = "exact") -> Engine:
+    """Engine on a freshly loaded base.
 
     Raises:
         BaseModelError: The base cannot be found, read or quantized.
     """
-    return Engine(load_base(base), memory=memory, calibration=calibration)
+    return Engine(load_base(base), kind=kind)
 
 
 def rows_of(splits: Splits, name: SplitName, max_rows: int | None) -> Sequence[EncodedRow]:

@@ -94,6 +94,7 @@ def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
             torch_threads=max(1, cpus // max_hosts),
             memory=hosts.memory,
             finds_seats=finds_seats,
+            engine=spec.hosts.engine,
         ),
     )
 

@@ -33,6 +33,7 @@ from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.wording import last_line
 from trainables.hosts.bench import Bench, Failure, describe_error
 from trainables.spec import BaseSpec
+from trainables.training.kinds import EngineChoice
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class HostShape:
         max_failures: Maximum number of worker restarts; after the next crash, another host takes
             over the trials.
         torch_threads: Threads of a torch operation; 0 keeps torch's default.
+        engine: `hosts.engine` of the sweep.
         hung_s: Longest time of one piece of work, after which a host is ended and started again.
         memory: Bytes of the device that a host may take; `None` for all of a GPU's, and no limit
             on a CPU.
@@ -65,6 +67,7 @@ class HostShape:
     gpus: float = 0.0
     max_failures: int = 5
     torch_threads: int = 1
+    engine: EngineChoice = "exact"
     hung_s: float = 3600.0
     memory: int | None = None
     finds_seats: bool = False
@@ -255,6 +258,8 @@ class HostPool:
             "memory": self.shape.memory,
             "finds_seats": self.shape.finds_seats,
             "prior": start.prior,
+            "engine": self.shape.engine,
+            "seats": 1 if self.limits.is_fresh else self.limits.seats,
             "build_bench": self.shape.build_bench,
         }
 

@@ -283,6 +283,7 @@ def _facts(manifest: Mapping[str, Any]) -> dict[str, str]:
         "quantization": base["quantization"],
         "lora.targets": ",".join(lora["targets"]),
         "lora.alpha": f"{lora['alpha']:g}",  # 16, not 16.0, as users write a filter
+        "engine": manifest.get("engine"),
         "seed": manifest["seed"],
         "steps": manifest["steps"],
         "tokens": manifest["tokens"],

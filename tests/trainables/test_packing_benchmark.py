@@ -12,7 +12,7 @@ def test_the_tables_have_a_row_for_each_cell():
     command = [
         sys.executable, "benchmarks/packing.py", "--shape", "tiny", "--forms", "none",
         "--seats", "1", "2", "--tokens", "16", "--row", "8", "--repeats", "1",
-        "--processes", "2",
+        "--processes", "2", "--engine", "exact", "batched",
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=True,
@@ -23,12 +23,15 @@ def test_the_tables_have_a_row_for_each_cell():
         for line in done.stdout.splitlines()
         if line.startswith("| ") and line[2].isdigit()
     ]
-    assert [(row[0], row[1]) for row in rows] == [("16", "1"), ("16", "2")]
+    assert [row[:3] for row in rows] == [
+        ["16", seats, engine] for seats in ("1", "2") for engine in ("exact", "batched")
+    ]
     for row in rows:
-        assert float(row[2].replace(",", "")) > 0
-        assert (row[3] == "1.00") == (row[1] == "1")
-        assert float(row[4]) > 0
-        assert (row[5] != "") == (row[1] == "2")
-        shares = [float(cell.rstrip("%")) for cell in row[7:]]
+        assert float(row[3].replace(",", "")) > 0
+        assert row[4] == "1.00" or row[1] == "2"
+        assert (row[5] != "") == (row[2] == "batched")
+        assert float(row[6]) > 0
+        assert (row[7] != "") == (row[1] == "2")
+        shares = [float(cell.rstrip("%")) for cell in row[9:]]
         assert 95 <= sum(shares) <= 105 or shares[-1] == 0
-        assert row[8] == "0%"  # nothing is quantized
+        assert row[10] == "0%"  # nothing is quantized

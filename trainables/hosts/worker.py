@@ -18,8 +18,8 @@ import torch
 import transformers
 from ray.actor import ActorHandle
 
-from trainables.base.loading import require_gpu
-from trainables.engine import build_engine
+from trainables.base.loading import load_base, require_gpu
+from trainables.engine import Engine
 from trainables.hosts.bench import Bench, Failure, attempt
 from trainables.hosts.gauging import Gauge
 from trainables.hosts.host import HostLoop
@@ -27,6 +27,7 @@ from trainables.hosts.orders import HostPrior, HostProcess, HostReport, Orders
 from trainables.memory.calibration import Calibration
 from trainables.spec import BaseSpec
 from trainables.training.bundle import load_bundle
+from trainables.training.kinds import EngineChoice, pick_engine
 from trainables.training.memory import peak_memory_gib
 from trainables.training.state import load_state, save_state
 
@@ -41,9 +42,10 @@ def run_host(config: dict[str, Any]) -> None:
 
     Args:
         config: `broker` (the actor's name), `host_id`, `base` (fields of a `BaseSpec`),
-            `torch_threads` (0 keeps torch's default) and optionally `memory` (bytes that the
-            host may take), `finds_seats` (whether it decides on its seats), `prior` (a `HostPrior`
-            of its group) and `build_bench`, another `Callable[[BaseSpec], Bench]`.
+            `torch_threads` (0 keeps torch's default), `engine` and `seats` (of `HostsSpec`), and
+            optionally `memory` (bytes that the host may take), `finds_seats` (whether it decides
+            on its seats), `prior` (a `HostPrior` of its group) and `build_bench`, another
+            `Callable[[BaseSpec], Bench]`.
 
     Raises:
         ActorDiedError: The broker is gone, so the host has no more orders.
@@ -57,7 +59,11 @@ def run_host(config: dict[str, Any]) -> None:
     broker = ray.get_actor(config["broker"])
     prior: HostPrior = config.get("prior") or HostPrior()
     build: Callable[[BaseSpec], Bench] = config.get("build_bench") or partial(
-        build_torch_bench, memory=config.get("memory"), prior=prior
+        build_torch_bench,
+        choice=config["engine"],
+        seats=config["seats"],
+        memory=config.get("memory"),
+        prior=prior,
     )
     host_id, incarnation = config["host_id"], uuid.uuid4().hex
     gpus = [str(one) for one in ray.get_runtime_context().get_accelerator_ids().get("GPU", ())]
@@ -98,12 +104,18 @@ def _beating(broker: ActorHandle, host_id: str, incarnation: str) -> Iterator[No
 
 
 def build_torch_bench(
-    base: BaseSpec, memory: int | None = None, prior: HostPrior | None = None
+    base: BaseSpec,
+    choice: EngineChoice = "exact",
+    seats: int = 1,
+    memory: int | None = None,
+    prior: HostPrior | None = None,
 ) -> Bench:
     """Bench whose engine trains on a real base.
 
     Args:
         base: The base.
+        choice: `hosts.engine`.
+        seats: `hosts.seats`; 1 where a host decides on their number.
         memory: Bytes that the host may take; `None` for those of a GPU, and no limit on a CPU.
         prior: What hosts of the same group have measured.
 
@@ -111,7 +123,14 @@ def build_torch_bench(
         BaseModelError: The base cannot be found, read or quantized.
     """
     known = {} if prior is None else dict(prior.corrections)
-    engine = build_engine(base, memory, Calibration(by_length=known))
+    loaded = load_base(base)
+    kind = pick_engine(
+        choice,
+        seats=seats,
+        device_type=loaded.device.type,
+        compute_dtype=loaded.record.compute_dtype,
+    )
+    engine = Engine(loaded, memory=memory, calibration=Calibration(by_length=known), kind=kind)
     return Bench(
         engine=engine,
         save_state=save_state,

@@ -8,8 +8,9 @@ each block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -97,7 +98,11 @@ def packed_attention(
     """
     outputs = []
     start = 0
-    for block in module.packed_layout.blocks:
+    layout = module.packed_layout
+    blocks = layout.blocks
+    if attention_mask is None and layout.is_batched and torch.is_grad_enabled():
+        blocks = merged(blocks)
+    for block in blocks:
         q, k, v = (
             states[0, :, start : start + block.tokens]
             .unflatten(1, (block.rows, block.length))
@@ -114,6 +119,15 @@ def packed_attention(
         outputs.append(output.flatten(0, 1))
         start += block.tokens
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0), None
+
+
+def merged(blocks: Sequence[Block]) -> list[Block]:
+    """Blocks, those of equal length that follow each other as one; their attention is plain."""
+    runs = [list(run) for _, run in itertools.groupby(blocks, key=lambda block: block.length)]
+    return [
+        replace(run[0], seat=None, rows=sum(block.rows for block in run), dropout=None)
+        for run in runs
+    ]
 
 
 def has_slow_gradient(query: torch.Tensor, value: torch.Tensor) -> bool:

@@ -10,7 +10,7 @@ for bit; several chunks differ by the order of sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -107,6 +107,21 @@ def score_tokens(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Ten
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossShare:
+    """A seat's part of a pass.
+
+    Attributes:
+        positions: Number of its scored positions in the pass.
+        answers: Number of scored positions of the seat's whole step.
+        scale: Factor on its loss that keeps the gradient from rounding to zero.
+    """
+
+    positions: int
+    answers: int
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scored:
     """A seat's scored positions behind a pass.
 
@@ -132,6 +147,24 @@ class Scored:
         """
         share, scaled = _ChunkedLoss.apply(self.states, self, targets, answers, scale)  # type: ignore[no-untyped-call]
         return share, scaled
+
+    def shared_loss(
+        self, targets: torch.Tensor, seats: Sequence[LossShare]
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The same for the scored positions of several seats in a row, in chunks of all of them.
+
+        Args:
+            targets: (positions,), the next tokens.
+            seats: The share of each seat.
+
+        Returns:
+            Share of each seat's positions in its mean loss, and what backward takes.
+        """
+        counts = [seat.positions for seat in seats]
+        of_seats = torch.tensor([(1 / seat.answers, seat.scale) for seat in seats])
+        factors = of_seats.repeat_interleave(torch.tensor(counts), dim=0).to(targets.device)
+        losses, scaled = _SharedLoss.apply(self.states, self, targets, factors)  # type: ignore[no-untyped-call]
+        return [own.sum() for own in losses.split(counts)], scaled
 
     @torch.no_grad()
     def score(self, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,3 +220,38 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         (states,) = ctx.saved_tensors
         return states * grad.to(states.dtype), None, None, None, None
+
+
+class _SharedLoss(torch.autograd.Function):
+    """Cross-entropies of several seats, each over its own number; the same way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: torch.Tensor,
+        scored: Scored,
+        targets: torch.Tensor,
+        factors: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes = scored._sizes()
+        losses, grads = [], []
+        for part, wanted, factor in zip(
+            states.split(sizes), targets.split(sizes), factors.split(sizes), strict=True
+        ):
+            own = part.detach().requires_grad_()
+            with torch.enable_grad():
+                loss = F.cross_entropy(scored.to_logits(own).float(), wanted, reduction="none")
+                share = loss * factor[:, 0]
+                grads += torch.autograd.grad((share * factor[:, 1]).sum(), own)
+            losses.append(share.detach())
+        ctx.save_for_backward(torch.cat(grads))
+        shares = torch.cat(losses)
+        ctx.mark_non_differentiable(shares)
+        return shares, (shares * factors[:, 1]).sum()
+
+    @staticmethod
+    def backward(
+        ctx: Any, _shares: torch.Tensor, grad: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        (states,) = ctx.saved_tensors
+        return states * grad.to(states.dtype), None, None, None

@@ -10,6 +10,7 @@ neighbours, bit for bit, on any hardware. The seats of a pack share the base, it
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any, TypeAlias
 
 import torch
@@ -39,6 +40,7 @@ class Branch(nn.Module):
     dropout, the base's share of the scaled output is computed from `dropout(x)`.
 
     Attributes:
+        rank: Inner dimension.
         a: (rank, in_features).
         b: (out_features, rank).
         magnitude: (out_features,), or `None` for LoRA.
@@ -54,7 +56,7 @@ class Branch(nn.Module):
         magnitude: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.layer, self.scaling, self.dropout = layer, scaling, dropout
+        self.layer, self.scaling, self.dropout, self.rank = layer, scaling, dropout, a.shape[0]
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
         self.magnitude = None if magnitude is None else nn.Parameter(magnitude)
 
@@ -102,27 +104,43 @@ class PackedLinear(nn.Module):
         Raises:
             ValueError: The rows are not the tokens of the pack, as at a routed expert.
         """
-        counts = self.layout.token_counts()
-        if math.prod(x.shape[:-1]) != sum(counts):
-            raise ValueError(
-                f"a linear layer gets {math.prod(x.shape[:-1])} rows of a pack of {sum(counts)} "
-                "tokens, as routed experts do"
-            )
+        self.require_all_tokens(x)
         # Two dimensions, because torch copies slices of any other shape before multiplying.
         # Flattened twice, because gradients of base and branches must reach x separately, as in
         # PEFT: adding partial sums first rounds differently.
-        y = frozen_linear(self.base, x.flatten(0, -2), counts)
+        y = frozen_linear(self.base, x.flatten(0, -2), self.layout.token_counts())
         if any(block.seat in self.branches for block in self.layout.blocks):
-            blocks = zip(
-                self.layout.blocks, x.flatten(0, -2).split(counts), y.split(counts), strict=True
-            )
-            outputs = []
-            for block, own, output in blocks:
-                branch = None if block.seat is None else self.branches.get(block.seat)
-                outputs.append(output if branch is None else branch(own, output, block, self.base))
-            y = _joined(outputs)
+            y = self.with_branches(x.flatten(0, -2), y, self.branches.keys())
         shaped: torch.Tensor = y.unflatten(0, x.shape[:-1])
         return shaped
+
+    def with_branches(
+        self, x: torch.Tensor, y: torch.Tensor, seats: Collection[str]
+    ) -> torch.Tensor:
+        """Output of the layer with the branches of `seats`, each computed by itself.
+
+        Args:
+            x: (tokens of the pack, in_features).
+            y: Output without these branches, (tokens of the pack, out_features).
+            seats: Seats to adapt; the rows of others stay as in `y`.
+        """
+        counts = self.layout.token_counts()
+        outputs = []
+        for block, own, output in zip(
+            self.layout.blocks, x.split(counts), y.split(counts), strict=True
+        ):
+            branch = self.branches.get(str(block.seat)) if block.seat in seats else None
+            outputs.append(output if branch is None else branch(own, output, block, self.base))
+        return _joined(outputs)
+
+    def require_all_tokens(self, x: torch.Tensor) -> None:
+        """Raise `ValueError` if the rows of `x` are not the tokens of the pack."""
+        rows, tokens = math.prod(x.shape[:-1]), sum(self.layout.token_counts())
+        if rows != tokens:
+            raise ValueError(
+                f"a linear layer gets {rows} rows of a pack of {tokens} tokens, as routed "
+                "experts do"
+            )
 
 
 def layer_shape(base: FrozenLayer) -> tuple[int, int]:

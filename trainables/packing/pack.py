@@ -61,11 +61,13 @@ class Layout:
         blocks: Blocks in the order of their tokens.
         scored: Positions in the packed sequence whose logits are computed.
         is_checkpointed: Whether decoder layers are computed again in the backward.
+        is_batched: Whether seats may be computed together while gradients are recorded.
     """
 
     blocks: tuple[Block, ...] = ()
     scored: torch.Tensor | None = None
     is_checkpointed: bool = False
+    is_batched: bool = False
 
     def token_counts(self) -> list[int]:
         """Number of positions of each block, in order."""

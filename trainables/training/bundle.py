@@ -4,8 +4,8 @@ The bundle is the contract between training and the registry:
 
     adapter_config.json        PEFT's file, canonical: sorted keys and targets, no local paths
     adapter_model.safetensors  float32, PEFT's names
-    manifest.json              base, lora, optim, data, seed, steps, tokens, metrics, packages,
-                               files {name: {sha256, bytes}}, digest
+    manifest.json              base, lora, optim, data, seed, steps, tokens, engine, metrics,
+                               packages, files {name: {sha256, bytes}}, digest
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from trainables.contract import (
 from trainables.errors import BundleError, SpecError
 from trainables.packing.lora import leaf_tensors
 from trainables.spec import LoraSpec, OptimSpec, TrialSpec
+from trainables.training.kinds import recorded_engine
 from trainables.training.state import SeatState
 from trainables.whole import new_folder
 
@@ -59,8 +60,8 @@ def write_bundle(
         spec: The trained spec.
         base: Record of the base.
         targets: Target names in PEFT's form.
-        facts: `steps` and `tokens` trained, `metrics` last measured, and `data`: digests of the
-            splits, template and tokenizer.
+        facts: `steps` and `tokens` trained, the `engine` that trained them, `metrics` last
+            measured, and `data`: digests of the splits, template and tokenizer.
 
     Returns:
         The manifest.
@@ -169,6 +170,7 @@ def load_bundle(folder: Path, spec: TrialSpec) -> tuple[SeatState, dict[str, flo
             "chat template": data["template_digest"],
             "tokenizer": data["tokenizer_digest"],
         },
+        trained_by=recorded_engine(manifest.get("engine")),
     )
     return state, dict(manifest["metrics"])
 

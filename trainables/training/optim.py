@@ -40,7 +40,11 @@ _NO_MOMENTS = ("step", "qmap1", "qmap2")
 
 
 def build_optimizer(
-    slow: Sequence[nn.Parameter], fast: Sequence[nn.Parameter], spec: OptimSpec
+    slow: Sequence[nn.Parameter],
+    fast: Sequence[nn.Parameter],
+    spec: OptimSpec,
+    *,
+    is_fused: bool = False,
 ) -> torch.optim.Optimizer:
     """Optimizer of one seat's adapter.
 
@@ -53,11 +57,15 @@ def build_optimizer(
         slow: All `A` matrices.
         fast: All `B` matrices and magnitudes, as in PEFT's `create_loraplus_optimizer`.
         spec: Settings of the optimizer.
+        is_fused: Compute a step of torch's AdamW in one pass over all weights, which rounds
+            differently than its plain form.
     """
     name: str = spec.optimizer
     if any(parameter.device.type != "cuda" for parameter in (*slow, *fast)):
         name = _WITHOUT_PAGES.get(name, name)
     options: dict[str, Any] = {} if "lion" in name else {"eps": spec.eps}
+    if name == "adamw" and is_fused:
+        options["fused"] = True
     return _OPTIMIZERS[name](
         [
             {"params": slow, _RATIO: 1.0},
@@ -105,7 +113,9 @@ def restore_moments(
     state = optimizer.state[parameter]
     if isinstance(optimizer, torch.optim.AdamW):
         state |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-        state["step"] = torch.tensor(float(step))
+        is_fused = bool(optimizer.defaults["fused"])
+        device = parameter.device if is_fused else torch.device("cpu")
+        state["step"] = torch.tensor(float(step), device=device)
     else:
         _make_moments(optimizer, parameter)
         state["step"] = step

@@ -10,9 +10,10 @@ from trainables.base.layers import linear_layers
 from trainables.base.loading import LoadedBase
 from trainables.memory.loss_bytes import LOGITS_PER_CHUNK, positions_per_chunk
 from trainables.packing.attention import install_packed_attention
+from trainables.packing.batched import BatchedLinear
 from trainables.packing.batches import Batch
 from trainables.packing.checkpoints import install_checkpoints
-from trainables.packing.head import Finish, PackedHead, Scored, find_finish
+from trainables.packing.head import Finish, LossShare, PackedHead, Scored, find_finish
 from trainables.packing.kernels import PackedLinear, drop_dense, keep_dense
 from trainables.packing.pack import Layout
 from trainables.packing.rope import install_packed_rotary, longest_row, rope_switch
@@ -25,6 +26,7 @@ class PackedModel:
     Args:
         base: The base; its layers are replaced.
         logits_per_chunk: Most logits of a seat that exist at once.
+        is_batched: Multiply the rows of all seats together in training.
 
     Attributes:
         linears: Linear layers by full name; seats add their branches to them.
@@ -33,14 +35,20 @@ class PackedModel:
         can_checkpoint: Whether decoder layers can be computed again in the backward.
     """
 
-    def __init__(self, base: LoadedBase, logits_per_chunk: int = LOGITS_PER_CHUNK) -> None:
+    def __init__(
+        self,
+        base: LoadedBase,
+        logits_per_chunk: int = LOGITS_PER_CHUNK,
+        *,
+        is_batched: bool = False,
+    ) -> None:
         """Raises `BaseModelError` for a base whose rows influence each other in a pack."""
         self._base = base
-        self._layout = Layout()
-        self._is_dense = False
-        self.linears = {
-            name: PackedLinear(module, self._layout)
-            for name, module in linear_layers(base.model).items()
+        self._is_batched, self._is_dense = is_batched, False
+        self._layout = Layout(is_batched=is_batched)
+        kind = BatchedLinear if is_batched else PackedLinear
+        self.linears: dict[str, PackedLinear] = {
+            name: kind(module, self._layout) for name, module in linear_layers(base.model).items()
         }
         self.longest_row = longest_row(base.model)
         self.rope_switch = rope_switch(base.model.config)
@@ -52,29 +60,55 @@ class PackedModel:
         probe.require_apart(self.logits)
         self._finish = self._find_finish(probe.batches)
 
-    def scored(self, batches: Sequence[Batch], *, is_checkpointed: bool = False) -> list[Scored]:
+    def scored(self, batches: Sequence[Batch]) -> list[Scored]:
         """The scored positions of each batch, behind one pass of all of them.
 
         Args:
             batches: At most one batch of each seat.
-            is_checkpointed: Decoder layers keep only their input for the backward, which must come
-                before the next pass.
         """
-        self._layout.is_checkpointed = is_checkpointed
         finish = self._finish
         if finish is None:
-            states = self.logits(batches)
-            return [
-                Scored(states=one, to_logits=_as_they_are, chunk=self._chunk) for one in states
-            ]
+            return [self._scored(one, _as_they_are) for one in self.logits(batches)]
 
         def to_logits(hidden: torch.Tensor) -> torch.Tensor:
             return finish(self._head.logits(hidden))
 
-        return [
-            Scored(states=one, to_logits=to_logits, chunk=self._chunk)
-            for one in self.hidden(batches)
+        return [self._scored(one, to_logits) for one in self.hidden(batches)]
+
+    def losses(
+        self, batches: Sequence[Batch], shares: Sequence[LossShare], *, is_checkpointed: bool
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Share of each batch in its seat's mean loss, and the sum to call backward on.
+
+        Args:
+            batches: At most one batch of each seat.
+            shares: The share of each of them.
+            is_checkpointed: Decoder layers keep only their input for the backward, which must come
+                before the next pass.
+        """
+        self._layout.is_checkpointed = is_checkpointed
+        try:
+            found = self.scored(batches)
+        finally:
+            self._layout.is_checkpointed = False
+        if self._is_batched:
+            whole = self._scored(torch.cat([one.states for one in found]), found[0].to_logits)
+            return whole.shared_loss(torch.cat([batch.targets for batch in batches]), shares)
+        losses = [
+            scored.loss(batch.targets, share.answers, share.scale)
+            for batch, share, scored in zip(batches, shares, found, strict=True)
         ]
+        total = torch.stack([scaled for _, scaled in losses]).sum()
+        return [loss for loss, _ in losses], total
+
+    def forget_weights(self) -> None:
+        """Forget copies of the adapters' weights, which a step is about to change."""
+        for linear in self.linears.values():
+            if isinstance(linear, BatchedLinear):
+                linear.forget()
+
+    def _scored(self, states: torch.Tensor, to_logits: Finish) -> Scored:
+        return Scored(states=states, to_logits=to_logits, chunk=self._chunk)
 
     @property
     def kind(self) -> str:

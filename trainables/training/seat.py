@@ -24,6 +24,7 @@ from trainables.packing.lora import initial_weights
 from trainables.rows.data import Splits
 from trainables.rows.epochs import batch_rows, longest_rows
 from trainables.spec import TrialSpec
+from trainables.training.kinds import EngineKind
 from trainables.training.optim import build_optimizer, moments_of, restore_moments
 from trainables.training.state import SeatState
 
@@ -38,6 +39,7 @@ class Seat:
         lengths: Tokens of each training row.
         inputs: Digests of the base and the rows, as `SeatState` has them.
         passes: Forward passes per micro-batch.
+        trained_by: `batched` if a batched engine took any of the steps.
         step: Optimizer steps taken.
         tokens: Tokens trained on, without padding.
         parameters: Parameters of all branches in PEFT's order, the order of summing a gradient's
@@ -51,6 +53,7 @@ class Seat:
     lengths: tuple[int, ...]
     inputs: Mapping[str, str | None] = field(default_factory=dict)
     passes: int = 1
+    trained_by: EngineKind = "exact"
     step: int = 0
     tokens: int = 0
     parameters: list[nn.Parameter] = field(init=False)
@@ -147,6 +150,7 @@ def build_seat(
     state: SeatState | None = None,
     passes: int = 1,
     inputs: Mapping[str, str | None] = MappingProxyType({}),
+    kind: EngineKind = "exact",
 ) -> Seat:
     """A seat at the start of its training, or restored from a checkpoint."""
     seat = Seat(
@@ -157,13 +161,14 @@ def build_seat(
             [branch.a for branch in branches.values()],
             [p for one in branches.values() for p in one.parameters() if p is not one.a],
             spec.optim,
+            is_fused=kind == "batched",
         ),
         lengths=tuple(len(row.input_ids) for row in splits.train.rows),
         inputs=inputs,
         passes=passes,
     )
     if state is not None:
-        seat.step, seat.tokens = state.step, state.tokens
+        seat.step, seat.tokens, seat.trained_by = state.step, state.tokens, state.trained_by
         moments: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         for name, tensor in state.tensors.items():
             leaf, _, moment = name.rpartition("/")
@@ -219,6 +224,7 @@ def snapshot(seat: Seat) -> SeatState:
         tokens=seat.tokens,
         tensors=tensors,
         inputs=seat.inputs,
+        trained_by=seat.trained_by,
     )
 
 

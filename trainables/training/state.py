@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from trainables.errors import StateError
 from trainables.spec import TrialSpec
+from trainables.training.kinds import EngineKind, recorded_engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class SeatState:
         tensors: CPU tensors `<layer>/<leaf>` (`a`, `b`, `magnitude`) and the moments of
             their optimizer.
         inputs: Digests of the base, the rows, the chat template and the tokenizer by name.
+        trained_by: `batched` if a batched engine took any of the steps.
     """
 
     spec: TrialSpec
@@ -33,6 +35,7 @@ class SeatState:
     tokens: int
     tensors: Mapping[str, torch.Tensor]
     inputs: Mapping[str, str | None] = field(default_factory=dict)
+    trained_by: EngineKind = "exact"
 
 
 def save_state(state: SeatState, folder: Path) -> None:
@@ -43,6 +46,7 @@ def save_state(state: SeatState, folder: Path) -> None:
         "step": state.step,
         "tokens": state.tokens,
         "inputs": dict(state.inputs),
+        "trained_by": state.trained_by,
     }
     (folder / "state.json").write_text(json.dumps(values, sort_keys=True))
 
@@ -61,6 +65,7 @@ def load_state(folder: Path) -> SeatState:
             tokens=int(values["tokens"]),
             tensors=load_file(folder / "state.safetensors"),
             inputs=dict(values["inputs"]),
+            trained_by=recorded_engine(values.get("trained_by")),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         said = " ".join(str(error).split()) or type(error).__name__

@@ -93,6 +93,11 @@ def test_hosts_decide_on_their_seats_where_their_memory_is_known(gpus, hosts, se
     assert placement.shape.memory == (2 * 2**30 if "memory_gib" in hosts else None)
 
 
+def test_the_engine_of_a_host_is_the_sweeps():
+    assert place(build_spec(RANK), 2, 0).shape.engine == "auto"
+    assert place(build_spec(RANK, engine="batched"), 2, 0).shape.engine == "batched"
+
+
 def test_host_failures_allowed_are_the_sweeps():
     assert place(build_spec(RANK, max_failures=2), 2, 0).shape.max_failures == 2
 

@@ -1,8 +1,10 @@
 """The bench that really trains, driven by a host's loop."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainables.errors import BaseModelError
 from trainables.hosts.bench import Failure
@@ -10,6 +12,7 @@ from trainables.hosts.host import HostLoop
 from trainables.hosts.orders import Orders, SeatOrder, SeatRequest
 from trainables.hosts.worker import build_torch_bench, try_build
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec, TrialSpec
+from trainables.training.bundle import load_bundle, read_manifest
 
 
 class Script:
@@ -43,9 +46,9 @@ def seat(spec, folder, *, known=0, until=0, is_leaving=False):
     return Orders(seats=(order,))
 
 
-def run(spec, folder, *orders):
+def run(spec, folder, *orders, choice="exact", seats=1):
     script = Script(*orders)
-    HostLoop(build_torch_bench(spec.base), script).run()
+    HostLoop(build_torch_bench(spec.base, choice, seats), script).run()
     return script
 
 
@@ -73,6 +76,27 @@ def test_a_trial_that_changes_hosts_trains_to_the_same_losses(spec, tmp_path):
     more = [seat(spec, tmp_path / "b", known=2, until=4)] * 2
     halves += losses(run(spec, tmp_path / "b", *more))
     assert halves == whole
+
+
+@pytest.mark.parametrize(
+    ("choice", "dtype", "engine"),
+    [
+        ("exact", "bfloat16", "exact"),
+        ("auto", "float32", "exact"),
+        ("auto", "bfloat16", "batched"),
+        ("batched", "float32", "batched"),
+    ],
+)
+def test_the_bundle_says_which_engine_trained_it(spec, tmp_path, choice, dtype, engine):
+    if torch.cuda.is_available():
+        pytest.skip("needs a CPU: auto is exact on a GPU")
+    spec = replace(spec, base=replace(spec.base, compute_dtype=dtype))
+    orders = [seat(spec, tmp_path, until=2)] * 2 + [seat(spec, tmp_path, known=2, until=4)] * 2
+    leaving = seat(spec, tmp_path, known=4, until=4, is_leaving=True)
+    run(spec, tmp_path, *orders, leaving, choice=choice, seats=4)
+    assert read_manifest(tmp_path / "bundle")["engine"] == engine
+    state, _ = load_bundle(tmp_path / "bundle", spec)
+    assert state.trained_by == engine
 
 
 def test_a_base_that_cannot_be_loaded_is_a_reason_and_not_a_crash():
