@@ -7,9 +7,9 @@ LoRAFusion, arXiv:2510.00206). A kernel is chosen by the number of all rows, so 
 differ from those of the seat alone by rounding. Seats still never see each other: each row has its
 own sums, and a neighbour's non-finite numbers stay its own.
 
-The products are in the type of the activations (float32 for float16), from weights in float32 that
-are rounded once per step; gradients are summed in float32. They are written to the weights' `grad`
-without an autograd node for each weight. DoRA and 8-bit layers run seat by seat, as in an exact
+The products are in the type of the activations, or in float32 in place of float16 and for few rows
+on a CPU, from weights in float32 that are rounded once per step; gradients are summed in float32.
+They are written to the weights' `grad` without an autograd node for each weight. DoRA and 8-bit layers run seat by seat, as in an exact
 pack.
 """
 
@@ -39,7 +39,7 @@ LEAST_RANK, LEAST_TOKENS = 16, 64
 """Shapes below count as these: filling them up costs less than another product."""
 
 SMALL_TOKENS = 128
-"""Products of fewer rows are in float32 on a CPU."""
+"""Adapters of fewer rows are multiplied in float32 on a CPU, not in bfloat16."""
 
 Member: TypeAlias = tuple[Branch, Block, int]
 """A branch, its block and the position of the block in the pack."""
@@ -169,14 +169,16 @@ class _Group:
         self._follow = self._end - self._first == sum(self._sizes)
         self.is_run = self._follow and len(set(self._sizes)) == 1
 
-    def product_type(self, dtype: torch.dtype) -> torch.dtype:
-        """Type of the adapters' products for activations of a type.
+    def product_type(self, x: torch.Tensor) -> torch.dtype:
+        """Type of the adapters' products for inputs of a layer.
 
         Gradients overflow too easily in float16, and small products in bfloat16 take longer on a
         CPU than in float32.
         """
-        is_small = sum(self._sizes) < SMALL_TOKENS
-        return torch.float32 if is_small or dtype == torch.float16 else dtype
+        is_small = x.device.type == "cpu" and sum(self._sizes) < SMALL_TOKENS
+        if x.dtype == torch.float16 or (is_small and x.dtype == torch.bfloat16):
+            return torch.float32
+        return x.dtype
 
     def view(self, rows: torch.Tensor) -> torch.Tensor:
         """The group's rows of a pack, (members, tokens, width), without a copy; a run's alone."""
@@ -254,7 +256,7 @@ def _add_updates(group: _Group, x: torch.Tensor, y: torch.Tensor) -> list[torch.
         What the backward needs: the inputs of the adapters where they are not `x`, their inner
         products, and the masks.
     """
-    dtype = group.product_type(x.dtype)
+    dtype = group.product_type(x)
     a, b = group.stack.weights(dtype)
     masks = group.masks(x)
     inputs = _masked(group.gathered(x).to(dtype), masks)
@@ -275,7 +277,7 @@ def _add_gradients(
     to_x: torch.Tensor | None,
 ) -> None:
     """Add the gradients of a group's weights, and of its inputs to `to_x`."""
-    dtype = group.product_type(x.dtype)
+    dtype = group.product_type(x)
     inputs, inner, *masks = saved
     assert inner is not None
     if inputs is None:
