@@ -6,15 +6,15 @@ import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import ray
 from ray import tune
 from ray.actor import ActorHandle
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from orchestrator.hosts.cluster import PROXY_CPUS
 from orchestrator.hosts.pool import HostPool
 from orchestrator.hosts.proxy import SeatReleaser, TrialProxy
 from orchestrator.journal.paths import TUNE_FOLDER, bundle_folder
@@ -22,11 +22,32 @@ from orchestrator.journal.recording import SweepRecord, TrialRecorder
 from orchestrator.journal.requests import CANCELLED_BY_USER, UserRequests
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.resources.nodes import look_at_nodes
+from orchestrator.resources.room import proxy_resources
 from orchestrator.search.budget import Budget
 from orchestrator.supervision import SweepStopper
 
 MAX_PROXY_FAILURES = 4
 """Times that Ray Tune starts the process of a trial again after it raised or died."""
+
+
+class Rooms(Protocol):
+    """Seats of a cluster that may grow; see `orchestrator.hosts.fleet.Fleet`."""
+
+    @property
+    def max_trials(self) -> int:
+        """Trials that can have a seat at the same time, now."""
+
+
+class _Widening(tune.Callback):  # type: ignore[misc]
+    """Lets the searcher start as many trials as have a seat, while the cluster changes."""
+
+    def __init__(self, limiter: ConcurrencyLimiter, fleet: Rooms) -> None:
+        self._limiter, self._fleet = limiter, fleet
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Take over the present number; running trials go on if it is smaller."""
+        self._limiter.set_max_concurrency(self._fleet.max_trials)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +59,7 @@ class Stage:
         storage: Storage of the sweep.
         horizon: Steps of a trial that is never stopped.
         broker: The actor of `orchestrator.hosts.broker`.
-        max_trials: Trials that can have a seat at the same time.
+        fleet: Says how many trials can have a seat at the same time, at every moment.
         budget: Budget of the sweep.
         requests: Requests of the user during the run.
         pool: The hosts; a pool that cannot go on ends the run.
@@ -48,7 +69,7 @@ class Stage:
     storage: SweepStorage
     horizon: int
     broker: ActorHandle
-    max_trials: int
+    fleet: Rooms
     budget: Budget
     requests: UserRequests
     pool: HostPool
@@ -89,19 +110,19 @@ class Stage:
         class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
             {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
         )
+        limiter = ConcurrencyLimiter(searcher, max_concurrent=self.fleet.max_trials)
         tuner = tune.Tuner(
-            tune.with_resources(TrialProxy, {"cpu": PROXY_CPUS}),
+            tune.with_resources(TrialProxy, proxy_resources(look_at_nodes())),
             tune_config=tune.TuneConfig(
-                search_alg=searcher,
+                search_alg=limiter,
                 scheduler=scheduler,
                 num_samples=-1,
-                max_concurrent_trials=self.max_trials,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name=f"tune-{uuid.uuid4().hex[:8]}",
                 storage_path=str(folder),
-                callbacks=[recorder, SeatReleaser(self.broker)],
+                callbacks=[recorder, SeatReleaser(self.broker), _Widening(limiter, self.fleet)],
                 stop=stopper,
                 failure_config=tune.FailureConfig(max_failures=MAX_PROXY_FAILURES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TypeVar
 
 import ray
@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import ClusterError
 from orchestrator.hosts.demand import HostLimits, start_hosts
+from orchestrator.hosts.losses import depart, lose_nodes
 from orchestrator.hosts.members import (
     HostActivity,
     HostStart,
@@ -168,6 +169,11 @@ class Broker:
         self._seats.note_orders(host_id, incarnation, time.monotonic())
         return orders
 
+    async def depart(self, host_id: str, incarnation: str) -> None:
+        """See `orchestrator.hosts.losses.depart`."""
+        depart(self._seats, host_id, incarnation)
+        self._wake()
+
     async def beat(self, host_id: str, incarnation: str, process: HostProcess) -> None:
         """See `Seats.beat`."""
         self._seats.beat(host_id, incarnation, process, time.monotonic())
@@ -193,6 +199,12 @@ class Broker:
     async def take_silent(self, stopped_s: float, hung_s: float) -> list[SilentHost]:
         """See `Seats.take_silent`; after `start_hosts`, which sees pauses of the broker."""
         return self._seats.take_silent(time.monotonic(), stopped_s, hung_s)
+
+    async def lose_nodes(self, node_ids: Collection[str]) -> list[str]:
+        """See `orchestrator.hosts.losses.lose_nodes`."""
+        lost = lose_nodes(self._seats, node_ids)
+        self._wake()
+        return lost
 
     async def end_host(self, host_id: str, failure: Failure | None) -> None:
         """See `Seats.end_host`."""
@@ -223,7 +235,11 @@ class Broker:
         members = self._seats.members.values()
         seated = sum(member.host is not None for member in members)
         return Occupancy(
-            hosts=len(self._seats.hosts), seated=seated, waiting=len(members) - seated
+            hosts=len(self._seats.hosts),
+            seated=seated,
+            waiting=len(members) - seated,
+            placed=sum(host.process is not None for host in self._seats.hosts.values()),
+            tasks=sum(task.is_waiting for task in self._seats.tasks.values()),
         )
 
     async def ping(self) -> None:

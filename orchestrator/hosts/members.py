@@ -50,15 +50,23 @@ class HostStart:
     host_id: str
     group: str
     base: dict[str, Any]
+    gpu_type: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Occupancy:
-    """Number of hosts, and of trials with a seat and without one."""
+    """Number of hosts, and of trials with a seat and without one.
+
+    Attributes:
+        placed: Number of hosts that have a process; the others wait for one.
+        tasks: Number of tasks that wait for a host.
+    """
 
     hosts: int
     seated: int
     waiting: int
+    placed: int = 0
+    tasks: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +153,7 @@ class Host:
 
     Attributes:
         serves: Number of trials that the host may still take; `None` means no limit.
+        gpu_type: Type of its GPU, where the sweep has GPUs of several types; else empty.
         since: Time of opening the host, or of last draining another host in favour of this one.
         holding: Seats that the host last reported to hold.
         offered: Seats and tasks with work in the host's last orders.
@@ -157,6 +166,7 @@ class Host:
     group: str
     seats: int
     serves: int | None
+    gpu_type: str = ""
     since: float = 0.0
     incarnation: str | None = None
     past: set[str] = field(default_factory=set)

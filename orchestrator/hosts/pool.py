@@ -10,26 +10,28 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import ray
 import ray.train
 from ray.actor import ActorHandle
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from orchestrator.errors import ClusterError
+from orchestrator.hosts.backend import LoneWorker, has_notice
 from orchestrator.hosts.broker import broker_name, require_broker
 from orchestrator.hosts.demand import HostLimits
-from orchestrator.hosts.members import HostActivity, HostStart, SilentHost
+from orchestrator.hosts.members import HostActivity, HostStart, Occupancy, SilentHost
 from orchestrator.hosts.reservations import release_orphans
 from orchestrator.hosts.silence import STOPPED_S, end_process
 from orchestrator.interrupts import BackgroundThread
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.paths import HOSTS_FOLDER
 from orchestrator.journal.sweep_storage import SweepStorage
+from orchestrator.resources.nodes import Node, threads_here, type_constraint
 from orchestrator.wording import last_line
 from trainables.hosts.bench import Bench, Failure, describe_error
 from trainables.spec import BaseSpec
@@ -53,7 +55,9 @@ class HostShape:
         gpus: GPUs of the worker; 0 trains on the CPU.
         max_failures: Maximum number of worker restarts; after the next crash, another host takes
             over the trials.
-        torch_threads: Threads of a torch operation; 0 keeps torch's default.
+        torch_threads: Threads of a torch operation on this machine, for the account of cores.
+        sharing: Number of hosts on CPUs that share the cores of a node; 0 keeps torch's default
+            number of threads.
         hung_s: Longest time of one piece of work, after which a host is ended and started again.
         build_bench: Makes the engine; `None` makes the training engine.
     """
@@ -62,8 +66,34 @@ class HostShape:
     gpus: float = 0.0
     max_failures: int = 5
     torch_threads: int = 1
+    sharing: int = 1
     hung_s: float = 3600.0
     build_bench: Callable[[BaseSpec], Bench] | None = None
+
+
+class Grounds(Protocol):
+    """The cluster, as far as it grows and shrinks; see `orchestrator.hosts.fleet.Fleet`.
+
+    Attributes:
+        nodes: The nodes at the last look.
+    """
+
+    nodes: Sequence[Node]
+
+    @property
+    def limits(self) -> HostLimits:
+        """Limits on the number of hosts."""
+
+    @property
+    def shape(self) -> HostShape:
+        """Resources of a host."""
+
+    @property
+    def waits_for(self) -> str:
+        """What the cluster was asked for."""
+
+    def look(self, occupancy: Occupancy) -> bool:
+        """Look at the nodes; gives whether that was due. Raises `ClusterError` to give up."""
 
 
 @dataclass
@@ -81,6 +111,9 @@ class HostPool:
         shape: Resources of a host.
         tell: Shows a sentence to the user.
         show_hosts: Shows what the hosts do.
+        grounds: The cluster, from which limits and shape are read again while it changes; `None`
+            for one that stays as it is.
+        show_wait: Shows what the sweep waits for; empty for nothing.
 
     Attributes:
         problem: Why the sweep cannot go on in this Ray; `None` while it can.
@@ -92,6 +125,8 @@ class HostPool:
     shape: HostShape = field(default_factory=HostShape)
     tell: Callable[[str], None] = lambda sentence: None
     show_hosts: Callable[[Sequence[HostActivity]], None] = lambda hosts: None
+    grounds: Grounds | None = None
+    show_wait: Callable[[str], None] = lambda waiting: None
 
     def __post_init__(self) -> None:
         self._closing = threading.Event()
@@ -100,6 +135,7 @@ class HostPool:
         self._runs: list[BackgroundThread] = []
         self._spans: dict[str, list[float]] = {}  # start of each host and, if ended, its end
         self._losses: list[float] = []
+        self._nodes: frozenset[str] = frozenset()
         self.problem: ClusterError | None = None
         self._watch = BackgroundThread(self._watch_demand, "host-pool")
 
@@ -163,8 +199,12 @@ class HostPool:
     def _watch_demand(self) -> None:
         while not self._closing.wait(WATCH_INTERVAL_S):
             try:
+                self._look_at_grounds()
                 starts: list[HostStart] = ray.get(self.broker.start_hosts.remote(self.limits))
                 self._end_silent_hosts()
+            except ClusterError as error:
+                self.problem = error
+                return
             except ray.exceptions.RayError as error:
                 try:
                     require_broker(self.broker)
@@ -180,6 +220,27 @@ class HostPool:
                 run.start()
             with suppress(ray.exceptions.RayError):  # the next turn sees a lost broker
                 self.show_hosts(ray.get(self.broker.activities.remote()))
+
+    def _look_at_grounds(self) -> None:
+        """Take in nodes that have come or gone.
+
+        Raises:
+            ClusterError: The cluster lacks what the sweep needs, for too long.
+        """
+        grounds = self.grounds
+        if grounds is None or not grounds.look(ray.get(self.broker.occupancy.remote())):
+            return
+        self.limits, self.shape = (
+            grounds.limits,
+            replace(grounds.shape, build_bench=self.shape.build_bench),
+        )
+        nodes = frozenset(node.node_id for node in grounds.nodes)
+        gone, self._nodes = self._nodes - nodes, nodes
+        for host_id in ray.get(self.broker.lose_nodes.remote(gone)) if gone else ():
+            sentence = f"host {host_id} went with its node: its trials continue elsewhere"
+            logger.warning("%s", sentence)
+            self.tell(sentence)
+        self.show_wait(grounds.waits_for)
 
     def _end_silent_hosts(self) -> None:
         """End hosts that are stopped or hung; their trials continue from their checkpoints."""
@@ -210,7 +271,7 @@ class HostPool:
             is_lost = True
             if isinstance(error, ray.train.WorkerGroupError):  # its own worker, again and again
                 failure = Failure(fault="failed", reason=f"its host ended: {said}")
-            else:
+            elif _had_place(error):
                 self._count_loss(said)
         span.append(time.monotonic())
         if self._is_abandoned:
@@ -237,19 +298,24 @@ class HostPool:
             "broker": broker_name(self.storage.location),
             "host_id": start.host_id,
             "base": start.base,
-            "torch_threads": self.shape.torch_threads,
+            "sharing": self.shape.sharing,
+            "has_gpu": self.shape.gpus > 0,
             "build_bench": self.shape.build_bench,
         }
-        resources = {"CPU": self.shape.cpus} | (
+        nodes = () if self.grounds is None else self.grounds.nodes
+        kind, labels = type_constraint(start.gpu_type, nodes)
+        resources = {"CPU": self.shape.cpus, **kind} | (
             {"GPU": self.shape.gpus} if self.shape.gpus else {}
         )
         return TorchTrainer(
             _run_host,
             train_loop_config=config,
-            # One worker needs no NCCL, and builds of torch without CUDA have none.
-            torch_config=TorchConfig(backend="gloo"),
+            torch_config=LoneWorker(),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=1, use_gpu=self.shape.gpus > 0, resources_per_worker=resources
+                num_workers=1,
+                use_gpu=self.shape.gpus > 0,
+                resources_per_worker=resources,
+                label_selector=labels or None,
             ),
             run_config=ray.train.RunConfig(
                 name=f"{start.host_id}-{self._session}",
@@ -266,4 +332,12 @@ def _run_host(config: dict[str, Any]) -> None:
     """Body of a worker; imports transformers in the worker only, not in the driver."""
     from trainables.hosts.worker import run_host
 
-    run_host(config)
+    sharing, has_gpu = config.pop("sharing"), config.pop("has_gpu")
+    threads = threads_here(sharing, has_gpu) if sharing else 0
+    run_host({**config, "torch_threads": threads, "has_notice": has_notice})
+
+
+def _had_place(error: Exception) -> bool:
+    """Whether a host that ended had room in the cluster, or at least did not only wait for it."""
+    cause = getattr(error, "controller_failure", None)
+    return type(cause).__name__ != "WorkerGroupStartupTimeoutError"
