@@ -18,6 +18,7 @@ class HostLimits:
         max_hosts: Hosts at the same time, including hosts that are ending.
         seats: Seats per host.
         by_type: Hosts at the same time by type of GPU; empty if the type does not matter.
+        types: Type of GPU by node, for hosts that were started when the type did not matter.
         hosts_per_group: Hosts of a group at the same time; `None` means no limit per group.
         is_fresh: A host serves one trial and ends.
         patience_s: Time that a group without a host waits until a busy host of another group takes
@@ -28,6 +29,7 @@ class HostLimits:
     max_hosts: int
     seats: int
     by_type: Mapping[str, int] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
     hosts_per_group: int | None = None
     is_fresh: bool = False
     patience_s: float = 60.0
@@ -110,10 +112,16 @@ def _free_type(seats: Seats, limits: HostLimits) -> str | None:
         return None
     if not limits.by_type:
         return ""
-    taken = Counter(host.gpu_type for host in seats.hosts.values())
+    taken = Counter(_type_of(host, limits.types) for host in seats.hosts.values())
     free = {name: most - taken[name] for name, most in limits.by_type.items()}
     best = max(free, key=lambda name: free[name])
     return best if free[best] > 0 else None
+
+
+def _type_of(host: Host, types: Mapping[str, str]) -> str:
+    if host.gpu_type or host.process is None:
+        return host.gpu_type
+    return types.get(host.process.node_id, "")
 
 
 def _make_room(

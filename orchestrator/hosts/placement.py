@@ -88,7 +88,12 @@ def place_on(spec: SweepSpec, nodes: Sequence[Node], on_gpus: bool) -> Placement
     if on_gpus:
         is_typed = spec.hosts.gpu_type is not None or len(by_type) > 1
         max_hosts = min(gpus, limits.max_hosts)
-        limits = replace(limits, max_hosts=max_hosts, by_type=dict(by_type) if is_typed else {})
+        limits = replace(
+            limits,
+            max_hosts=max_hosts,
+            by_type=dict(by_type) if is_typed else {},
+            types={node.node_id: node.gpu_type for node in nodes if node.gpus},
+        )
     else:
         homes = [node for node in nodes if node.cpus and not node.is_leaving]
         shape = replace(shape, sharing=math.ceil(limits.max_hosts / max(1, len(homes))))
