@@ -75,7 +75,9 @@ def start_broker(
         while True:
             ray.kill(ray.get_actor(name))
             time.sleep(0.05)
-    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # A soft affinity counts for nothing where the driver's node has no CPUs (Ray 2.60): the broker
+    # would go with the first node that is taken away.
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, max_concurrency=10_000)(Broker)
     return actor.options(name=name, scheduling_strategy=node).remote(lease_s, max_crashes, epoch)
 

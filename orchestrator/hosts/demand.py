@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from orchestrator.hosts.members import Host, HostStart, Member, SubmittedTask
 from orchestrator.hosts.seats import Seats
@@ -17,8 +16,6 @@ class HostLimits:
     Attributes:
         max_hosts: Hosts at the same time, including hosts that are ending.
         seats: Seats per host.
-        by_type: Hosts at the same time by type of GPU; empty if the type does not matter.
-        types: Type of GPU by node, for hosts that were started when the type did not matter.
         hosts_per_group: Hosts of a group at the same time; `None` means no limit per group.
         is_fresh: A host serves one trial and ends.
         patience_s: Time that a group without a host waits until a busy host of another group takes
@@ -28,8 +25,6 @@ class HostLimits:
 
     max_hosts: int
     seats: int
-    by_type: Mapping[str, int] = field(default_factory=dict)
-    types: Mapping[str, str] = field(default_factory=dict)
     hosts_per_group: int | None = None
     is_fresh: bool = False
     patience_s: float = 60.0
@@ -47,7 +42,7 @@ def start_hosts(seats: Seats, limits: HostLimits, now: float) -> list[HostStart]
     starts: list[HostStart] = []
     homeless = [group for group in lines if not _open_hosts(seats, group)]
     for group in homeless:
-        if _free_type(seats, limits) is not None:
+        if len(seats.hosts) < limits.max_hosts:
             starts.append(_open(seats, lines[group][0], limits, now))
     still_homeless = [group for group in homeless if not _open_hosts(seats, group)]
     blocked = [group for group in lines if _is_blocked(seats, group, limits, now)]
@@ -89,39 +84,16 @@ def _is_blocked(seats: Seats, group: str, limits: HostLimits, now: float) -> boo
 def _may_open(seats: Seats, group: str, limits: HostLimits) -> bool:
     """Whether a group with hosts may have a further host."""
     of_group = limits.hosts_per_group
-    return _free_type(seats, limits) is not None and (
+    return len(seats.hosts) < limits.max_hosts and (
         of_group is None or len(_open_hosts(seats, group)) < of_group
     )
 
 
 def _open(seats: Seats, who: Member | SubmittedTask, limits: HostLimits, now: float) -> HostStart:
-    start = HostStart(
-        host_id=seats.next_host_id(),
-        group=who.group,
-        base=who.base,
-        gpu_type=_free_type(seats, limits) or "",
-    )
+    start = HostStart(host_id=seats.next_host_id(), group=who.group, base=who.base)
     places = 1 if limits.is_fresh else limits.seats
     seats.open_host(start, places, serves=1 if limits.is_fresh else None, now=now)
     return start
-
-
-def _free_type(seats: Seats, limits: HostLimits) -> str | None:
-    """Type of GPU with the most free devices; `None` if no more hosts are allowed."""
-    if len(seats.hosts) >= limits.max_hosts:
-        return None
-    if not limits.by_type:
-        return ""
-    taken = Counter(_type_of(host, limits.types) for host in seats.hosts.values())
-    free = {name: most - taken[name] for name, most in limits.by_type.items()}
-    best = max(free, key=lambda name: free[name])
-    return best if free[best] > 0 else None
-
-
-def _type_of(host: Host, types: Mapping[str, str]) -> str:
-    if host.gpu_type or host.process is None:
-        return host.gpu_type
-    return types.get(host.process.node_id, "")
 
 
 def _make_room(

@@ -56,6 +56,7 @@ class Fleet:
         self._asking, self._answer = Asking(), Answer()
         self._looked_at, self._refused_at = -math.inf, -math.inf
         self._nothing_since: float | None = None
+        self._said = ""
         self.nodes: Sequence[Node] = look()
         self.on_gpus = spec.hosts.accelerator == "gpu"
         self.placement: Placement = place_on(spec, self.nodes, self.on_gpus)
@@ -96,11 +97,16 @@ class Fleet:
                 raise self._give_up(waited_s)
             self._asking.keep(self._needs())
             self._answer = self._asking.answer()
-            show(f"waiting for {missing}{self._explain()}")
+            self._tell(show, f"waiting for {missing}{self._explain()}")
             raise_swallowed()
             time.sleep(POLL_S)
         self._asking.keep(())
         self._answer = Answer() if self._is_own else self._asking.answer()
+
+    def _tell(self, show: Callable[[str], None], text: str) -> None:
+        if text != self._said:
+            self._said = text
+            show(text)
 
     def _settle_accelerator(self, show: Callable[[str], None]) -> None:
         """Settle `accelerator: auto`: GPUs that are up, or that the autoscaler can add."""
@@ -123,7 +129,7 @@ class Fleet:
                 return False
             if answer.is_read:
                 return True
-            show("asking the cluster's autoscaler for a GPU")
+            self._tell(show, "asking the cluster's autoscaler for a GPU")
             raise_swallowed()
             time.sleep(POLL_S)
         return False

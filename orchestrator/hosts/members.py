@@ -50,7 +50,6 @@ class HostStart:
     host_id: str
     group: str
     base: dict[str, Any]
-    gpu_type: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +152,6 @@ class Host:
 
     Attributes:
         serves: Number of trials that the host may still take; `None` means no limit.
-        gpu_type: Type of its GPU, where the sweep has GPUs of several types; else empty.
         since: Time of opening the host, or of last draining another host in favour of this one.
         holding: Seats that the host last reported to hold.
         offered: Seats and tasks with work in the host's last orders.
@@ -166,7 +164,6 @@ class Host:
     group: str
     seats: int
     serves: int | None
-    gpu_type: str = ""
     since: float = 0.0
     incarnation: str | None = None
     past: set[str] = field(default_factory=set)

@@ -68,6 +68,7 @@ def place(spec: SweepSpec, cpus: int, gpus: int) -> Placement:
             hung_s=spec.hosts.max_silence_s,
             torch_threads=max(1, cpus // max_hosts),
             sharing=max_hosts,
+            gpu_type=spec.hosts.gpu_type if gpus else None,
         ),
     )
 
@@ -81,19 +82,11 @@ def place_on(spec: SweepSpec, nodes: Sequence[Node], on_gpus: bool) -> Placement
         on_gpus: Whether the sweep trains on GPUs; then there may be no host yet.
     """
     cores = max(1, min(int(sum(node.cpus for node in nodes)), available_cores()))
-    by_type = count_gpus(nodes, spec.hosts.gpu_type) if on_gpus else {}
-    gpus = sum(by_type.values())
+    gpus = sum(count_gpus(nodes, spec.hosts.gpu_type).values()) if on_gpus else 0
     placement = place(spec, cores, max(1, gpus) if on_gpus else 0)
     limits, shape = placement.limits, placement.shape
     if on_gpus:
-        is_typed = spec.hosts.gpu_type is not None or len(by_type) > 1
-        max_hosts = min(gpus, limits.max_hosts)
-        limits = replace(
-            limits,
-            max_hosts=max_hosts,
-            by_type=dict(by_type) if is_typed else {},
-            types={node.node_id: node.gpu_type for node in nodes if node.gpus},
-        )
+        limits = replace(limits, max_hosts=min(gpus, limits.max_hosts))
     else:
         homes = [node for node in nodes if node.cpus and not node.is_leaving]
         shape = replace(shape, sharing=math.ceil(limits.max_hosts / max(1, len(homes))))
@@ -104,8 +97,8 @@ def place_on(spec: SweepSpec, nodes: Sequence[Node], on_gpus: bool) -> Placement
 
 def room_for(placement: Placement, nodes: Sequence[Node], on_gpus: bool) -> Room:
     """Room for the hosts of a placement, and for the proxies of its trials."""
-    limits = placement.limits
-    return room_on(nodes, max(1, limits.max_hosts), placement.max_trials, on_gpus)
+    hosts, trials = max(1, placement.limits.max_hosts), max(1, placement.max_trials)
+    return room_on(nodes, hosts, trials, on_gpus)
 
 
 def logical_cpus(spec: SweepSpec, cores: int) -> int:

@@ -25,7 +25,7 @@ from orchestrator.hosts.backend import LoneWorker, has_notice
 from orchestrator.hosts.broker import broker_name, require_broker
 from orchestrator.hosts.demand import HostLimits
 from orchestrator.hosts.members import HostActivity, HostStart, Occupancy, SilentHost
-from orchestrator.hosts.reservations import release_orphans
+from orchestrator.hosts.reservations import end_unplaced, release_orphans
 from orchestrator.hosts.silence import STOPPED_S, end_process
 from orchestrator.interrupts import BackgroundThread
 from orchestrator.journal.meter import Usage
@@ -42,6 +42,9 @@ WATCH_INTERVAL_S = 0.3
 MAX_LOST_HOSTS, LOST_WITHIN_S = 5, 600.0
 """Number of hosts that may be lost within so many seconds by no fault of their trials."""
 
+_CLOSING_S = 2.0
+"""How long hosts that end are waited for, until those that wait for room are ended."""
+
 MAX_CONTROLLER_FAILURES = 10
 """Number of times that Train may retry to place a worker; a try takes a minute by default."""
 
@@ -53,6 +56,7 @@ class HostShape:
     Attributes:
         cpus: Logical CPUs of the worker.
         gpus: GPUs of the worker; 0 trains on the CPU.
+        gpu_type: Type of the GPUs; `None` for any.
         max_failures: Maximum number of worker restarts; after the next crash, another host takes
             over the trials.
         torch_threads: Threads of a torch operation on this machine, for the account of cores.
@@ -64,6 +68,7 @@ class HostShape:
 
     cpus: float = 1.0
     gpus: float = 0.0
+    gpu_type: str | None = None
     max_failures: int = 5
     torch_threads: int = 1
     sharing: int = 1
@@ -136,6 +141,7 @@ class HostPool:
         self._spans: dict[str, list[float]] = {}  # start of each host and, if ended, its end
         self._losses: list[float] = []
         self._nodes: frozenset[str] = frozenset()
+        self._waits_for = ""
         self.problem: ClusterError | None = None
         self._watch = BackgroundThread(self._watch_demand, "host-pool")
 
@@ -170,7 +176,10 @@ class HostPool:
             self._closing.set()
         threads = [self._watch, *self._runs]
         for thread in threads:
-            thread.await_end(max(0.1, deadline - time.monotonic()))
+            while not thread.is_over and (left_s := deadline - time.monotonic()) > 0:
+                thread.await_end(min(_CLOSING_S, left_s))
+                if not thread.is_over:
+                    end_unplaced()
         self.show_hosts(())
         late = [thread.name for thread in threads if not thread.is_over]
         self._is_abandoned = bool(late)
@@ -240,7 +249,9 @@ class HostPool:
             sentence = f"host {host_id} went with its node: its trials continue elsewhere"
             logger.warning("%s", sentence)
             self.tell(sentence)
-        self.show_wait(grounds.waits_for)
+        if grounds.waits_for != self._waits_for:
+            self._waits_for = grounds.waits_for
+            self.show_wait(self._waits_for)
 
     def _end_silent_hosts(self) -> None:
         """End hosts that are stopped or hung; their trials continue from their checkpoints."""
@@ -267,7 +278,8 @@ class HostPool:
             if self._is_abandoned:
                 return
             said = last_line(error) if str(error).strip() else describe_error(error)
-            logger.warning("host %s ended: %s", start.host_id, said, exc_info=error)
+            level = logging.INFO if self._closing.is_set() else logging.WARNING
+            logger.log(level, "host %s ended: %s", start.host_id, said, exc_info=error)
             is_lost = True
             if isinstance(error, ray.train.WorkerGroupError):  # its own worker, again and again
                 failure = Failure(fault="failed", reason=f"its host ended: {said}")
@@ -303,7 +315,7 @@ class HostPool:
             "build_bench": self.shape.build_bench,
         }
         nodes = () if self.grounds is None else self.grounds.nodes
-        kind, labels = type_constraint(start.gpu_type, nodes)
+        kind, labels = type_constraint(self.shape.gpu_type, nodes)
         resources = {"CPU": self.shape.cpus, **kind} | (
             {"GPU": self.shape.gpus} if self.shape.gpus else {}
         )

@@ -164,12 +164,7 @@ class Seats:
     ) -> None:
         """Add a host that is being started."""
         self.hosts[start.host_id] = Host(
-            host_id=start.host_id,
-            group=start.group,
-            seats=seats,
-            serves=serves,
-            since=now,
-            gpu_type=start.gpu_type,
+            host_id=start.host_id, group=start.group, seats=seats, serves=serves, since=now
         )
 
     def next_host_id(self) -> str:

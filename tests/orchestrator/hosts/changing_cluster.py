@@ -5,6 +5,7 @@ The Ray has three nodes at most; the engine is a fake one on the CPU. Prints JSO
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -15,27 +16,27 @@ from pathlib import Path
 os.environ |= {"RAY_AUTH_MODE": "disabled", "LORCHESTRA_DEVICE": "cpu"}
 os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1", "RAY_DEDUP_LOGS": "0"}
 
-import ray  # noqa: E402
-from ray.cluster_utils import Cluster  # noqa: E402
-from ray.core.generated import autoscaler_pb2  # noqa: E402
-from ray.tune.schedulers import FIFOScheduler  # noqa: E402
-from ray.tune.search import Searcher  # noqa: E402
+import ray
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
-from orchestrator.hosts.broker import start_broker  # noqa: E402
-from orchestrator.hosts.cluster import ray_cluster  # noqa: E402
-from orchestrator.hosts.pool import HostPool  # noqa: E402
-from orchestrator.journal.history import SweepHistory  # noqa: E402
-from orchestrator.journal.recording import SweepRecord  # noqa: E402
-from orchestrator.journal.requests import UserRequests  # noqa: E402
-from orchestrator.journal.sweep_storage import SweepStorage  # noqa: E402
-from orchestrator.search.budget import Budget  # noqa: E402
-from orchestrator.spec.sections import BudgetSpec, HostsSpec  # noqa: E402
-from orchestrator.spec.sweep import SweepSpec  # noqa: E402
-from orchestrator.tuning import Stage  # noqa: E402
-from tests.support import fake_engine  # noqa: E402
-from tests.support.events import event  # noqa: E402
-from tests.support.fake_base import FakeBase  # noqa: E402
-from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec  # noqa: E402
+from orchestrator.hosts.broker import start_broker
+from orchestrator.hosts.cluster import ray_cluster
+from orchestrator.hosts.pool import HostPool
+from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.recording import SweepRecord
+from orchestrator.journal.requests import UserRequests
+from orchestrator.journal.sweep_storage import SweepStorage
+from orchestrator.search.budget import Budget
+from orchestrator.spec.sections import BudgetSpec, HostsSpec
+from orchestrator.spec.sweep import SweepSpec
+from orchestrator.tuning import Stage
+from tests.support import fake_engine
+from tests.support.events import event
+from tests.support.fake_base import FakeBase
+from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
 
 ray.cloudpickle.register_pickle_by_value(fake_engine)
 
@@ -77,7 +78,9 @@ class Listed(Searcher):
 
 
 def note(*words):
-    print(f"{time.monotonic() - STARTED:6.1f}", *words, file=sys.stderr, flush=True)
+    """Say on standard error what happens, and when."""
+    line = " ".join(map(str, (f"{time.monotonic() - STARTED:6.1f}", *words)))
+    sys.stderr.write(f"{line}\n")
 
 
 class Sweep(threading.Thread):
@@ -105,6 +108,9 @@ class Sweep(threading.Thread):
         record = SweepRecord(log, SweepHistory(), lambda history: None)
         record.add(event("sweep_started", sweep_id="s", spec={}, digest="d"))
         broker = start_broker(storage.location)
+        ray.get(broker.ping.remote())
+        (row,) = ray._private.state.actors().values()
+        self.is_broker_here = row["Address"]["NodeID"] == ray.get_runtime_context().get_node_id()
         pool = HostPool(
             broker, storage, fleet.limits, replace(fleet.shape, build_bench=build_slow_bench),
             self.told.append, lambda hosts: None, fleet, self.said.append,
@@ -127,7 +133,7 @@ class Sweep(threading.Thread):
         note("ended", cut)
         self.facts = {
             "cut": cut,
-            "ends": {trial.number: [trial.outcome, trial.step] for trial in record.history.ended()},
+            "ends": [[trial.outcome, trial.step] for trial in record.history.ended()],
             "weights": [self.base.bundle(number)["weight"] for number in range(TRIALS)],
         }
 
@@ -182,6 +188,9 @@ def main():
     )  # fmt: skip
     facts = {}
 
+    def saved():
+        return sorted(STORAGE.rglob("between-*/seal.json"))
+
     def has_host(kind):
         return any(nodes.gpus[kind].node_id in line for line in base.log("node"))
 
@@ -198,7 +207,7 @@ def main():
     facts["steady taken"] = round(1000 - free["lorchestra_steady"], 6)
     nodes.add_gpu("L4")
     sweep.await_true("the L4 has a host", lambda: has_host("L4"))
-    facts["both"] = [sweep.fleet.limits.max_hosts, dict(sweep.fleet.limits.by_type)]
+    facts["both"] = [sweep.fleet.limits.max_hosts, sweep.fleet.max_trials]
     time.sleep(1.0)
     note("the A100 goes without a notice")
     nodes.remove("A100")
@@ -208,11 +217,20 @@ def main():
     time.sleep(0.5)
     note("the L4 gets a notice")
     nodes.notify("L4", 30)
-    sweep.await_true("its trials are saved", lambda: list(STORAGE.rglob("between-*/seal.json")), 20)
+    sweep.await_true("its trials are saved", saved, 20)
     nodes.remove("L4")
+    facts["saved"] = [one.parent.name for one in saved()]
+    time.sleep(1.0)
+    process = next(line.split() for line in base.log("node") if nodes.gpus["H100"].node_id in line)
+    note("the host on the H100 gets SIGTERM")
+    before = saved()
+    os.kill(int(process[2]), signal.SIGTERM)
+    sweep.await_true("its trials are saved, too", lambda: set(saved()) - set(before), 20)
+    sweep.await_true("it has another host", lambda: len(base.log("node")) > 3)
+    facts["hosts"] = len(base.log("node"))
     PACE.write_text("0.01")
     sweep.join(90)
-    facts |= sweep.facts
+    facts |= sweep.facts | {"is broker with driver": sweep.is_broker_here}
     facts["said"], facts["told"], facts["problem"] = sweep.said, sweep.told, repr(sweep.problem)
     nodes.cluster.shutdown()
     sys.stdout.write(json.dumps(facts) + "\n")

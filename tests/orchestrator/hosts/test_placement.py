@@ -1,8 +1,11 @@
 """Hosts of a sweep on given CPUs and GPUs."""
 
+from dataclasses import replace
+
 import pytest
 
-from orchestrator.hosts.placement import place
+from orchestrator.hosts.placement import logical_cpus, place, place_on
+from orchestrator.resources.nodes import Node
 from orchestrator.spec.sections import HostsSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
@@ -71,3 +74,50 @@ def test_fresh_hosts_serve_one_trial_each(cpus, gpus, hosts):
 
 def test_host_failures_allowed_are_the_sweeps():
     assert place(build_spec(RANK, max_failures=2), 2, 0).shape.max_failures == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "gpus", "cpus_hosts", "gpu_hosts"),
+    [(None, 4, 2, 4), (3, 4, 3, 3), (8, 4, 8, 4), ({"min": 1, "max": 2}, 4, 2, 2)],
+    ids=["null", "fewer", "more", "range"],
+)
+def test_count_limits_hosts_on_gpus_and_says_their_number_on_cpus(
+    count, gpus, cpus_hosts, gpu_hosts
+):
+    spec = build_spec(TWO_FORMS, count=count)
+    assert place(spec, 4, 0).limits.max_hosts == cpus_hosts
+    assert place(spec, 4, gpus).limits.max_hosts == gpu_hosts
+    assert place(spec, 4, 0).limits.hosts_per_group == (1 if count is None else None)
+
+
+HEAD = Node(node_id="h")
+STEADY = Node(node_id="s", cpus=2.0, steady=1000)
+A100 = Node(node_id="a", cpus=1.0, gpus=1, gpu_type="A100", has_type_resource=True)
+L4 = replace(A100, node_id="l", gpu_type="L4")
+
+
+def test_a_cluster_without_a_gpu_has_no_host_on_gpus_and_one_on_cpus():
+    spec = build_spec(RANK, seats=2)
+    on_gpus = place_on(spec, [HEAD, STEADY], on_gpus=True)
+    assert (on_gpus.limits.max_hosts, on_gpus.max_trials, on_gpus.shape.gpus) == (0, 0, 1.0)
+    on_cpus = place_on(spec, [HEAD, STEADY], on_gpus=False)
+    assert (on_cpus.limits.max_hosts, on_cpus.max_trials, on_cpus.shape.gpus) == (1, 2, 0.0)
+
+
+def test_gpus_of_the_wanted_type_alone_have_hosts():
+    every, wanted = build_spec(RANK), build_spec(RANK, gpu_type="l4")
+    nodes = [HEAD, A100, L4]
+    assert place_on(every, nodes, on_gpus=True).limits.max_hosts == 2
+    assert place_on(every, nodes, on_gpus=True).shape.gpu_type is None
+    assert place_on(wanted, nodes, on_gpus=True).limits.max_hosts == 1
+    assert place_on(wanted, nodes, on_gpus=True).shape.gpu_type == "l4"
+
+
+def test_trials_at_once_are_no_more_than_have_room_for_their_proxies():
+    nodes = [HEAD, replace(STEADY, cpus=0.5), A100]
+    assert place_on(build_spec(RANK, seats=8), nodes, on_gpus=True).max_trials == 5
+
+
+def test_an_own_ray_has_a_cpu_for_each_core_and_a_tenth_for_each_proxy():
+    assert logical_cpus(build_spec(RANK, seats=2), 4) == 5
+    assert logical_cpus(build_spec(TWO_FORMS, seats=8), 2) == 4
