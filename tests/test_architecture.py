@@ -86,6 +86,7 @@ COVERED_BY = {
     "trainables.base.origin": "tests/trainables/base/test_loading.py",
     "trainables.training.state": "tests/trainables/test_engine.py",
     "trainables.hosts.orders": "tests/trainables/hosts/test_host.py",
+    "trainables.hosts.tasks": "tests/trainables/hosts/test_host.py",
     "trainables.hosts.objects": "tests/trainables/hosts/test_storage.py",
     "registry.evaluations.comparison": "tests/registry/evaluations/test_comparing.py",
     "registry.bundles.card_usage": "tests/registry/bundles/test_card.py",

@@ -376,7 +376,7 @@ class HostsSpec:
         """Number of hosts that must have room before the sweep starts."""
         if isinstance(self.count, dict):
             return self.count.get("min", 1)
-        return self.count or 1
+        return 1 if self.count is None else self.count
 
     @property
     def max_hosts(self) -> int | None:
@@ -408,7 +408,8 @@ class HostsSpec:
         """Check what the sweep asks a cluster for."""
         asked = self.count if isinstance(self.count, dict) else {"max": self.min_hosts}
         is_known = bool(asked) and asked.keys() <= {"min", "max"}
-        bounds = (1, self.min_hosts, self.max_hosts or 4096, 4096)
+        most = 4096 if self.max_hosts is None else self.max_hosts
+        bounds = (1, self.min_hosts, most, 4096)
         require(
             is_known and list(bounds) == sorted(bounds),
             "hosts.count",

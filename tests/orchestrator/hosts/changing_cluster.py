@@ -17,6 +17,7 @@ os.environ |= {"RAY_AUTH_MODE": "disabled", "LORCHESTRA_DEVICE": "cpu"}
 os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1", "RAY_DEDUP_LOGS": "0"}
 
 import ray
+import torch
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from ray.tune.schedulers import FIFOScheduler
@@ -59,6 +60,7 @@ def build_slow_bench(base):
         return step(seats)
 
     engine.step = step_slowly
+    engine.log("group", torch.distributed.is_initialized())
     engine.log("node", ray.get_runtime_context().get_node_id(), os.getpid())
     return bench
 
@@ -228,6 +230,7 @@ def main():
     sweep.await_true("its trials are saved, too", lambda: set(saved()) - set(before), 20)
     sweep.await_true("it has another host", lambda: len(base.log("node")) > 3)
     facts["hosts"] = len(base.log("node"))
+    facts["groups"] = sorted({line.split()[1] for line in base.log("group")})
     PACE.write_text("0.01")
     sweep.join(90)
     facts |= sweep.facts | {"is broker with driver": sweep.is_broker_here}
