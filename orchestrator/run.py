@@ -237,7 +237,7 @@ def _train(sweep: _Sweep) -> bool:
     """
     with broker_loss_told(), ExitStack() as stack:
         with sweep.phase("starting Ray"):
-            fleet = stack.enter_context(ray_cluster(sweep.spec, sweep.display.step))
+            fleet = stack.enter_context(ray_cluster(sweep.spec, sweep.display.step, sweep.storage))
             broker = start_broker(
                 sweep.storage.location,
                 max_crashes=sweep.spec.hosts.max_crashes,

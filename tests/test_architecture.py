@@ -46,6 +46,7 @@ COVERED_BY = {
     "orchestrator.sweepfile.loader": "tests/orchestrator/sweepfile/test_reading.py",
     "orchestrator.report.leaderboard": "tests/orchestrator/report/test_report.py",
     "orchestrator.report.measurements": "tests/orchestrator/report/test_report.py",
+    "orchestrator.resources.reach": "tests/orchestrator/hosts/test_fleet.py",
     "orchestrator.hosts.members": "tests/orchestrator/hosts/test_seats.py",
     "orchestrator.preflight.commands": "tests/orchestrator/preflight/test_checking.py",
     "orchestrator.preflight.continuing": "tests/orchestrator/test_resuming.py",

@@ -10,15 +10,20 @@ import ray
 from orchestrator.hosts.evaluators import WorkerShape
 from orchestrator.hosts.fleet import Fleet
 from orchestrator.hosts.placement import logical_cpus
+from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.resources.cores import available_cores
+from orchestrator.resources.reach import STORAGE
 from orchestrator.resources.room import PROXY_CPUS
 from orchestrator.resources.session import ray_session
 from orchestrator.spec.sweep import SweepSpec
+from trainables.files.sources import names_path
 
 
 @contextmanager
 def ray_cluster(
-    spec: SweepSpec, show: Callable[[str], None] = lambda waiting: None
+    spec: SweepSpec,
+    show: Callable[[str], None] = lambda waiting: None,
+    storage: SweepStorage | None = None,
 ) -> Iterator[Fleet]:
     """A running Ray with room for the sweep's hosts; a local Ray ends with the block.
 
@@ -28,17 +33,36 @@ def ray_cluster(
     Args:
         spec: The sweep.
         show: Told what the sweep waits for.
+        storage: Storage that hosts must reach, if it is a folder.
 
     Raises:
         ClusterError: Ray cannot be joined or started, or has no room within `hosts.wait_s`.
     """
     with ray_session(logical_cpus(spec, available_cores())) as is_own:
-        fleet = Fleet(spec, is_own=is_own)
+        fleet = Fleet(spec, is_own=is_own, places=_places(spec, storage))
         try:
             fleet.await_room(show)
             yield fleet
         finally:
             fleet.close()
+
+
+def _places(spec: SweepSpec, storage: SweepStorage | None) -> dict[str, str]:
+    """Local files and folders that hosts must reach, by the fields that name them."""
+    named = {
+        "data.train": spec.data.train,
+        "data.validation": spec.data.validation,
+        "data.test": spec.data.test,
+        "base.model": spec.base.model,
+    }
+    places = {
+        field: source
+        for field, source in named.items()
+        if isinstance(source, str) and names_path(source)
+    }
+    if storage is not None and not storage.is_remote:
+        places[STORAGE] = storage.location
+    return places
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.errors import ClusterError
 from orchestrator.hosts.demand import HostLimits
@@ -17,7 +17,14 @@ from orchestrator.hosts.placement import Placement, place_on
 from orchestrator.hosts.pool import HostShape
 from orchestrator.interrupts import raise_swallowed
 from orchestrator.resources.asking import Answer, Asking, Need
-from orchestrator.resources.nodes import Node, count_gpus, look_at_nodes, type_constraint
+from orchestrator.resources.nodes import (
+    Node,
+    count_gpus,
+    is_of_type,
+    look_at_nodes,
+    type_constraint,
+)
+from orchestrator.resources.reach import Reach
 from orchestrator.resources.room import proxy_resources
 from orchestrator.spec.sweep import SweepSpec
 
@@ -37,6 +44,7 @@ class Fleet:
     Args:
         spec: The sweep.
         is_own: Whether the Ray is this process's own, of which no node can come or go.
+        places: Local files and folders that hosts must reach, by the fields that name them.
         look: Returns the nodes that are up.
 
     Attributes:
@@ -50,10 +58,12 @@ class Fleet:
         spec: SweepSpec,
         *,
         is_own: bool,
+        places: Mapping[str, str] | None = None,
         look: Callable[[], Sequence[Node]] = look_at_nodes,
     ) -> None:
         self._spec, self._is_own, self._look = spec, is_own, look
         self._asking, self._answer = Asking(), Answer()
+        self._reach = Reach(places or {})
         self._looked_at, self._refused_at = -math.inf, -math.inf
         self._nothing_since: float | None = None
         self._said = ""
@@ -206,12 +216,19 @@ class Fleet:
             Whether the nodes were looked at.
 
         Raises:
-            ClusterError: No host has had a place for `hosts.wait_s` while trials wait.
+            ClusterError: No host has had a place for `hosts.wait_s` while trials wait, or a node
+                does not reach the sweep's files.
         """
         now = time.monotonic()
         if self._is_own or now - self._looked_at < POLL_S:
             return False
         self._look_again()
+        wanted = self._spec.hosts.gpu_type
+        self._reach.check(
+            node
+            for node in self.nodes
+            if (is_of_type(node, wanted) if self.on_gpus else node.cpus > 0)
+        )
         is_waiting = occupancy.waiting + occupancy.tasks > 0
         self._ask_for_more(occupancy.hosts - occupancy.placed if is_waiting else None, now)
         if not is_waiting or occupancy.placed:

@@ -23,6 +23,7 @@ class Node:
     """A node that is up.
 
     Attributes:
+        address: IP address, for people.
         cpus: Logical CPUs.
         gpus: GPUs.
         gpu_type: Type of the GPUs, as Ray names it; empty if Ray does not know it.
@@ -32,6 +33,7 @@ class Node:
     """
 
     node_id: str
+    address: str = ""
     cpus: float = 0.0
     gpus: int = 0
     gpu_type: str = ""
@@ -66,6 +68,7 @@ def read_node(row: Mapping[str, Any], is_leaving: bool = False) -> Node:
     gpu_type = types[0].removeprefix(_TYPE_RESOURCE) if types else label
     return Node(
         node_id=row["NodeID"],
+        address=row.get("NodeManagerAddress", ""),
         cpus=resources.get("CPU", 0.0),
         gpus=gpus,
         gpu_type=gpu_type if gpus else "",

@@ -177,6 +177,7 @@ class Nodes:
 
 
 def main():
+    STORAGE.mkdir()
     base = FakeBase(STORAGE)
     (base.folder / "log.txt").touch()
     PACE.write_text(SLOW)
@@ -234,7 +235,7 @@ def main():
     PACE.write_text("0.01")
     sweep.join(90)
     facts |= sweep.facts | {"is broker with driver": sweep.is_broker_here}
-    facts["said"], facts["told"], facts["problem"] = sweep.said, sweep.told, repr(sweep.problem)
+    facts |= {"said": sweep.said, "told": sweep.told, "problem": repr(sweep.problem)}
     nodes.cluster.shutdown()
     sys.stdout.write(json.dumps(facts) + "\n")
 

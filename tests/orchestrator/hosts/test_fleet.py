@@ -115,6 +115,18 @@ def test_the_fleet_grows_and_shrinks_with_the_nodes(waited):
 
 
 @pytest.mark.ray
+def test_a_node_that_lacks_the_files_of_the_sweep_is_named_before_a_host_trains_there(waited):
+    assert waited["reached"] == ""
+    said = waited["not reached"]
+    assert said.startswith("data.train: /proc/self/task/")
+    assert " is not on node " in said
+    assert said.endswith("nodes mount at the same place, into the image, or on a hub.")
+    said = waited["storage not reached"]
+    assert said.startswith("--storage: /proc/self/task/")
+    assert "a folder on a disk that all nodes mount, or s3://bucket/prefix" in said
+
+
+@pytest.mark.ray
 def test_without_an_autoscaler_auto_trains_on_the_cpus_that_are_up(waited):
     assert waited["auto"] is False
 

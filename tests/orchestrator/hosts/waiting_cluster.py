@@ -21,6 +21,7 @@ from orchestrator.errors import ClusterError
 from orchestrator.hosts.cluster import ray_cluster
 from orchestrator.hosts.fleet import POLL_S, Fleet
 from orchestrator.hosts.members import Occupancy
+from orchestrator.resources.reach import Reach
 from tests.orchestrator.hosts.test_placement import RANK, build_spec
 
 FOLDER = Path(sys.argv[1])
@@ -44,6 +45,25 @@ ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 auto = Fleet(build_spec(RANK), is_own=False)
 auto.await_room(lambda waiting: None)
 facts["auto"] = auto.on_gpus
+
+
+def told_about(**places):
+    """What is wrong with places, seen from the other nodes."""
+    reach, until = Reach(places), time.monotonic() + 30.0
+    try:
+        reach.check(auto.nodes)
+        while reach.is_asking and time.monotonic() < until:
+            time.sleep(0.1)
+            reach.check(auto.nodes)
+    except ClusterError as error:
+        return str(error)
+    return "a node did not answer" if reach.is_asking else ""
+
+
+own = f"/proc/self/task/{os.getpid()}/comm"  # a file that no other process has
+facts["reached"] = told_about(**{"data.train": str(FOLDER / "*.yaml"), "--storage": str(FOLDER)})
+facts["not reached"] = told_about(**{"data.train": own})
+facts["storage not reached"] = told_about(**{"--storage": own})
 
 said, fleets = [], []
 spec = build_spec(
