@@ -34,8 +34,11 @@ POLL_S = 1.0
 REFUSED_S = 60.0
 """Time after a refusal of the autoscaler in which no trial is started in the hope of a GPU."""
 
-ANSWER_S = 30.0
-"""How long `accelerator: auto` waits for the autoscaler to say whether it can add GPUs."""
+ANSWER_S = 60.0
+"""How long `accelerator: auto` waits for the autoscaler to say whether it can add GPUs.
+
+One that is too busy to say so is taken to be adding them.
+"""
 
 
 class Fleet:
@@ -142,7 +145,7 @@ class Fleet:
             self._tell(show, "asking the cluster's autoscaler for a GPU")
             raise_swallowed()
             time.sleep(POLL_S)
-        return False
+        return True
 
     def _missing(self) -> str:
         """What the cluster lacks for the smallest number of hosts; empty if it has all."""
