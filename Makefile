@@ -8,6 +8,7 @@
 # make audit   ask PyPI's advisory database about every version in constraints.txt
 # make test-gpu   the training core on CUDA; needs torch, transformers, peft, accelerate, bitsandbytes
 # make bench-gpu  tokens per second and memory of packs on CUDA, on a random base of 8B's shape; needs the same
+# make test-cluster  a rendered RayJob on pods in network namespaces, its nodes and its head lost; needs root
 # make image  the container image; k8s/README.md says what it must be given
 # make lint-k8s  the tests of k8s/ with a security linter, which has an environment of its own
 
@@ -23,7 +24,7 @@ IMAGE_TAG = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)-ray$(she
 # tests/support/servers.py, tests/support/pages.py, sweeps/data/make_wordnet_classes.py
 SYSTEM := postgresql chromium wordnet-base
 
-.PHONY: demo test fields lint lock audit test-slow test-gpu bench-gpu image lint-k8s setup system clean
+.PHONY: demo test fields lint lock audit test-slow test-cluster test-gpu bench-gpu image lint-k8s setup system clean
 
 setup: $(STAMP)
 
@@ -59,6 +60,9 @@ fields: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest tests/k8s/test_cluster.py
 
 test-gpu:
 	$(PYTHON) -m pytest -m 'not ray and not slow' -p no:cacheprovider \

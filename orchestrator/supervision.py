@@ -21,7 +21,7 @@ from orchestrator.journal.events import UsageMeasured
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.paths import REQUESTS_FOLDER
 from orchestrator.journal.recording import SweepRecord
-from orchestrator.journal.requests import UserRequests, take_requests
+from orchestrator.journal.requests import MountedRequests, UserRequests, take_requests
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import TrialOutcome, first_end
 from orchestrator.search.budget import Budget
@@ -64,6 +64,7 @@ class Supervisor:
         self._free = free_disk
         self._record, self._storage, self._requests = record, storage, requests
         self._broker, self._usage = broker, usage
+        self._mounted = MountedRequests()
         self._closing = threading.Event()
         self._thread = BackgroundThread(self._run, "supervisor")
 
@@ -109,7 +110,7 @@ class Supervisor:
     def _hear(self) -> None:
         try:
             self._storage.collect(REQUESTS_FOLDER)
-            requests = take_requests(self._storage.folder)
+            requests = [*take_requests(self._storage.folder), *self._mounted.read_new()]
         except (SweepStorageError, OSError) as error:
             logger.warning("requests cannot be read: %s", error)
             return

@@ -486,11 +486,22 @@ def _quantized(plain: Path, record: Mapping[str, Any], device: str, folder: Path
 
 
 def _cached(record: Mapping[str, Any], form: str) -> Path | None:
-    """A form of the base in the cache that training fills; `None` without an entry."""
+    """A form of the base in the cache that training fills; `None` without a whole entry."""
     named = os.environ.get("LORCHESTRA_CACHE")
     cache = Path(named).expanduser() if named else Path.home() / ".cache" / "lorchestra"
-    entry = cache / "bases" / record["digest"].removeprefix("sha256:")[:16] / form
-    return entry if (entry / "complete.json").is_file() else None
+    entry: Path = cache / "bases" / record["digest"].removeprefix("sha256:")[:16] / form
+    complete: Path = entry / "complete.json"
+    if not complete.is_file():
+        return None
+    try:
+        files = dict(json.loads(complete.read_text())["files"])
+        changed = [name for name in files if _digest_file(entry / name) != files[name]["sha256"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        changed = [str(error)]
+    if changed:
+        warnings.warn(f"{entry} is not used, as it was changed: {changed[0]}", stacklevel=2)
+        return None
+    return entry
 
 
 def _from_pretrained(folder: Path, dtype: Any, device: str, quantization: Any) -> Any:

@@ -113,7 +113,8 @@ def shared_server(
     """
     databases = (shared_postgres.create("mlflow"), shared_postgres.create("users"))
     folder = tmp_path_factory.mktemp("mlflow-server")
-    with servers.mlflow_server(folder, databases, "s3://bucket/mlflow", extra=s3_server) as server:
+    extra = {**s3_server, "MLFLOW_SERVER_ALLOWED_HOSTS": "127.0.0.1:*,localhost:*,mlflow:5000"}
+    with servers.mlflow_server(folder, databases, "s3://bucket/mlflow", extra=extra) as server:
         yield server
 
 

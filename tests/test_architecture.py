@@ -23,6 +23,11 @@ ONE_FILE = {"registry.flavor": 600}
 COVERED_BY = {
     "orchestrator.commands.browsing": "tests/orchestrator/test_cli.py",
     "orchestrator.commands.reading": "tests/orchestrator/test_cli.py",
+    "orchestrator.cluster.driver_log": "tests/orchestrator/cluster/test_following.py",
+    "orchestrator.cluster.looking": "tests/orchestrator/cluster/test_following.py",
+    "orchestrator.cluster.state": "tests/orchestrator/cluster/test_following.py",
+    "orchestrator.cluster.templates": "tests/orchestrator/cluster/test_rendering.py",
+    "orchestrator.commands.submitting": "tests/orchestrator/cluster/test_submitting.py",
     "orchestrator.commands.running": "tests/orchestrator/test_cli.py",
     "orchestrator.commands.steering": "tests/orchestrator/test_cli.py",
     "orchestrator.__init__": "tests/test_architecture.py",

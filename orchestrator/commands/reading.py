@@ -8,16 +8,26 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.commands.options import FOLDER_HELP, add_plain_option, open_console, read_sweep
+from orchestrator.commands.options import (
+    FOLDER_HELP,
+    SWEEP_HELP,
+    add_cluster_options,
+    add_plain_option,
+    open_cluster,
+    open_console,
+    read_sweep,
+    tell_line,
+)
 
 
 def add_reading_commands(commands: argparse._SubParsersAction[Any]) -> None:
     """Add a parser for each command."""
     status = commands.add_parser("status", help="progress and results of a sweep, from its folder")
-    status.add_argument("storage", metavar="FOLDER", help=FOLDER_HELP)
+    status.add_argument("storage", metavar="FOLDER", help=SWEEP_HELP)
     status.add_argument("--follow", action="store_true", help="until the sweep ends")
     status.add_argument("--json", action="store_true", help="as one JSON document")
     add_plain_option(status)
+    add_cluster_options(status)
     status.set_defaults(command=_status)
 
     report = commands.add_parser("report", help="write the report of a sweep again")
@@ -27,6 +37,17 @@ def add_reading_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
+    kube = open_cluster(options)
+    if kube is not None:
+        from orchestrator.cluster.looking import show_status
+
+        return show_status(
+            kube,
+            options.storage,
+            tell_line,
+            is_followed=options.follow,
+            is_json=options.json,
+        )
     from orchestrator.live.status import follow_sweep, print_status, status_json
 
     read_sweep(options, "status")

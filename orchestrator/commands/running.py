@@ -9,7 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.commands.options import FOLDER_HELP, add_plain_option, open_console, read_sweep
+from orchestrator.commands.options import (
+    FOLDER_HELP,
+    SWEEP_HELP,
+    add_cluster_options,
+    add_plain_option,
+    open_cluster,
+    open_console,
+    read_sweep,
+)
 from orchestrator.interrupts import ignore_signals, interrupt_on, leave_at_once, raise_swallowed
 from orchestrator.live.screen import CHECKING, loading
 from orchestrator.sweepfile.changes import add_set_option
@@ -29,8 +37,9 @@ def add_running_commands(commands: argparse._SubParsersAction[Any]) -> None:
     run.set_defaults(command=_run)
 
     resume = commands.add_parser("resume", help="continue the sweep in a folder")
-    resume.add_argument("storage", metavar="FOLDER", help=FOLDER_HELP)
+    resume.add_argument("storage", metavar="FOLDER", help=SWEEP_HELP)
     add_plain_option(resume)
+    add_cluster_options(resume)
     resume.set_defaults(command=_resume)
 
 
@@ -45,6 +54,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
+    kube = open_cluster(options)
+    if kube is not None:
+        from orchestrator.cluster.steering import resume_job
+
+        print(resume_job(kube, options.storage))
+        return 0
     from orchestrator.spec.sweep import parse_sweep
 
     history = read_sweep(options, "resume")

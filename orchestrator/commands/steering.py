@@ -5,19 +5,27 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from orchestrator.commands.options import FOLDER_HELP, read_sweep
+from orchestrator.commands.options import (
+    FOLDER_HELP,
+    SWEEP_HELP,
+    add_cluster_options,
+    open_cluster,
+    read_sweep,
+)
 from orchestrator.wording import format_size
 
 
 def add_steering_commands(commands: argparse._SubParsersAction[Any]) -> None:
     """Add a parser for each command."""
     stop = commands.add_parser("stop", help="end one trial of a sweep, from another terminal")
-    stop.add_argument("storage", metavar="FOLDER", help=FOLDER_HELP)
+    stop.add_argument("storage", metavar="FOLDER", help=SWEEP_HELP)
     stop.add_argument("trial", metavar="TRIAL", type=int, help="its number")
+    add_cluster_options(stop)
     stop.set_defaults(command=_leave_request)
 
     cancel = commands.add_parser("cancel", help="end a sweep, from another terminal")
-    cancel.add_argument("storage", metavar="FOLDER", help=FOLDER_HELP)
+    cancel.add_argument("storage", metavar="FOLDER", help=SWEEP_HELP)
+    add_cluster_options(cancel)
     cancel.set_defaults(command=_leave_request, trial=None)
 
     prune = commands.add_parser("prune", help="remove files that an ended sweep no longer needs")
@@ -32,6 +40,13 @@ def add_steering_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 def _leave_request(options: argparse.Namespace) -> int:
     """Ask the sweep's driver to stop one trial, or to cancel the sweep."""
+    kube = open_cluster(options)
+    if kube is not None:
+        from orchestrator.cluster.steering import cancel_job, stop_in_job
+
+        name, trial = options.storage, options.trial
+        print(cancel_job(kube, name) if trial is None else stop_in_job(kube, name, trial))
+        return 0
     from orchestrator.journal.requests import cancel_sweep, stop_trial
     from orchestrator.journal.sweep_storage import SweepStorage
 

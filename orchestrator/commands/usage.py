@@ -16,6 +16,8 @@ EXAMPLES = {
     "resume": "lorchestra resume runs/NAME",
     "stop": "lorchestra stop runs/NAME 5",
     "cancel": "lorchestra cancel runs/NAME",
+    "submit": "lorchestra submit sweep.yaml --namespace lorchestra --watch",
+    "logs": "lorchestra logs NAME --namespace lorchestra --follow",
     "status": "lorchestra status runs/NAME",
     "report": "lorchestra report runs/NAME --out report",
     "prune": "lorchestra prune runs/NAME --bundles --keep 3 --yes",

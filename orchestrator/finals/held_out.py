@@ -133,7 +133,9 @@ def _is_evaluated(trial: TrialRecord, split: Split, storage: SweepStorage) -> bo
     Without a saved state, a missing or damaged bundle cannot be exported again.
     """
     is_known = split == "validation" or trial.final_metrics is not None
-    return is_known and ("state" in trial.pruned or storage.has_bundle(trial.number))
+    if not is_known or "state" in trial.pruned:
+        return is_known
+    return storage.has_bundle(trial.number, downloads=True)
 
 
 def _await_leaving(broker: ActorHandle) -> None:

@@ -2,6 +2,8 @@
 
 The lock is an object, `lock.json`, that its owner renews. Another driver may take the lock if it
 was not renewed for a minute, or at once if its owner was a process of this machine and is gone.
+A driver that finds the lock of another machine waits for a renewal, which refuses it, or for the
+end of that minute: a new cluster comes up sooner than the lock of a lost head expires.
 """
 
 from __future__ import annotations
@@ -80,25 +82,38 @@ class Lease:
         self._thread = BackgroundThread(self._run, "lease")
 
     def take(self) -> None:
-        """Become the owner.
+        """Become the owner; waits until the lock of a silent owner expires.
 
         Raises:
-            SweepInUseError: Another driver is the owner.
+            SweepInUseError: Another driver is the owner and has renewed the lock meanwhile.
             StorageError: The bucket cannot be used.
         """
         _HELD.add(self.owner)
         holder = self._read()
         if holder is None:
             create_object(f"{self._location}/{LOCK_FILE}", self._encode())
-        elif self._is_live(holder):
-            raise self._in_use(holder)
         else:
+            self._await_expiry(holder)
             write_object(f"{self._location}/{LOCK_FILE}", self._encode())
         time.sleep(self._settle_s)
         holder = self._read()
         if holder is not None and holder.owner != self.owner:
             raise self._in_use(holder)
         self._thread.start()
+
+    def _await_expiry(self, holder: _Holder) -> None:
+        """Wait while a lock is live, unless its owner shows that it lives."""
+        if self._is_live(holder):
+            if holder.machine == _machine():  # whose process was just seen
+                raise self._in_use(holder)
+            logger.warning("%s Waiting for a sign of life.", self._in_use(holder))
+        while self._is_live(holder):
+            time.sleep(min(1.0, self._renew_s / 4))
+            again = self._read()
+            if again is None:
+                return
+            if again != holder:
+                raise self._in_use(again)
 
     def check(self) -> None:
         """Check that the lease is still owned.

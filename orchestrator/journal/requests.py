@@ -2,12 +2,16 @@
 
 A request is a small file in the sweep's folder for a running driver. Without a driver, the command
 writes the log itself, under the log's lock.
+
+On Kubernetes, `lorchestra cancel` and `stop` write a ConfigMap that is mounted in the driver's pod
+at `$LORCHESTRA_REQUESTS`. The driver cannot remove such a request; it reads each of them once.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import uuid
 from dataclasses import asdict, dataclass
@@ -48,6 +52,9 @@ class Request:
 
 PHASES_AFTER_TRAINING = ("evaluating serving forms", "registering", "recording")
 """Phases of a run after whose end a cancel comes too late."""
+
+REQUESTS_VARIABLE = "LORCHESTRA_REQUESTS"
+"""Environment variable with a folder of requests that this process may only read."""
 
 _REQUEST = TypeAdapter(Request)
 
@@ -100,6 +107,33 @@ def take_requests(folder: Path) -> list[Request]:
             logger.warning("%s is not a request: %s", path, error)
         path.unlink()
     return taken
+
+
+class MountedRequests:
+    """Requests in the folder that `$LORCHESTRA_REQUESTS` names; none without the variable."""
+
+    def __init__(self) -> None:
+        named = os.environ.get(REQUESTS_VARIABLE, "").strip()
+        self._folder = Path(named) if named else None
+        self._read: set[tuple[str, bytes]] = set()
+
+    def read_new(self) -> list[Request]:
+        """Requests that were not read before; files that are no requests are left out.
+
+        Raises:
+            OSError: A file cannot be read.
+        """
+        found = []
+        for path in sorted(self._folder.glob("*.json")) if self._folder is not None else ():
+            content = path.read_bytes()
+            if (path.name, content) in self._read:
+                continue
+            self._read.add((path.name, content))
+            try:
+                found.append(_REQUEST.validate_json(content))
+            except ValueError as error:
+                logger.warning("%s is not a request: %s", path, error)
+        return found
 
 
 def stop_trial(storage: SweepStorage, trial: int) -> str:

@@ -32,7 +32,7 @@ from orchestrator.journal.replica import LogReplica, read_remote_log
 from orchestrator.wording import refusal
 from trainables.base.origin import cache_folder
 from trainables.contract import MANIFEST, file_record, identity_digest
-from trainables.errors import StorageError
+from trainables.errors import DamagedFolderError, StorageError
 from trainables.hosts.objects import (
     delete_objects,
     download_file,
@@ -113,10 +113,13 @@ class SweepStorage:
         """Location of a trial's exported adapter."""
         return join_location(self.location, bundle_folder(trial))
 
-    def has_bundle(self, trial: int) -> bool:
+    def has_bundle(self, trial: int, *, downloads: bool = False) -> bool:
         """Whether a trial has exported its adapter, and no file of it has changed since.
 
-        Files in a bucket are compared by size.
+        Args:
+            trial: Number of the trial.
+            downloads: Whether a bundle in a bucket is downloaded, to compare contents; otherwise
+                sizes are compared there.
 
         Raises:
             SweepStorageError: The bucket cannot be read.
@@ -125,7 +128,12 @@ class SweepStorage:
         with _sweep_errors():
             if not has_folder(location):
                 return False
-            problem = "" if self.is_remote else _damage_of(Path(location))
+            if not self.is_remote:
+                problem = _damage_of(Path(location))
+            elif downloads:
+                problem = _damage_after_download(location)
+            else:
+                problem = ""
         if problem:
             logger.warning("%s: %s: the adapter is exported again", location, problem)
         return not problem
@@ -278,6 +286,16 @@ def _damage_of(bundle: Path) -> str:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"it cannot be read ({error})"
     return ""
+
+
+def _damage_after_download(location: str) -> str:
+    """The first difference between a bundle in a bucket and what was uploaded; empty if none."""
+    with tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary:
+        try:
+            bundle = fetch_folder(location, Path(temporary))
+        except DamagedFolderError as error:
+            return str(error)
+        return "it is gone" if bundle is None else _damage_of(bundle)
 
 
 def locate_storage(location: str | Path) -> str:

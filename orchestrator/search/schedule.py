@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from orchestrator.journal.history import SweepHistory
+from orchestrator.journal.recording import recorded_metrics
 from orchestrator.outcome import Outcome, TrialOutcome
 from orchestrator.search.exits import find_exit
 from orchestrator.search.pbt import Heir, Pbt, said_better
@@ -240,7 +241,8 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
             if end is not None and end.outcome is Outcome.DIVERGED:
                 self._ends[number] = end
         elif not reports or report["step"] > reports[-1]["step"]:
-            reports.append(report)
+            # Not the whole result, which holds the trial's configuration once more.
+            reports.append({"step": report["step"], **recorded_metrics(report)})
             self._decide(number, report)
 
     def _decide(self, number: int, report: Mapping[str, Any]) -> None:

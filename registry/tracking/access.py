@@ -41,6 +41,8 @@ _GLANCE_S = 4.0
 _ANY = "lorchestra"
 _MAX_SAID_CHARS = 300
 _TOO_BUSY = 429
+_WRONG_HOST = "Invalid Host header"
+"""MLflow's answer with status 403 to a name outside of its `--allowed-hosts`."""
 _LOGIN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
 
@@ -157,6 +159,13 @@ class _Server:
                 f"tracking server {self.name}: it does not accept {_who(self.address)} (it says: "
                 f"{answer.said}); allowed: its users. Set {_LOGIN}, or MLFLOW_TRACKING_TOKEN, or "
                 "ask its administrator for an account."
+            )
+        if answer.status == 403 and _WRONG_HOST in answer.said:
+            host = urlsplit(self.address).netloc.rpartition("@")[2]
+            raise TrackingError(
+                f"tracking server {self.name}: it does not answer under this name (it says: "
+                f"{answer.said}); allowed: names that it was started with. Start it with "
+                f"--allowed-hosts or MLFLOW_SERVER_ALLOWED_HOSTS naming {host} too."
             )
         if answer.status == 403:
             raise TrackingError(

@@ -123,6 +123,22 @@ def test_lorchestra_knows_its_commands():
         cli._build_parser().parse_args(words)
 
 
+LORCHESTRA = [
+    line for block in BLOCKS for line in commands(block) if line.startswith("lorchestra ")
+]
+
+
+def test_the_sweep_that_the_guide_submits_is_that_of_its_overlay(capsys, monkeypatch):
+    monkeypatch.chdir(k8s.ROOT)
+    for line in LORCHESTRA:
+        cli._build_parser().parse_args(shlex.split(line)[1:])
+    (submit,) = [line for line in LORCHESTRA if line.endswith("--watch")]
+    assert cli.main([*shlex.split(submit)[1:], "--dry-run"]) == 0
+    sent = k8s.parse(capsys.readouterr().out)
+    applied = k8s.manifests("local-cpu/sweep")
+    assert sent == sorted(applied, key=lambda item: item["kind"])
+
+
 def test_links_lead_somewhere():
     for link in re.findall(r"\]\(([^)\s]+)\)", GUIDE):
         if link.startswith("#"):

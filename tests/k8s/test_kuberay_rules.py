@@ -8,6 +8,7 @@ import yaml
 from ray.scripts.scripts import drain_node
 
 from orchestrator import SweepSpec
+from orchestrator.journal.requests import REQUESTS_VARIABLE
 from orchestrator.resources.nodes import STEADY, type_constraint
 from orchestrator.resources.room import STEADY_SHARE
 from tests.support import manifests as k8s
@@ -201,8 +202,15 @@ def test_the_sweep_file_is_where_the_entrypoint_reads_it(overlay):
         if group == "head":
             volume = volumes[mounts["/etc/lorchestra"]]
             assert volume["configMap"] == {"name": f"sweep-{name}"}
+            (place,) = [
+                one["value"]
+                for one in spec["containers"][0]["env"]
+                if one["name"] == REQUESTS_VARIABLE
+            ]
+            requests = volumes[mounts[place]]["configMap"]
+            assert requests == {"name": f"requests-{name}", "optional": True}
         else:
-            assert "/etc/lorchestra" not in mounts
+            assert not any(path.startswith("/etc/lorchestra") for path in mounts)
 
 
 def test_the_demo_of_the_cluster_is_the_demo_of_the_laptop():
@@ -220,11 +228,13 @@ def test_the_demo_of_the_cluster_is_the_demo_of_the_laptop():
 
 
 @pytest.mark.parametrize("variant", ["l4", "a100", "h100"])
-def test_the_ray_of_a_sweep_and_the_interactive_one_differ_in_the_sweep_file_alone(variant):
+def test_the_ray_of_a_sweep_and_the_interactive_one_differ_in_its_files_alone(
+    variant,
+):
     sweep, interactive = ray_of(f"gpu/{variant}"), ray_of("gpu/interactive")
     head = sweep["headGroupSpec"]["template"]["spec"]
-    head["volumes"] = [one for one in head["volumes"] if one["name"] != "sweep-file"]
-    mounts = head["containers"][0]["volumeMounts"]
-    head["containers"][0]["volumeMounts"] = [one for one in mounts if one["name"] != "sweep-file"]
+    (container,), own = head["containers"], ("sweep-file", "requests", REQUESTS_VARIABLE)
+    for place, name in ((head, "volumes"), (container, "volumeMounts"), (container, "env")):
+        place[name] = [one for one in place[name] if one["name"] not in own]
     assert sweep["headGroupSpec"] == interactive["headGroupSpec"]
     assert (sweep == interactive) == (variant == "l4")

@@ -138,7 +138,7 @@ def needed(template):
     for volume in pod["volumes"]:
         if "persistentVolumeClaim" in volume:
             yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"], None
-        if "configMap" in volume:
+        if "configMap" in volume and not volume["configMap"].get("optional"):
             yield "ConfigMap", volume["configMap"]["name"], None
     for container in template.containers():
         yield from needed_by_environment(container)

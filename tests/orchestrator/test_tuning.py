@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from orchestrator.errors import ClusterError
@@ -30,7 +31,7 @@ from orchestrator.search.budget import Budget
 from orchestrator.search.schedule import EarlyStopping, NoRule
 from orchestrator.spec.sections import BudgetSpec, ExitSpec
 from orchestrator.supervision import Supervisor
-from orchestrator.tuning import Stage
+from orchestrator.tuning import Stage, StatisticsRemover
 from tests.support import fake_engine
 from tests.support.events import event
 from tests.support.fake_base import FakeBase
@@ -198,7 +199,12 @@ def test_a_cancelled_sweep_ends_its_trials_and_leaves_repeats_alone(build_scene,
     assert [trial.number for trial in scene.record.history.unfinished()] == [7]
 
 
-def test_a_supervisor_hears_requests_and_writes_usage_once_more_when_it_leaves(build_scene):
+def test_a_supervisor_hears_requests_and_writes_usage_once_more_when_it_leaves(
+    build_scene, tmp_path, monkeypatch
+):
+    """From the storage, and from a folder that only others write."""
+    monkeypatch.setenv("LORCHESTRA_REQUESTS", str(tmp_path))
+    (tmp_path / "stop-5.json").write_text('{"kind": "stop", "trial": 5}')
     scene = build_scene()
     heard = threading.Event()
     with Supervisor(
@@ -206,9 +212,10 @@ def test_a_supervisor_hears_requests_and_writes_usage_once_more_when_it_leaves(b
     ):
         post_request(scene.storage, Request(kind="stop", trial=4))
         deadline = time.monotonic() + 30
-        while not scene.requests.is_stopped(4) and time.monotonic() < deadline:
+        while not all(map(scene.requests.is_stopped, (4, 5))) and time.monotonic() < deadline:
             heard.wait(0.1)
     assert scene.requests.is_stopped(4)
+    assert scene.requests.is_stopped(5)
     assert not scene.requests.is_cancelled
     meter = scene.record.history.meter
     assert (meter.cpu_s, meter.gpu_s) == (3.0, 1.0)
@@ -227,3 +234,12 @@ def test_a_broker_that_dies_ends_the_run_and_no_trial(build_scene):
         scene.run(*(scene.base.build_spec(trial, steps=100_000) for trial in range(3)))
     assert scene.ends() == {}
     assert scene.record.history.trials[0].step >= 20
+
+
+def test_an_ended_trial_keeps_its_last_result_and_no_statistics():
+    trial = Trial("proxy", stub=True)
+    trial.update_last_result({"step": 1, "eval_loss": 2.0, "config": {}})
+    assert "last-10-avg" in trial.get_json_state()[1]
+    StatisticsRemover().on_trial_complete(iteration=1, trials=[trial], trial=trial)
+    assert "last-10-avg" not in trial.get_json_state()[1]
+    assert trial.last_result["eval_loss"] == 2.0

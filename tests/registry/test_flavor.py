@@ -136,6 +136,30 @@ def test_loaded_logits_equal_the_trained_ones(
     assert (trained - plain).abs().max().item() > 0.01
 
 
+@pytest.mark.parametrize("damage", ["a byte", "no record"])
+def test_a_damaged_cache_entry_is_not_loaded(
+    register_adapter: Callable[..., tuple[Any, Path]],
+    adapters: Registry,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+) -> None:
+    monkeypatch.setenv("LORCHESTRA_CACHE", str(tmp_path / "cache"))
+    base, folder = register_adapter("nf4-float32")
+    trained = logits(PeftModel.from_pretrained(base, str(folder)).eval())
+    (weights,) = (tmp_path / "cache").rglob("nf4*/model.safetensors")
+    if damage == "a byte":
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    else:
+        weights.with_name("complete.json").write_text("{}")
+    with pytest.warns(UserWarning, match="is not used, as it was changed"):
+        model = adapters.load(f"{name}@champion").unwrap_python_model().model
+    assert (logits(model) - trained).abs().max().item() == 0.0
+
+
 SERVED = [("none-float32", "merged")] + [
     (stored, form)
     for stored in ("nf4-float32", "nf4-bfloat16", "int8-float32")

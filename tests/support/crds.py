@@ -37,12 +37,19 @@ def strict(schema: Any) -> Any:
 
 
 @functools.cache
+def definitions(folder: Path) -> dict[str, Any]:
+    """The `spec` of each CustomResourceDefinition in a folder, by kind."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    files = sorted(folder.glob("ray.io_*.yaml"))
+    specs = [yaml.load(file.read_text(), Loader=loader)["spec"] for file in files]
+    return {spec["names"]["kind"]: spec for spec in specs}
+
+
+@functools.cache
 def validators(folder: Path) -> dict[tuple[str, str], Draft7Validator]:
     """Validators of all versions of the kinds in a folder of CRDs, by apiVersion and kind."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     found = {}
-    for file in sorted(folder.glob("ray.io_*.yaml")):
-        spec = yaml.load(file.read_text(), Loader=loader)["spec"]
+    for spec in definitions(folder).values():
         for version in spec["versions"]:
             schema = strict(version["schema"]["openAPIV3Schema"])
             # The API server's own: CRDs only say that it is an object.

@@ -1,7 +1,8 @@
 """Whole folders at a location: a local path, or `s3://bucket/prefix`.
 
 A local folder is renamed into place. A bucket has no folders: the last object, `_whole.json`,
-lists the files of a complete folder, and a folder without this object was never finished.
+lists the files of a complete folder with sizes and digests, and a folder without this object was
+never finished.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from trainables.contract import digest_file, file_record
 from trainables.errors import DamagedFolderError, MissingObjectError, StorageError
 from trainables.hosts.objects import (
     delete_objects,
@@ -26,6 +29,8 @@ from trainables.hosts.objects import (
 from trainables.whole import new_folder, remove_tree
 
 MARKER = "_whole.json"
+
+_DAMAGE_REMEDY = "Let only one sweep write below its storage location."
 
 
 def is_remote(location: str) -> bool:
@@ -55,8 +60,8 @@ def put_folder(folder: Path, location: str) -> None:
     files = {file.relative_to(folder).as_posix(): file for file in _files(folder)}
     for name, file in files.items():
         upload_file(file, join_location(location, name))
-    sizes = {name: file.stat().st_size for name, file in files.items()}
-    write_object(join_location(location, MARKER), json.dumps({"files": sizes}).encode())
+    records = {name: file_record(file) for name, file in files.items()}
+    write_object(join_location(location, MARKER), json.dumps({"files": records}).encode())
 
 
 def has_folder(location: str) -> bool:
@@ -72,8 +77,8 @@ def has_folder(location: str) -> bool:
     return Path(location).is_dir()
 
 
-def _whole_files(location: str) -> list[str] | None:
-    """Names of the files of a folder in a bucket; `None` if there is no whole folder.
+def _whole_files(location: str) -> dict[str, dict[str, Any]] | None:
+    """Files of a folder in a bucket as they were uploaded; `None` if there is no whole folder.
 
     Raises:
         DamagedFolderError: A file is missing or has another size.
@@ -84,20 +89,27 @@ def _whole_files(location: str) -> list[str] | None:
         return None
     found = object_sizes(location)
     try:
-        files: dict[str, int] = dict(json.loads(marker)["files"])
-    except (ValueError, LookupError, TypeError) as error:
+        files = {name: _record(kept) for name, kept in json.loads(marker)["files"].items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedFolderError(
             f"{location}/{MARKER}: cannot be read ({error}); allowed: the object as lorchestra "
             "wrote it. Restore it from a copy, or remove the folder."
         ) from error
-    for name, size in files.items():
+    for name, record in files.items():
         path_below(Path(), name)
-        if found.get(name) != size:
+        if found.get(name) != record["bytes"]:
             raise DamagedFolderError(
-                f"{location}/{name}: has {found.get(name, 'no')} bytes; allowed: {size}, as "
-                "uploaded. Let only one sweep write below its storage location."
+                f"{location}/{name}: has {found.get(name, 'no')} bytes; allowed: "
+                f"{record['bytes']}, as uploaded. {_DAMAGE_REMEDY}"
             )
-    return list(files)
+    return files
+
+
+def _record(kept: Any) -> dict[str, Any]:
+    """Record of a file in a marker; markers of earlier versions hold sizes alone."""
+    if isinstance(kept, int):
+        return {"bytes": kept}
+    return {"bytes": int(kept["bytes"]), "sha256": str(kept["sha256"])}
 
 
 def fetch_folder(location: str, into: Path) -> Path | None:
@@ -108,7 +120,7 @@ def fetch_folder(location: str, into: Path) -> Path | None:
         into: An empty folder for the files, created when missing.
 
     Raises:
-        DamagedFolderError: A file is missing or has another size.
+        DamagedFolderError: A file is missing or is not as it was uploaded.
         StorageError: The location cannot be read.
     """
     if not is_remote(location):
@@ -116,13 +128,18 @@ def fetch_folder(location: str, into: Path) -> Path | None:
     files = _whole_files(location)
     if files is None:
         return None
-    for name in files:
+    for name, record in files.items():
         file = path_below(into, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             download_file(join_location(location, name), file)
         except MissingObjectError as error:  # removed since it was listed
             raise DamagedFolderError(str(error)) from error
+        if "sha256" in record and digest_file(file) != record["sha256"]:
+            raise DamagedFolderError(
+                f"{location}/{name}: its content is not that which was uploaded; allowed: sha256 "
+                f"{record['sha256']}. {_DAMAGE_REMEDY}"
+            )
     into.mkdir(parents=True, exist_ok=True)
     return into
 

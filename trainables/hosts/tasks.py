@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trainables.errors import BundleError, SpecError
+from trainables.errors import BundleError, DamagedFolderError, SpecError
 from trainables.hosts.bench import Bench, Failure, attempt
 from trainables.hosts.orders import TaskOrder, TaskReport
 from trainables.hosts.progress import find_progress, lost_state
@@ -55,13 +55,15 @@ def _load_trained(
         if found.folder is not None and not found.damaged:
             return bench.load_state(found.folder), found.reports[-1]
         damaged = found.damaged
-    with tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary:
+    with (
+        tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary,
+        suppress(BundleError, DamagedFolderError),
+    ):
         bundle = None if bundle_dir is None else fetch_folder(bundle_dir, Path(temporary))
         if bundle is not None:
-            with suppress(BundleError):
-                state, known = bench.load_bundle(bundle, spec)
-                if not damaged or state.step == damaged[0]:
-                    return state, known
+            state, known = bench.load_bundle(bundle, spec)
+            if not damaged or state.step == damaged[0]:
+                return state, known
     if damaged:
         raise lost_state(state_dir, damaged[0])
     raise SpecError(

@@ -60,14 +60,23 @@ def test_a_closed_lease_is_free_at_once(open_lease, s3_location):
     open_lease().take()
 
 
-def test_a_lease_of_another_machine_is_taken_over_when_it_was_not_renewed(open_lease):
-    first, second = open_lease(), open_lease()
+def test_a_driver_waits_for_the_owner_on_another_machine_to_show_that_it_lives(open_lease):
+    first, second = open_lease(), open_lease(renew_s=0.2)
     first.take()
     pretend(first, machine="another", at=time.time() - 50)
-    with pytest.raises(SweepInUseError, match="last seen 50 s ago"):
+    renewal = threading.Timer(0.5, pretend, (first,), {"at": time.time()})
+    renewal.start()
+    with pytest.raises(SweepInUseError, match="last seen [01] s ago"):
         second.take()
-    pretend(first, at=time.time() - 61)
+    renewal.join()
+
+
+def test_a_silent_lease_of_another_machine_is_taken_over_when_it_expires(open_lease, caplog):
+    first, second = open_lease(renew_s=600), open_lease(renew_s=0.2, expire_s=61.0)
+    first.take()
+    pretend(first, machine="another", at=time.time() - 60)
     second.take()
+    assert "last seen 60 s ago" in caplog.text
     second.check()
     with pytest.raises(SweepStorageError, match=r"was taken over, now held by process \d+ on"):
         first.check()

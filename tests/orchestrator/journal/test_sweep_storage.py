@@ -271,6 +271,20 @@ def test_an_object_of_a_bundle_that_changed_its_size_counts_as_missing(s3_locati
     assert not sweep.has_bundle(0)
 
 
+def test_an_object_of_a_bundle_with_other_bytes_is_found_by_downloading_it(s3_location, tmp_path):
+    sweep = SweepStorage(s3_location)
+    made = write_bundle(tmp_path / "made", seed=1)
+    put_folder(made, sweep.bundle_location(0))
+    assert sweep.has_bundle(0, downloads=True)
+    weights = bytearray((made / "adapter_model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    write_object(f"{sweep.bundle_location(0)}/adapter_model.safetensors", bytes(weights))
+    assert sweep.has_bundle(0)
+    assert not sweep.has_bundle(0, downloads=True)
+    with pytest.raises(SweepStorageError, match="content is not that which was uploaded"):
+        sweep.fetch_bundle(0)
+
+
 def test_trials_without_the_log_of_their_sweep_are_refused(sweep, tmp_path):
     assert read_history(sweep.location).sweep_id is None
     (tmp_path / "files").mkdir()

@@ -1,6 +1,7 @@
 """A replayed scheduler makes the same decisions as an uninterrupted one, with reasons."""
 
 import random
+import weakref
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -187,6 +188,17 @@ def test_stop_that_was_decided_but_not_recorded_is_told_with_its_reason(open_tun
     again = open_tune(spec, life="second")
     assert again.ended.keys() == {1}
     assert again.ended[1] == tune.scheduler.end_of(1)
+
+
+def test_what_ray_tune_adds_to_a_result_is_not_kept() -> None:
+    class Added:
+        pass
+
+    scheduler, added = build_scheduler(build_sweep()), Added()
+    scheduler.take(0, {"step": 10, "eval_loss": 1.0, "config/spec": added})
+    gone = weakref.ref(added)
+    del added
+    assert gone() is None
 
 
 def test_replay_keeps_the_order_of_the_reports(open_tune) -> None:

@@ -183,6 +183,22 @@ def test_something_else_that_answers_there_is_told(stranger: str) -> None:
         check_access(stranger, "e")
 
 
+class Wary(Stranger):
+    def do_GET(self) -> None:
+        self.send_error(403, "Invalid Host header - possible DNS rebinding attack detected")
+
+
+def test_a_name_that_the_server_does_not_go_by_is_told() -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), Wary) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        address = f"127.0.0.1:{server.server_port}"
+        with pytest.raises(TrackingError, match=f"MLFLOW_SERVER_ALLOWED_HOSTS naming {address}"):
+            check_access(f"http://{address}", "e")
+        server.shutdown()
+        thread.join()
+
+
 @pytest.mark.parametrize("uri", ["htp://mlflow:5000", "mlflow:5000", "./mlruns", "file:///mlruns"])
 def test_an_address_of_another_kind_is_refused(uri: str) -> None:
     with pytest.raises(TrackingError, match=r"MLFLOW_TRACKING_URI: got .*allowed: http://"):

@@ -1,5 +1,6 @@
 """Folders are whole or not there, on disks and in a bucket of a real S3 server."""
 
+import json
 import subprocess
 import sys
 from contextlib import suppress
@@ -13,6 +14,7 @@ from trainables.hosts.objects import (
     delete_objects,
     download_file,
     list_objects,
+    object_sizes,
     read_object,
     upload_file,
     write_object,
@@ -116,6 +118,22 @@ def test_a_file_that_changed_in_the_bucket_is_told(s3_location, folder, tmp_path
     write_object(f"{s3_location}/one/a.txt", b"another")
     with pytest.raises(StorageError, match=r"one/a.txt: has 7 bytes; allowed: 3, as uploaded"):
         fetch_folder(f"{s3_location}/one", tmp_path / "into")
+
+
+def test_a_file_of_the_right_size_and_other_bytes_is_told(s3_location, folder, tmp_path):
+    put_folder(folder, f"{s3_location}/one")
+    size = object_sizes(f"{s3_location}/one")["a.txt"]
+    write_object(f"{s3_location}/one/a.txt", b"x" * size)
+    assert has_folder(f"{s3_location}/one")
+    with pytest.raises(StorageError, match=r"one/a.txt: its content is not that which was"):
+        fetch_folder(f"{s3_location}/one", tmp_path / "into")
+
+
+def test_a_folder_that_an_earlier_version_wrote_is_read(s3_location, folder, tmp_path):
+    put_folder(folder, f"{s3_location}/one")
+    sizes = {name: len(content) for name, content in contents(folder).items()}
+    write_object(f"{s3_location}/one/{MARKER}", json.dumps({"files": sizes}).encode())
+    assert contents(fetch_folder(f"{s3_location}/one", tmp_path / "into")) == contents(folder)
 
 
 def test_what_is_written_in_a_block_is_there_when_it_ends_well(location, tmp_path):

@@ -1,0 +1,1 @@
+"""Sweeps on Kubernetes: submitted, watched and steered from a laptop, through the API server."""
