@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from orchestrator.hosts.members import Host
 from orchestrator.hosts.seats import Seats
@@ -37,3 +37,39 @@ def _take_away(seats: Seats, host: Host) -> None:
     host.incarnation, host.process = None, None
     host.beat_at, host.heard_at = None, None
     seats.put_back(host)
+
+
+class DeviceTime:
+    """How long hosts have held their devices, in seconds of the caller's clock.
+
+    A host that has lost its node holds none until it has a process again.
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._held_s: dict[str, float] = {}
+        self._ended_s = 0.0
+
+    def start(self, host_id: str, now: float) -> None:
+        """Count a host, from the order to start it."""
+        self._since[host_id], self._held_s[host_id] = now, 0.0
+
+    def stop(self, host_id: str, now: float) -> None:
+        """Count a host no more until it has a process again."""
+        self._held_s[host_id] += now - self._since.pop(host_id, now)
+
+    def end(self, host_id: str, now: float) -> None:
+        """Count a host no more."""
+        self.stop(host_id, now)
+        self._ended_s += self._held_s.pop(host_id)
+
+    def resume(self, host_ids: Iterable[str], now: float) -> None:
+        """Count hosts that have a process; does nothing for those that are counted."""
+        for host_id in host_ids:
+            if host_id in self._held_s:
+                self._since.setdefault(host_id, now)
+
+    def total_s(self, now: float) -> float:
+        """Seconds of all hosts so far."""
+        running = sum(now - since for since in list(self._since.values()))
+        return running + sum(list(self._held_s.values())) + self._ended_s

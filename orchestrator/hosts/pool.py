@@ -24,6 +24,7 @@ from orchestrator.errors import ClusterError
 from orchestrator.hosts.backend import LoneWorker, has_notice
 from orchestrator.hosts.broker import broker_name, require_broker
 from orchestrator.hosts.demand import HostLimits
+from orchestrator.hosts.losses import DeviceTime
 from orchestrator.hosts.members import HostActivity, HostStart, Occupancy, SilentHost
 from orchestrator.hosts.reservations import end_unplaced, release_orphans
 from orchestrator.hosts.silence import STOPPED_S, end_process
@@ -138,7 +139,7 @@ class HostPool:
         self._is_abandoned = False  # Ray ends a process that calls it after its end
         self._session = uuid.uuid4().hex[:8]  # unique, as Train resumes a run of the same name
         self._runs: list[BackgroundThread] = []
-        self._spans: dict[str, list[float]] = {}  # start of each host and, if ended, its end
+        self._time = DeviceTime()
         self._losses: list[float] = []
         self._nodes: frozenset[str] = frozenset()
         self._waits_for = ""
@@ -197,10 +198,7 @@ class HostPool:
 
     def usage(self) -> Usage:
         """Device-seconds of all hosts so far, counted from the order to start a host."""
-        now = time.monotonic()
-        seconds = sum(
-            (span[1] if len(span) > 1 else now) - span[0] for span in list(self._spans.values())
-        )
+        seconds = self._time.total_s(time.monotonic())
         return Usage(seconds * max(1, self.shape.torch_threads), seconds * self.shape.gpus)
 
     # ---------------------------------------------------------------------------- own threads
@@ -228,7 +226,10 @@ class HostPool:
                 self._runs.append(run)
                 run.start()
             with suppress(ray.exceptions.RayError):  # the next turn sees a lost broker
-                self.show_hosts(ray.get(self.broker.activities.remote()))
+                hosts: list[HostActivity] = ray.get(self.broker.activities.remote())
+                placed = (host.host_id for host in hosts if host.stage != "starting")
+                self._time.resume(placed, time.monotonic())
+                self.show_hosts(hosts)
 
     def _look_at_grounds(self) -> None:
         """Take in nodes that have come or gone.
@@ -246,6 +247,7 @@ class HostPool:
         nodes = frozenset(node.node_id for node in grounds.nodes)
         gone, self._nodes = self._nodes - nodes, nodes
         for host_id in ray.get(self.broker.lose_nodes.remote(gone)) if gone else ():
+            self._time.stop(host_id, time.monotonic())
             sentence = f"host {host_id} went with its node: its trials continue elsewhere"
             logger.warning("%s", sentence)
             self.tell(sentence)
@@ -270,7 +272,7 @@ class HostPool:
     def _run(self, start: HostStart) -> None:
         """Run a host to the end and tell the broker the result."""
         failure: Failure | None = None
-        span = self._spans[start.host_id] = [time.monotonic()]
+        self._time.start(start.host_id, time.monotonic())
         is_lost = False
         try:
             self._build_trainer(start).fit()
@@ -285,7 +287,7 @@ class HostPool:
                 failure = Failure(fault="failed", reason=f"its host ended: {said}")
             elif _had_place(error):
                 self._count_loss(said)
-        span.append(time.monotonic())
+        self._time.end(start.host_id, time.monotonic())
         if self._is_abandoned:
             return
         try:

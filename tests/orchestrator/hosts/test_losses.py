@@ -1,7 +1,7 @@
 """Hosts that go with their nodes: no trial is blamed, and the host may come back."""
 
 from orchestrator.hosts.demand import HostLimits, start_hosts
-from orchestrator.hosts.losses import depart, lose_nodes
+from orchestrator.hosts.losses import DeviceTime, depart, lose_nodes
 from orchestrator.hosts.members import SeatPhase
 from orchestrator.hosts.seats import Seats
 from trainables.hosts.bench import Failure
@@ -86,3 +86,18 @@ def test_a_restarted_host_that_cannot_load_its_base_is_a_loss_and_not_a_bad_base
     lose_nodes(seats, {"n0"})
     seats.end_host("h000", Failure(fault="failed", reason="the disk is full"))
     assert seats.members["t0000.a"].is_waiting
+
+
+def test_a_host_without_a_device_costs_nothing():
+    held = DeviceTime()
+    held.start("h0", 10.0)
+    held.start("h1", 10.0)
+    assert held.total_s(15.0) == 10.0
+    held.stop("h0", 20.0)  # its node was lost
+    assert held.total_s(30.0) == 10.0 + 20.0
+    held.resume(["h0", "h1", "h9"], 40.0)
+    assert held.total_s(45.0) == 15.0 + 35.0
+    for name in ("h0", "h1"):
+        held.end(name, 50.0)
+    held.resume(["h0", "h1"], 60.0)  # what is said late of hosts that have ended
+    assert held.total_s(99.0) == 20.0 + 40.0
