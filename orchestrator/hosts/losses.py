@@ -55,8 +55,9 @@ class DeviceTime:
         self._since[host_id], self._held_s[host_id] = now, 0.0
 
     def stop(self, host_id: str, now: float) -> None:
-        """Count a host no more until it has a process again."""
-        self._held_s[host_id] += now - self._since.pop(host_id, now)
+        """Count a host no more until it has a process again; nothing for one that has ended."""
+        if host_id in self._held_s:
+            self._held_s[host_id] += now - self._since.pop(host_id, now)
 
     def end(self, host_id: str, now: float) -> None:
         """Count a host no more."""

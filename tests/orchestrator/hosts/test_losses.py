@@ -99,5 +99,6 @@ def test_a_host_without_a_device_costs_nothing():
     assert held.total_s(45.0) == 15.0 + 35.0
     for name in ("h0", "h1"):
         held.end(name, 50.0)
+    held.stop("h0", 55.0)
     held.resume(["h0", "h1"], 60.0)  # what is said late of hosts that have ended
     assert held.total_s(99.0) == 20.0 + 40.0
