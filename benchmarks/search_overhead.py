@@ -349,11 +349,11 @@ def _open_stage(
     watch: Stopwatch,
     stack: ExitStack,
 ) -> Stage:
-    placement = stack.enter_context(ray_cluster(spec))
+    fleet = stack.enter_context(ray_cluster(spec))
     broker = start_broker(storage.location)
     stack.callback(ray.kill, broker)
-    shape = replace(placement.shape, build_bench=build_bench)
-    pool = stack.enter_context(HostPool(broker, storage, placement.limits, shape))
+    shape = replace(fleet.shape, build_bench=build_bench)
+    pool = stack.enter_context(HostPool(broker, storage, fleet.limits, shape))
     budget = Budget(spec.budget, record.history, usage=pool.usage)
     watch.watch(budget, "exhausted", "budget")
     watch.watch(budget, "forbids", "budget")
@@ -364,7 +364,7 @@ def _open_stage(
         storage=storage,
         horizon=spec.horizon,
         broker=broker,
-        max_trials=placement.max_trials,
+        fleet=fleet,
         budget=budget,
         requests=requests,
         pool=pool,

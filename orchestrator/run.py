@@ -35,10 +35,10 @@ from orchestrator.finals.forms import evaluate_forms
 from orchestrator.finals.held_out import evaluate_finalists
 from orchestrator.finals.repeats import RepeatSearcher, are_repeated, unwanted_repeats
 from orchestrator.hosts.broker import broker_loss_told, start_broker
-from orchestrator.hosts.cluster import Placement, ray_cluster, shape_of_workers
+from orchestrator.hosts.cluster import ray_cluster, shape_of_workers
+from orchestrator.hosts.fleet import Fleet
 from orchestrator.hosts.members import Occupancy
 from orchestrator.hosts.pool import HostPool
-from orchestrator.hosts.reachable import check_ray
 from orchestrator.interrupts import raise_swallowed
 from orchestrator.journal.events import PhaseEnded, StartPointsChosen, SweepEnded
 from orchestrator.journal.history import SweepHistory, exceeded
@@ -62,6 +62,7 @@ from orchestrator.quiet import hush_noisy_loggers, library_chatter_to
 from orchestrator.report.delivery import Delivery
 from orchestrator.report.gauges import GaugeFeed, Reading, read_gauges
 from orchestrator.report.report import SweepReport, build_report
+from orchestrator.resources.reachable import check_ray
 from orchestrator.resuming import SweepProgress
 from orchestrator.search.budget import Budget, require_measurable
 from orchestrator.search.schedule import build_scheduler, replay_history
@@ -236,7 +237,7 @@ def _train(sweep: _Sweep) -> bool:
     """
     with broker_loss_told(), ExitStack() as stack:
         with sweep.phase("starting Ray"):
-            placement = stack.enter_context(ray_cluster(sweep.spec))
+            fleet = stack.enter_context(ray_cluster(sweep.spec, sweep.display.step, sweep.storage))
             broker = start_broker(
                 sweep.storage.location,
                 max_crashes=sweep.spec.hosts.max_crashes,
@@ -246,13 +247,15 @@ def _train(sweep: _Sweep) -> bool:
             pool = HostPool(
                 broker,
                 sweep.storage,
-                placement.limits,
-                placement.shape,
+                fleet.limits,
+                fleet.shape,
                 lambda sentence: sweep.display.update(sweep.record.history, sentence),
                 sweep.display.show_hosts,
+                fleet,
+                sweep.display.show_wait,
             )
             stack.enter_context(pool)
-            budget = _open_budget(sweep, placement, pool)
+            budget = _open_budget(sweep, fleet, pool)
             stack.enter_context(_gauge_feed(sweep, broker, budget))
             requests = UserRequests()
             stack.enter_context(
@@ -270,7 +273,7 @@ def _train(sweep: _Sweep) -> bool:
             storage=sweep.storage,
             horizon=sweep.spec.horizon,
             broker=broker,
-            max_trials=placement.max_trials,
+            fleet=fleet,
             budget=budget,
             requests=requests,
             pool=pool,
@@ -300,7 +303,7 @@ def _train(sweep: _Sweep) -> bool:
                     sweep.spec,
                     sweep.record,
                     sweep.storage,
-                    shape_of_workers(),
+                    shape_of_workers(fleet.on_gpus),
                     lambda: requests.is_cancelled,
                     sweep.display.step,
                 )
@@ -321,13 +324,13 @@ def _gauge_feed(sweep: _Sweep, broker: ActorHandle, budget: Budget) -> GaugeFeed
     return GaugeFeed(sweep.spec.name, broker.occupancy.remote, read)
 
 
-def _open_budget(sweep: _Sweep, placement: Placement, pool: HostPool) -> Budget:
+def _open_budget(sweep: _Sweep, fleet: Fleet, pool: HostPool) -> Budget:
     """The sweep's budget on this cluster.
 
     Raises:
         SweepSpecError: The budget limits GPU time, and the cluster has no GPU.
     """
-    spec, shape = sweep.spec.budget, placement.shape
+    spec, shape = sweep.spec.budget, fleet.shape
     require_measurable(spec, shape.gpus)
     budget = Budget(
         spec,

@@ -6,7 +6,7 @@ import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import tune
@@ -15,7 +15,6 @@ from ray.tune.execution import class_cache
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from orchestrator.hosts.cluster import PROXY_CPUS
 from orchestrator.hosts.pool import HostPool
 from orchestrator.hosts.proxy import SeatReleaser, TrialProxy
 from orchestrator.journal.paths import TUNE_FOLDER, bundle_folder
@@ -23,11 +22,25 @@ from orchestrator.journal.recording import SweepRecord, TrialRecorder
 from orchestrator.journal.requests import CANCELLED_BY_USER, UserRequests
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import Outcome, TrialOutcome
+from orchestrator.resources.nodes import look_at_nodes
+from orchestrator.resources.room import proxy_resources
 from orchestrator.search.budget import Budget
 from orchestrator.supervision import SweepStopper
 
 MAX_PROXY_FAILURES = 4
 """Times that Ray Tune starts the process of a trial again after it raised or died."""
+
+
+class Rooms(Protocol):
+    """Seats of a cluster that may grow; see `orchestrator.hosts.fleet.Fleet`."""
+
+    @property
+    def max_trials(self) -> int:
+        """Most trials at the same time, now: those with a seat, and those in hope of one."""
+
+    @property
+    def hoped(self) -> int:
+        """Trials that are started in the hope that the cluster grows."""
 
 
 class StatisticsRemover(tune.Callback):  # type: ignore[misc]
@@ -44,19 +57,19 @@ class StatisticsRemover(tune.Callback):  # type: ignore[misc]
 
 
 class SeatLimiter(ConcurrencyLimiter):  # type: ignore[misc]
-    """Lets Ray Tune start as many trials as there are seats.
+    """Lets Ray Tune start as many trials as there are seats, while their number changes.
 
     A trial that waits for a seat was chosen without the results that came meanwhile.
 
     Args:
         searcher: Proposes the trials.
-        most: Most trials at the same time.
-        places: Gives the trials that can have a seat at this moment.
+        places: Gives the trials that can have a seat at this moment, at least 1; running trials go
+            on if it becomes smaller.
     """
 
-    def __init__(self, searcher: Searcher, most: int, places: Callable[[], int]) -> None:
-        super().__init__(searcher, most)
-        self._most, self._places = most, places
+    def __init__(self, searcher: Searcher, places: Callable[[], int]) -> None:
+        super().__init__(searcher, places())
+        self._places = places
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray Tune pickles its searcher; a copy proposes nothing.
@@ -68,7 +81,7 @@ class SeatLimiter(ConcurrencyLimiter):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial; `None` while all seats are taken."""
-        self.max_concurrent = max(1, min(self._most, self._places()))
+        self.max_concurrent = self._places()
         suggestion: dict[str, Any] | None = super().suggest(trial_id)
         return suggestion
 
@@ -82,7 +95,7 @@ class Stage:
         storage: Storage of the sweep.
         horizon: Steps of a trial that is never stopped.
         broker: The actor of `orchestrator.hosts.broker`.
-        max_trials: Trials that can have a seat at the same time.
+        fleet: Says how many trials can have a seat at the same time, at every moment.
         budget: Budget of the sweep.
         requests: Requests of the user during the run.
         pool: The hosts; a pool that cannot go on ends the run.
@@ -92,7 +105,7 @@ class Stage:
     storage: SweepStorage
     horizon: int
     broker: ActorHandle
-    max_trials: int
+    fleet: Rooms
     budget: Budget
     requests: UserRequests
     pool: HostPool
@@ -134,9 +147,9 @@ class Stage:
             {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
         )
         tuner = tune.Tuner(
-            tune.with_resources(TrialProxy, {"cpu": PROXY_CPUS}),
+            tune.with_resources(TrialProxy, proxy_resources(look_at_nodes())),
             tune_config=tune.TuneConfig(
-                search_alg=SeatLimiter(searcher, self.max_trials, self.pool.places),
+                search_alg=SeatLimiter(searcher, self._places),
                 scheduler=scheduler,
                 num_samples=-1,
                 reuse_actors=True,
@@ -144,7 +157,11 @@ class Stage:
             run_config=tune.RunConfig(
                 name=f"tune-{uuid.uuid4().hex[:8]}",
                 storage_path=str(folder),
-                callbacks=[recorder, SeatReleaser(self.broker), StatisticsRemover()],
+                callbacks=[
+                    recorder,
+                    SeatReleaser(self.broker),
+                    StatisticsRemover(),
+                ],
                 stop=stopper,
                 failure_config=tune.FailureConfig(max_failures=MAX_PROXY_FAILURES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -160,6 +177,10 @@ class Stage:
             shutil.rmtree(folder, ignore_errors=True)
         self.pool.check()
         return self._cut_short(stopper.reason, is_finals)
+
+    def _places(self) -> int:
+        """Trials that can have a seat at this moment, and those in hope of one; at least 1."""
+        return max(1, min(self.fleet.max_trials, self.pool.places() + self.fleet.hoped))
 
     def _cut_short(self, reason: str, is_finals: bool) -> str:
         """Record the end of trials cut short, for which Ray Tune calls no callback."""

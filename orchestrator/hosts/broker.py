@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TypeVar
 
 import ray
@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import ClusterError
 from orchestrator.hosts.demand import HostLimits, start_hosts
+from orchestrator.hosts.losses import depart, lose_nodes
 from orchestrator.hosts.members import (
     GaugedHost,
     HostActivity,
@@ -75,7 +76,9 @@ def start_broker(
         while True:
             ray.kill(ray.get_actor(name))
             time.sleep(0.05)
-    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # A soft affinity counts for nothing where the driver's node has no CPUs (Ray 2.60): the broker
+    # would go with the first node that is taken away.
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, max_concurrency=10_000)(Broker)
     return actor.options(name=name, scheduling_strategy=node).remote(lease_s, max_crashes, epoch)
 
@@ -169,6 +172,11 @@ class Broker:
         self._seats.note_orders(host_id, incarnation, time.monotonic())
         return orders
 
+    async def depart(self, host_id: str, incarnation: str) -> None:
+        """See `orchestrator.hosts.losses.depart`."""
+        depart(self._seats, host_id, incarnation)
+        self._wake()
+
     async def beat(self, host_id: str, incarnation: str, process: HostProcess) -> None:
         """See `Seats.beat`."""
         self._seats.beat(host_id, incarnation, process, time.monotonic())
@@ -198,6 +206,12 @@ class Broker:
     async def take_silent(self, stopped_s: float, hung_s: float) -> list[SilentHost]:
         """See `Seats.take_silent`; after `start_hosts`, which sees pauses of the broker."""
         return self._seats.take_silent(time.monotonic(), stopped_s, hung_s)
+
+    async def lose_nodes(self, node_ids: Collection[str]) -> list[str]:
+        """See `orchestrator.hosts.losses.lose_nodes`."""
+        lost = lose_nodes(self._seats, node_ids)
+        self._wake()
+        return lost
 
     async def end_host(self, host_id: str, failure: Failure | None) -> None:
         """See `Seats.end_host`."""
@@ -232,6 +246,8 @@ class Broker:
             seats=sum(host.seats for host in hosts),
             seated=seated,
             waiting=len(members) - seated,
+            placed=sum(host.process is not None for host in hosts),
+            tasks=sum(task.is_waiting for task in self._seats.tasks.values()),
         )
 
     async def ping(self) -> None:

@@ -107,12 +107,19 @@ class Gauges:
 
 @dataclass(frozen=True, kw_only=True)
 class Occupancy:
-    """Number of hosts and their seats, and of trials with a seat and without one."""
+    """Number of hosts and their seats, and of trials with a seat and without one.
+
+    Attributes:
+        placed: Number of hosts that have a process; the others wait for one.
+        tasks: Number of tasks that wait for a host.
+    """
 
     hosts: int
     seats: int
     seated: int
     waiting: int
+    placed: int = 0
+    tasks: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,26 +10,29 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import ray
 import ray.train
 from ray.actor import ActorHandle
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from orchestrator.errors import ClusterError
+from orchestrator.hosts.backend import LoneWorker, has_notice
 from orchestrator.hosts.broker import broker_name, require_broker
 from orchestrator.hosts.demand import HostLimits
-from orchestrator.hosts.members import HostActivity, HostStart, SilentHost
-from orchestrator.hosts.reservations import release_orphans
+from orchestrator.hosts.losses import DeviceTime
+from orchestrator.hosts.members import HostActivity, HostStart, Occupancy, SilentHost
+from orchestrator.hosts.reservations import end_unplaced, release_orphans
 from orchestrator.hosts.silence import STOPPED_S, end_process
 from orchestrator.interrupts import BackgroundThread
 from orchestrator.journal.meter import Usage
 from orchestrator.journal.paths import HOSTS_FOLDER
 from orchestrator.journal.sweep_storage import SweepStorage
+from orchestrator.resources.nodes import Node, threads_here, type_constraint
 from orchestrator.wording import last_line
 from trainables.hosts.bench import Bench, Failure, describe_error
 from trainables.spec import BaseSpec
@@ -40,6 +43,9 @@ logger = logging.getLogger(__name__)
 WATCH_INTERVAL_S = 0.3
 MAX_LOST_HOSTS, LOST_WITHIN_S = 5, 600.0
 """Number of hosts that may be lost within so many seconds by no fault of their trials."""
+
+_CLOSING_S = 2.0
+"""How long hosts that end are waited for, until those that wait for room are ended."""
 
 MAX_CONTROLLER_FAILURES = 10
 """Number of times that Train may retry to place a worker; a try takes a minute by default."""
@@ -52,9 +58,12 @@ class HostShape:
     Attributes:
         cpus: Logical CPUs of the worker.
         gpus: GPUs of the worker; 0 trains on the CPU.
+        gpu_type: Type of the GPUs; `None` for any.
         max_failures: Maximum number of worker restarts; after the next crash, another host takes
             over the trials.
-        torch_threads: Threads of a torch operation; 0 keeps torch's default.
+        torch_threads: Threads of a torch operation on this machine, for the account of cores.
+        sharing: Number of hosts on CPUs that share the cores of a node; 0 keeps torch's default
+            number of threads.
         engine: `hosts.engine` of the sweep.
         hung_s: Longest time of one piece of work, after which a host is ended and started again.
         memory: Bytes of the device that a host may take; `None` for all of a GPU's, and no limit
@@ -65,13 +74,40 @@ class HostShape:
 
     cpus: float = 1.0
     gpus: float = 0.0
+    gpu_type: str | None = None
     max_failures: int = 5
     torch_threads: int = 1
     engine: EngineChoice = "exact"
+    sharing: int = 1
     hung_s: float = 3600.0
     memory: int | None = None
     finds_seats: bool = False
     build_bench: Callable[[BaseSpec], Bench] | None = None
+
+
+class Grounds(Protocol):
+    """The cluster, as far as it grows and shrinks; see `orchestrator.hosts.fleet.Fleet`.
+
+    Attributes:
+        nodes: The nodes at the last look.
+    """
+
+    nodes: Sequence[Node]
+
+    @property
+    def limits(self) -> HostLimits:
+        """Limits on the number of hosts."""
+
+    @property
+    def shape(self) -> HostShape:
+        """Resources of a host."""
+
+    @property
+    def waits_for(self) -> str:
+        """What the cluster was asked for."""
+
+    def look(self, occupancy: Occupancy) -> bool:
+        """Look at the nodes; gives whether that was due. Raises `ClusterError` to give up."""
 
 
 @dataclass
@@ -89,6 +125,9 @@ class HostPool:
         shape: Resources of a host.
         tell: Shows a sentence to the user.
         show_hosts: Shows what the hosts do.
+        grounds: The cluster, from which limits and shape are read again while it changes; `None`
+            for one that stays as it is.
+        show_wait: Shows what the sweep waits for; empty for nothing.
 
     Attributes:
         problem: Why the sweep cannot go on in this Ray; `None` while it can.
@@ -100,15 +139,19 @@ class HostPool:
     shape: HostShape = field(default_factory=HostShape)
     tell: Callable[[str], None] = lambda sentence: None
     show_hosts: Callable[[Sequence[HostActivity]], None] = lambda hosts: None
+    grounds: Grounds | None = None
+    show_wait: Callable[[str], None] = lambda waiting: None
 
     def __post_init__(self) -> None:
         self._closing = threading.Event()
         self._is_abandoned = False  # Ray ends a process that calls it after its end
         self._session = uuid.uuid4().hex[:8]  # unique, as Train resumes a run of the same name
         self._runs: list[BackgroundThread] = []
-        self._spans: dict[str, list[float]] = {}  # start of each host and, if ended, its end
+        self._time = DeviceTime()
         self._losses: list[float] = []
         self._hosts: list[HostActivity] = []
+        self._nodes: frozenset[str] = frozenset()
+        self._waits_for = ""
         self.problem: ClusterError | None = None
         self._watch = BackgroundThread(self._watch_demand, "host-pool")
 
@@ -143,7 +186,10 @@ class HostPool:
             self._closing.set()
         threads = [self._watch, *self._runs]
         for thread in threads:
-            thread.await_end(max(0.1, deadline - time.monotonic()))
+            while not thread.is_over and (left_s := deadline - time.monotonic()) > 0:
+                thread.await_end(min(_CLOSING_S, left_s))
+                if not thread.is_over:
+                    end_unplaced()
         self.show_hosts(())
         late = [thread.name for thread in threads if not thread.is_over]
         self._is_abandoned = bool(late)
@@ -167,10 +213,7 @@ class HostPool:
 
     def usage(self) -> Usage:
         """Device-seconds of all hosts so far, counted from the order to start a host."""
-        now = time.monotonic()
-        seconds = sum(
-            (span[1] if len(span) > 1 else now) - span[0] for span in list(self._spans.values())
-        )
+        seconds = self._time.total_s(time.monotonic())
         return Usage(seconds * max(1, self.shape.torch_threads), seconds * self.shape.gpus)
 
     # ---------------------------------------------------------------------------- own threads
@@ -178,8 +221,12 @@ class HostPool:
     def _watch_demand(self) -> None:
         while not self._closing.wait(WATCH_INTERVAL_S):
             try:
+                self._look_at_grounds()
                 starts: list[HostStart] = ray.get(self.broker.start_hosts.remote(self.limits))
                 self._end_silent_hosts()
+            except ClusterError as error:
+                self.problem = error
+                return
             except ray.exceptions.RayError as error:
                 try:
                     require_broker(self.broker)
@@ -195,7 +242,33 @@ class HostPool:
                 run.start()
             with suppress(ray.exceptions.RayError):  # the next turn sees a lost broker
                 self._hosts = ray.get(self.broker.activities.remote())
+                placed = (host.host_id for host in self._hosts if host.stage != "starting")
+                self._time.resume(placed, time.monotonic())
                 self.show_hosts(self._hosts)
+
+    def _look_at_grounds(self) -> None:
+        """Take in nodes that have come or gone.
+
+        Raises:
+            ClusterError: The cluster lacks what the sweep needs, for too long.
+        """
+        grounds = self.grounds
+        if grounds is None or not grounds.look(ray.get(self.broker.occupancy.remote())):
+            return
+        self.limits, self.shape = (
+            grounds.limits,
+            replace(grounds.shape, build_bench=self.shape.build_bench),
+        )
+        nodes = frozenset(node.node_id for node in grounds.nodes)
+        gone, self._nodes = self._nodes - nodes, nodes
+        for host_id in ray.get(self.broker.lose_nodes.remote(gone)) if gone else ():
+            self._time.stop(host_id, time.monotonic())
+            sentence = f"host {host_id} went with its node: its trials continue elsewhere"
+            logger.warning("%s", sentence)
+            self.tell(sentence)
+        if grounds.waits_for != self._waits_for:
+            self._waits_for = grounds.waits_for
+            self.show_wait(self._waits_for)
 
     def _end_silent_hosts(self) -> None:
         """End hosts that are stopped or hung; their trials continue from their checkpoints."""
@@ -214,7 +287,7 @@ class HostPool:
     def _run(self, start: HostStart) -> None:
         """Run a host to the end and tell the broker the result."""
         failure: Failure | None = None
-        span = self._spans[start.host_id] = [time.monotonic()]
+        self._time.start(start.host_id, time.monotonic())
         is_lost = False
         try:
             self._build_trainer(start).fit()
@@ -222,13 +295,14 @@ class HostPool:
             if self._is_abandoned:
                 return
             said = last_line(error) if str(error).strip() else describe_error(error)
-            logger.warning("host %s ended: %s", start.host_id, said, exc_info=error)
+            level = logging.INFO if self._closing.is_set() else logging.WARNING
+            logger.log(level, "host %s ended: %s", start.host_id, said, exc_info=error)
             is_lost = True
             if isinstance(error, ray.train.WorkerGroupError):  # its own worker, again and again
                 failure = Failure(fault="failed", reason=f"its host ended: {said}")
-            else:
+            elif _had_place(error):
                 self._count_loss(said)
-        span.append(time.monotonic())
+        self._time.end(start.host_id, time.monotonic())
         if self._is_abandoned:
             return
         try:
@@ -254,7 +328,8 @@ class HostPool:
             "broker": broker_name(self.storage.location),
             "host_id": start.host_id,
             "base": start.base,
-            "torch_threads": self.shape.torch_threads,
+            "sharing": self.shape.sharing,
+            "has_gpu": self.shape.gpus > 0,
             "memory": self.shape.memory,
             "finds_seats": self.shape.finds_seats,
             "prior": start.prior,
@@ -265,16 +340,20 @@ class HostPool:
 
     def _build_trainer(self, start: HostStart) -> TorchTrainer:
         config = self._config_of(start)
-        resources = {"CPU": self.shape.cpus} | (
+        nodes = () if self.grounds is None else self.grounds.nodes
+        kind, labels = type_constraint(self.shape.gpu_type, nodes)
+        resources = {"CPU": self.shape.cpus, **kind} | (
             {"GPU": self.shape.gpus} if self.shape.gpus else {}
         )
         return TorchTrainer(
             _run_host,
             train_loop_config=config,
-            # One worker needs no NCCL, and builds of torch without CUDA have none.
-            torch_config=TorchConfig(backend="gloo"),
+            torch_config=LoneWorker(),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=1, use_gpu=self.shape.gpus > 0, resources_per_worker=resources
+                num_workers=1,
+                use_gpu=self.shape.gpus > 0,
+                resources_per_worker=resources,
+                label_selector=labels or None,
             ),
             run_config=ray.train.RunConfig(
                 name=f"{start.host_id}-{self._session}",
@@ -291,4 +370,12 @@ def _run_host(config: dict[str, Any]) -> None:
     """Body of a worker; imports transformers in the worker only, not in the driver."""
     from trainables.hosts.worker import run_host
 
-    run_host(config)
+    sharing, has_gpu = config.pop("sharing"), config.pop("has_gpu")
+    threads = threads_here(sharing, has_gpu) if sharing else 0
+    run_host({**config, "torch_threads": threads, "has_notice": has_notice})
+
+
+def _had_place(error: Exception) -> bool:
+    """Whether a host that ended had room in the cluster, or at least did not only wait for it."""
+    cause = getattr(error, "controller_failure", None)
+    return type(cause).__name__ != "WorkerGroupStartupTimeoutError"

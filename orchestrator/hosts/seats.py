@@ -320,10 +320,10 @@ class Seats:
         if host is None:
             return
         host.is_draining = True
-        if host.incarnation is not None:
+        if host.incarnation is not None or host.past:
             self._dead.setdefault(host.group, set()).add(host.host_id)
             self._blame_crash(host)
-            self._put_back(host)
+            self.put_back(host)
             if len(self._dead.get(host.group, ())) >= MAX_DEAD_HOSTS:
                 self._fail_line(host.group, failure)
         elif all(other is host or other.group != host.group for other in self.hosts.values()):
@@ -340,11 +340,11 @@ class Seats:
         host.is_draining = True
         if failure is not None:
             self.refuse(host_id, failure)
-        self._put_back(host)
+        self.put_back(host)
         del self.hosts[host_id]
         self._seat_waiting()
 
-    def _put_back(self, host: Host) -> None:
+    def put_back(self, host: Host) -> None:
         """Put a host's trials and tasks back in line; a leaving trial gets one more host."""
         host.holding, host.offered = frozenset(), frozenset()
         for member in list(self._seated(host.host_id)):

@@ -50,6 +50,7 @@ class Activities:
         self._clock = clock
         self._phase, self._phase_since = "", clock()
         self._step: Step | None = None
+        self._wait, self._wait_since = "", clock()
         self._hosts: dict[str, tuple[HostActivity, float]] = {}
 
     @property
@@ -79,6 +80,15 @@ class Activities:
         )
         return True
 
+    def wait(self, text: str) -> bool:
+        """Begin to wait for something, or for nothing if empty; returns whether that is new."""
+        if text == self._wait:
+            return False
+        if not self._wait:
+            self._wait_since = self._clock()
+        self._wait = text
+        return True
+
     def take_hosts(self, hosts: Sequence[HostActivity]) -> list[str]:
         """Note what the hosts do; returns a sentence for each host in a new stage.
 
@@ -104,6 +114,8 @@ class Activities:
             line = _timed(one_line(self._step.text), now - self._step.since)
             left = self._step.left_s(now)
             lines.append(line if left is None else f"{line}; about {whole_seconds(left)} left")
+        if self._wait:
+            lines.append(_timed(one_line(self._wait), now - self._wait_since))
         lines += [
             f"host {name}: {_timed(describe_host(host), now - since)}"
             for name, (host, since) in sorted(self._hosts.items())

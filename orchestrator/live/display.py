@@ -94,6 +94,12 @@ class ProgressDisplay:
             for line in self._activities.take_hosts(hosts):
                 self._say(line)
 
+    def show_wait(self, waiting: str) -> None:
+        """Show what the sweep waits for, beside what goes on; empty for nothing."""
+        with self._guard:
+            if self._activities.wait(waiting) and waiting:
+                self._say(one_line(waiting))
+
     def print(self, line: str) -> None:
         """Show a line that stays in view or in the log."""
         with self._guard:

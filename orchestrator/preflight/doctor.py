@@ -202,7 +202,7 @@ def _ray() -> Finding:
     """Ray as it will be used: the named cluster answers, or a local Ray could start."""
     named = os.environ.get("RAY_ADDRESS", "").strip()
     code = (
-        "import ray; from orchestrator.hosts.reachable import check_ray; check_ray(); "
+        "import ray; from orchestrator.resources.reachable import check_ray; check_ray(); "
         "print(ray.__version__)"
     )
     done = _run_python(code)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.hosts.cores import available_cores
+from orchestrator.resources.cores import available_cores
 from orchestrator.wording import format_size
 from trainables.base.memory import free_memory, whole_memory
 

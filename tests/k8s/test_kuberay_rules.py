@@ -9,6 +9,8 @@ from ray.scripts.scripts import drain_node
 
 from orchestrator import SweepSpec
 from orchestrator.journal.requests import REQUESTS_VARIABLE
+from orchestrator.resources.nodes import STEADY, type_constraint
+from orchestrator.resources.room import STEADY_SHARE
 from tests.support import manifests as k8s
 from tests.support.kuberay import refusals
 
@@ -110,8 +112,22 @@ def test_gpus_start_from_none_and_may_be_spot(overlay):
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     keys = {one["key"] for one in spec["tolerations"]}
     assert {"nvidia.com/gpu", "cloud.google.com/gke-spot"} <= keys
-    # Only with one CPU per GPU does a host leave no room for proxies on a node that may go.
+    # One CPU per GPU, for the host: nothing else fits beside it.
     assert group["rayStartParams"]["num-cpus"] == "1"
+
+
+@pytest.mark.parametrize("kind", ["l4", "a100", "h100"])
+def test_an_empty_gpu_group_is_found_by_its_type(kind):
+    """`hosts.gpu_type` asks by this label while no node is up."""
+    group = k8s.ray_groups(ray_of(f"gpu/{kind}"))["gpu"]
+    resources, labels = type_constraint(kind.upper(), ())
+    assert (resources, labels) == ({}, group["labels"])
+
+
+def test_proxies_ask_for_what_the_steady_group_has():
+    (amount,) = k8s.ray_groups(ray_of("gpu/l4"))["steady"]["resources"].items()
+    assert amount[0] == STEADY
+    assert float(amount[1]) > STEADY_SHARE * 1000
 
 
 def test_a_trainer_that_is_taken_away_tells_ray_first():

@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -68,7 +69,7 @@ class Scene:
             HostLimits(max_hosts=1, seats=seats),
             shape or HostShape(build_bench=build_bench),
         )
-        self.horizon = 40
+        self.horizon, self.fleet = 40, SimpleNamespace(max_trials=2)
         self.requests, self.usage, self.listeners = UserRequests(), Usage(), []
         self.budget = Budget(
             budget or BudgetSpec(trials=9), self.record.history, usage=lambda: self.usage
@@ -81,7 +82,7 @@ class Scene:
     def stage(self):
         return Stage(
             record=self.record, storage=self.storage, horizon=self.horizon, broker=self.broker,
-            max_trials=2, budget=self.budget, requests=self.requests, pool=self.pool,
+            fleet=self.fleet, budget=self.budget, requests=self.requests, pool=self.pool,
         )  # fmt: skip
 
     def run(self, *specs, numbers=None, **options):
@@ -158,6 +159,22 @@ def test_the_user_and_the_budget_end_trials_and_keep_what_they_measured(build_sc
     assert scene.base.bundle(0)["step"] == trials[0].step
     usage = [each.event for each in read_events(scene.log.path) if each.kind == "usage"]
     assert usage[-1].cpu_s == scene.record.history.meter.cpu_s == 90.0
+
+
+def test_more_trials_start_as_soon_as_there_are_more_seats(build_scene):
+    scene = build_scene()
+    scene.fleet.max_trials = 1
+
+    def widen(history):
+        if reports_of(history, 0) == 1:
+            scene.fleet.max_trials = 2
+
+    scene.listeners.append(widen)
+    scene.run(*(scene.base.build_spec(trial, steps=400, every=10) for trial in range(2)))
+    assert scene.ends().keys() == {0, 1}
+    together = {len(line.split()) - 1 for line in scene.base.log("step")[10:]}
+    assert {len(line.split()) - 1 for line in scene.base.log("step")[:10]} == {1}
+    assert together == {1, 2}
 
 
 def test_a_cancelled_sweep_ends_its_trials_and_leaves_repeats_alone(build_scene, monkeypatch):

@@ -15,6 +15,7 @@ import dataclasses
 import gc
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -76,13 +77,18 @@ class LoadedBase:
     compute_dtype: torch.dtype
 
 
+DEVICE = "LORCHESTRA_DEVICE"
+"""Environment variable; `cpu` trains on the CPU, whatever Ray and torch say of GPUs."""
+
+
 def default_device() -> torch.device:
-    """The first CUDA device, or the CPU on a machine without CUDA."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """The first CUDA device, or the CPU on a machine without CUDA or by order of the user."""
+    has_gpu = torch.cuda.is_available() and os.environ.get(DEVICE) != "cpu"
+    return torch.device("cuda", 0) if has_gpu else torch.device("cpu")
 
 
 def require_gpu(given: Sequence[str]) -> None:
-    """Require that torch sees a GPU, if Ray gave GPUs to the process.
+    """Require that torch sees a GPU, if Ray gave GPUs to the process and nobody chose the CPU.
 
     Args:
         given: Ids of the GPUs from Ray.
@@ -90,7 +96,7 @@ def require_gpu(given: Sequence[str]) -> None:
     Raises:
         BaseModelError: torch sees no GPU.
     """
-    if given and not torch.cuda.is_available():
+    if given and not torch.cuda.is_available() and os.environ.get(DEVICE) != "cpu":
         raise BaseModelError(
             f"torch: Ray gave this process GPU {', '.join(given)}, but torch {torch.__version__} "
             "sees no GPU; allowed: a build of torch with CUDA, and a matching driver. "

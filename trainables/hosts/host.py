@@ -8,15 +8,12 @@ again.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, Protocol
 
-from trainables.errors import BundleError, DamagedFolderError, SpecError, StateError
 from trainables.hosts.bench import Bench, Failure, Stepped, attempt, with_sizes
 from trainables.hosts.claims import claim, require_claim
 from trainables.hosts.gauging import Gauge
@@ -27,13 +24,13 @@ from trainables.hosts.orders import (
     SeatOrder,
     SeatReport,
     SeatRequest,
-    TaskOrder,
     TaskReport,
     fault_metrics,
     kept_bundle,
 )
-from trainables.hosts.progress import find_progress, save_progress
-from trainables.hosts.storage import fetch_folder, writing_folder
+from trainables.hosts.progress import find_progress, lost_state, save_between, save_progress
+from trainables.hosts.storage import writing_folder
+from trainables.hosts.tasks import do_task
 from trainables.spec import TrialSpec
 from trainables.training.optim import learning_rate_at
 
@@ -84,6 +81,7 @@ class HostLoop:
         mailbox: Connection to the broker.
         clock: Time in seconds, for `tokens_per_s` and `host_s`.
         gauge: Measures the engine; `None` for a number of seats that others decide.
+        is_ending: Whether the process is about to be ended.
     """
 
     def __init__(
@@ -92,7 +90,9 @@ class HostLoop:
         mailbox: Mailbox,
         clock: Callable[[], float] = time.monotonic,
         gauge: Gauge | None = None,
+        is_ending: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._is_ending = is_ending
         self._bench = bench
         self._engine = bench.engine
         self._mailbox = mailbox
@@ -106,13 +106,20 @@ class HostLoop:
         self._task_reports: list[TaskReport] = []
 
     def run(self) -> None:
-        """Exchange reports for orders until the orders are over."""
+        """Exchange reports for orders until the orders are over, or the process is ending.
+
+        A process that is ending saves its trials as they are between two steps.
+        """
         orders = self._mailbox.exchange(self._take_report())
         while not orders.is_over:
+            if self._is_ending():
+                for seat in self._seats.values():
+                    attempt(partial(self._save_between, seat))
+                return
             self._arrange(orders.seats)
             self._advance(orders.seats)
             for order in orders.tasks[:1]:  # one at a time: seats wait while a task runs
-                self._do_task(order)
+                self._task_reports.append(do_task(self._bench, order))
             orders = self._mailbox.exchange(self._take_report())
 
     def _take_report(self) -> HostReport:
@@ -153,18 +160,19 @@ class HostLoop:
         if isinstance(failure, Failure):
             self._fail(seat, failure)
 
-    def _enter(self, seat: _Seat) -> None:
-        """Join the engine with the newest sound state, or at the start."""
+    def _enter(self, seat: _Seat, *, is_reported: bool = False) -> None:
+        """Join the engine with the newest sound state, or that of a report, or at the start."""
         claim(seat.request.state_dir, seat.claim)
-        with find_progress(seat.request.state_dir, seat.spec) as found:
+        where = seat.request.state_dir
+        with find_progress(where, seat.spec, is_reported=is_reported) as found:
             state = None if found.folder is None else self._bench.load_state(found.folder)
         self._engine.join(seat.key, seat.spec, state, seat.passes)
         seat.is_entered = True
         seat.marks = seat.marks | found.marks
         seat.reports = list(found.reports)
-        seat.step = int(seat.last_report().get("step", 0))
-        seat.tokens = int(seat.last_report().get("tokens", 0))
-        seat.losses, seat.busy_s = [], 0.0
+        last = {"tokens": 0, **seat.last_report(), "losses": (), "busy_s": 0.0, **found.between}
+        seat.step, seat.tokens = found.step, int(last["tokens"])
+        seat.losses, seat.busy_s = list(last["losses"]), float(last["busy_s"])
         # Steps repeated after a restart were already counted once.
         seat.host_s = max(seat.host_s, float(seat.last_report().get("host_s", 0.0)))
 
@@ -192,9 +200,9 @@ class HostLoop:
         reported = max(known, int(seat.last_report().get("step", 0)))
         if seat.step != seat.last_report().get("step", 0):  # ordered away between two reports
             self._vacate(seat)
-            self._enter(seat)
+            self._enter(seat, is_reported=True)
         if seat.step < reported:  # the state of the last report is damaged
-            raise _lost_state(seat.request.state_dir, reported)
+            raise lost_state(seat.request.state_dir, reported)
         with writing_folder(seat.request.bundle_dir, seat.require_claim) as folder:
             self._engine.export(seat.key, folder, seat.last_report())
 
@@ -325,6 +333,20 @@ class HostLoop:
             seat.require_claim,
         )
 
+    def _save_between(self, seat: _Seat) -> None:
+        """Save what a seat has trained since its last report."""
+        if not seat.is_entered or seat.step == seat.last_report().get("step", 0):
+            return
+        state = self._engine.snapshot(seat.key)
+        save_between(
+            seat.request.state_dir,
+            {name: getattr(seat, name) for name in ("step", "tokens", "losses", "busy_s")},
+            seat.reports,
+            lambda into: self._bench.save_state(state, into),
+            seat.spec,
+            seat.require_claim,
+        )
+
     def _tell(self, seat: _Seat, report: dict[str, Any]) -> None:
         self._reports.append(SeatReport(key=seat.key, step=report["step"], metrics=report))
 
@@ -372,74 +394,3 @@ class HostLoop:
             self._vacate(seat)
             return failure
         return None
-
-    # ---------------------------------------------------------------------------------- tasks
-
-    def _do_task(self, order: TaskOrder) -> None:
-        metrics = attempt(lambda: self._evaluate_task(order))
-        if isinstance(metrics, Failure):
-            report = TaskReport(task_id=order.task_id, error=metrics.reason)
-        else:
-            report = TaskReport(task_id=order.task_id, metrics=metrics)
-        self._task_reports.append(report)
-
-    def _evaluate_task(self, order: TaskOrder) -> dict[str, float]:
-        task = order.task
-        spec = TrialSpec.from_dict(task.spec)
-        if task.state_dir is None:
-            return _named(self._engine.evaluate_base(spec, task.split), task.split)
-        state, known = self._load_trained(task.state_dir, task.bundle_dir, spec)
-        seat = f"task-{order.task_id}"
-        self._engine.join(seat, spec, state)
-        try:
-            metrics = _named(self._engine.evaluate(seat, task.split), task.split)
-            if task.bundle_dir is not None:
-                with writing_folder(task.bundle_dir) as folder:
-                    self._engine.export(seat, folder, {**known, **metrics})
-        finally:
-            self._engine.leave(seat)
-        return metrics
-
-    def _load_trained(
-        self, state_dir: str, bundle_dir: str | None, spec: TrialSpec
-    ) -> tuple[Any, Mapping[str, Any]]:
-        """A trained trial and its last report; from its bundle if the newest state is damaged.
-
-        Raises:
-            StateError: The newest state is damaged, and no sound bundle is of its step.
-            SpecError: There is neither a state nor a bundle.
-        """
-        with find_progress(state_dir, spec) as found:
-            if found.folder is not None and not found.damaged:
-                return self._bench.load_state(found.folder), found.reports[-1]
-            damaged = found.damaged
-        with (
-            tempfile.TemporaryDirectory(prefix="lorchestra-") as temporary,
-            suppress(BundleError, DamagedFolderError),
-        ):
-            bundle = None if bundle_dir is None else fetch_folder(bundle_dir, Path(temporary))
-            if bundle is not None:
-                state, known = self._bench.load_bundle(bundle, spec)
-                if not damaged or state.step == damaged[0]:
-                    return state, known
-        if damaged:
-            raise _lost_state(state_dir, damaged[0])
-        raise SpecError(
-            f"task.state_dir: got {state_dir!r}; allowed: a folder with a saved state. Train the "
-            "trial to its first report."
-        )
-
-
-def _lost_state(state_dir: str, step: int) -> StateError:
-    return StateError(
-        f"{state_dir}: the saved state of step {step} is damaged, so that its adapter cannot be "
-        "exported; allowed: the state as it was saved. Restore the folder from a copy and run the "
-        "sweep again."
-    )
-
-
-def _named(metrics: Mapping[str, float], split: str) -> dict[str, float]:
-    """Metrics named after the split; `test_*` metrics never compare trials."""
-    if split == "validation":
-        return {name: float(value) for name, value in metrics.items()}
-    return {name.replace("eval_", "test_", 1): float(value) for name, value in metrics.items()}

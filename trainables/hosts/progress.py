@@ -3,6 +3,8 @@
     <state_dir>/step-00000040/state.*        files of `save_state`
     <state_dir>/step-00000040/reports.json   the metrics of step 20, of step 40
     <state_dir>/step-00000040/seal.json      digests of these files, and the trial's settings
+    <state_dir>/between-00000047/...         the same, saved after a notice that the host ends,
+                                             with between.json: the losses since step 40
 
 The reports lie beside the weights of the same step, so a resumed trial can repeat, word for word,
 the reports that were lost in a crash. Until the horizon, the state before the newest one is kept,
@@ -20,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,9 @@ SEAL_FILE = "seal.json"
 
 INHERITED = "inherited"
 """Mark of a report inherited from another trial's state."""
+
+BETWEEN_FILE = "between.json"
+"""File of a state that was saved between two reports."""
 
 LOST_STEP, BACK_TO_STEP = "lost_state_of_step", "continued_from_step"
 """Marks of the reports after a damaged state: its step, and the step that the trial went back to.
@@ -75,15 +80,20 @@ class Progress:
         folder: Local folder of the state; `None` for a start from step 0.
         reports: Reports up to the state, oldest first.
         damaged: Steps of newer states that are damaged, newest first.
+        between: For a state after the last report, its `step`, and the `tokens`, `losses` and
+            `busy_s` since the report.
     """
 
     folder: Path | None = None
     reports: Sequence[dict[str, Any]] = ()
     damaged: tuple[int, ...] = ()
+    between: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
         """Step of the state; 0 without a state."""
+        if self.between:
+            return int(self.between["step"])
         return int(self.reports[-1]["step"]) if self.reports else 0
 
     @property
@@ -118,19 +128,12 @@ def save_progress(
         StorageError: A remote location cannot be written.
         OSError: A local location cannot be written.
     """
-
-    def write(folder: Path) -> None:
-        save(folder)
-        (folder / REPORTS_FILE).write_text(json.dumps([dict(report) for report in reports]))
-        files = {file.name: file_record(file) for file in sorted(folder.iterdir())}
-        seal: dict[str, Any] = {"files": files, "spec": spec.to_dict()}
-        seal["digest"] = identity_digest(seal)
-        (folder / SEAL_FILE).write_text(json.dumps(seal, sort_keys=True))
-
     name = f"step-{step:08d}"
     kept = join_location(state_dir, name)
     with writing_folder(kept, guard) as writing:  # a seat that repeats steps replaces its state
-        write(writing)
+        _write_state(writing, reports, save, spec)
+    for between in _names(state_dir, _BETWEEN):
+        remove_folder(join_location(state_dir, between))
     others = [other for other in _state_names(state_dir) if other != name]
     before = max((other for other in others if other < name), default=None)
     for other in others:
@@ -138,8 +141,54 @@ def save_progress(
             remove_folder(join_location(state_dir, other))
 
 
+def save_between(
+    state_dir: str,
+    between: Mapping[str, Any],
+    reports: Sequence[Metrics],
+    save: Callable[[Path], None],
+    spec: TrialSpec,
+    guard: Callable[[], None] = lambda: None,
+) -> None:
+    """Save a state after the last report, whole or not at all; the next report removes it.
+
+    Args:
+        state_dir: As in `save_progress`.
+        between: As in `Progress`.
+        reports: Metrics of each report so far, oldest first.
+        save: Writes the state into the given local folder.
+        spec: The trial.
+        guard: Called just before the state gets its name; an error saves nothing.
+
+    Raises:
+        StorageError: A remote location cannot be written.
+        OSError: A local location cannot be written.
+    """
+    older = _names(state_dir, _BETWEEN)
+    name = f"between-{between['step']:08d}"
+    with writing_folder(join_location(state_dir, name), guard) as writing:
+        (writing / BETWEEN_FILE).write_text(json.dumps(dict(between)))
+        _write_state(writing, reports, save, spec)
+    for other in older:
+        if other != name:
+            remove_folder(join_location(state_dir, other))
+
+
+def _write_state(
+    folder: Path, reports: Sequence[Metrics], save: Callable[[Path], None], spec: TrialSpec
+) -> None:
+    """Write a state, its reports and its seal."""
+    save(folder)
+    (folder / REPORTS_FILE).write_text(json.dumps([dict(report) for report in reports]))
+    files = {file.name: file_record(file) for file in sorted(folder.iterdir())}
+    seal: dict[str, Any] = {"files": files, "spec": spec.to_dict()}
+    seal["digest"] = identity_digest(seal)
+    (folder / SEAL_FILE).write_text(json.dumps(seal, sort_keys=True))
+
+
 @contextmanager
-def find_progress(state_dir: str, spec: TrialSpec | None) -> Iterator[Progress]:
+def find_progress(
+    state_dir: str, spec: TrialSpec | None, *, is_reported: bool = True
+) -> Iterator[Progress]:
     """The newest sound state of a trial; without one, the trial starts from step 0.
 
     A remote folder is copied; the copy is removed when the block ends. The trial's host may
@@ -148,6 +197,8 @@ def find_progress(state_dir: str, spec: TrialSpec | None) -> Iterator[Progress]:
     Args:
         state_dir: The trial's folder, a local path or an `s3://` address.
         spec: The trial; `None` to read the state of another trial.
+        is_reported: Whether the state must be that of a report; else one saved after the last
+            report is taken, too.
 
     Raises:
         StateError: The state belongs to a trial with other settings.
@@ -162,6 +213,8 @@ def find_progress(state_dir: str, spec: TrialSpec | None) -> Iterator[Progress]:
                 break
         for problem in problems:
             logger.warning("%s", problem)
+        if not is_reported:
+            found = _after_report(state_dir, found, Path(temporary) / "between")
         if spec is not None and found.folder is not None:
             _require_same_trial(found.folder, spec, state_dir)
         yield found
@@ -169,12 +222,37 @@ def find_progress(state_dir: str, spec: TrialSpec | None) -> Iterator[Progress]:
 
 def _state_names(state_dir: str) -> list[str]:
     """Names of the states at a location, newest first."""
-    names = [name for name in list_folders(state_dir) if re.fullmatch(r"step-\d{8,}", name)]
+    return _names(state_dir, _REPORTED)
+
+
+_REPORTED, _BETWEEN = r"step-\d{8,}", r"between-\d{8,}"
+
+
+def _names(state_dir: str, form: str) -> list[str]:
+    names = [name for name in list_folders(state_dir) if re.fullmatch(form, name)]
     return sorted(names, key=_step_of, reverse=True)
 
 
 def _step_of(name: str) -> int:
-    return int(name.removeprefix("step-"))
+    return int(name.rpartition("-")[2])
+
+
+def _after_report(state_dir: str, found: Progress, into: Path) -> Progress:
+    """The newest state after the last report, or what was found without it.
+
+    A damaged one costs the steps since the report, as if there were none.
+    """
+    for name in _names(state_dir, _BETWEEN):
+        if _step_of(name) <= found.step:
+            break
+        try:
+            folder, reports = _read_state(join_location(state_dir, name), into / name)
+            between = json.loads((folder / BETWEEN_FILE).read_text())
+        except (StateError, OSError, ValueError) as error:
+            logger.warning("%s", error)
+        else:
+            return replace(found, folder=folder, reports=reports, between=between)
+    return found
 
 
 def _find_sound(
@@ -212,7 +290,8 @@ def _read_state(location: str, into: Path) -> tuple[Path, list[dict[str, Any]]]:
             if file_record(folder / name) != record:
                 raise ValueError(f"{name} differs from its digest")
         reports: list[dict[str, Any]] = json.loads((folder / REPORTS_FILE).read_text())
-        int(reports[-1]["step"])
+        if BETWEEN_FILE not in files:
+            int(reports[-1]["step"])
     except (DamagedFolderError, OSError, ValueError, TypeError, LookupError) as error:
         raise _damaged(location, error) from error
     return folder, reports
@@ -317,3 +396,12 @@ def _copy_whole(kept: Path, into: Path) -> None:
     shutil.copytree(kept, into, dirs_exist_ok=True, ignore=without_seal)
     if kept.stat().st_ino != inode:
         raise FileNotFoundError(f"{kept}: it was replaced while it was copied")
+
+
+def lost_state(state_dir: str, step: int) -> StateError:
+    """The error for an adapter that cannot be exported, as its state is damaged."""
+    return StateError(
+        f"{state_dir}: the saved state of step {step} is damaged, so that its adapter cannot be "
+        "exported; allowed: the state as it was saved. Restore the folder from a copy and run the "
+        "sweep again."
+    )

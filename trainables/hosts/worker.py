@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 BEAT_S = 5.0
 """Seconds between two signs of life of a host."""
 
+NOTICE_S = 1.0
+"""Seconds between two looks for a notice that the process will be ended."""
+
 
 def run_host(config: dict[str, Any]) -> None:
     """Serve one group of trials until the broker ends the host.
@@ -44,8 +47,9 @@ def run_host(config: dict[str, Any]) -> None:
         config: `broker` (the actor's name), `host_id`, `base` (fields of a `BaseSpec`),
             `torch_threads` (0 keeps torch's default), `engine` and `seats` (of `HostsSpec`), and
             optionally `memory` (bytes that the host may take), `finds_seats` (whether it decides
-            on its seats), `prior` (a `HostPrior` of its group) and `build_bench`, another
-            `Callable[[BaseSpec], Bench]`.
+            on its seats), `prior` (a `HostPrior` of its group), `has_notice`, a
+            `Callable[[], bool]` that tells whether the process is about to be ended, and
+            `build_bench`, another `Callable[[BaseSpec], Bench]`.
 
     Raises:
         ActorDiedError: The broker is gone, so the host has no more orders.
@@ -67,7 +71,9 @@ def run_host(config: dict[str, Any]) -> None:
     )
     host_id, incarnation = config["host_id"], uuid.uuid4().hex
     gpus = [str(one) for one in ray.get_runtime_context().get_accelerator_ids().get("GPU", ())]
-    with _beating(broker, host_id, incarnation):
+    is_ending = threading.Event()
+    has_notice: Callable[[], bool] = config.get("has_notice") or is_ending.is_set
+    with _beating(broker, host_id, incarnation, has_notice, is_ending):
         bench = try_build(build, BaseSpec(**config["base"]), gpus)
         if isinstance(bench, Failure):
             ray.get(broker.refuse.remote(host_id, bench))
@@ -79,20 +85,36 @@ def run_host(config: dict[str, Any]) -> None:
             finds_seats=config.get("finds_seats", False),
             prior=prior,
         )
-        HostLoop(bench, _RayMailbox(broker, host_id, incarnation), gauge=gauge).run()
+        mailbox = _RayMailbox(broker, host_id, incarnation)
+        HostLoop(bench, mailbox, gauge=gauge, is_ending=is_ending.is_set).run()
+        if is_ending.is_set():
+            ray.get(broker.depart.remote(host_id, incarnation))
 
 
 @contextmanager
-def _beating(broker: ActorHandle, host_id: str, incarnation: str) -> Iterator[None]:
-    """Give the broker signs of life while the block runs; a stopped process gives none."""
+def _beating(
+    broker: ActorHandle,
+    host_id: str,
+    incarnation: str,
+    has_notice: Callable[[], bool],
+    is_ending: threading.Event,
+) -> Iterator[None]:
+    """Give the broker signs of life while the block runs; a stopped process gives none.
+
+    Sets `is_ending` after a notice that the process will be ended.
+    """
     process = HostProcess(node_id=ray.get_runtime_context().get_node_id(), pid=os.getpid())
     is_over = threading.Event()
 
     def beat() -> None:
         while True:
             broker.beat.remote(host_id, incarnation, process)
-            if is_over.wait(BEAT_S):
-                return
+            for _ in range(round(BEAT_S / NOTICE_S)):
+                with suppress(ray.exceptions.RayError):  # asked again
+                    if has_notice():
+                        is_ending.set()
+                if is_over.wait(NOTICE_S):
+                    return
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()

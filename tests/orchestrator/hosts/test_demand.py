@@ -165,3 +165,7 @@ def test_a_closed_sweep_starts_nothing():
     state = build_line("g")
     state.close()
     assert started(state, ONE) == []
+
+
+def test_without_a_device_nothing_starts():
+    assert started(build_line("g"), HostLimits(max_hosts=0, seats=2)) == []

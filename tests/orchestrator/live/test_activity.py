@@ -46,6 +46,21 @@ def test_no_time_is_promised_before_a_piece_is_done(clock: Clock) -> None:
     assert activities.lines()[1] == "form 1 of 8 · 1:40"
 
 
+def test_a_wait_stands_beside_what_goes_on_and_keeps_its_start(clock: Clock) -> None:
+    activities = Activities(clock)
+    activities.enter("searching")
+    assert activities.wait("waiting for 2 more GPUs")
+    clock.now = 65.0
+    assert activities.wait("waiting for 2 more GPUs; 1 node on the way")
+    assert not activities.wait("waiting for 2 more GPUs; 1 node on the way")
+    assert activities.lines() == [
+        "searching · 1:05",
+        "waiting for 2 more GPUs; 1 node on the way · 1:05",
+    ]
+    assert activities.wait("")
+    assert activities.lines() == ["searching · 1:05"]
+
+
 def test_a_new_phase_ends_the_step_of_the_last(clock: Clock) -> None:
     activities = Activities(clock)
     activities.enter("evaluating")

@@ -37,6 +37,7 @@ class Sweep:
         self.incarnations = 0
         self.build_bench = fake_engine.build_bench
         self.clock = time.monotonic
+        self.is_ending = lambda: False
 
     def add(self, trial, *faults, steps=20, every=10, lr=1e-3, batch_size=8, keep_every=0):
         spec = TrialSpec(
@@ -63,7 +64,7 @@ class Sweep:
         self.name = f"life-{self.incarnations}"
         self.state.hello("h", self.name)
         bench = self.build_bench(BaseSpec(model=str(self.folder)))
-        HostLoop(bench, self, self.clock).run()
+        HostLoop(bench, self, self.clock, self.is_ending).run()
         return self
 
     def exchange(self, report):
@@ -159,6 +160,34 @@ def test_adapters_of_earlier_steps_are_kept_where_the_spec_asks_for_them(sweep):
     assert [manifest["step"] for manifest in manifests] == [50, 20, 40]
     assert len({manifest["weight"] for manifest in manifests}) == 3
     assert not list((sweep.folder / "t1").glob("bundle-*"))
+
+
+@pytest.mark.parametrize("ends", [[14], [4], [14, 18], [11, 25]], ids=str)
+def test_a_host_that_is_ending_saves_its_trials_as_they_are(sweep, solo_weights, location, ends):
+    """Nothing is trained twice, and the report is that of an undisturbed trial."""
+    sweep.location = location
+    sweep.is_ending = lambda: sweep.exchanges in ends
+    sweep.add(0, steps=30).add(1, steps=30).run()
+    for _ in ends:
+        sweep.run()
+    for trial in (0, 1):
+        assert sweep.weights(trial) == solo_weights(trial, steps=30)
+        loss = 1 + sum(1 / step for step in range(11, 21)) / 10
+        assert sweep.heard[trial][1].metrics["train_loss"] == pytest.approx(loss)
+        assert sweep.heard[trial][1].metrics["tokens"] == 200
+        assert sum(f"t000{trial}." in line for line in sweep.log("step")) == 30
+        assert list_folders(f"{location}/t{trial}/state") == ["step-00000030"]
+
+
+def test_a_trial_that_left_after_a_notice_leaves_a_bundle_of_its_last_report(sweep):
+    sweep.is_ending = lambda: sweep.exchanges == 16
+    sweep.add(0, steps=40).run()
+    (between,) = (sweep.folder / "t0" / "state").glob("between-*")
+    sweep.state.leave(0, "a", True, 0.0)
+    sweep.run()
+    assert sweep.bundle(0)["step"] == 10
+    assert sweep.bundle(0)["weight"] == sweep.weights(0)[0]
+    assert int(between.name.rpartition("-")[2]) > 10
 
 
 def test_a_trial_called_away_between_reports_leaves_a_bundle_of_its_last_report(sweep):

@@ -131,6 +131,41 @@ def test_an_object_that_was_lost_or_changed_is_a_damaged_state(s3_location):
     assert newest(s3_location)[0] == 20
 
 
+def save_after_report(state_dir, step, reports):
+    between = {"step": step, "tokens": 10 * step, "losses": [0.5], "busy_s": 1.0}
+    progress.save_between(state_dir, between, reports, save_weight(step), SPEC)
+    return between
+
+
+def test_a_state_after_the_last_report_is_found_by_those_who_go_on_alone(location):
+    save_progress(location, 20, [{"step": 20}], save_weight(20))
+    save_after_report(location, 25, [{"step": 20}])
+    between = save_after_report(location, 27, [{"step": 20}])
+    assert list_folders(location) == ["between-00000027", "step-00000020"]
+    assert newest(location) == (20, [{"step": 20}])
+    with find_progress(location, SPEC, is_reported=False) as found:
+        assert (found.step, found.between, found.reports) == (27, between, [{"step": 20}])
+        assert json.loads((found.folder / "state.json").read_text()) == 27
+    save_progress(location, 40, [{"step": 20}, {"step": 40}], save_weight(40))
+    assert list_folders(location) == ["step-00000020", "step-00000040"]
+
+
+def test_a_trial_can_be_saved_before_its_first_report(tmp_path):
+    save_after_report(str(tmp_path), 7, [])
+    assert newest(str(tmp_path)) is None
+    with find_progress(str(tmp_path), SPEC, is_reported=False) as found:
+        assert (found.step, found.reports, found.damaged) == (7, [], ())
+
+
+@pytest.mark.parametrize("damage", ["state.json", "between.json", "reports.json", "seal.json"])
+def test_a_damaged_state_after_the_last_report_costs_the_steps_since_it(tmp_path, damage):
+    save_progress(str(tmp_path), 20, [{"step": 20}], save_weight(20))
+    save_after_report(str(tmp_path), 25, [{"step": 20}])
+    DAMAGES["garbled"](tmp_path / "between-00000025" / damage)
+    with find_progress(str(tmp_path), SPEC, is_reported=False) as found:
+        assert (found.step, found.damaged, found.between) == (20, (), {})
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

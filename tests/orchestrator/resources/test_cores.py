@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from orchestrator.hosts.cores import available_cores
+from orchestrator.resources.cores import available_cores
 
 CORES = len(os.sched_getaffinity(0))
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ClusterError
-from orchestrator.hosts.private_folder import private_folder, temporary_folder
+from orchestrator.resources.private_folder import private_folder, temporary_folder
 
 LEFT_OVER = """
 import os, sys
-from orchestrator.hosts.private_folder import private_folder
+from orchestrator.resources.private_folder import private_folder
 with private_folder() as folder:
     (folder / "r").mkdir()
     print(folder, flush=True)
@@ -64,7 +64,7 @@ def test_a_folder_that_cannot_be_written_is_refused(monkeypatch):
 def test_the_longest_allowed_folder_is_one_that_ray_itself_accepts():
     from ray._private.utils import validate_socket_filepath
 
-    from orchestrator.hosts.private_folder import _MAX_SOCKET_BYTES, _SOCKET
+    from orchestrator.resources.private_folder import _MAX_SOCKET_BYTES, _SOCKET
 
     folder = "a" * (_MAX_SOCKET_BYTES - len(_SOCKET))
     validate_socket_filepath(folder + _SOCKET)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from ray.exceptions import RayError
 
 from orchestrator.errors import ClusterError
-from orchestrator.hosts.private_folder import temporary_folder
+from orchestrator.resources.private_folder import temporary_folder
 
 _CONNECT_S = 4.0
 """Time limit for connecting to the port of a named Ray, and for its first bytes."""

@@ -7,7 +7,7 @@ A driver that is killed ends nothing itself. Most of Ray's processes die with it
 agents first try for a minute to tell a dead head of it. So a small process of its own notices the
 driver's end by a closed pipe, ends what is left after a few seconds, and removes the folder:
 
-    python -m orchestrator.hosts.private_folder FOLDER    process ids on standard input
+    python -m orchestrator.resources.private_folder FOLDER    process ids on standard input
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import ray
 from ray._private import ray_constants
 
-from orchestrator.hosts.private_folder import ending_with_us, private_folder
+from orchestrator.resources.private_folder import ending_with_us, private_folder
 
 _DRIVERS_ONLY = "MLFLOW_"
 """Start of the names of variables, credentials among them, that only the driver needs."""

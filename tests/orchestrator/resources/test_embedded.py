@@ -50,7 +50,7 @@ def short_folder():
 def test_nothing_of_an_embedded_ray_outlives_a_killed_driver(short_folder):
     script = (
         "import time\n"
-        "from orchestrator.hosts.embedded import embedded_ray\n"
+        "from orchestrator.resources.embedded import embedded_ray\n"
         "with embedded_ray(1):\n"
         "    print('up', flush=True)\n"
         "    time.sleep(600)\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ClusterError
-from orchestrator.hosts.reachable import check_ray, plain_ray_errors
+from orchestrator.resources.reachable import check_ray, plain_ray_errors
 
 
 @pytest.fixture(autouse=True)

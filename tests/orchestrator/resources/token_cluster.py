@@ -9,7 +9,7 @@ os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}  # Ray reads t
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from orchestrator.errors import ClusterError  # noqa: E402
-from orchestrator.hosts.reachable import check_ray  # noqa: E402
+from orchestrator.resources.reachable import check_ray  # noqa: E402
 
 
 def ask(**environment: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import ray
 
-from orchestrator.hosts.embedded import embedded_ray
+from orchestrator.resources.embedded import embedded_ray
 
 OTHER_USER = "nobody"
 
