@@ -9,8 +9,8 @@ own sums, and a neighbour's non-finite numbers stay its own.
 
 The products are in the type of the activations, or in float32 in place of float16 and for few rows
 on a CPU, from weights in float32 that are rounded once per step; gradients are summed in float32.
-They are written to the weights' `grad` without an autograd node for each weight. DoRA and 8-bit layers run seat by seat, as in an exact
-pack.
+They are written to the weights' `grad` without an autograd node for each weight. DoRA and 8-bit
+layers run seat by seat, as in an exact pack.
 """
 
 from __future__ import annotations
