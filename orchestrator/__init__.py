@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from orchestrator.report.report import BestAdapter, SweepReport
     from orchestrator.run import run_sweep
     from orchestrator.spec.finals_sections import FinalsSpec, RegisterSpec
+    from orchestrator.spec.hosts_section import HostsSpec
     from orchestrator.spec.sections import (
         BudgetSpec,
         ExitSpec,
-        HostsSpec,
         ObjectiveSpec,
         ScheduleSpec,
         SearchSpec,
@@ -56,7 +56,7 @@ _HOMES = {
     "BudgetSpec": "orchestrator.spec.sections",
     "ExitSpec": "orchestrator.spec.sections",
     "FinalsSpec": "orchestrator.spec.finals_sections",
-    "HostsSpec": "orchestrator.spec.sections",
+    "HostsSpec": "orchestrator.spec.hosts_section",
     "ObjectiveSpec": "orchestrator.spec.sections",
     "OpenedSweep": "orchestrator.opened",
     "RegisterSpec": "orchestrator.spec.finals_sections",

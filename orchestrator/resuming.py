@@ -26,8 +26,8 @@ from orchestrator.journal.requests import STOPPED_BY_USER, take_requests
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.outcome import TRAITS, Outcome
 from orchestrator.preflight.continuing import require_same_sweep
+from orchestrator.preflight.data_report import DataReport
 from orchestrator.spec.complaint import complaint
-from orchestrator.spec.data_report import DataReport
 from orchestrator.spec.sweep import SweepSpec
 
 _STAGES: dict[StageName, tuple[str, ...]] = {

@@ -54,6 +54,7 @@ COVERED_BY = {
     "orchestrator.report.leaderboard": "tests/orchestrator/report/test_report.py",
     "orchestrator.report.measurements": "tests/orchestrator/report/test_report.py",
     "orchestrator.resources.reach": "tests/orchestrator/hosts/test_fleet.py",
+    "orchestrator.spec.hosts_section": "tests/orchestrator/hosts/test_placement.py",
     "orchestrator.hosts.members": "tests/orchestrator/hosts/test_seats.py",
     "orchestrator.preflight.commands": "tests/orchestrator/preflight/test_checking.py",
     "orchestrator.preflight.continuing": "tests/orchestrator/test_resuming.py",

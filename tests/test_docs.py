@@ -20,7 +20,7 @@ import yaml
 from orchestrator import SweepSpec, SweepSpecError, cli, run_sweep
 from orchestrator.journal.events import EVENT_TYPES
 from orchestrator.outcome import Outcome
-from orchestrator.spec.data_report import inspect_inputs
+from orchestrator.preflight.data_report import inspect_inputs
 from registry import Registry
 from trainables.spec import BaseSpec, LoraSpec, OptimSpec
 

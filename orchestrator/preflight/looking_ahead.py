@@ -10,10 +10,10 @@ from pathlib import Path
 from orchestrator.capacity.hardware import Hardware, find_gpu, hardware_of_cpu, hardware_of_gpu
 from orchestrator.capacity.lengths import SweepLengths
 from orchestrator.capacity.outlook import Outlook, look_ahead
+from orchestrator.preflight.data_report import DataReport, read_local_rows, with_fetched_configs
 from orchestrator.preflight.machine import look_at_machine
 from orchestrator.preflight.plan import plan_sweep
 from orchestrator.quiet import library_chatter_held
-from orchestrator.spec.data_report import DataReport, read_local_rows, with_fetched_configs
 from orchestrator.spec.sweep import SweepSpec
 from trainables.base.presence import hub_fault, is_hub_model, stay_offline
 from trainables.errors import TrialError

@@ -18,15 +18,15 @@ from orchestrator.journal.pins import settle_pins
 from orchestrator.journal.sweep_storage import SweepStorage, read_history, require_cache
 from orchestrator.outcome import Outcome
 from orchestrator.preflight.continuing import require_same_sweep
-from orchestrator.preflight.looking_ahead import outlook_on_this_machine, require_fitting
-from orchestrator.quiet import library_chatter_held
-from orchestrator.spec.data_report import (
+from orchestrator.preflight.data_report import (
     DataReport,
     glance_at_bases,
     inspect_inputs,
     read_local_rows,
     with_fetched_configs,
 )
+from orchestrator.preflight.looking_ahead import outlook_on_this_machine, require_fitting
+from orchestrator.quiet import library_chatter_held
 from orchestrator.spec.inputs import SPLITS, load_functions
 from orchestrator.spec.sweep import SweepSpec
 from trainables.base.presence import hub_fault, is_hub_model, stay_offline

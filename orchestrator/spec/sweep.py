@@ -27,6 +27,7 @@ from orchestrator.spec.finals_sections import (
     require_gate,
     require_trained_form,
 )
+from orchestrator.spec.hosts_section import HostsSpec
 from orchestrator.spec.inputs import (
     SPLITS,
     deciding_values,
@@ -44,7 +45,6 @@ from orchestrator.spec.population import check_pbt
 from orchestrator.spec.sections import (
     BudgetSpec,
     ExitSpec,
-    HostsSpec,
     ObjectiveSpec,
     ScheduleSpec,
     SearchSpec,

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from orchestrator import SweepSpec
-from orchestrator.spec.data_report import inspect_inputs
+from orchestrator.preflight.data_report import inspect_inputs
 from orchestrator.spec.inputs import load_functions
 from tests.support.chats import MARKS, byte_tokenizer
 from tests.support.tiny import build_tiny_llama

@@ -18,8 +18,8 @@ from orchestrator.journal.requests import (
 )
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.preflight.continuing import require_same_sweep
+from orchestrator.preflight.data_report import DataReport
 from orchestrator.resuming import SweepProgress
-from orchestrator.spec.data_report import DataReport
 from orchestrator.spec.finals_sections import FinalsSpec
 from orchestrator.spec.sections import ExitSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec

@@ -69,7 +69,7 @@ class Scene:
             HostLimits(max_hosts=1, seats=seats),
             shape or HostShape(build_bench=build_bench),
         )
-        self.horizon, self.fleet = 40, SimpleNamespace(max_trials=2)
+        self.horizon, self.fleet = 40, SimpleNamespace(max_trials=2, hoped=0)
         self.requests, self.usage, self.listeners = UserRequests(), Usage(), []
         self.budget = Budget(
             budget or BudgetSpec(trials=9), self.record.history, usage=lambda: self.usage
@@ -223,7 +223,7 @@ def test_a_supervisor_hears_requests_and_writes_usage_once_more_when_it_leaves(
 
 def test_no_more_trials_start_than_there_are_seats_at_the_moment():
     places = [1]
-    limiter = SeatLimiter(Listed([{"trial": n} for n in range(9)]), 3, lambda: places[0])
+    limiter = SeatLimiter(Listed([{"trial": n} for n in range(9)]), lambda: places[0])
     started = []
 
     def ask():

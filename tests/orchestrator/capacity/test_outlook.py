@@ -9,7 +9,8 @@ import pytest
 from orchestrator.capacity.hardware import GB, GPUS, hardware_of_cpu
 from orchestrator.capacity.lengths import SweepLengths
 from orchestrator.capacity.outlook import look_ahead
-from orchestrator.spec.sections import BudgetSpec, HostsSpec
+from orchestrator.spec.hosts_section import HostsSpec
+from orchestrator.spec.sections import BudgetSpec
 from orchestrator.spec.sweep import build_trial
 from tests.support.events import event
 from tests.support.sweeps import build_sweep

@@ -31,7 +31,8 @@ from orchestrator.journal.recording import SweepRecord
 from orchestrator.journal.requests import UserRequests
 from orchestrator.journal.sweep_storage import SweepStorage
 from orchestrator.search.budget import Budget
-from orchestrator.spec.sections import BudgetSpec, HostsSpec
+from orchestrator.spec.hosts_section import HostsSpec
+from orchestrator.spec.sections import BudgetSpec
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.tuning import Stage
 from tests.support import fake_engine

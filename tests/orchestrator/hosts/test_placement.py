@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.hosts.placement import logical_cpus, place, place_on
 from orchestrator.resources.nodes import Node
-from orchestrator.spec.sections import HostsSpec
+from orchestrator.spec.hosts_section import HostsSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
 

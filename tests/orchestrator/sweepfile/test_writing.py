@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec.sections import BudgetSpec, HostsSpec, ObjectiveSpec, SearchSpec
+from orchestrator.spec.hosts_section import HostsSpec
+from orchestrator.spec.sections import BudgetSpec, ObjectiveSpec, SearchSpec
 from orchestrator.spec.sweep import RESUMABLE_CHANGES, SweepSpec, parse_sweep
 from orchestrator.sweepfile.reading import YamlText
 from orchestrator.sweepfile.writing import dump_sweep

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SweepSpecError
-from orchestrator.spec.data_report import inspect_inputs
+from orchestrator.preflight.data_report import inspect_inputs
 from orchestrator.spec.sweep import SweepSpec, build_trial, parse_sweep
 from tests.support.bases import DENSE, save_base, save_quantized
 from tests.support.tiny import build_byte_tokenizer
