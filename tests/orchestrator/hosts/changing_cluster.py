@@ -140,7 +140,7 @@ class Sweep(threading.Thread):
             "weights": [self.base.bundle(number)["weight"] for number in range(TRIALS)],
         }
 
-    def await_true(self, what, claim, timeout_s=60.0):
+    def await_true(self, what, claim, timeout_s=120.0):
         """Wait for something; an error of the search ends the wait."""
         until = time.monotonic() + timeout_s
         while not claim():
@@ -188,8 +188,8 @@ def saved():
 def take_away(sweep, nodes):
     """Give notices of both kinds to hosts; returns what was saved."""
     note("the L4 gets a notice")
-    nodes.notify("L4", 30)
-    sweep.await_true("its trials are saved", saved, 20)
+    nodes.notify("L4", 90)
+    sweep.await_true("its trials are saved", saved, 60)
     time.sleep(1.0)
     nodes.remove("L4")
     before = saved()
@@ -198,7 +198,7 @@ def take_away(sweep, nodes):
     log = sweep.base.log("node")
     (process,) = (line.split()[2] for line in log if nodes.gpus["H100"].node_id in line)
     os.kill(int(process), signal.SIGTERM)
-    sweep.await_true("its trials are saved, too", lambda: set(saved()) - set(before), 20)
+    sweep.await_true("its trials are saved, too", lambda: set(saved()) - set(before), 60)
     sweep.await_true("it has another host", lambda: len(sweep.base.log("node")) > 3)
     return [one.parent.name for one in before]
 
