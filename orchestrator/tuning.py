@@ -63,12 +63,12 @@ class SeatLimiter(ConcurrencyLimiter):  # type: ignore[misc]
 
     Args:
         searcher: Proposes the trials.
-        places: Gives the trials that can have a seat at this moment, at least 1; running trials go
-            on if it becomes smaller.
+        places: Gives the trials that can have a seat at this moment; running trials go on if it
+            becomes smaller.
     """
 
     def __init__(self, searcher: Searcher, places: Callable[[], int]) -> None:
-        super().__init__(searcher, places())
+        super().__init__(searcher, max(1, places()))
         self._places = places
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class SeatLimiter(ConcurrencyLimiter):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial; `None` while all seats are taken."""
-        self.max_concurrent = self._places()
+        self.max_concurrent = max(1, self._places())  # or nothing would ever start
         suggestion: dict[str, Any] | None = super().suggest(trial_id)
         return suggestion
 
@@ -179,8 +179,8 @@ class Stage:
         return self._cut_short(stopper.reason, is_finals)
 
     def _places(self) -> int:
-        """Trials that can have a seat at this moment, and those in hope of one; at least 1."""
-        return max(1, min(self.fleet.max_trials, self.pool.places() + self.fleet.hoped))
+        """Trials that can have a seat at this moment, and those in hope of one."""
+        return min(self.fleet.max_trials, self.pool.places() + self.fleet.hoped)
 
     def _cut_short(self, reason: str, is_finals: bool) -> str:
         """Record the end of trials cut short, for which Ray Tune calls no callback."""
