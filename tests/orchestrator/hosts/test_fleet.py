@@ -65,7 +65,7 @@ def test_a_ray_without_cpus_is_told_what_is_missing():
 
 
 def test_an_own_ray_is_not_looked_at_again():
-    assert own_fleet(CPUS).look(Occupancy(hosts=0, seated=0, waiting=3)) is False
+    assert own_fleet(CPUS).look(Occupancy(hosts=0, seats=0, seated=0, waiting=3)) is False
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +147,9 @@ def test_trials_follow_the_nodes_and_end_as_if_nothing_had_happened(
     assert seen["told"] == ["host h000 went with its node: its trials continue elsewhere"]
     assert 1 <= len(seen["saved"]) <= 2  # a trial is not saved again where it has just reported
     assert seen["hosts"] >= 4
+    # Only the node that went without a notice cost steps: those of its two trials since a report.
+    assert len(seen["steps"]) == 8
+    assert seen["steps"][:6] == [40] * 6
     assert seen["groups"] == ["False"]  # one worker needs no NCCL
     assert seen["ends"] == [["completed", 40]] * 8
     weights = [expected_weight(fake_base.build_spec(trial), 40) for trial in range(8)]

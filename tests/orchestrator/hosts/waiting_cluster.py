@@ -27,7 +27,7 @@ from tests.orchestrator.hosts.test_placement import RANK, build_spec
 FOLDER = Path(sys.argv[1])
 SMALL = {"object_store_memory": 80 * 2**20}
 GPU = {"num_cpus": 1, "num_gpus": 1, "resources": {"accelerator_type:A100": 1}, **SMALL}
-WAITING, NOBODY = Occupancy(hosts=1, seated=2, waiting=1, placed=1), {"hosts": 0, "seated": 0}
+WAITING = Occupancy(hosts=1, seats=2, seated=2, waiting=1, placed=1)
 
 cluster = Cluster(
     initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL}
@@ -120,7 +120,7 @@ facts["shrunk"] = {"hosts": fleet.limits.max_hosts, "nodes": len(fleet.nodes)}
 object.__setattr__(spec.hosts, "wait_s", 2 * POLL_S)
 try:
     for _ in range(9):
-        look(Occupancy(waiting=1, **NOBODY))
+        look(Occupancy(hosts=0, seats=0, seated=0, waiting=1))
 except ClusterError as error:
     facts["overdue"] = str(error)
 ended.set()
