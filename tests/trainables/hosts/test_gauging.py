@@ -100,7 +100,7 @@ def bench_of(engine):
 
 
 def train(specs, folder, memory=None, seats=1, clock=None, **gauge):
-    engine = build_engine(specs[0].base, memory)
+    engine = Engine(load_base(specs[0].base), memory=memory)
     trials = Trials(specs, folder, seats)
     clock = clock or Clock(engine)
     HostLoop(bench_of(engine), trials, clock, Gauge(engine, clock, **gauge)).run()
@@ -168,7 +168,7 @@ def test_forecast_and_outcome_are_told_once_for_each_larger_pack(spec, tmp_path)
 
 
 def test_later_forecasts_are_corrected_by_what_was_measured(spec):
-    engine = build_engine(spec.base, ROOMY)
+    engine = Engine(load_base(spec.base), memory=ROOMY)
     engine.join("first", spec)
     before = engine.foresight.trial_bytes("first")
     assert engine.rehearse(["first"])
@@ -205,7 +205,7 @@ def test_nothing_is_measured_without_a_limit_of_the_memory(spec):
 def test_a_rehearsal_passes_the_longest_rows_and_leaves_nothing_behind(spec):
     rows = [{"prompt": "abc"[i % 3] * (3 + i), "completion": "xy"} for i in range(20)]
     spec = replace(spec, data=DataSpec(train=rows, validation=rows[:2]))
-    engine = build_engine(spec.base, ROOMY)
+    engine = Engine(load_base(spec.base), memory=ROOMY)
     engine.join("seat", spec)
     passed = []
     backward = engine._backward
@@ -258,7 +258,7 @@ def test_memory_that_ran_out_limits_the_seats_and_loses_no_trial(spec, tmp_path)
     specs = [replace(spec, seed=number) for number in range(4)]
     optim = replace(spec.optim, gradient_checkpointing=False)
     specs = [replace(one, optim=optim) for one in specs]
-    probe = build_engine(spec.base, ROOMY)
+    probe = Engine(load_base(spec.base), memory=ROOMY)
     probe.join("seat", specs[0])
     longest = 2 * max(probe._seats["seat"].lengths)
     engine = ShortEngine(load_base(spec.base), 2 * longest)  # two seats, and no third

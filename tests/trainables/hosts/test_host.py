@@ -64,7 +64,7 @@ class Sweep:
         self.name = f"life-{self.incarnations}"
         self.state.hello("h", self.name)
         bench = self.build_bench(BaseSpec(model=str(self.folder)))
-        HostLoop(bench, self, self.clock, self.is_ending).run()
+        HostLoop(bench, self, self.clock, is_ending=self.is_ending).run()
         return self
 
     def exchange(self, report):
