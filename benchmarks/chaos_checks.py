@@ -24,7 +24,7 @@ from registry import Registry
 from registry.tracking.connection import connect
 from registry.tracking.search import find_runs
 
-TIMED = ("tokens_per_s", "peak_memory_gib", "host_s")
+TIMED = ("tokens_per_s", "peak_memory_gib", "host_peak_memory_gib", "host_s")
 """Metrics that tell how fast the machine was."""
 
 Saves = Mapping[tuple[str, int], int]

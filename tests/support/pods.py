@@ -159,6 +159,7 @@ class Surroundings:
             KeyError: A ConfigMap or Secret that is not optional is missing.
         """
         found = {name: os.environ[name] for name in _OWN if name in os.environ}
+        found["PATH"] = f"{Path(sys.executable).parent}:{found.get('PATH', os.defpath)}"
         for source in container.get("envFrom", ()):
             (reference,) = source.values()
             found |= self.values[reference["name"]]
