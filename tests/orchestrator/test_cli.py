@@ -15,16 +15,7 @@ from orchestrator.journal.log import EventLog
 from orchestrator.spec.sweep import SweepSpec, parse_sweep
 from registry.tracking.connection import connect
 from tests.support.events import event
-
-SWEEP = {
-    "name": "tiny",
-    "base": {"model": "owner/name"},
-    "data": {"train": "owner/rows"},
-    "optim": {"steps": 20},
-    "eval": {"every": 10},
-    "space": {"lora.rank": {"choice": [2, 4]}},
-    "budget": {"trials": 2},
-}
+from tests.support.sweeps import SWEEP_VALUES as SWEEP
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ gives to the container of its group, so `ray start` gets the command that KubeRa
 node that is gone does. Namespaces need root.
 
 What is different from a cluster: one file system, so the paths of volumes are replaced by folders;
-no kubelet, so probes and memory limits do nothing; the autoscaler is `Autoscaler` below, which
-starts a pod where Ray has demand that no node can meet.
+no kubelet, so probes and memory limits do nothing; no autoscaler: a test reads `unmet_demand` and
+starts a pod itself.
 """
 
 from __future__ import annotations
@@ -280,10 +280,6 @@ class Pod:
                 os.kill(self._first(), signal.SIGKILL)  # its first process takes all with it
             self.process.wait(20)
             subprocess.run(["ip", "netns", "delete", self.name], check=False, capture_output=True)
-
-    def cut_off(self) -> None:
-        """Unplug the network, as a partition does; the processes live on."""
-        _ip("link", "set", self.name[-14:], "down")
 
     def _first(self) -> int:
         """Process id of the first process inside, which `unshare` has forked."""

@@ -9,6 +9,17 @@ from orchestrator.spec.sections import ScheduleSpec
 from orchestrator.spec.sweep import BudgetSpec, SweepSpec
 from trainables.spec import BaseSpec, DataSpec, EvalSpec, OptimSpec
 
+SWEEP_VALUES: dict[str, Any] = {
+    "name": "tiny",
+    "base": {"model": "owner/name"},
+    "data": {"train": "owner/rows"},
+    "optim": {"steps": 20},
+    "eval": {"every": 10},
+    "space": {"lora.rank": {"choice": [2, 4]}},
+    "budget": {"trials": 2},
+}
+"""A small sweep file on a hub base and hub rows, as plain values."""
+
 POPULATION_SPACE = {
     "base.quantization": {"choice": ["nf4", "fp4"]},
     "lora.rank": {"choice": [4, 8]},

@@ -8,16 +8,7 @@ import yaml
 from tests.support import manifests as k8s
 from tests.support.apiserver import ApiServer
 from tests.support.clusters import VARIABLE, open_place
-
-SWEEP = {
-    "name": "tiny",
-    "base": {"model": "owner/name"},
-    "data": {"train": "owner/rows"},
-    "optim": {"steps": 20},
-    "eval": {"every": 10},
-    "space": {"lora.rank": {"choice": [2, 4]}},
-    "budget": {"trials": 2},
-}
+from tests.support.sweeps import SWEEP_VALUES as SWEEP
 
 
 @pytest.fixture(scope="session")

@@ -20,19 +20,10 @@ from orchestrator.spec.fields import (
 )
 from orchestrator.spec.sweep import SweepSpec, parse_sweep
 from orchestrator.sweepfile.loader import SweepLoader
+from tests.support.sweeps import SWEEP_VALUES as SWEEP
 
 ROOT = Path(__file__).parents[3]
 REMEDY = "run python -m orchestrator.spec.fields"
-
-SWEEP: dict[str, Any] = {
-    "name": "tiny",
-    "base": {"model": "owner/name"},
-    "data": {"train": "owner/rows"},
-    "optim": {"steps": 20},
-    "eval": {"every": 10},
-    "space": {"lora.rank": {"choice": [2, 4]}},
-    "budget": {"trials": 2},
-}
 
 
 @pytest.fixture(scope="module")
